@@ -1,0 +1,161 @@
+"""Strict configs: everything is built by name, and every key is consumed by exactly one constructor.
+
+A room of the house declares what can be named in it:
+
+    SCORES = Registry('score')
+
+    @SCORES('linear')
+    class Linear(nnx.Module):
+        def __init__(self, *, dim, num_experts, rngs, init_std: float = 0.02): ...
+
+and builds it from `dict(name='linear', init_std=0.01)`. What the surrounding code supplies (`dim`, `num_experts`,
+`rngs`) is *context*: taken by parameter name, never written in a config. All other parameters are config keys; their
+annotations are their types. A key that is unknown, missing or of another type is a `ConfigError` that says where.
+"""
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+  """A config that cannot be built. The message names the key, what is wrong, and what is allowed."""
+
+
+class Registry:
+  """The names that one room of the house understands."""
+
+  def __init__(self, what: str):
+    self.what = what
+    self._constructors: dict[str, Callable] = {}
+
+  def __call__(self, name: str) -> Callable:
+    """Decorator: makes a class or function buildable as `name`."""
+    def register(constructor):
+      if name in self._constructors and not _same_place(self._constructors[name], constructor):
+        raise ValueError(f'{self.what} {name!r} exists already: {self._constructors[name].__module__}')
+      self._constructors[name] = constructor
+      return constructor
+    return register
+
+  def __iter__(self):
+    return iter(sorted(self._constructors))
+
+  def __getitem__(self, name: str) -> Callable:
+    return self._constructors[name]
+
+  def constructor(self, config: Mapping, where: str) -> Callable:
+    """What `config['name']` names. Raises `ConfigError` where the name is missing or unknown."""
+    if not isinstance(config, (Mapping, ConfigDict)):
+      raise ConfigError(f'{where} must be a dict with a `name` ({", ".join(self)}), not {config!r}.')
+    if 'name' not in config:
+      raise ConfigError(f'{where}.name is missing: which {self.what}? One of {", ".join(self)}.')
+    if config['name'] not in self._constructors:
+      raise ConfigError(f'{where}.name: there is no {self.what} {config["name"]!r}. '
+                        f'{_nearest(config["name"], self)}')
+    return self._constructors[config['name']]
+
+  def build(self, config: Mapping, where: str, **context) -> Any:
+    """Builds what `config` names; the rest of `config` are its arguments. `where` is the config path, for errors."""
+    constructor = self.constructor(config, where)
+    return call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, **context)
+
+
+def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
+  """Calls `constructor` with every key of `config`, and with those of `context` that it has parameters for.
+
+  A parameter called `where` receives the config path, so that nested parts can be built with paths of their own.
+
+  Raises:
+    ConfigError: a key of `config` that is no parameter (the nearest is named), a required one that is missing, a value
+      of another type than annotated, or a key that only the surrounding code may set.
+  """
+  context = dict(context, where=where)
+  parameters = _parameters(constructor)
+  allowed = [name for name in parameters if name not in context]
+  arguments = {name: context[name] for name in parameters if name in context}
+  for key, value in config.items():
+    if key not in allowed:
+      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. {_nearest(key, allowed)}')
+    annotation = parameters[key].annotation
+    if not _matches(value, annotation):
+      raise ConfigError(f'{where}.{key} must be {_spell(annotation)}, not {value!r} ({type(value).__name__}).')
+    arguments[key] = value
+  missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
+  if missing:
+    raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
+                      f'({_spell(parameters[missing[0]].annotation)}).')
+  return constructor(**arguments)
+
+
+def _same_place(a, b):
+  # A notebook cell or an importlib.reload defines the same thing again; that is no clash.
+  return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
+
+
+def _parameters(constructor) -> dict[str, inspect.Parameter]:
+  # The signature of the class's own __init__: nnx.Module's metaclass hides it from inspect.signature.
+  function = constructor.__init__ if inspect.isclass(constructor) else constructor
+  hints = typing.get_type_hints(function)
+  parameters = {}
+  for name, parameter in inspect.signature(function).parameters.items():
+    if name == 'self' or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+      continue
+    parameters[name] = parameter.replace(annotation=hints.get(name, Any))
+  return parameters
+
+
+def _label(config, constructor):
+  return getattr(constructor, '__name__', repr(constructor))
+
+
+def _nearest(word, allowed) -> str:
+  allowed = sorted(allowed)
+  close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.5)
+  listing = ', '.join(allowed) or 'none'
+  return (f'Did you mean {close[0]!r}? ' if close else '') + f'Allowed: {listing}.'
+
+
+def _matches(value, annotation) -> bool:
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if annotation is Any or annotation is inspect.Parameter.empty:
+    return True
+  if origin is typing.Literal:
+    return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+  if origin in (typing.Union, types.UnionType):
+    return any(_matches(value, argument) for argument in arguments)
+  if annotation is None or annotation is type(None):
+    return value is None
+  if annotation is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if annotation is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  kind = origin or annotation
+  if kind in (tuple, list):
+    if not isinstance(value, (tuple, list)):
+      return False
+    items = arguments[0] if arguments else Any
+    return all(_matches(item, items) for item in value)
+  if kind in (dict, Mapping) or (inspect.isclass(kind) and issubclass(kind, Mapping)):
+    return isinstance(value, (Mapping, ConfigDict))
+  return isinstance(value, kind) if inspect.isclass(kind) else True
+
+
+def _spell(annotation) -> str:
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Literal:
+    return 'one of ' + ', '.join(repr(a) for a in arguments)
+  if origin in (typing.Union, types.UnionType):
+    return ' or '.join(_spell(a) for a in arguments)
+  if annotation is None or annotation is type(None):
+    return 'None'
+  kind = origin or annotation
+  if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
+    return 'a dict'
+  names = {float: 'a number', int: 'a whole number', str: 'a string', bool: 'True or False', tuple: 'a tuple',
+           list: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
+  return names.get(kind, getattr(kind, '__name__', str(kind)))

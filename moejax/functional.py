@@ -1,0 +1,146 @@
+"""Modules as pure functions over plain nested dicts. The one place that splits and merges Flax NNX modules.
+
+Modules declare variables; this file turns them into `init(key) -> (params, state)` and
+`apply(params, state, ...)`, whose trees are nested dicts with readable paths (`blocks/3/moe/experts/wi`).
+"""
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Tree = dict[str, Any]
+
+
+class RouterState(nnx.Variable):
+  """What a router remembers between steps and no gradient touches (biases, moving loads)."""
+
+
+def parameter(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+  """A float32 parameter with one logical axis name a dimension; `parallel/rules.py` maps names to mesh axes."""
+  if len(shape) != len(axes):
+    raise ValueError(f'{len(shape)} dimensions {shape} but {len(axes)} axis names {axes}.')
+  return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def router_state(value: jax.Array, axes: tuple[str | None, ...]) -> RouterState:
+  """A `RouterState` variable; changed only through what the router returns as updates."""
+  return RouterState(value, axes=axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+  """A module seen as `init` and `apply`.
+
+  Attributes:
+    init: `key -> (params, state)`; pure, so that `jax.eval_shape` and `jax.jit` with output shardings work on it.
+    apply: `(params, state, *args, **kwargs) -> ` what the module's `__call__` returns.
+    axes: logical axis names of every leaf of `params`.
+    state_axes: the same for `state`.
+  """
+  init: Callable[[jax.Array], tuple[Tree, Tree]]
+  apply: Callable[..., Any]
+  axes: Tree
+  state_axes: Tree
+
+  def shapes(self) -> tuple[Tree, Tree]:
+    """`(params, state)` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+  """`build(rngs)` constructs the module; construction is traced once here without allocating."""
+  abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+  graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
+
+  def init(key):
+    _, params, state = nnx.split(build(nnx.Rngs(params=key)), nnx.Param, RouterState)
+    return _to_dict(params), _to_dict(state)
+
+  def apply(params, state, *args, **kwargs):
+    module = nnx.merge(graph, _from_dict(abstract_params, params), _from_dict(abstract_state, state))
+    return module(*args, **kwargs)
+
+  return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
+
+
+def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+  """One module whose variables hold those of `count` independently built ones, on a new leading axis `layers`.
+
+  Entry `i` equals the module that `unstacked_modules(build, count, rngs)[i]` builds from the same `rngs`.
+  """
+  keys = jax.random.split(rngs.params(), count)
+  template = nnx.eval_shape(lambda: build(nnx.Rngs(params=keys[0])))
+  graph, _ = nnx.split(template)
+  return nnx.merge(graph, jax.vmap(lambda key: nnx.state(build(nnx.Rngs(params=key))))(keys))
+
+
+def unstacked_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List:
+  """`count` independently built modules."""
+  return nnx.List([build(nnx.Rngs(params=key)) for key in jax.random.split(rngs.params(), count)])
+
+
+def scan_modules(stacked: nnx.Module, body: Callable, carry: Any, xs: Any = None, **scan_options) -> tuple[Any, Any]:
+  """`jax.lax.scan` over the modules that `stack_modules` stacked: `body(module, carry, x) -> (carry, y)`."""
+  graph, variables = nnx.split(stacked)
+  return jax.lax.scan(lambda carry, x: body(nnx.merge(graph, x[0]), carry, x[1]), carry, (variables, xs),
+                      **scan_options)
+
+
+def flatten(tree: Tree, prefix: str = '') -> dict[str, Any]:
+  """`{'a': {'b': x}} -> {'a/b': x}`; empty dicts vanish."""
+  flat = {}
+  for name, value in tree.items():
+    path = f'{prefix}{name}'
+    flat.update(flatten(value, path + '/') if isinstance(value, dict) else {path: value})
+  return flat
+
+
+def unflatten(flat: dict[str, Any]) -> Tree:
+  """The inverse of `flatten`."""
+  tree: Tree = {}
+  for path, value in flat.items():
+    *parents, name = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = value
+  return tree
+
+
+def merge_updates(state: Tree, updates: Tree) -> Tree:
+  """`state` with the leaves that `updates` (a nested dict over some of the same paths) replaces."""
+  flat, new = flatten(state), flatten(updates)
+  unknown = sorted(set(new) - set(flat))
+  if unknown:
+    raise ValueError(f'updates for state that does not exist: {unknown}; there is {sorted(flat)}.')
+  return unflatten({**flat, **new})
+
+
+def _path(path) -> str:
+  return '/'.join(str(part) for part in path)
+
+
+def _to_dict(variables) -> Tree:
+  return unflatten({_path(path): variable[...] for path, variable in nnx.to_flat_state(variables)})
+
+
+def _from_dict(abstract, tree: Tree):
+  flat = flatten(tree)
+  expected = [_path(path) for path, _ in nnx.to_flat_state(abstract)]
+  if set(flat) != set(expected):
+    raise ValueError(f'the parameter tree does not fit the model: missing {sorted(set(expected) - set(flat))[:5]}, '
+                     f'not expected {sorted(set(flat) - set(expected))[:5]}.')
+  leaves = [(path, variable.replace(flat[_path(path)])) for path, variable in nnx.to_flat_state(abstract)]
+  return nnx.from_flat_state(leaves)
+
+
+def _axes(abstract) -> Tree:
+  def axes(variable):
+    names = variable.get_metadata().get('axes')
+    dimensions = len(variable.shape)
+    names = (None,) * dimensions if names is None else tuple(names)
+    return ('layers',) * (dimensions - len(names)) + names
+  return unflatten({_path(path): axes(variable) for path, variable in nnx.to_flat_state(abstract)})

@@ -1,0 +1,51 @@
+"""The device mesh. It always exists; on a laptop it has one device and every axis has size 1.
+
+    data     the batch is split over it, parameters are replicated
+    fsdp     the batch is split over it, and so are parameters and optimizer state
+    expert   the batch is split over it, and so are the experts: tokens travel to them
+    model    attention heads, hidden units and vocabulary are split over it (tensor parallelism)
+"""
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from moejax.config import ConfigError, call
+
+AXES = ('data', 'fsdp', 'expert', 'model')
+
+
+def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """A mesh with the axes of `AXES` over `devices` (all of them by default).
+
+  `config` gives sizes, e.g. `dict(data=-1, expert=4)`; one axis may be -1: whatever the others leave.
+
+  Raises:
+    ConfigError: unknown axis, more than one -1, or sizes whose product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  return call(_mesh, config, where, devices=devices)
+
+
+def _mesh(*, devices: Sequence, where: str, data: int = -1, fsdp: int = 1, expert: int = 1, model: int = 1):
+  sizes = dict(zip(AXES, (data, fsdp, expert, model)))
+  free = [axis for axis, size in sizes.items() if size == -1]
+  wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if wrong:
+    raise ConfigError(f'{where}.{wrong[0]} must be a positive size, or -1 for what the other axes leave; '
+                      f'not {sizes[wrong[0]]}.')
+  if len(free) > 1:
+    raise ConfigError(f'{where}: only one axis may be -1, not {" and ".join(free)}.')
+  if free and len(devices) % fixed == 0:
+    sizes[free[0]] = len(devices) // fixed
+  if math.prod(sizes.values()) != len(devices):
+    raise ConfigError(f'{where}: {_spell(sizes)} do not make {len(devices)} devices. Set the sizes so that their product '
+                      f'is {len(devices)}, or leave one at -1 where {fixed} divides it.')
+  return jax.sharding.Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES,
+                           axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def _spell(sizes):
+  return ' x '.join(f'{axis}={size}' for axis, size in sizes.items())

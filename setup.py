@@ -1,0 +1,62 @@
+"""Install with `pip install -e '.[data]'`; see README.md."""
+import setuptools
+
+# Ranges that the tests ran on: Python 3.11 with the lower end of what it resolves to, Python 3.12 with the upper.
+REQUIRED = [
+    'jax>=0.10.2,<0.13',
+    'flax>=0.12.8,<0.13',
+    'optax>=0.2.8,<0.3',
+    'orbax-checkpoint>=0.12.8,<0.13',
+    'grain>=0.2.18,<0.3',
+    'ml_collections>=1.1,<2',
+    'absl-py>=2.3,<3',
+    'numpy>=2.4,<3',
+    'matplotlib>=3.10,<4',
+    'tensorboardX>=2.6.4,<3',
+    'tqdm>=4.67,<5',
+]
+DATA = [
+    'scikit-learn>=1.5,<2',
+    'chitchat-dataset==0.9.0',
+    'array_record>=0.8.6,<0.9',
+    'dm-pix>=0.4.5,<0.5',
+    'pillow>=12,<14',
+    'sentencepiece>=0.2.1,<0.3',
+    'tokenizers>=0.22,<0.24',
+]
+HUB = [
+    'datasets>=5.2,<6',
+    'tensorflow-datasets>=4.9.10,<5',
+]
+TEST = [
+    'pytest>=9,<10',
+    'pytest-xdist>=3.8,<4',
+    'hypothesis>=6.150,<7',
+    'nbclient>=0.11,<0.12',
+    'nbformat>=5.11,<6',
+    'ipykernel>=7,<8',
+    'scipy>=1.16,<2',
+]
+ORACLES = [
+    'torch==2.13.0',
+    'transformers==5.23.0',
+]
+
+setuptools.setup(
+    name='moejax',
+    version='0.1.0',
+    description='Mixture-of-experts research in JAX: any router, any dispatch, any model, from one config.',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=setuptools.find_packages(include=['moejax', 'moejax.*']),
+    package_data={'moejax': ['**/*.html', '**/*.css']},
+    python_requires='>=3.11',
+    install_requires=REQUIRED,
+    extras_require={
+        'data': DATA,
+        'hub': HUB,
+        'test': TEST + HUB,
+        'oracles': ORACLES,
+    },
+)

@@ -1,0 +1,13 @@
+"""Every test runs on eight simulated devices, whatever the machine has."""
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import hypothesis
+import jax
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+# Compilation dominates the first example, so a deadline would only measure the machine.
+hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile('moejax')
