@@ -11,6 +11,7 @@ REQUIRED = [
     'ml_collections>=1.1,<2',
     'absl-py>=2.3,<3',
     'numpy>=2.4,<3',
+    'msgpack>=1.1,<2',
     'matplotlib>=3.10,<4',
     'tensorboardX>=2.6.4,<3',
     'tqdm>=4.67,<5',
@@ -21,7 +22,8 @@ DATA = [
     'array_record>=0.8.6,<0.9',
     'dm-pix>=0.4.5,<0.5',
     'pillow>=12,<14',
-    'sentencepiece>=0.2.1,<0.3',
+    'sentencepiece>=0.2.3,<0.3',
+    'protobuf>=6,<8',
     'tokenizers>=0.22,<0.24',
 ]
 HUB = [

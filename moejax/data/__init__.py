@@ -1,0 +1,24 @@
+"""Data: sources of examples, and pipelines that turn them into batches.
+
+    config.data = dict(name='images', source=dict(name='digits'), image_size=8, channels=1, batch_size=128)
+    pipeline = data.build(config.data)
+    batches = pipeline.train(seed=0)       # endless; next(batches), batches.get_state(), batches.set_state(state)
+    for batch in pipeline.evaluate('test'): ...
+
+A source (`SOURCES`) gives examples by index, a tokenizer (`TOKENIZERS`) turns text into ids, and a pipeline
+(`PIPELINES`) orders, packs and batches them. Building one touches no file: those are opened by the first batch.
+"""
+from collections.abc import Mapping
+
+from moejax.data import images, language_model, span_corruption  # registers pipelines
+from moejax.data import hubs, image_files, records, synthetic, text_files  # registers sources
+from moejax.data.pipeline import PIPELINES, Pipeline
+from moejax.data.source import SOURCES, DataError, Source
+from moejax.data.tokenizers import TOKENIZERS, Tokenizer
+
+__all__ = ['PIPELINES', 'SOURCES', 'TOKENIZERS', 'DataError', 'Pipeline', 'Source', 'Tokenizer', 'build']
+
+
+def build(config: Mapping, where: str = 'config.data') -> Pipeline:
+  """The pipeline that `config` names. Raises `ConfigError`; opens nothing."""
+  return PIPELINES.build(config, where)

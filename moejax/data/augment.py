@@ -1,0 +1,94 @@
+"""Augmentations: random changes to one image, as pure functions of (image, key), by DeepMind's PIX.
+
+Images are <float>[H,W,C] in [0, 1]. The pipeline maps them over the batch inside the training step.
+"""
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import dm_pix as pix
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError, Registry
+from moejax.random import derive
+
+AUGMENTATIONS = Registry('augmentation')
+
+
+@AUGMENTATIONS('flip')
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """Left and right exchanged with probability 1/2."""
+
+  def __call__(self, image, key):
+    return pix.random_flip_left_right(key, image)
+
+
+@AUGMENTATIONS('pad_crop')
+@dataclasses.dataclass(frozen=True)
+class PadCrop:
+  """Zeros around the image, then a crop of its own size at a random place."""
+  padding: int
+
+  def __call__(self, image, key):
+    around = (self.padding, self.padding)
+    return pix.random_crop(key, jnp.pad(image, (around, around, (0, 0))), image.shape)
+
+
+@AUGMENTATIONS('brightness')
+@dataclasses.dataclass(frozen=True)
+class Brightness:
+  """Adds up to `max_delta`, either way."""
+  max_delta: float
+
+  def __call__(self, image, key):
+    return pix.random_brightness(key, image, self.max_delta)
+
+
+@AUGMENTATIONS('contrast')
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """Multiplies the distance from the mean of the channel by a factor in [lower, upper]."""
+  lower: float
+  upper: float
+
+  def __call__(self, image, key):
+    return pix.random_contrast(key, image, self.lower, self.upper)
+
+
+@AUGMENTATIONS('saturation')
+@dataclasses.dataclass(frozen=True)
+class Saturation:
+  """Multiplies the saturation of a colour image by a factor in [lower, upper]."""
+  lower: float
+  upper: float
+
+  def __call__(self, image, key):
+    return pix.random_saturation(key, image, self.lower, self.upper)
+
+
+@AUGMENTATIONS('rotate')
+@dataclasses.dataclass(frozen=True)
+class Rotate:
+  """Turns by up to `max_degrees`, either way; corners that come from outside are 0."""
+  max_degrees: float
+
+  def __call__(self, image, key):
+    limit = jnp.deg2rad(self.max_degrees)
+    return pix.rotate(image, jax.random.uniform(key, minval=-limit, maxval=limit), mode='constant')
+
+
+def build(configs: Sequence, where: str, channels: int) -> list:
+  """What `configs` name, in their order."""
+  for index, config in enumerate(configs):
+    if isinstance(config, Mapping) and config.get('name') == 'saturation' and channels != 3:
+      raise ConfigError(f'{where}[{index}]: saturation needs images of 3 channels, not {channels}.')
+  return [AUGMENTATIONS.build(config, f'{where}[{index}]') for index, config in enumerate(configs)]
+
+
+def apply(augmentations: Sequence, images: jax.Array, key: jax.Array) -> jax.Array:
+  """`images: <float>[B,H,W,C]` in [0, 1], each changed with randomness of its own, cut to [0, 1]."""
+  for index, augmentation in enumerate(augmentations):
+    keys = jax.random.split(derive(key, index), images.shape[0])
+    images = jnp.clip(jax.vmap(augmentation)(images, keys), 0, 1)
+  return images

@@ -1,0 +1,86 @@
+"""From an image of any size to the size of the model."""
+import io
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from moejax.data.source import DataError
+
+Crop = Literal['stretch', 'center', 'inception']
+
+# The usual margin at evaluation: 224 pixels out of 256.
+_CENTER_SHARE = 224 / 256
+
+
+def prepare(image, size: int, channels: int, crop: Crop, rng: np.random.Generator | None) -> np.ndarray:
+  """<float32>[size,size,channels] in [0, 1] of an encoded image, or an array [H,W] or [H,W,C].
+
+  With `rng` (training) 'inception' cuts a random part; without, and with 'center', the middle is cut.
+  """
+  if isinstance(image, bytes):
+    image = _open(image)
+  else:
+    image = np.asarray(image)
+    if image.shape[:2] == (size, size) and crop != 'inception':
+      return to_unit(image if image.ndim == 3 else image[..., None], channels)
+    image = _from_array(image)
+  image = image.convert('L' if channels == 1 else 'RGB')
+  if crop == 'inception' and rng is not None:
+    box = inception_box(*image.size, rng)
+  else:
+    box = (0, 0, *image.size) if crop == 'stretch' else center_box(*image.size, crop)
+  resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+  return to_unit(np.asarray(resized).reshape(size, size, channels), channels)
+
+
+def to_unit(images: np.ndarray, channels: int) -> np.ndarray:
+  """Images [...,H,W,C] of bytes or of floats in [0, 1], as float32 with `channels` channels.
+
+  Raises:
+    DataError: neither are the channels those, nor is the image grey and can be repeated.
+  """
+  images = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32)
+  if images.shape[-1] == channels:
+    return images
+  if images.shape[-1] == 1:
+    return np.repeat(images, channels, -1)
+  raise DataError(f'an image has {images.shape[-1]} channels, and config.data.channels is {channels}.')
+
+
+def center_box(width: int, height: int, crop: Crop) -> tuple[float, float, float, float]:
+  """The largest square in the middle; for 'inception', as evaluation is done there, 7/8 of it."""
+  side = min(width, height) * (_CENTER_SHARE if crop == 'inception' else 1)
+  left, top = (width - side) / 2, (height - side) / 2
+  return left, top, left + side, top + side
+
+
+def inception_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+  """A part of 8% to 100% of the area with sides of 3:4 to 4:3 (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+
+  Where ten draws do not fit into the image, the middle.
+  """
+  for _ in range(10):
+    area = width * height * rng.uniform(.08, 1)
+    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    wide, high = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    if wide <= width and high <= height:
+      left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
+      return left, top, left + wide, top + high
+  return center_box(width, height, 'center')
+
+
+def _open(raw):
+  try:
+    image = Image.open(io.BytesIO(raw))
+    image.load()
+    return image
+  except (UnidentifiedImageError, OSError) as error:
+    raise DataError(f'an encoded image of {len(raw)} bytes cannot be decoded ({error}).') from error
+
+
+def _from_array(image):
+  if image.dtype != np.uint8:
+    image = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+  return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)

@@ -1,0 +1,183 @@
+"""Data sets by name: TensorFlow Datasets and the Hugging Face hub. `fields` says which of theirs are ours."""
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import grain
+
+from moejax.config import ConfigError
+from moejax.data.source import SOURCES, DataError, Source, Stream, require
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hub(Source):
+  """What both hubs share.
+
+  Attributes:
+    dataset: its name there.
+    fields: our names -> theirs: `dict(image='image', label='label')` or `dict(text='text')`.
+    partitions: our splits -> theirs, in their notation: `dict(train='train[:99%]', test='validation')`.
+    num_classes: of labelled data.
+  """
+  where: str
+  dataset: str
+  fields: Mapping
+  partitions: Mapping
+  num_classes: int | None = None
+
+  def __post_init__(self):
+    if not {'image', 'text', 'tokens'} & set(self.fields):
+      raise ConfigError(f'{self.where}.fields must name the field that holds `image`, `text` or `tokens`, '
+                        f'not {dict(self.fields)}.')
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return tuple(self.partitions)
+
+  def check_fields(self, available):
+    missing = set(self.fields.values()) - set(available)
+    if missing:
+      raise ConfigError(f'{self.where}.fields: {self.dataset} has no field {", ".join(sorted(missing))}. '
+                        f'Allowed: {", ".join(sorted(available))}.')
+
+
+@SOURCES('tfds')
+@dataclasses.dataclass(frozen=True)
+class TensorFlowDatasets(_Hub):
+  """A data set of tensorflow_datasets (no TensorFlow needed to read it), prepared as ArrayRecord.
+
+  Attributes:
+    data_dir: where it is or will be prepared; TFDS's own folder if None.
+    download: prepare it at the first use, if it is not.
+  """
+  data_dir: str | None = None
+  download: bool = False
+
+  def open(self, split):
+    self.check_split(split)
+    tfds = require('tensorflow_datasets', 'tensorflow-datasets', 'The source tfds')
+    builder = self._builder(tfds)
+    self.check_fields(builder.info.features)
+    # Encoded images stay bytes: they are decoded together with the crop, by Pillow.
+    raw = {name: tfds.decode.SkipDecoding() for name in self.fields.values()
+           if isinstance(builder.info.features[name], tfds.features.Image)}
+    return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields)
+
+  def _builder(self, tfds):
+    folder = None if self.data_dir is None else os.path.expanduser(self.data_dir)
+    try:
+      builder = tfds.builder(self.dataset, data_dir=folder, file_format='array_record')
+    except tfds.core.DatasetNotFoundError as error:
+      raise DataError(f'{self.where}.dataset: tensorflow_datasets knows no {self.dataset!r}, and '
+                      f'{folder or "its folder"} holds no prepared one.') from error
+    if self.download:
+      builder.download_and_prepare()
+    if not builder.is_prepared():
+      raise DataError(f'{self.where}: {self.dataset} is not prepared as array_record in {builder.data_dir}. '
+                      'Set download=True, or prepare it with: tfds build --file_format=array_record.')
+    return builder
+
+
+@SOURCES('huggingface')
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(_Hub):
+  """A data set of the Hugging Face hub, or local files of a format that `datasets` reads (dataset='parquet').
+
+  Attributes:
+    subset: the hub's configuration name.
+    files: local files or patterns by the hub's split names, with dataset='parquet', 'json', 'csv', ...
+    streaming: read over the network without storing, in order. Training then shuffles within a window only.
+    shuffle_window: that window, in examples.
+  """
+  subset: str | None = None
+  files: Mapping | None = None
+  streaming: bool = False
+  shuffle_window: int = 1000
+
+  def open(self, split):
+    self.check_split(split)
+    datasets = require('datasets', 'datasets', 'The source huggingface')
+    files = None if self.files is None else {name: _plain(paths) for name, paths in self.files.items()}
+    try:
+      dataset = datasets.load_dataset(self.dataset, self.subset, data_files=files, split=self.partitions[split],
+                                      streaming=self.streaming)
+    except (FileNotFoundError, ValueError, ConnectionError) as error:
+      raise DataError(f'{self.where}: {self.dataset} {files or ""} split {self.partitions[split]!r} cannot be loaded: '
+                      f'{error}') from error
+    if dataset.features is not None:
+      self.check_fields(dataset.features)
+      for name in self.fields.values():
+        if isinstance(dataset.features[name], datasets.Image):
+          dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return HuggingFaceStream(dataset, self.fields, self.shuffle_window) if self.streaming else Renamed(
+        dataset, self.fields)
+
+
+class Renamed:
+  """Examples whose fields are theirs, under our names."""
+
+  def __init__(self, examples, fields: Mapping):
+    self._examples, self._fields = examples, dict(fields)
+
+  def __len__(self):
+    return len(self._examples)
+
+  def __getitem__(self, index):
+    return rename(self._examples[index], self._fields)
+
+
+def rename(example, fields):
+  renamed = {ours: example[theirs] for ours, theirs in fields.items()}
+  if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
+    renamed['image'] = renamed['image']['bytes'] or _read(renamed['image']['path'])
+  return renamed
+
+
+class HuggingFaceStream(Stream):
+  """`datasets.IterableDataset` as a grain dataset."""
+
+  def __init__(self, dataset, fields: Mapping, shuffle_window: int):
+    super().__init__()
+    self._dataset, self._fields, self.shuffle_window = dataset, dict(fields), shuffle_window
+
+  def shard(self, index, count):
+    distributed = require('datasets.distributed', 'datasets', 'The source huggingface')
+    part = distributed.split_dataset_by_node(self._dataset, index, count)
+    return HuggingFaceStream(part, self._fields, self.shuffle_window)
+
+  def __iter__(self):
+    return _StreamIterator(self._dataset, self._fields)
+
+
+class _StreamIterator(grain.DatasetIterator):
+
+  def __init__(self, dataset, fields):
+    super().__init__()
+    self._pristine, self._fields = dataset, fields
+    self._restart()
+
+  def _restart(self, state=None):
+    # `load_state_dict` is where every later pass begins, so each position gets a data set of its own.
+    self._dataset = copy.deepcopy(self._pristine)
+    if state is not None:
+      self._dataset.load_state_dict(state)
+    self._iterator = iter(self._dataset)
+
+  def __next__(self):
+    return rename(next(self._iterator), self._fields)
+
+  def get_state(self):
+    return {'huggingface': self._dataset.state_dict()}
+
+  def set_state(self, state):
+    self._restart(state['huggingface'])
+
+
+def _plain(paths):
+  return paths if isinstance(paths, str) else list(paths)
+
+
+def _read(path):
+  with open(path, 'rb') as file:
+    return file.read()

@@ -1,0 +1,93 @@
+"""Labelled images: scikit-learn's digits, and the IDX files of MNIST and its likes."""
+import dataclasses
+import functools
+import gzip
+import math
+import os
+import zlib
+
+import numpy as np
+
+from moejax.data.source import SOURCES, Arrays, DataError, Source, holdout, require
+
+
+@SOURCES('digits')
+@dataclasses.dataclass(frozen=True)
+class Digits(Source):
+  """1,797 handwritten digits of 8x8 grey pixels, inside scikit-learn: 1,437 to train on and 360 to test."""
+  where: str
+  test_examples: int = 360
+  split_seed: int = 0
+  num_classes = 10
+
+  def open(self, split):
+    self.check_split(split)
+    images, labels = self._everything
+    chosen = holdout(len(labels), self.test_examples, self.split_seed)[split]
+    return Arrays(image=images[chosen], label=labels[chosen])
+
+  @functools.cached_property
+  def _everything(self):
+    digits = require('sklearn.datasets', 'scikit-learn', 'The source digits').load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int32)
+
+
+@SOURCES('idx')
+@dataclasses.dataclass(frozen=True)
+class Idx(Source):
+  """A folder with the four files of MNIST (`train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ...), `.gz` or not."""
+  where: str
+  path: str
+  num_classes: int
+
+  def open(self, split):
+    self.check_split(split)
+    prefix = {'train': 'train', 'test': 't10k'}[split]
+    images = read_idx(self._find(f'{prefix}-images-idx3-ubyte'))
+    labels = read_idx(self._find(f'{prefix}-labels-idx1-ubyte'))
+    if len(images) != len(labels):
+      raise DataError(f'{self.path}: {len(images)} images but {len(labels)} labels in split {split!r}. '
+                      'Download the files again.')
+    return Arrays(image=images, label=labels.astype(np.int32))
+
+  def _find(self, name):
+    path = os.path.join(os.path.expanduser(self.path), name)
+    for candidate in (path, path + '.gz'):
+      if os.path.isfile(candidate):
+        return candidate
+    raise DataError(f'{self.where}.path: there is no file {path} or {path}.gz. {self._advice()}')
+
+  def _advice(self):
+    return 'Put the four IDX files there.'
+
+
+@SOURCES('fashion_mnist')
+@dataclasses.dataclass(frozen=True)
+class FashionMnist(Idx):
+  """70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao et al. 2017, arXiv:1708.07747)."""
+  path: str = '/usr/share/datasets/fashion-mnist'
+  num_classes: int = 10
+
+  def _advice(self):
+    return 'Debian and Ubuntu install them with: apt-get install dataset-fashion-mnist.'
+
+
+def read_idx(path: str) -> np.ndarray:
+  """The uint8 array in an IDX file: two zero bytes, the type 8, the number of dimensions, big-endian sizes, the bytes.
+
+  Raises:
+    DataError: the file is no IDX file of bytes, or its length is not what its header says.
+  """
+  try:
+    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
+      raw = file.read()
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise DataError(f'{path}: broken gzip file ({error}). Download it again.') from error
+  if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4 * raw[3]:
+    raise DataError(f'{path}: not an IDX file of bytes; it begins with {raw[:4]!r}.')
+  start = 4 + 4 * raw[3]
+  shape = tuple(int(size) for size in np.frombuffer(raw, '>u4', raw[3], offset=4))
+  if len(raw) - start != math.prod(shape):
+    raise DataError(f'{path}: its header says {shape}, {math.prod(shape)} bytes, but {len(raw) - start} follow. '
+                    'Download it again.')
+  return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

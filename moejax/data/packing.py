@@ -1,0 +1,188 @@
+"""Packing: documents of any length into rows of one length, with segments and positions.
+
+    segments   1, 2, ... for the documents of a row, 0 for padding
+    positions  0, 1, ... within what the row holds of a document
+
+Rows are made in windows of some batches and shuffled within the window, since neighbouring rows come from the same
+documents. The state is where the window began, so that it is small; restoring it packs one window again.
+"""
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from moejax.data.source import DataError
+
+# Endless data without content would otherwise never end in a batch, nor in an error.
+_PATIENCE = 10_000
+
+
+class Window(Protocol):
+  """Rows being filled."""
+
+  def add(self, document: Any, offset: int) -> int | None:
+    """Takes the document from `offset` on; returns from where on it did not fit, None if all of it did."""
+
+  def rows(self) -> dict[str, np.ndarray]:
+    """What was filled, [rows, length] each; rows in which there is nothing are left out; {} if all are."""
+
+
+class ConcatWindow:
+  """Documents one after the other, cut where a row ends. No padding but at the very end.
+
+  A document is `{name: <int32>[n]}`; `offset` counts its tokens.
+  """
+
+  def __init__(self, num_rows: int, length: int, names: tuple[str, ...]):
+    self._length = length
+    self._values = {name: np.zeros(num_rows * length, np.int32) for name in (*names, 'document', 'position')}
+    self._filled = self._documents = 0
+
+  def add(self, document, offset):
+    available = len(next(iter(document.values()))) - offset
+    size = min(available, self._values['document'].size - self._filled)
+    if size:
+      here = slice(self._filled, self._filled + size)
+      for name, value in document.items():
+        self._values[name][here] = value[offset:offset + size]
+      self._documents += 1
+      self._values['document'][here] = self._documents
+      self._values['position'][here] = np.arange(offset, offset + size)
+      self._filled += size
+    return offset + size if size < available else None
+
+  def rows(self):
+    if not self._filled:
+      return {}
+    used = -(-self._filled // self._length)
+    values = {name: value.reshape(-1, self._length)[:used] for name, value in self._values.items()}
+    document, position = values.pop('document'), values.pop('position')
+    segments = np.where(document > 0, document - document[:, :1] + 1, 0)
+    # A document that began in an earlier row starts at 0 here: the row does not see what came before.
+    positions = position - np.where(segments == 1, position[:, :1], 0)
+    return {**values, 'segments': segments, 'positions': positions}
+
+
+class FirstFitWindow:
+  """Whole pieces, each in the first row that has room for it on every side (encoder and decoder, say).
+
+  A document is a list of pieces `{side: {name: <int32>[n]}}`; `offset` counts pieces. Every piece fits an empty row.
+  """
+
+  def __init__(self, num_rows: int, lengths: Mapping[str, int]):
+    self._lengths = dict(lengths)
+    self._free = np.tile(list(self._lengths.values()), (num_rows, 1))
+    self._pieces = np.zeros(num_rows, np.int32)
+    self._values = {}
+
+  def add(self, document, offset):
+    for index in range(offset, len(document)):
+      piece = document[index]
+      needed = [len(next(iter(piece[side].values()))) for side in self._lengths]
+      room = (self._free >= needed).all(-1)
+      row = int(room.argmax())
+      if not room[row]:
+        return index
+      self._pieces[row] += 1
+      for column, (side, length) in enumerate(self._lengths.items()):
+        start = length - self._free[row, column]
+        extra = {f'{side}_segments': self._pieces[row], f'{side}_positions': np.arange(needed[column])}
+        for name, value in {**piece[side], **extra}.items():
+          self._array(name, length)[row, start:start + needed[column]] = value
+      self._free[row] -= needed
+    return None
+
+  def rows(self):
+    return {name: value[:np.count_nonzero(self._pieces)] for name, value in self._values.items()}
+
+  def _array(self, name, length):
+    if name not in self._values:
+      self._values[name] = np.zeros((len(self._free), length), np.int32)
+    return self._values[name]
+
+
+class Packing(grain.IterDataset):
+  """Batches of `batch_size` packed rows.
+
+  Args:
+    documents: what the windows take.
+    window: makes an empty window of so many rows.
+    batch_size: rows a batch; the last batch of a finite data set is filled up with empty rows.
+    batches: batches a window.
+    seed: of the order of rows in a window; None leaves them in order.
+  """
+
+  def __init__(self, documents: grain.IterDataset, window: Callable[[int], Window], batch_size: int, batches: int,
+               seed: tuple[int, ...] | None):
+    super().__init__(documents)
+    self._arguments = (window, batch_size, batches, seed)
+
+  def __iter__(self):
+    return _PackingIterator(iter(self._parent), *self._arguments)
+
+
+class _PackingIterator(grain.DatasetIterator):
+
+  def __init__(self, documents, window, batch_size, batches, seed):
+    super().__init__(documents)
+    self._window, self._batch_size, self._batches, self._seed = window, batch_size, batches, seed
+    self._restart(documents.get_state(), offset=0, index=0)
+
+  def _restart(self, documents, offset, index):
+    self._begin = (documents, offset)  # of the current window
+    self._offset = offset  # of the next document
+    self._held = None  # (state before it, document): it did not fit the current window
+    self._index, self._taken, self._rows = index, 0, None
+
+  def __next__(self):
+    if self._rows is None:
+      self._fill()
+    elif self._taken * self._batch_size >= self._count():
+      self._index, self._taken = self._index + 1, 0
+      self._fill()
+    if not self._count():
+      raise StopIteration
+    start = self._taken * self._batch_size
+    self._taken += 1
+    return {name: _padded(value[start:start + self._batch_size], self._batch_size)
+            for name, value in self._rows.items()}
+
+  def get_state(self):
+    documents, offset = self._begin
+    return {'documents': documents, 'offset': offset, 'window': self._index, 'taken': self._taken}
+
+  def set_state(self, state):
+    self._parent.set_state(state['documents'])
+    self._restart(state['documents'], state['offset'], state['window'])
+    if state['taken']:
+      self._fill()
+      self._taken = state['taken']
+
+  def _count(self):
+    return len(next(iter(self._rows.values()), ()))
+
+  def _fill(self):
+    window = self._window(self._batch_size * self._batches)
+    self._begin = (self._held[0] if self._held else self._parent.get_state(), self._offset)
+    for read in itertools.count(1):
+      state, document = self._held or (self._parent.get_state(), next(self._parent, None))
+      self._held = None
+      if document is None:
+        break
+      rest = window.add(document, self._offset)
+      self._offset = rest or 0
+      if rest is not None:
+        self._held = (state, document)
+        break
+      if read == _PATIENCE and not window.rows():
+        raise DataError(f'{_PATIENCE} documents in a row held nothing to pack: they are empty, or too short.')
+    self._rows = window.rows()
+    if self._seed is not None:
+      order = np.random.default_rng((*self._seed, self._index)).permutation(self._count())
+      self._rows = {name: value[order] for name, value in self._rows.items()}
+
+
+def _padded(rows, size):
+  return rows if len(rows) == size else np.concatenate([rows, np.zeros((size - len(rows), rows.shape[1]), rows.dtype)])

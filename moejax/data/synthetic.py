@@ -1,0 +1,155 @@
+"""Synthetic data whose best routing is known: it cannot be fitted without telling hidden components apart."""
+import dataclasses
+import functools
+
+import numpy as np
+
+from moejax.config import ConfigError
+from moejax.data.source import SOURCES, Arrays, Source
+
+_SPLIT_STREAM = {'train': 1, 'test': 2}
+
+
+@SOURCES('clusters')
+@dataclasses.dataclass(frozen=True)
+class Clusters(Source):
+  """Images made of patches, each from a hidden cluster with a linear map of its own to the class scores.
+
+  In an orthonormal basis of patch space, the first `num_clusters` coordinates of a patch are the one-hot of its
+  cluster z, the next `task_dim` are uniform noise u, the rest zero. The label is `argmax_c sum_patches (A_z u)_c`. So
+  one linear expert a cluster, routed by z, followed by a mean over patches, solves the task exactly; `routing` gives z.
+  """
+  where: str
+  image_size: int = 16
+  patch_size: int = 4
+  channels: int = 1
+  num_clusters: int = 8
+  task_dim: int = 8
+  num_classes: int = 10
+  train_examples: int = 4096
+  test_examples: int = 1024
+  data_seed: int = 0
+
+  def __post_init__(self):
+    if self.image_size % self.patch_size:
+      raise ConfigError(f'{self.where}.image_size: {self.image_size} is no multiple of patch_size {self.patch_size}.')
+    if self.num_clusters + self.task_dim > self.patch_dim:
+      raise ConfigError(f'{self.where}: num_clusters + task_dim = {self.num_clusters + self.task_dim} exceeds the '
+                        f'{self.patch_dim} values of a patch. Choose fewer, or a larger patch_size.')
+
+  @property
+  def patch_dim(self) -> int:
+    return self.patch_size ** 2 * self.channels
+
+  def open(self, split):
+    self.check_split(split)
+    cluster, noise = self._hidden(split)
+    basis, maps = self.task
+    coordinates = np.concatenate([np.eye(self.num_clusters)[cluster], noise], -1)
+    patches = coordinates @ basis[:coordinates.shape[-1]]
+    # |patch| <= sqrt(1 + task_dim), so pixels stay inside [0, 1] around grey.
+    patches = .5 + patches / (2 * np.sqrt(1 + self.task_dim))
+    side, size = self.image_size // self.patch_size, self.patch_size
+    images = patches.reshape(-1, side, side, size, size, self.channels).swapaxes(2, 3)
+    images = images.reshape(-1, self.image_size, self.image_size, self.channels)
+    scores = np.einsum('npcd,npd->nc', maps[cluster], noise)
+    return Arrays(image=images.astype(np.float32), label=scores.argmax(-1).astype(np.int32))
+
+  def routing(self, split: str) -> np.ndarray:
+    """<int>[N,P] the cluster of every patch, in the order of examples and, row by row, of patches."""
+    return self._hidden(split)[0]
+
+  @functools.cached_property
+  def task(self) -> tuple[np.ndarray, np.ndarray]:
+    """The basis of patch space, one vector a row, and the maps [num_clusters, num_classes, task_dim]."""
+    rng = np.random.default_rng(self.data_seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(self.patch_dim, self.patch_dim)))
+    return basis.T, rng.normal(size=(self.num_clusters, self.num_classes, self.task_dim))
+
+  def _hidden(self, split):
+    rng = np.random.default_rng((self.data_seed, _SPLIT_STREAM[split]))
+    count = {'train': self.train_examples, 'test': self.test_examples}[split]
+    shape = (count, (self.image_size // self.patch_size) ** 2)
+    return rng.integers(self.num_clusters, size=shape), rng.uniform(-1, 1, shape + (self.task_dim,))
+
+
+@SOURCES('markov_mixture')
+@dataclasses.dataclass(frozen=True)
+class MarkovMixture(Source):
+  """Documents of ids; each is one of `num_components` Markov chains, drawn uniformly, started in equilibrium.
+
+  The best routing is by component (`routing`), which the first tokens of a document give away. What can be learnt is
+  known exactly: `component_bits` with the component known, `bigram_bits` without telling components apart, and
+  `optimal_bits` of given documents, which no model beats on average. Use the tokenizer `ids`.
+  """
+  where: str
+  num_components: int = 4
+  num_ids: int = 16
+  document_length: int = 256
+  concentration: float = 0.2
+  train_documents: int = 4096
+  test_documents: int = 512
+  data_seed: int = 0
+
+  def open(self, split):
+    self.check_split(split)
+    component, uniform = self._hidden(split)
+    cumulative = np.cumsum(self.transitions, -1)
+    start = np.cumsum(self.stationary, -1)
+    tokens = np.empty((len(component), self.document_length), np.int32)
+    state = _draw(start[component], uniform[:, 0])
+    for position in range(self.document_length):
+      if position:
+        state = _draw(cumulative[component, state], uniform[:, position])
+      tokens[:, position] = state
+    return Arrays(tokens=tokens)
+
+  def routing(self, split: str) -> np.ndarray:
+    """<int>[N] the component of every document."""
+    return self._hidden(split)[0]
+
+  @functools.cached_property
+  def transitions(self) -> np.ndarray:
+    """[num_components, num_ids, num_ids] probability of the next id, each row drawn from a Dirichlet distribution."""
+    rng = np.random.default_rng(self.data_seed)
+    rows = rng.dirichlet(np.full(self.num_ids, self.concentration), (self.num_components, self.num_ids))
+    # A little of the uniform distribution makes every chain irreducible and aperiodic: one equilibrium.
+    return .99 * rows + .01 / self.num_ids
+
+  @functools.cached_property
+  def stationary(self) -> np.ndarray:
+    """[num_components, num_ids] the distribution p = p P of each chain: the solution of (P' - I; 1) p = (0; 1)."""
+    size = self.num_ids
+    solutions = []
+    for chain in self.transitions:
+      equations = np.concatenate([chain.T - np.eye(size), np.ones((1, size))])
+      solutions.append(np.linalg.lstsq(equations, np.r_[np.zeros(size), 1], rcond=None)[0])
+    return np.stack(solutions)
+
+  @property
+  def component_bits(self) -> float:
+    """Bits a token of the next token, given the one before and the component: the mean entropy rate of the chains."""
+    rate = -(self.transitions * np.log2(self.transitions)).sum(-1)
+    return float((self.stationary * rate).sum(-1).mean())
+
+  @property
+  def bigram_bits(self) -> float:
+    """Bits a token given only the one before: what a model that cannot tell components apart reaches."""
+    pairs = (self.stationary[..., None] * self.transitions).mean(0)
+    return float(-(pairs * np.log2(pairs / pairs.sum(-1, keepdims=True))).sum())
+
+  def optimal_bits(self, tokens: np.ndarray) -> np.ndarray:
+    """[N] bits of each document under the true mixture; `tokens: <int>[N,n]`."""
+    first = np.log2(self.stationary[:, tokens[:, 0]])
+    steps = np.log2(self.transitions[:, tokens[:, :-1], tokens[:, 1:]]).sum(-1)
+    return -(np.logaddexp2.reduce(first + steps, axis=0) - np.log2(self.num_components))
+
+  def _hidden(self, split):
+    rng = np.random.default_rng((self.data_seed, _SPLIT_STREAM[split]))
+    count = {'train': self.train_documents, 'test': self.test_documents}[split]
+    return rng.integers(self.num_components, size=count), rng.random((count, self.document_length))
+
+
+def _draw(cumulative, uniform):
+  # The last entry may round to just below 1.
+  return np.minimum((uniform[:, None] >= cumulative).sum(-1), cumulative.shape[-1] - 1)

@@ -1,0 +1,106 @@
+"""What the pipelines of text share: documents are tokenized, prepared, packed into rows and batched."""
+import abc
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from moejax.config import ConfigError
+from moejax.data.order import Order
+from moejax.data.packing import Packing, Window
+from moejax.data.pipeline import Pipeline, endless, require_model_key, stream_positions
+from moejax.data.source import SOURCES, Example, Stream
+from moejax.data.tokenizers import TOKENIZERS
+
+
+class TextPipeline(Pipeline):
+  """Attributes:
+    tokenizer: text -> ids.
+    vocab_size: all ids of batches are below it.
+    shuffle_batches: training shuffles the rows of that many batches among themselves.
+  """
+
+  def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int):
+    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads)
+    if shuffle_batches < 1:
+      raise ConfigError(f'{where}.shuffle_batches must be 1 or more, not {shuffle_batches}.')
+    self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
+    self.vocab_size = self.tokenizer.vocab_size
+    self.shuffle_batches = shuffle_batches
+
+  @abc.abstractmethod
+  def prepare(self, ids: np.ndarray, num_bytes: np.ndarray, seed: tuple[int, ...]):
+    """What `window` takes of a document: ids <int32>[n] and the bytes that each stands for."""
+
+  @abc.abstractmethod
+  def window(self, num_rows: int) -> Window:
+    """Empty rows."""
+
+  @property
+  @abc.abstractmethod
+  def lengths(self) -> dict[str, int]:
+    """The integer arrays of a batch and their lengths; `loss_mask` is added to them."""
+
+  @property
+  @abc.abstractmethod
+  def target_segments(self) -> str:
+    """The array that is 0 where a target is padding."""
+
+  def batch_spec(self, batch_size=None):
+    size = batch_size or self.batch_size
+    spec = {name: jax.ShapeDtypeStruct((size, length), np.int32) for name, length in self.lengths.items()}
+    return {**spec, 'loss_mask': jax.ShapeDtypeStruct((size, self.lengths[self.target_segments]), np.float32)}
+
+  def train(self, seed, *, process_index=0, process_count=1):
+    share = self.share(self.batch_size, process_index, process_count)
+    examples, seed = self.open('train'), seed % 2**32
+    if isinstance(examples, Stream):
+      documents = endless(examples, seed, process_index, process_count).seed(seed)
+      documents = documents.random_map(lambda example, rng: self._document(example, (int(rng.integers(2**32)),)))
+    else:
+      order = Order(len(examples), seed)
+      documents = stream_positions(process_index, process_count).map(
+          lambda position: self._document(examples[order.at(position)], (seed, position)))
+      documents = documents.to_iter_dataset(self.read_options())
+    rows = share.stop - share.start
+    batches = Packing(documents, self.window, rows, self.shuffle_batches, (seed, process_index))
+    return iter(batches.map(self._with_loss_mask))
+
+  def evaluate(self, split='test', batch_size=None, *, process_index=0, process_count=1):
+    size = batch_size or self.batch_size
+    share = self.share(size, process_index, process_count)
+    self.source.check_split(split)
+    # Every process packs everything: only then do all have equally many batches.
+    documents = self._ordered(split, self._document)
+    batches = Packing(documents, self.window, size, 1, None)
+    return batches.map(lambda batch: {name: x[share] for name, x in self._with_loss_mask(batch).items()})
+
+  def documents(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and bytes of every document of a split, in order; without start and end."""
+    self.source.check_split(split)
+    return iter(self._ordered(split, lambda example, seed: self.tokenizer.encode(example)))
+
+  def check(self, model_config, where='config.model'):
+    size = require_model_key(model_config, 'vocab_size', where, 'tokens')
+    if size < self.vocab_size:
+      raise ConfigError(f'{where}.vocab_size is {size}, but {self.where} gives ids below {self.vocab_size}. '
+                        f'Set it to {self.vocab_size} or more.')
+
+  def describe(self):
+    return {'vocab_size': self.vocab_size, 'lengths': self.lengths,
+            'documents': {split: None if isinstance(self.open(split), Stream) else len(self.open(split))
+                          for split in self.splits}}
+
+  def _document(self, example: Example, seed):
+    return self.prepare(*self.tokenizer.encode(example), seed)
+
+  def _ordered(self, split, function) -> grain.IterDataset:
+    examples = self.open(split)
+    if isinstance(examples, Stream):
+      return examples.map(lambda example: function(example, (0,)))
+    indices = grain.MapDataset.range(len(examples))
+    return indices.map(lambda index: function(examples[index], (0, index))).to_iter_dataset(self.read_options())
+
+  def _with_loss_mask(self, batch):
+    return {**batch, 'loss_mask': (batch[self.target_segments] > 0).astype(np.float32)}
