@@ -7,9 +7,14 @@ Axes: G routing groups, S tokens in a group, E experts, K experts a token, C slo
     SoftPlan    slots are mixtures of tokens          Soft MoE; the one-hot form of a SlotPlan
     DensePlan   a weight for every token and expert   dense routing; the reference form of all but soft
 
-Conversions run one way, downwards: `to_slots`, `to_soft`, `to_dense`.
+Conversions run one way, downwards: `to_slots`, `to_soft`, `to_dense`. Every plan also has
+
+    pick(values)    a value for every token and expert -> one for each of the plan's entries,
+    scale(factor)   the plan with its weights multiplied, entry by entry,
+    shares()        <float32>[G,S,E] how much of each token goes to each expert: a count, or a weight where all do.
 """
 import dataclasses
+import typing
 from typing import Literal
 
 import jax
@@ -21,6 +26,11 @@ import jax.numpy as jnp
 #           published top-2 decoders train like this.
 #   future: later tokens decide which experts an earlier one sees (expert choice, batch priority, Soft MoE).
 Leak = Literal['causal', 'slots', 'future']
+
+
+def most_leaking(*leaks: Leak) -> Leak:
+  """What a router leaks whose parts leak `leaks`."""
+  return max(leaks, key=typing.get_args(Leak).index)
 
 
 def _plan(cls):
@@ -68,18 +78,39 @@ class TokenPlan:
     groups, tokens, choices = self.expert.shape
     shape = (groups, self.num_experts, self.capacity)
     # Unkept choices are written out of bounds and fall away.
-    index = (jnp.arange(groups)[:, None, None], self.expert, jnp.where(self.kept, self.slot, self.capacity))
-    token = jnp.broadcast_to(jnp.arange(tokens)[None, :, None], self.expert.shape)
-    return SlotPlan(
-        token=jnp.zeros(shape, jnp.int32).at[index].set(token, mode='drop'),
-        weight=jnp.zeros(shape, self.weight.dtype).at[index].set(self.weight, mode='drop'),
-        filled=jnp.zeros(shape, bool).at[index].set(True, mode='drop'),
-        passthrough=self.passthrough, num_tokens=tokens, leak=self.leak)
+    slot = jnp.where(self.kept, self.slot, self.capacity)
+    # Under vmap groups are a batch dimension of the scatter, which compilers partition without communication.
+    @jax.vmap
+    def write(empty, expert, slot, values):
+      return empty.at[expert, slot].set(values, mode='drop')
+    def fill(values):
+      return write(jnp.zeros(shape, values.dtype), self.expert, slot, values)
+    token = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], self.expert.shape)
+    return SlotPlan(token=fill(token), weight=fill(self.weight), filled=fill(jnp.ones_like(self.kept)),
+                    passthrough=self.passthrough, num_tokens=tokens, leak=self.leak)
 
   def to_dense(self) -> 'DensePlan':
     """<float32>[G,S,E] with the kept weights; a token that names an expert twice gets the sum."""
-    one_hot = jax.nn.one_hot(self.expert, self.num_experts, dtype=self.weight.dtype)
-    return DensePlan(jnp.einsum('gsk,gske->gse', self.kept_weight, one_hot), self.passthrough, leak=self.leak)
+    return DensePlan(self._per_expert(self.kept_weight), self.passthrough, leak=self.leak)
+
+  def pick(self, values: jax.Array) -> jax.Array:
+    """<float>[G,S,E] -> <float>[G,S,K]: the values of the chosen experts."""
+    # A masked sum: its gradient is elementwise, where that of a gather would be a scatter.
+    return jnp.sum(jnp.where(self._chosen(), values[:, :, None], 0), axis=-1)
+
+  def scale(self, factor: jax.Array) -> 'TokenPlan':
+    """`factor`: <float32>[G,S,K]."""
+    return dataclasses.replace(self, weight=self.weight * factor)
+
+  def shares(self) -> jax.Array:
+    """<float32>[G,S,E]: how many kept choices of the token name the expert."""
+    return self._per_expert(self.kept.astype(jnp.float32))
+
+  def _chosen(self) -> jax.Array:
+    return self.expert[..., None] == jnp.arange(self.num_experts)
+
+  def _per_expert(self, values: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(self._chosen(), values[..., None], 0), axis=2)
 
 
 @_plan
@@ -124,7 +155,24 @@ class SlotPlan:
 
   def to_dense(self) -> 'DensePlan':
     """<float32>[G,S,E]."""
-    return DensePlan(self.to_soft().combine.sum(-1), self.passthrough, leak=self.leak)
+    return DensePlan(self._per_token(self.kept_weight), self.passthrough, leak=self.leak)
+
+  def pick(self, values: jax.Array) -> jax.Array:
+    """<float>[G,S,E] -> <float>[G,E,C]: the values of the tokens in the slots."""
+    return jnp.take_along_axis(values.swapaxes(1, 2), self.token, axis=2)
+
+  def scale(self, factor: jax.Array) -> 'SlotPlan':
+    """`factor`: <float32>[G,E,C]."""
+    return dataclasses.replace(self, weight=self.weight * factor)
+
+  def shares(self) -> jax.Array:
+    """<float32>[G,S,E]: how many slots of the expert the token has."""
+    return self._per_token(self.filled.astype(jnp.float32))
+
+  def _per_token(self, values: jax.Array) -> jax.Array:
+    empty = jnp.zeros((len(values), self.num_tokens, self.num_experts), values.dtype)
+    experts = jnp.arange(self.num_experts)[:, None]
+    return jax.vmap(lambda empty, token, values: empty.at[token, experts].add(values))(empty, self.token, values)
 
 
 @_plan
@@ -147,6 +195,18 @@ class SoftPlan:
     """E."""
     return self.dispatch.shape[2]
 
+  def pick(self, values: jax.Array) -> jax.Array:
+    """<float>[G,S,E,C], a value for every token and slot, as it is."""
+    return values
+
+  def scale(self, factor: jax.Array) -> 'SoftPlan':
+    """`factor`: <float32>[G,S,E,C], on `combine`."""
+    return dataclasses.replace(self, combine=self.combine * factor)
+
+  def shares(self) -> jax.Array:
+    """<float32>[G,S,E]: share of the expert's slots in the token's output."""
+    return self.combine.sum(-1)
+
 
 @_plan
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +225,18 @@ class DensePlan:
   def num_experts(self) -> int:
     """E."""
     return self.weight.shape[2]
+
+  def pick(self, values: jax.Array) -> jax.Array:
+    """<float>[G,S,E], as it is."""
+    return values
+
+  def scale(self, factor: jax.Array) -> 'DensePlan':
+    """`factor`: <float32>[G,S,E]."""
+    return dataclasses.replace(self, weight=self.weight * factor)
+
+  def shares(self) -> jax.Array:
+    """<float32>[G,S,E]: the weights."""
+    return self.weight
 
 
 Plan = TokenPlan | SlotPlan | SoftPlan | DensePlan

@@ -1,0 +1,15 @@
+"""Expert Choice: experts take tokens."""
+from typing import Any
+
+
+def expert_choice(capacity_factor: float = 2.) -> dict[str, Any]:
+  """Mixture-of-Experts with Expert Choice Routing (arXiv 2202.09368).
+
+  Section 3.2: S = softmax over experts; every expert takes its C = c*S/E best tokens, weighted by their probability,
+  c = 2 experts a token on average; no auxiliary loss. Not causal: for encoders.
+  """
+  return dict(
+      score=dict(name='linear', init_std=0.02),
+      select=dict(name='expert_choice', capacity_factor=capacity_factor),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='dropless'))

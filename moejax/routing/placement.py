@@ -1,0 +1,206 @@
+"""Placement: how many slots an expert has in every group, and who gets them.
+
+A placement is a class with `leak(train)`, what placing lets through from later tokens, and
+`__call__(plan, gates, *, key, train) -> Plan`, where `gates` are those of the plan's own choices. Padding takes no slot.
+"""
+import dataclasses
+import fractions
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError, Registry
+from moejax.routing.plans import Leak, Plan, TokenPlan
+from moejax.routing.scores import required
+
+PLACEMENTS = Registry('router placement')
+
+Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel']
+Priority = Literal['position', 'batch', 'probability', 'random']
+Order = Literal['choice', 'token']
+
+
+def _up_to_multiple_of_4(slots: int) -> int:
+  return slots + -slots % 4
+
+
+# convention -> (slots for S tokens, E experts, K choices and a factor; the least number of slots there).
+_CONVENTIONS: dict[str, tuple[Callable[[int, int, int, float], int], int]] = {
+    # Exact: in floats, 50 tokens with factor 1.1 and 5 experts would get 12 slots, not 11.
+    'moejax': (lambda s, e, k, f: math.ceil(fractions.Fraction(str(float(f))) * s * k / e), 0),
+    'vmoe': (lambda s, e, k, f: _up_to_multiple_of_4(math.ceil(s * k * f / e)), 0),
+    'flaxformer': (lambda s, e, k, f: round(f * s / e), 4),
+    'mesh_tensorflow': (lambda s, e, k, f: min(s, int(s * f / e)), 4),
+    'deepspeed': (lambda s, e, k, f: math.ceil(s / e * f * k), 4),
+    'fairseq': (lambda s, e, k, f: int(k * f * math.ceil(s / e)), 0),
+    'lingvo': (lambda s, e, k, f: _up_to_multiple_of_4(int(s * f / e)), 0),
+    'tutel': (lambda s, e, k, f: k * int(f * math.ceil(s / e)), 0),
+}
+
+
+def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: Convention = 'moejax',
+             minimum: int | None = None) -> int:
+  """Slots of an expert in a group, by the formula of a codebase.
+
+      moejax            ceil(factor*S*K/E)
+      vmoe              ceil(S*K*factor/E), up to a multiple of 4
+      flaxformer        max(round(factor*S/E), 4)                   K does not count
+      mesh_tensorflow   max(min(S, int(S*factor/E)), 4)             K does not count
+      deepspeed         max(ceil(S/E*factor*K), 4)
+      fairseq           int(K*factor*ceil(S/E))
+      lingvo            int(S*factor/E), up to a multiple of 4      K does not count
+      tutel             K*int(factor*ceil(S/E))
+
+  Args:
+    tokens: S.
+    num_experts: E.
+    k: K, experts a token.
+    factor: how many times an equal share.
+    convention: one of the above.
+    minimum: in place of the 4 of the formulas that have one, or of 0.
+  """
+  formula, least = _CONVENTIONS[convention]
+  return max(formula(tokens, num_experts, k, factor), least if minimum is None else minimum)
+
+
+def checked_slots(slots: int, tokens: int, factor: float, where: str) -> int:
+  """`slots`, or `tokens` if that is less (an expert cannot get more). `where`: config path of `factor`.
+
+  Raises:
+    ValueError: the capacity keeps nothing.
+  """
+  if slots < 1:
+    raise ValueError(f'{where} = {factor} keeps nothing: in a group of {tokens} tokens every expert gets {slots} slots. '
+                     'Raise the factor, set a min_capacity, or make the groups larger.')
+  return min(slots, tokens)
+
+
+def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order: Order = 'choice') -> jax.Array:
+  """How many earlier choices name the same expert.
+
+  Args:
+    expert: <int32>[G,S,K].
+    routed: <bool>[G,S,K]; others take no slot.
+    num_experts: E.
+    order: 'choice': all first choices, then all second ones, each in the order of tokens (GShard, V-MoE, flaxformer and
+      all that follow them); 'token': all choices of a token before the next token, which is strictly causal.
+
+  Returns:
+    <int32>[G,S,K], meaningless where not routed. Unique among the routed choices of an expert.
+  """
+  queue = (lambda array: array.swapaxes(1, 2)) if order == 'choice' else (lambda array: array)
+  queued = queue(expert)
+  names = (queued[..., None] == jnp.arange(num_experts)) & queue(routed)[..., None]
+  names = names.reshape(len(expert), -1, num_experts)
+  earlier = jnp.cumsum(names, axis=1, dtype=jnp.int32) - names
+  return queue(jnp.sum(jnp.where(names, earlier, 0), axis=-1).reshape(queued.shape))
+
+
+def _sorted_by(priority: jax.Array, place: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  # `place` of the rows of `arrays` in descending order of priority (stable), back where they were.
+  def take(array, rows):
+    return jnp.take_along_axis(array, rows.reshape(rows.shape + (1,) * (array.ndim - 2)), axis=1)
+  rows = jnp.argsort(-priority, axis=1, stable=True)
+  return take(place(*(take(array, rows) for array in arrays)), jnp.argsort(rows, axis=1))
+
+
+def slots_by_token_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array,
+                            order: Order = 'choice') -> jax.Array:
+  """`slots_in_order` with the tokens sorted by `priority` <float32>[G,S], highest first.
+
+  With the largest gate of every token as its priority this is Batch Prioritized Routing (V-MoE, section 4).
+  """
+  return _sorted_by(priority, lambda expert, routed: slots_in_order(expert, routed, num_experts, order), expert, routed)
+
+
+def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array) -> jax.Array:
+  """Slots in order of `priority` <float32>[G,S,K]: every expert keeps the choices that want it most.
+
+  This is `switch_max` of Mesh TensorFlow and the policy 'probs' of DeepSpeed; first choices win ties.
+  """
+  def flat(array):
+    return array.swapaxes(1, 2).reshape(len(array), -1, 1)
+  groups, tokens, choices = expert.shape
+  slot = _sorted_by(flat(priority)[..., 0], lambda expert, routed: slots_in_order(expert, routed, num_experts),
+                    flat(expert), flat(routed))
+  return slot.reshape(groups, choices, tokens).swapaxes(1, 2)
+
+
+@PLACEMENTS('dropless')
+@dataclasses.dataclass(frozen=True)
+class Dropless:
+  """Everything that was selected is computed."""
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
+
+  def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    return plan
+
+
+@PLACEMENTS('capacity')
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+  """Every expert has C slots in every group; choices beyond that are dropped.
+
+  Config:
+    capacity_factor: see the function `capacity`.
+    eval_capacity_factor: the factor at evaluation; None: as in training. With convention 'fairseq' it is the share of
+      the S tokens that an expert has slots for (0.25 there): C = ceil(share*S).
+    convention: the formula for C.
+    min_capacity: in place of the least number of slots of the convention.
+    priority: who goes first. 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices with the
+      largest gate (DeepSpeed, `switch_max`); 'random': tokens in random order in training, by position at evaluation
+      (DeepSpeed's random token selection).
+    order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
+  """
+  where: str
+  num_experts: int
+  k: int | None
+  capacity_factor: float
+  eval_capacity_factor: float | None = None
+  convention: Convention = 'moejax'
+  min_capacity: int | None = None
+  priority: Priority = 'position'
+  order: Order = 'choice'
+
+  def __post_init__(self):
+    if self.k is None:
+      raise ConfigError(f'{self.where}: a capacity is for tokens that choose experts, which this selection does not '
+                        "let them. Use place=dict(name='dropless').")
+
+  def leak(self, train: bool) -> Leak:
+    if self._priority(train) != 'position':
+      return 'future'
+    return 'slots' if self.order == 'choice' and self.k > 1 else 'causal'
+
+  def slots(self, tokens: int, train: bool) -> int:
+    """C for groups of `tokens`. Raises ValueError where that is 0."""
+    key = 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'
+    factor = getattr(self, key)
+    if key == 'eval_capacity_factor' and self.convention == 'fairseq':
+      slots = math.ceil(factor * tokens)
+    else:
+      slots = capacity(tokens, self.num_experts, self.k, factor, self.convention, self.min_capacity)
+    return checked_slots(slots, tokens, factor, f'{self.where}.{key}')
+
+  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+    slots = self.slots(plan.expert.shape[1], train)
+    arguments = (plan.expert, plan.kept, self.num_experts)
+    match self._priority(train):
+      case 'position':
+        slot = slots_in_order(*arguments, self.order)
+      case 'batch':
+        slot = slots_by_token_priority(*arguments, gates.max(-1), self.order)
+      case 'random':
+        draw = jax.random.uniform(required(key, 'place "capacity" with priority="random"'), plan.expert.shape[:2])
+        slot = slots_by_token_priority(*arguments, draw, self.order)
+      case 'probability':
+        slot = slots_by_choice_priority(*arguments, gates)
+    return dataclasses.replace(plan, kept=plan.kept & (slot < slots), slot=slot, capacity=slots)
+
+  def _priority(self, train: bool) -> Priority:
+    return 'position' if self.priority == 'random' and not train else self.priority

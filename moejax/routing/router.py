@@ -1,0 +1,127 @@
+"""A router is six pure stages: features -> score -> select -> weigh -> place -> balance.
+
+    stage     does                                    room
+    features  what the router looks at                scores.py
+    score     [.., D] -> logits[G,S,E], and noise     scores.py
+    select    which experts a token, or which tokens an expert   selection.py
+    weigh     combine weights of what was selected    weighting.py
+    place     capacity, and who goes first            placement.py
+    balance   losses, metrics, state updates          balancing.py
+
+Each stage is named in the config, so that any one can be overridden or swapped for another paper's; a paper
+(`papers/`) is the dict that names them.
+"""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import config as configs
+from moejax.random import derive
+from moejax.routing import balancing
+from moejax.routing.placement import PLACEMENTS
+from moejax.routing.plans import Leak, Plan, most_leaking
+from moejax.routing.scores import FEATURES, SCORES, RouterInputs, Scores
+from moejax.routing.selection import SELECTIONS
+from moejax.routing.weighting import WEIGHTINGS, router_probs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterOutput:
+  """Everything a router computes; nothing is sown, nothing is global.
+
+  Attributes:
+    plan: where tokens go.
+    losses: `{name: scalar}` to add to the objective, already multiplied by their coefficients.
+    metrics: `{name: array}`; for every router `load` [E] (share of the choices that name the expert, before capacity;
+      of the weight where all experts see all tokens), `dropped` (share of the choices that are not computed; of tokens
+      that no expert sees where experts choose), `confidence` (largest router probability) and `entropy` (nats), means
+      over valid tokens; and each loss before its coefficient, as `<name>_loss`.
+    updates: new values of the router's state, as a nested dict over its paths; empty for most routers, and always
+      outside training.
+  """
+  plan: Plan
+  losses: dict[str, jax.Array]
+  metrics: dict[str, jax.Array]
+  updates: dict[str, Any]
+
+
+class Router(nnx.Module):
+  """The six stages, one after the other. Groups never see each other."""
+
+  def __init__(self, *, where: str, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
+               features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
+               place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
+    self.num_experts = num_experts
+    self.features = FEATURES.build(features, f'{where}.features', dim=dim)
+    self.score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
+    self.select = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
+    if self.select.reads_slots != (self.score.slots is not None):
+      raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit: '
+                                "'soft_moe' scores slots, which only 'soft' selects by.")
+    if self.select.reads_slots and balance:
+      raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
+    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', k=self.select.k)
+    self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
+    self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
+                                   noisy=self.score.noisy)
+
+  def leak(self, train: bool) -> Leak:
+    """Whether an output depends on later tokens of its group; a property of the config."""
+    return most_leaking(self.select.leak, self.place.leak(train))
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None = None,
+               train: bool = False) -> RouterOutput:
+    """Routes every token of every group.
+
+    Args:
+      x: <float>[G,S,D].
+      inputs: what else the router may look at.
+      key: needed in training by routers with randomness; evaluation never uses it.
+      train: noise, capacity and updates are those of training.
+
+    Raises:
+      ValueError: a key is needed, an input is missing, or the capacity keeps nothing.
+    """
+    stage = lambda name: dict(key=derive(key, name), train=train)
+    valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
+    scores = self.score(self.features(x, inputs), **stage('score'))
+    gates = self.weigh.gates(scores.logits)
+    for balancer in self.balance.values():
+      scores = balancer.adjust(scores, gates)
+    selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
+    placed = self.weigh.after_drops(self.place(selected, selected.pick(gates), **stage('place')))
+    routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid)
+    raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
+    raw = {name: loss for name, loss in raw.items() if loss is not None}
+    updates = {name: balancer.update(routed) for name, balancer in self.balance.items()} if train else {}
+    updates = {name: update for name, update in updates.items() if update}
+    return RouterOutput(
+        plan=dataclasses.replace(placed, leak=self.leak(train)),
+        losses={name: self.balance[name].coefficient * loss for name, loss in raw.items()},
+        metrics=jax.lax.stop_gradient({**_metrics(routed, placed, self.select.k),
+                                       **{f'{name}_loss': loss for name, loss in raw.items()}}),
+        updates={'balance': updates} if updates else {})
+
+
+def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
+  """The router that `config` describes; `where` is its config path, for errors. Raises `ConfigError`."""
+  return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
+
+
+def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str, jax.Array]:
+  shares, computed = routed.plan.shares(), placed.shares()
+  # Demand: the choices of a token; where tokens do not choose, to be seen at all.
+  demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
+  served = jnp.minimum((computed > 0).sum(-1), demand)
+  def token_mean(values):
+    return jnp.sum(jnp.where(routed.valid, values, 0)) / jnp.maximum(routed.valid.sum(), 1)
+  return dict(
+      load=shares.sum((0, 1)) / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny),
+      dropped=(demand - served).sum() / jnp.maximum(demand.sum(), 1),
+      confidence=token_mean(routed.probs.max(-1)),
+      entropy=token_mean(jax.scipy.special.entr(routed.probs).sum(-1)))

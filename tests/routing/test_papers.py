@@ -1,0 +1,227 @@
+"""What every paper's router owes, in one class over all of them: a new paper is one more line in `PAPERS`."""
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import functional
+from moejax.routing import papers, router
+from moejax.routing.router import RouterInputs
+import routing_reference as reference
+
+G, S, D, E, V = 2, 12, 8, 4, 11
+
+# Capacities are tight where there is one, so that tokens are dropped.
+PAPERS = dict(
+    expert_choice=papers.expert_choice(capacity_factor=1.),
+    gshard=papers.gshard(),
+    hash_layers=papers.hash_layers(V),
+    loss_free=papers.loss_free(k=2),
+    soft_moe=papers.soft_moe(slots=2),
+    st_moe=papers.st_moe(capacity_factor=1.),
+    switch=papers.switch(capacity_factor=1., eval_capacity_factor=None),
+    top_k_dropless=papers.top_k_dropless(),
+    vmoe=papers.vmoe(capacity_factor=0.6))
+
+LEAKS = dict(expert_choice='future', gshard='slots', hash_layers='causal', loss_free='causal', soft_moe='future',
+             st_moe='slots', switch='causal', top_k_dropless='causal', vmoe='future')
+
+
+class Routed:
+  """A small router of a paper, with compiled functions that the tests share. Evaluation never gets a key."""
+
+  def __init__(self, name):
+    def build(rngs):
+      return router.build(PAPERS[name], 'config.router', dim=D, num_experts=E, rngs=rngs)
+    self.module = build(nnx.Rngs(0))
+    self.functional = functional.functionalize(build)
+    self.params, self.state = self.functional.init(jax.random.key(0))
+    # Kernels of size 0.02 would make all experts alike; Soft MoE's scale makes its softmaxes sharp.
+    self.params = jax.tree.map(lambda leaf: leaf / leaf.std() if leaf.ndim else 5 * leaf, self.params)
+    self.train = jax.jit(functools.partial(self.functional.apply, train=True))
+    self.eval = jax.jit(functools.partial(self.functional.apply, key=None, train=False))
+
+  def __call__(self, x, ids=None, valid=None, key=0, train=True, params=None, state=None):
+    ids = token_ids(0) if ids is None else ids
+    inputs = RouterInputs(token_ids=ids, valid=jnp.ones((G, S), bool) if valid is None else valid)
+    trees = (self.params if params is None else params, self.state if state is None else state)
+    return self.train(*trees, x, inputs, key=jax.random.key(key)) if train else self.eval(*trees, x, inputs)
+
+
+routed = functools.lru_cache(Routed)
+
+
+def tokens(seed):
+  return jax.random.normal(jax.random.key(seed), (G, S, D))
+
+
+def token_ids(seed):
+  return jax.random.randint(jax.random.key(seed), (G, S), 0, V)
+
+
+def assert_same(one, other, **kwargs):
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, **kwargs), one, other)
+
+
+@pytest.mark.parametrize('name', PAPERS)
+class TestEveryPaper:
+
+  @pytest.mark.parametrize('train', [True, False])
+  def test_reports_the_metrics_that_all_routers_report(self, name, train):
+    out = routed(name)(tokens(1), train=train)
+    assert {'load', 'dropped', 'confidence', 'entropy'} <= set(out.metrics)
+    assert {f'{loss}_loss' for loss in out.losses} <= set(out.metrics)
+    assert set(out.losses) == set(PAPERS[name].get('balance', {})) - {'bias'}
+    assert out.metrics['load'].shape == (E,)
+    assert float(out.metrics['load'].sum()) == pytest.approx(1, abs=1e-6)
+    assert 0 <= out.metrics['dropped'] <= 1
+    assert 1 / E <= out.metrics['confidence'] <= 1
+    assert 0 <= out.metrics['entropy'] <= np.log(E) + 1e-6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
+
+  def test_evaluation_needs_no_key_and_repeats(self, name):
+    assert_same(routed(name)(tokens(1), train=False), routed(name)(tokens(1), train=False))
+
+  def test_training_with_randomness_depends_on_its_key_alone(self, name):
+    one, again, other = (routed(name)(tokens(1), key=key) for key in (1, 1, 2))
+    assert_same(one, again)
+    random = name in ('gshard', 'st_moe', 'switch', 'vmoe')
+    differs = [(a != b).any() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other))]
+    assert any(differs) == random
+
+  def test_only_training_updates_state_and_every_update_has_its_place(self, name):
+    router_of = routed(name)
+    assert router_of(tokens(1), train=False).updates == {}
+    updates = router_of(tokens(1)).updates
+    assert bool(updates) == bool(jax.tree.leaves(router_of.state))
+    merged = functional.merge_updates(router_of.state, updates)
+    assert jax.tree.structure(merged) == jax.tree.structure(router_of.state)
+
+  @pytest.mark.parametrize('train', [True, False])
+  def test_padding_changes_nothing_and_goes_nowhere(self, name, train):
+    valid = jnp.ones((G, S), bool).at[0, 2:5].set(False).at[1, 7:].set(False)
+    x, ids = tokens(1), token_ids(1)
+    other_x = jnp.where(valid[..., None], x, 100 * tokens(2))
+    other_ids = jnp.where(valid, ids, token_ids(2))
+    one, other = (routed(name)(*inputs, valid=valid, train=train) for inputs in ((x, ids), (other_x, other_ids)))
+    assert (np.asarray(one.plan.shares())[~valid] == 0).all()
+    np.testing.assert_array_equal(reference.outputs(one.plan, x)[valid], reference.outputs(other.plan, other_x)[valid])
+    assert_same((one.losses, one.metrics, one.updates), (other.losses, other.metrics, other.updates))
+
+  def test_groups_do_not_see_each_other(self, name):
+    x = tokens(1)
+    one, other = (routed(name)(batch).plan for batch in (x, x.at[1].set(tokens(2)[1])))
+    np.testing.assert_array_equal(reference.outputs(one, x)[0], reference.outputs(other, x)[0])
+
+  def test_permuting_the_experts_permutes_the_plan_and_nothing_else(self, name):
+    order = np.array([2, 0, 3, 1])
+    router_of = routed(name)
+    if not jax.tree.leaves(router_of.params):  # hash: the experts are named by the table
+      return
+    axis = 1  # of E in kernel [D,E] and in phi [D,E,C]
+    params = jax.tree.map(lambda leaf: jnp.take(leaf, order, axis) if leaf.ndim > 1 else leaf, router_of.params)
+    one = router_of(tokens(1), train=False)
+    other = router_of(tokens(1), train=False, params=params)
+    # Sums over experts in another order: float32 rounding.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(one.plan.shares()[..., order], other.plan.shares())
+    close(one.metrics['load'][order], other.metrics['load'])
+    for loss in one.losses:
+      close(one.losses[loss], other.losses[loss])
+    if hasattr(one.plan, 'combine'):
+      close(one.plan.combine[:, :, order], other.plan.combine)
+      close(one.plan.dispatch[:, :, order], other.plan.dispatch)
+    else:
+      close(reference.dense_weights(one.plan)[..., order], reference.dense_weights(other.plan))
+
+  @pytest.mark.parametrize('train', [True, False])
+  def test_leaks_exactly_what_it_declares(self, name, train):
+    router_of, leak = routed(name), LEAKS[name]
+    assert router_of.module.leak(train) == leak
+    changed, half = [], S // 2
+    for seed in range(20):
+      x, ids = tokens(3 * seed), token_ids(3 * seed)
+      later_x = x.at[:, half:].set(tokens(3 * seed + 1)[:, half:])
+      later_ids = ids.at[:, half:].set(token_ids(3 * seed + 1)[:, half:])
+      one, other = (router_of(*inputs, train=train).plan for inputs in ((x, ids), (later_x, later_ids)))
+      assert one.leak == leak
+      outputs = [reference.outputs(plan, batch)[:, :half] for plan, batch in ((one, x), (other, later_x))]
+      changed.append((outputs[0] != outputs[1]).any())
+      if leak == 'slots':  # only whether a choice has a slot may change, not the choice
+        np.testing.assert_array_equal(one.expert[:, :half], other.expert[:, :half])
+        first_choices = one.kept[:, :half, 0], other.kept[:, :half, 0]
+        np.testing.assert_array_equal(*first_choices)
+    assert any(changed) == (leak != 'causal')
+
+  def test_routes_in_float32_whatever_the_activations(self, name):
+    router_of = routed(name)
+    program = jax.make_jaxpr(functools.partial(router_of.functional.apply, train=True))(
+        router_of.params, router_of.state, tokens(1).astype(jnp.bfloat16), RouterInputs(token_ids=token_ids(0)),
+        key=jax.random.key(0))
+    # Every variable is printed with its type where it is bound: the activations are the only one in bfloat16.
+    assert len(re.findall(r':bf16\[', str(program))) == 1
+    assert not any(variable.aval.dtype == jnp.bfloat16 for variable in program.jaxpr.outvars)
+
+  @pytest.mark.parametrize('train', [True, False])
+  def test_slots_are_unique_and_within_capacity(self, name, train):
+    plan = routed(name)(tokens(1), train=train).plan
+    if hasattr(plan, 'filled'):
+      for g, e in np.ndindex(G, E):
+        taken = np.asarray(plan.token[g, e])[np.asarray(plan.filled[g, e])]
+        assert len(set(taken)) == len(taken) == plan.capacity
+    if getattr(plan, 'slot', None) is not None:
+      kept = np.asarray(plan.kept)
+      assert (np.asarray(plan.slot)[kept] < plan.capacity).all() and (np.asarray(plan.slot)[kept] >= 0).all()
+      taken = list(zip(np.nonzero(kept)[0], np.asarray(plan.expert)[kept], np.asarray(plan.slot)[kept]))
+      assert len(set(taken)) == len(taken)
+      assert not kept.all()  # the tests of this class would prove little if nothing were dropped
+
+  def test_gradients_are_those_of_finite_differences(self, name):
+    router_of = routed(name)
+    if not jax.tree.leaves(router_of.params):
+      return
+    x, inputs = tokens(1), RouterInputs(token_ids=token_ids(0), valid=jnp.ones((G, S), bool))
+    towards = jax.random.normal(jax.random.key(7), (G, S, E))
+    along = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(8), leaf.shape), router_of.params)
+    def value(t):
+      params = jax.tree.map(lambda leaf, direction: leaf + t * direction, router_of.params, along)
+      out = router_of.functional.apply(params, router_of.state, x, inputs, key=jax.random.key(0), train=True)
+      dense = out.plan.shares() if hasattr(out.plan, 'combine') else out.plan.to_dense().weight
+      return jnp.mean(dense * towards) + sum(out.losses.values())
+    value_and_slope = jax.jit(jax.value_and_grad(value))
+    step = 1e-3  # no choice changes; float32 differences are good to about 1e-7/1e-3
+    (above, _), (below, _), (_, slope) = (value_and_slope(t) for t in (step, -step, 0.))
+    assert abs(slope) > 1e-3
+    assert float(slope) == pytest.approx(float(above - below) / (2 * step), abs=3e-4)
+
+
+ONE_EXPERT = dict(
+    expert_choice=papers.expert_choice(), hash_layers=papers.hash_layers(V), loss_free=papers.loss_free(k=1),
+    soft_moe=papers.soft_moe(), switch=papers.switch(), top_k_dropless=papers.top_k_dropless(k=1),
+    vmoe=papers.vmoe(k=1))
+
+
+@pytest.mark.parametrize('name', ONE_EXPERT)
+@pytest.mark.parametrize('sizes', [(1, 5), (3, 1)])
+def test_one_expert_and_one_token_are_no_special_cases(name, sizes):
+  num_experts, num_tokens = sizes
+  apply = functional.functionalize(
+      lambda rngs: router.build(ONE_EXPERT[name], 'config.router', dim=D, num_experts=num_experts, rngs=rngs))
+  params, state = apply.init(jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (1, num_tokens, D))
+  out = jax.jit(functools.partial(apply.apply, train=True))(
+      params, state, x, RouterInputs(token_ids=jnp.zeros((1, num_tokens), jnp.int32)), key=jax.random.key(2))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out.losses, out.metrics, out.plan.shares())))
+  assert out.metrics['dropped'] == 0
+  if num_experts == 1:
+    np.testing.assert_allclose(out.plan.shares(), np.ones((1, num_tokens, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(out.metrics['load'], [1])
+
+
+def test_every_paper_is_in_these_tests():
+  assert set(papers.__all__) <= set(PAPERS)
+  assert set(papers.__all__) - {'gshard', 'st_moe'} == set(ONE_EXPERT)  # these two need two experts

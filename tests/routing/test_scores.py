@@ -1,0 +1,154 @@
+"""Scores against float64 products, the definitions of the noises, and counting for tables and draws."""
+import collections
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.config import ConfigError
+from moejax.routing import scores
+from moejax.routing.scores import SCORES, RouterInputs
+
+G, S, D, E = 2, 5, 8, 4
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (G, S, D))
+
+
+def build(dim=D, num_experts=E, **config):
+  return SCORES.build(config, 'config.score', dim=dim, num_experts=num_experts, rngs=nnx.Rngs(0))
+
+
+def test_linear_scores_are_a_product_with_a_kernel_and_nothing_else():
+  score = build(name='linear', init_std=1.)
+  out = score(X, key=None, train=False)
+  expected = np.asarray(X, np.float64) @ np.asarray(score.kernel[...], np.float64)
+  # float32 sums of 8 products of size 1: a few units in the last place.
+  np.testing.assert_allclose(out.logits, expected, rtol=0, atol=1e-5)
+  assert out.select is out.logits and out.clean is out.logits and out.noise_std is None
+
+
+def test_a_bias_starts_at_zero_and_is_added():
+  score = build(name='linear', bias=True)
+  without = score(X, key=None, train=False).logits
+  score.bias[...] = jnp.arange(4.)
+  np.testing.assert_allclose(score(X, key=None, train=False).logits - without, np.broadcast_to(np.arange(4.), (G, S, E)),
+                             rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('init_std, expected', [(0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16)])
+def test_the_kernel_starts_with_the_standard_deviation_asked_for(init_std, expected):
+  kernel = build(name='linear', dim=256, num_experts=64, init_std=init_std).kernel[...]
+  # 16,384 draws: the sample deviation is within 3% (more than five standard errors) of the true one.
+  assert float(kernel.std()) == pytest.approx(expected, rel=0.03, abs=1e-9)
+
+
+@pytest.mark.parametrize('noise_std, expected', [('1/E', 1 / 64), (0.5, 0.5)])
+def test_noise_is_added_to_logits_and_selection_but_not_to_clean_logits(noise_std, expected):
+  score = build(name='linear', num_experts=64, noise_std=noise_std)
+  x = jax.random.normal(KEY, (4, 64, D))
+  out = score(x, key=KEY, train=True)
+  np.testing.assert_array_equal(out.clean, score(x, key=None, train=False).logits)
+  noise = np.asarray(out.logits - out.clean)
+  assert noise.std() == pytest.approx(expected, rel=0.03)
+  assert out.select is out.logits
+  assert float(out.noise_std) == pytest.approx(expected)
+
+
+def test_jitter_multiplies_the_features_within_its_bounds():
+  score = build(name='linear', dim=1, num_experts=1, init_std=1., jitter=0.01)
+  x = jnp.ones((1, 4096, 1))
+  ratio = np.asarray(score(x, key=KEY, train=True).logits / score(x, key=None, train=False).logits)
+  # Uniform on [0.99, 1.01]: deviation 0.01/sqrt(3).
+  assert 0.99 <= ratio.min() < 0.9902 and 1.0098 < ratio.max() <= 1.01 + 1e-6
+  assert ratio.std() == pytest.approx(0.01 / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize('config', [dict(name='linear', noise_std='1/E'), dict(name='linear', jitter=0.1),
+                                    dict(name='random')])
+def test_noise_needs_a_key_in_training_and_none_at_evaluation(config):
+  score = build(**config)
+  with pytest.raises(ValueError, match='draws random numbers in training'):
+    score(X, key=None, train=True)
+  first, second = (score(X, key=key, train=False).logits for key in (None, KEY))
+  np.testing.assert_array_equal(first, second)
+
+
+def test_soft_moe_logits_are_scaled_cosines():
+  score = build(name='soft_moe', slots=3)
+  score.scale[...] = jnp.float32(2.5)
+  x, phi = np.asarray(X, np.float64), np.asarray(score.phi[...], np.float64)
+  norms = np.linalg.norm(x, axis=-1)[:, :, None, None] * np.linalg.norm(phi, axis=0)
+  expected = 2.5 * np.einsum('gsd,dec->gsec', x, phi) / norms
+  # The 1e-6 inside the roots changes unit-size norms by less than 1e-6, here up to 1e-5 of the logits.
+  np.testing.assert_allclose(score(X, key=None, train=False).logits, expected, rtol=0, atol=2e-5)
+
+
+def test_soft_moe_logits_do_not_depend_on_the_length_of_a_token():
+  score = build(name='soft_moe')
+  short, long = (score(factor * X, key=None, train=False).logits for factor in (1., 100.))
+  np.testing.assert_allclose(short, long, rtol=0, atol=2e-6)
+
+
+def test_a_random_hash_table_is_uniform_fixed_and_its_seed_s_own():
+  table = scores.hash_table('random', 4096, 8, 42)
+  counts = np.bincount(table, minlength=8)
+  # Binomial(4096, 1/8): mean 512, deviation 21; five of them.
+  assert abs(counts - 512).max() < 106
+  np.testing.assert_array_equal(table, scores.hash_table('random', 4096, 8, 42))
+  assert (table != scores.hash_table('random', 4096, 8, 43)).any()
+
+
+def test_a_balanced_table_gives_equal_counts_without_frequencies():
+  assert set(collections.Counter(scores.hash_table('balanced', 22, 4, 0).tolist()).values()) == {5, 6}
+
+
+def test_a_balanced_table_splits_the_mass_as_evenly_as_its_heaviest_word_allows():
+  # Greedy: 8 alone is more than its share; 4+1 and 3+2 follow (8 -> a, 4 -> b, 3 -> c, 2 -> c (3 < 4), 1 -> b (4 < 5)).
+  frequencies = (1., 8., 2., 4., 3.)
+  table = scores.hash_table('balanced', 5, 3, 0, frequencies)
+  mass = np.bincount(table, weights=frequencies, minlength=3)
+  assert sorted(mass) == [5, 5, 8]
+
+
+def test_a_modulo_table_is_the_id_modulo_e():
+  np.testing.assert_array_equal(scores.hash_table('modulo', 7, 3), [0, 1, 2, 0, 1, 2, 0])
+
+
+def test_hash_scores_make_the_hashed_expert_certain():
+  score = build(name='hash', dim=None, vocab_size=10, table='modulo')
+  logits = score(jnp.array([[0, 5, 9]]), key=None, train=True).logits
+  np.testing.assert_array_equal(jax.nn.softmax(logits), jax.nn.one_hot(jnp.array([[0, 1, 1]]), E))
+  assert np.isfinite(logits).all()
+
+
+def test_random_scores_make_every_expert_equally_likely():
+  logits = build(name='random')(jnp.zeros((1, 4096, D)), key=KEY, train=True).logits
+  counts = np.bincount(np.asarray(logits.argmax(-1)).ravel(), minlength=E)
+  # Binomial(4096, 1/4): mean 1024, deviation 28; five of them.
+  assert abs(counts - 1024).max() < 140
+
+
+def test_token_features_are_float32_and_token_ids_are_asked_for():
+  x = X.astype(jnp.bfloat16)
+  assert scores.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
+  ids = jnp.ones((G, S), jnp.int32)
+  assert scores.TokenIds()(x, RouterInputs(token_ids=ids)) is ids
+  with pytest.raises(ValueError, match='token_ids is None'):
+    scores.TokenIds()(x, RouterInputs())
+
+
+@pytest.mark.parametrize('config, message', [
+    (dict(name='linear', dim=None), r"config\.score: needs vectors"),
+    (dict(name='hash', dim=D, vocab_size=4), r"config\.score: 'hash' looks at token ids"),
+    (dict(name='hash', dim=None, vocab_size=4, frequencies=(1., 2.)), r'config\.score\.frequencies'),
+    (dict(name='hash', dim=None, vocab_size=4, table='balanced', frequencies=(1., 2.)), r'one for each of the 4 ids'),
+    (dict(name='hash', dim=None, vocab_size=4, table='sorted'), r"one of 'random', 'balanced', 'modulo'"),
+    (dict(name='hash', dim=None), r'config\.score\.vocab_size is missing'),
+    (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a number or one of '1/E'"),
+    (dict(name='soft_moe', slots=0), r'config\.score\.slots is 0'),
+])
+def test_scores_that_cannot_be_built_say_where_and_why(config, message):
+  with pytest.raises(ConfigError, match=message):
+    build(**config)

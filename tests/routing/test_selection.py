@@ -1,0 +1,142 @@
+"""Selection against sorting in numpy, exact counts, and frequencies of what is drawn."""
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.config import ConfigError
+from moejax.routing import selection
+from moejax.routing.scores import noiseless
+from moejax.routing.selection import SELECTIONS
+import routing_reference as reference
+
+G, S, E = 2, 7, 4
+KEY = jax.random.key(0)
+# Few distinct values, so that ties are common.
+tied_scores = st.lists(st.integers(-2, 2), min_size=G * S * E, max_size=G * S * E).map(
+    lambda values: np.asarray(values, np.float32).reshape(G, S, E))
+
+top_k = jax.jit(selection.top_k, static_argnums=1)
+expert_choice = jax.jit(selection.expert_choice, static_argnums=2)
+
+
+def build(num_experts=E, **config):
+  return SELECTIONS.build(config, 'config.select', num_experts=num_experts)
+
+
+@given(tied_scores, st.integers(1, E))
+def test_top_k_is_a_stable_sort_cut_off(scores, k):
+  np.testing.assert_array_equal(top_k(scores, k), np.argsort(-scores, axis=-1, kind='stable')[..., :k])
+
+
+@given(tied_scores, st.integers(1, S), st.integers(0, 2**14 - 1))
+def test_every_expert_takes_exactly_its_capacity_of_the_tokens_that_want_it_most(scores, capacity, valid):
+  probs = reference.softmax(scores).astype(np.float32)
+  valid = np.array([valid >> bit & 1 for bit in range(G * S)], bool).reshape(G, S)
+  token, filled = expert_choice(probs, valid, capacity)
+  for g, e in np.ndindex(G, E):
+    ranked = sorted(np.flatnonzero(valid[g]), key=lambda s: -probs[g, s, e])[:capacity]
+    assert list(token[g, e][filled[g, e]]) == ranked
+
+
+def test_padding_is_routed_nowhere():
+  scores = noiseless(jax.random.normal(KEY, (1, 3, E)))
+  valid = jnp.array([[True, False, True]])
+  for config in (dict(name='top_k', k=2), dict(name='top_2'), dict(name='sample', k=1),
+                 dict(name='expert_choice', capacity_factor=4.), dict(name='all')):
+    plan = build(**config)(scores, valid, key=KEY, train=True)
+    np.testing.assert_array_equal(plan.shares()[0, 1], np.zeros(E))
+    assert (plan.shares()[0, 0] > 0).any()
+
+
+def second_expert_share(probs, **config):
+  """How often each expert is the second one of 4,096 equal tokens, and how often there is one at all."""
+  logits = jnp.broadcast_to(jnp.log(jnp.asarray(probs)), (1, 4096, len(probs)))
+  select = build(len(probs), name='top_2', **config)
+  plan = select(noiseless(logits), jnp.ones((1, 4096), bool), key=KEY, train=True)
+  assert (plan.expert[..., 0] == np.argmax(probs)).all() and plan.kept[..., 0].all()
+  second = np.bincount(np.asarray(plan.expert[0, :, 1]), minlength=len(probs)) / 4096
+  return second, float(plan.kept[..., 1].mean())
+
+
+# 4,096 draws: a frequency is within 0.04 (five standard errors at most) of its probability.
+def test_the_second_expert_is_always_the_second_best_by_the_policy_all():
+  second, routed = second_expert_share([.6, .3, .1], second='all')
+  assert second.tolist() == [0, 1, 0] and routed == 1
+
+
+def test_the_second_expert_is_drawn_from_the_softmax_without_the_first_by_the_policy_sampling():
+  second, routed = second_expert_share([.6, .3, .1], second='sampling')
+  np.testing.assert_allclose(second, [0, .75, .25], atol=0.04)
+  assert routed == 1
+
+
+@pytest.mark.parametrize('threshold, expected', [
+    (0.5, 2 / 3),    # g2 = .3/.9 = 1/3; GShard keeps it with probability 2*g2
+    (0.2, 1.),       # Mesh TensorFlow: 1/3 is above the threshold
+    (1., 1 / 3),
+])
+def test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random(threshold, expected):
+  second, routed = second_expert_share([.6, .3, .1], second='random', threshold=threshold)
+  assert second.tolist() == [0, 1, 0]
+  assert routed == pytest.approx(expected, abs=0.04)
+
+
+def test_the_second_expert_is_random_at_evaluation_only_where_asked_for_and_then_repeats():
+  logits = jnp.broadcast_to(jnp.log(jnp.array([.8, .2])), (1, 512, 2))
+  valid = jnp.ones((1, 512), bool)
+  always, mesh_tensorflow = (
+      build(2, name='top_2', second='random', eval_second=policy) for policy in ('all', 'random'))
+  assert always(noiseless(logits), valid, key=None, train=False).kept.all()
+  first, second = (mesh_tensorflow(noiseless(logits), valid, key=key, train=False).kept for key in (None, KEY))
+  np.testing.assert_array_equal(first, second)
+  assert 0.2 < float(first[..., 1].mean()) < 0.6  # 2*g2 = 0.4
+
+
+def test_sampled_experts_follow_the_softmax_in_training_and_are_the_best_at_evaluation():
+  probs = np.array([.5, .3, .2])
+  scores = noiseless(jnp.broadcast_to(jnp.log(jnp.asarray(probs, jnp.float32)), (1, 4096, 3)))
+  valid = jnp.ones((1, 4096), bool)
+  select = build(3, name='sample', k=1)
+  drawn = select(scores, valid, key=KEY, train=True).expert
+  np.testing.assert_allclose(np.bincount(np.asarray(drawn).ravel(), minlength=3) / 4096, probs, atol=0.04)
+  assert (select(scores, valid, key=None, train=False).expert == 0).all()
+
+
+def test_randomness_needs_a_key_in_training():
+  scores, valid = noiseless(jnp.zeros((1, 2, 3))), jnp.ones((1, 2), bool)
+  for config in (dict(name='sample', k=1), dict(name='top_2', second='random'), dict(name='top_2', second='sampling')):
+    with pytest.raises(ValueError, match='draws random numbers in training'):
+      build(3, **config)(scores, valid, key=None, train=True)
+
+
+def test_soft_dispatch_is_a_distribution_over_valid_tokens():
+  logits = 3 * jax.random.normal(KEY, (2, 5, 2, 3))
+  valid = jnp.array([[True, True, False, True, False], [False] * 5])
+  dispatch = selection.soft_dispatch(logits, valid)
+  expected = reference.softmax(np.asarray(logits[0, [0, 1, 3]]), axis=0)
+  # One rounding of each of a few float32 operations.
+  np.testing.assert_allclose(dispatch[0, [0, 1, 3]], expected, rtol=1e-6, atol=1e-7)
+  np.testing.assert_array_equal(dispatch[0, [2, 4]], 0)
+  np.testing.assert_array_equal(dispatch[1], 0)
+
+
+@pytest.mark.parametrize('config, num_experts', [
+    (dict(name='top_k', k=5), 4), (dict(name='top_k', k=0), 4), (dict(name='top_2'), 1), (dict(name='sample', k=3), 2)])
+def test_a_token_cannot_choose_more_experts_than_there_are(config, num_experts):
+  with pytest.raises(ConfigError, match=rf'config\.select: a token cannot choose \d of {num_experts} experts'):
+    build(num_experts, **config)
+
+
+def test_expert_choice_that_takes_no_token_says_so():
+  select = build(4, name='expert_choice', capacity_factor=0.5, convention='lingvo')
+  with pytest.raises(ValueError, match=r'config\.select\.capacity_factor = 0\.5 keeps nothing'):
+    select(noiseless(jnp.zeros((1, 4, 4))), jnp.ones((1, 4), bool), key=None, train=False)
+
+
+def test_expert_choice_takes_every_token_once_where_there_is_one_expert():
+  plan = build(1, name='expert_choice', capacity_factor=2.)(
+      noiseless(jnp.zeros((1, 5, 1))), jnp.ones((1, 5), bool), key=None, train=False)
+  np.testing.assert_array_equal(plan.shares(), np.ones((1, 5, 1)))
