@@ -1,0 +1,77 @@
+"""What all dispatchers share: the registry, the refusal of plans they cannot run, and the identity path."""
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from moejax.config import ConfigError, Registry
+from moejax.routing.plans import Plan, TokenPlan
+
+DISPATCHERS = Registry('dispatcher')
+
+
+def build(config, where: str) -> 'Dispatcher':
+  """The dispatcher that `config` names, e.g. `dict(name='gather')`. `where` is the config path, for errors."""
+  return DISPATCHERS.build(config, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatcher:
+  """Executes plans. A subclass states which (`supports`) and how (`run`).
+
+  Attributes:
+    where: config path, for errors.
+  """
+  where: str
+
+  @classmethod
+  def supports(cls, plan_type: type[Plan], placed: bool) -> bool:
+    """Whether plans of this type can be run; `placed`: whether they have a capacity (TokenPlans may not)."""
+    raise NotImplementedError
+
+  def run(self, plan: Plan, x: jax.Array, experts: Callable) -> jax.Array:
+    """x: <float>[G,S,D], experts: `(rows, layout) -> rows` -> <float>[G,S,D], without the identity path."""
+    raise NotImplementedError
+
+  def __call__(self, plan: Plan, x: jax.Array, experts: nnx.Module, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    """The sum over experts of combine weight times expert output, plus `passthrough` times the token itself.
+
+    Args:
+      plan: over the G groups of S tokens of `x`.
+      x: <float>[G,S,D].
+      experts: called as `experts(rows, layout, key=key, train=train)`.
+      key: for dropout in the experts.
+      train: passed on to the experts.
+
+    Returns:
+      <float>[G,S,D] of the dtype of `x`.
+
+    Raises:
+      ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan.
+    """
+    self.check(plan)
+    y = self.run(plan, x, functools.partial(experts, key=key, train=train))
+    if plan.passthrough is not None:
+      y = y + plan.passthrough[..., None] * x
+    return y.astype(x.dtype)
+
+  def check(self, plan: Plan) -> None:
+    """Raises ConfigError, naming the dispatchers that can, unless this one can run `plan`."""
+    kind = type(plan), _placed(plan)
+    if not self.supports(*kind):
+      own = next(name for name in DISPATCHERS if DISPATCHERS[name] is type(self))
+      able = [repr(name) for name in DISPATCHERS if DISPATCHERS[name].supports(*kind)]
+      raise ConfigError(f'{self.where}: dispatcher {own!r} cannot run a {_describe(plan)}; {" and ".join(able)} can. '
+                        'Change the name, or the router that makes the plan.')
+
+
+def _placed(plan):
+  return not isinstance(plan, TokenPlan) or plan.capacity is not None
+
+
+def _describe(plan):
+  capacity = (' with a capacity' if _placed(plan) else ' without a capacity') if isinstance(plan, TokenPlan) else ''
+  return type(plan).__name__ + capacity

@@ -1,0 +1,65 @@
+"""Dispatch by reading rows: each slot reads its token, each token reads its slots. No one-hot products."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moejax.dispatch import layouts
+from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.routing.plans import SlotPlan, TokenPlan
+
+
+@DISPATCHERS('gather')
+@dataclasses.dataclass(frozen=True)
+class Gather(Dispatcher):
+  """Rows are read into buffers [E,G*C,D]; the experts are batched matmuls over them, empty slots included.
+
+  A TokenPlan knows the slot of each token and the token of each slot, so that both passes read both ways. A SlotPlan
+  knows only the latter: its outputs are scattered.
+  """
+
+  @classmethod
+  def supports(cls, plan_type, placed):
+    """Plans whose slots hold one token."""
+    return plan_type in (SlotPlan, TokenPlan) and placed
+
+  def run(self, plan, x, experts):
+    """See `Dispatcher.run`."""
+    return (_run_tokens if isinstance(plan, TokenPlan) else _run_slots)(plan, x, experts)
+
+
+def _run_tokens(plan, x, experts):
+  groups, tokens, choices = plan.expert.shape
+  slots = plan.num_experts * plan.capacity
+  slot_of_choice = jnp.where(plan.kept, plan.expert * plan.capacity + plan.slot, slots)
+  choice_of_slot = _inverse(slot_of_choice.reshape(groups, -1), slots)
+  token = choice_of_slot // choices  # S where the slot is empty
+  rows = layouts.take_rows(x, token, slot_of_choice)
+  y = _on_buffers(rows, token, plan, experts)
+  y = layouts.take_rows(y, slot_of_choice.reshape(groups, -1), choice_of_slot[..., None])
+  return (plan.kept_weight[..., None] * y.reshape(groups, tokens, choices, -1)).sum(axis=2)
+
+
+def _inverse(target, size):
+  # source <int32>[G,size] with target[source[n]] == n, and M where nothing targets n; target <int32>[G,M].
+  count = target.shape[1]
+  return jax.vmap(lambda target: jnp.full(size, count).at[target].set(jnp.arange(count), mode='drop'))(target)
+
+
+def _run_slots(plan, x, experts):
+  groups, tokens, _ = x.shape
+  token = jnp.where(plan.filled, plan.token, tokens).reshape(groups, -1)
+  y = _on_buffers(layouts.take_or_zeros(x, token), token, plan, experts)
+  return layouts.add_rows(plan.kept_weight.reshape(groups, -1, 1) * y, token, tokens)
+
+
+def _on_buffers(rows, token, plan, experts):
+  # rows <float>[G,E*C,D] and their tokens <int32>[G,E*C] -> <float>[G,E*C,D].
+  groups, _, dim = rows.shape
+  num_tokens = plan.expert.shape[1] if isinstance(plan, TokenPlan) else plan.num_tokens
+  shape = (groups, plan.num_experts, plan.capacity)
+  ids = layouts.row_ids(token.reshape(shape) + num_tokens * jnp.arange(groups)[:, None, None],
+                        jnp.arange(plan.num_experts)[:, None], plan.num_experts)
+  buffers = layouts.to_buffers(rows.reshape(*shape, dim))
+  y = experts(buffers, layouts.Buffers(ids.swapaxes(0, 1).reshape(plan.num_experts, -1)))
+  return layouts.from_buffers(y, groups).reshape(groups, -1, dim)

@@ -1,0 +1,143 @@
+"""How rows lie in memory when experts work on them (the `Layout`s of `moejax.experts`), and how rows get there.
+
+Dropout masks are drawn for each row from its id, which is made of token and expert alone: dispatchers that lay the same
+work out differently draw the same masks.
+"""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moejax.kernels.grouped_matmul import Name, grouped_matmul
+from moejax.parallel import rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffers:
+  """Rows <float>[E,N,D]: equally many for each expert.
+
+  Attributes:
+    row_ids: <int32>[E,N].
+  """
+  row_ids: jax.Array
+
+  def matmul(self, rows, w):
+    """rows: <float>[E,N,D], w: <float>[E,D,F] -> <float>[E,N,F]."""
+    return jnp.einsum('end,edf->enf', rows, w)
+
+  def per_row(self, b):
+    """b: <float>[E,F] -> <float>[E,1,F]."""
+    return b[:, None]
+
+  def bernoulli(self, key, p, shape):
+    """<bool>[E,N,F]."""
+    return _bernoulli_by_row(key, p, self.row_ids, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+  """Rows <float>[M,D] sorted by expert; rows that belong to none come last.
+
+  Attributes:
+    expert: <int32>[M] of each row; E where none.
+    group_sizes: <int32>[E] rows of each expert.
+    row_ids: <int32>[M].
+    implementation: of the grouped matmul.
+  """
+  expert: jax.Array
+  group_sizes: jax.Array
+  row_ids: jax.Array
+  implementation: Name | None = None
+
+  def matmul(self, rows, w):
+    """rows: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]."""
+    return grouped_matmul(rows, w, self.group_sizes, implementation=self.implementation)
+
+  def per_row(self, b):
+    """b: <float>[E,F] -> <float>[M,F]."""
+    return b.at[self.expert].get(mode='fill', fill_value=0, indices_are_sorted=True)
+
+  def bernoulli(self, key, p, shape):
+    """<bool>[M,F]."""
+    return _bernoulli_by_row(key, p, self.row_ids, shape)
+
+
+class Dense:
+  """Rows <float>[..,D] that all meet the same weights, which have no expert axis."""
+
+  def matmul(self, rows, w):
+    """rows: <float>[..,D], w: <float>[D,F] -> <float>[..,F]."""
+    return rows @ w
+
+  def per_row(self, b):
+    """b: <float>[F] -> the same."""
+    return b
+
+  def bernoulli(self, key, p, shape):
+    """<bool>[..,F]."""
+    return jax.random.bernoulli(key, p, shape)
+
+
+def _bernoulli_by_row(key, p, row_ids, shape):
+  draw = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), p, shape[-1:]))
+  return draw(row_ids.reshape(-1)).reshape(shape)
+
+
+def row_ids(token: jax.Array, expert: jax.Array, num_experts: int) -> jax.Array:
+  """<int32>: one number for each token (counted over all groups) and expert."""
+  return token * num_experts + jnp.minimum(expert, num_experts - 1)
+
+
+def to_buffers(rows: jax.Array) -> jax.Array:
+  """rows: <float>[G,E,C,D] -> <float>[E,G*C,D]. On a mesh tokens travel to their experts here: one all-to-all."""
+  groups, experts, capacity, dim = rows.shape
+  rows = rules.constrain(rows, ('group', None, None, None))
+  rows = rows.swapaxes(0, 1).reshape(experts, groups * capacity, dim)
+  return rules.constrain(rows, ('expert', 'slot', None))
+
+
+def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
+  """rows: <float>[E,G*C,D] -> <float>[G,E,C,D]. On a mesh they travel back."""
+  rows = rules.constrain(rows, ('expert', 'slot', None))
+  rows = rows.reshape(rows.shape[0], groups, -1, rows.shape[-1]).swapaxes(0, 1)
+  return rules.constrain(rows, ('group', None, None, None))
+
+
+@jax.custom_vjp
+def take_rows(x: jax.Array, source: jax.Array, users: jax.Array) -> jax.Array:
+  """Row m of the result is `x[source[m]]`, or zeros where `source[m]` is N. The gradient is read, too, not scattered.
+
+  Args:
+    x: <float>[G,N,D].
+    source: <int32>[G,M].
+    users: <int32>[G,N,K] the inverse: the rows m whose source is n, and M where there are fewer than K.
+
+  Returns:
+    <float>[G,M,D].
+  """
+  del users
+  return take_or_zeros(x, source)
+
+
+def _take_rows_forward(x, source, users):
+  return take_or_zeros(x, source), users
+
+
+def _take_rows_backward(users, dy):
+  groups, rows, uses = users.shape
+  dx = take_or_zeros(dy, users.reshape(groups, rows * uses)).reshape(groups, rows, uses, -1).sum(axis=2)
+  return dx, None, None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+def take_or_zeros(x: jax.Array, source: jax.Array) -> jax.Array:
+  """x: <float>[G,N,D], source: <int32>[G,M] -> <float>[G,M,D]; zeros where `source` is N."""
+  return jax.vmap(lambda x, source: x.at[source].get(mode='fill', fill_value=0))(x, source)
+
+
+def add_rows(y: jax.Array, target: jax.Array, num_rows: int) -> jax.Array:
+  """y: <float>[G,M,D], target: <int32>[G,M] -> <float>[G,N,D] sums of the rows with that target; N falls away."""
+  zeros = jnp.zeros((num_rows, y.shape[-1]), y.dtype)
+  return jax.vmap(lambda y, target: zeros.at[target].add(y, mode='drop'))(y, target)

@@ -1,0 +1,49 @@
+"""What an expert computes. Experts are written once; a `Layout` says how their rows lie in memory.
+
+A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one output row for each row. Which row meets
+which expert's weights is the layout's business alone.
+"""
+from typing import Protocol
+
+import jax
+from flax import nnx
+
+from moejax import config as config_lib
+
+EXPERTS = config_lib.Registry('expert')
+
+
+class Layout(Protocol):
+  """Rows that have been brought to their experts: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
+
+  def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
+    """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
+
+  def per_row(self, b: jax.Array) -> jax.Array:
+    """b: <float>[E,F] -> what broadcasts to <float>[..,F]: for each row the vector of its expert."""
+
+  def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
+    """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
+
+
+def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> nnx.Module:
+  """The experts that `config` names, e.g. `dict(name='feed_forward', hidden=1024)`.
+
+  Args:
+    config: `name` and the keys of that constructor.
+    where: config path, for errors.
+    dim: D.
+    num_experts: E, or None for a single one whose weights have no expert axis.
+    dtype: dtype of the computation; parameters are float32.
+    rngs: source of the initial values.
+
+  Returns:
+    A module that is called as `experts(rows, layout, *, key=None, train=False)`.
+
+  Raises:
+    ConfigError: a config that does not fit.
+  """
+  return EXPERTS.build(config, where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs)
+
+
+from moejax.experts import feed_forward  # noqa: E402,F401  (registers itself)

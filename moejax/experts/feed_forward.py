@@ -1,0 +1,98 @@
+"""Feed-forward experts: two matrices and an activation, or three where the activation is gated."""
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.experts import EXPERTS, Layout
+
+Activation = Literal['gelu', 'relu', 'silu', 'squared_relu', 'geglu', 'reglu', 'swiglu']
+
+# gelu is the tanh approximation; squared ReLU is So et al. 2021 (Primer).
+ACTIVATIONS = {'gelu': jax.nn.gelu, 'relu': jax.nn.relu, 'silu': jax.nn.silu,
+               'squared_relu': lambda x: jnp.square(jax.nn.relu(x))}
+# Shazeer 2020, "GLU variants improve transformer", eq. 6: act(x Wg) * (x Wi).
+GATES = {'geglu': jax.nn.gelu, 'reglu': jax.nn.relu, 'swiglu': jax.nn.silu}
+assert set(ACTIVATIONS) | set(GATES) == set(get_args(Activation))
+
+
+@EXPERTS('feed_forward')
+class FeedForward(nnx.Module):
+  """`act(x Wi + bi) Wo + bo`, or gated `(act(x Wg + bg) * (x Wi + bi)) Wo + bo`, for every expert.
+
+  Parameters, with a leading axis E unless `num_experts` is None: `wi` and `wg` [D,F], `wo` [F,D], `bi` and `bg` [F],
+  `bo` [D].
+  """
+
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int,
+               activation: Activation = 'gelu', use_bias: bool = False, dropout: float = 0.,
+               init: Literal['independent', 'identical'] = 'independent', init_scale: float = 1.):
+    """Initialises the weights; biases start at zero.
+
+    Args:
+      where: config path, for errors.
+      dim: D.
+      num_experts: E, or None for one dense feed-forward without expert axis.
+      dtype: dtype of the computation.
+      rngs: source of the initial values.
+      hidden: F.
+      activation: the nonlinearity; 'geglu', 'reglu' and 'swiglu' are gated, and have a third matrix.
+      use_bias: whether there are biases.
+      dropout: share of hidden units dropped in training (Switch Transformer's expert dropout).
+      init: 'independent', or 'identical': all experts start as one (V-MoE and Soft MoE).
+      init_scale: variance scaling with this scale and the fan-in of one expert, truncated normal; 0.1 in Switch
+        Transformer, section 2.4.
+    """
+    if hidden < 1:
+      raise ConfigError(f'{where}.hidden must be at least 1, not {hidden}.')
+    if not 0 <= dropout < 1:
+      raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
+    self.dtype, self.activation, self.dropout = dtype, activation, dropout
+    lead, lead_axes = ((), ()) if num_experts is None else ((num_experts,), ('expert',))
+    draw = jax.nn.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal', batch_axis=range(len(lead)))
+
+    def initialize(key, shape, dtype):
+      if init == 'identical' and lead:
+        return jnp.broadcast_to(draw(key, (1, *shape[1:]), dtype), shape)
+      return draw(key, shape, dtype)
+
+    def weight(shape, axes):
+      return functional.parameter(rngs, initialize, lead + shape, lead_axes + axes)
+
+    def bias(size, axis):
+      return functional.parameter(rngs, jax.nn.initializers.zeros, (*lead, size), (*lead_axes, axis))
+
+    gated = activation in GATES
+    self.wi = weight((dim, hidden), ('embed', 'mlp'))
+    self.wg = weight((dim, hidden), ('embed', 'mlp')) if gated else None
+    self.wo = weight((hidden, dim), ('mlp', 'embed'))
+    self.bi = bias(hidden, 'mlp') if use_bias else None
+    self.bg = bias(hidden, 'mlp') if use_bias and gated else None
+    self.bo = bias(dim, 'embed') if use_bias else None
+
+  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    """rows: <float>[..,D] as `layout` says -> <float>[..,D] of the computation's dtype.
+
+    Raises:
+      ValueError: dropout in training without a key.
+    """
+    def affine(rows, w, b):
+      y = layout.matmul(rows, w[...].astype(self.dtype))
+      return y if b is None else y + layout.per_row(b[...].astype(self.dtype))
+
+    rows = rows.astype(self.dtype)
+    hidden = affine(rows, self.wi, self.bi)
+    if self.activation in GATES:
+      hidden = GATES[self.activation](affine(rows, self.wg, self.bg)) * hidden
+    else:
+      hidden = ACTIVATIONS[self.activation](hidden)
+    if train and self.dropout:
+      if key is None:
+        raise ValueError('dropout in training needs a key.')
+      keep = layout.bernoulli(key, 1 - self.dropout, hidden.shape)
+      hidden = jnp.where(keep, hidden / (1 - self.dropout), 0)
+    return affine(hidden, self.wo, self.bo)

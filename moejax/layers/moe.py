@@ -1,0 +1,110 @@
+"""The mixture-of-experts layer: group, route, dispatch to experts, combine; and an expert that all tokens share."""
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from moejax import dispatch
+from moejax import experts
+from moejax.config import ConfigError, call
+from moejax.dispatch.layouts import Dense
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.routing import router
+from moejax.routing.router import RouterInputs, RouterOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """The keys of `config.moe`.
+
+  Attributes:
+    num_experts: E.
+    experts: what an expert is (`moejax.experts`).
+    router: the stages of the router (`moejax.routing`).
+    dispatch: how tokens reach their experts (`moejax.dispatch`).
+    group: tokens that are routed together, and share a capacity: all of the 'batch', those of one 'sequence', or this
+      many (the largest divisor of B*S that is not above).
+    shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
+  """
+  num_experts: int
+  experts: dict
+  router: dict
+  dispatch: dict
+  group: Literal['batch', 'sequence'] | int = 'batch'
+  shared: dict | None = None
+
+
+class MoE(nnx.Module):
+  """A sparse layer in the place of a feed-forward."""
+
+  def __init__(self, config: Mapping, where: str, *, dim: int, dtype, rngs: nnx.Rngs):
+    """Builds the parts that `config` (the keys of `MoEConfig`) names.
+
+    Raises:
+      ConfigError: a config that does not fit, or experts that the active mesh cannot share out.
+    """
+    config = call(MoEConfig, config, where)
+    check_experts(config.num_experts, rules.active(), where)
+    self.group, self.where = config.group, where
+    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
+    self.dispatch = dispatch.build(config.dispatch, f'{where}.dispatch')
+    self.experts = experts.build(config.experts, f'{where}.experts', dim=dim, num_experts=config.num_experts,
+                                 dtype=dtype, rngs=rngs)
+    self.shared = None if config.shared is None else experts.build(
+        config.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, RouterOutput]:
+    """Routes and computes.
+
+    Args:
+      x: <float>[B,S,D].
+      inputs: what the router may look at besides `x`; fields [B,S].
+      key: for noise in the router and dropout in the experts.
+      train: whether there are any.
+
+    Returns:
+      <float>[B,S,D] of the dtype of `x`, and the router's output. Its plan is over groups, a row-major reshape of
+      [B,S]: `output.plan.to_dense().weight.reshape(B, S, E)` is by token.
+
+    Raises:
+      ConfigError: while tracing: a plan that the dispatcher cannot run, or tokens that cannot be grouped as asked.
+    """
+    batch, length, dim = x.shape
+    tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
+    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs or RouterInputs()))
+    routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
+    y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
+    y = y.reshape(batch, length, dim)
+    if self.shared is not None:
+      y = y + self.shared(x, Dense(), key=derive(key, 'shared'), train=train).astype(y.dtype)
+    return y, routed
+
+
+def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> int:
+  """S: the largest divisor of the B*S tokens that is not above `group`.
+
+  Raises:
+    ConfigError: that is less than half of what was asked for, so another router than the config describes.
+  """
+  total = batch * length
+  if group in ('batch', 'sequence'):
+    return total if group == 'batch' else length
+  wanted = min(group, total)
+  tokens = next((n for n in range(wanted, 0, -1) if total % n == 0), 0)
+  if 2 * tokens < wanted or not tokens:
+    raise ConfigError(f'{where}: {batch} x {length} tokens do not divide into groups of {group}; the largest size '
+                      f'below that does is {tokens}. Choose a divisor of {total}, "sequence" or "batch".')
+  return tokens
+
+
+def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
+  """Raises ConfigError unless the `expert` axis of the mesh divides the number of experts."""
+  shards = 1 if mesh is None else mesh.shape['expert']
+  if num_experts < 1 or num_experts % shards:
+    raise ConfigError(f'{where}.num_experts = {num_experts} cannot be shared out over the {shards} devices of the mesh '
+                      f'axis `expert`: make it a positive multiple of {shards}, or change config.mesh.expert.')
