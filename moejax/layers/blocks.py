@@ -1,0 +1,99 @@
+"""The transformer block: attention, then a feed-forward layer or a mixture of experts, each on a normalised branch."""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.config import ConfigError, call
+from moejax.layers.attention import Attention
+from moejax.layers.dropout import dropout as drop
+from moejax.layers.feed_forward import FeedForward
+from moejax.layers.moe import MoE
+from moejax.layers.norms import NORMS
+from moejax.layers.positions import PositionEncoding
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.routing.router import RouterInputs, RouterOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What all blocks of a stack see besides the activations.
+
+  Attributes:
+    inputs: what routers may look at, over [B,S]; its positions are also those of self-attention.
+    encoding: rotates queries and keys of self-attention.
+    mask: <bool>[B|1,1,S,S] for self-attention, or None: everything sees everything.
+    bias: <float32>[1,H,S,S] for self-attention, or None.
+    memory: <float>[B,T,D] for cross-attention, or None.
+    memory_mask: <bool>[B,1,S,T] for cross-attention.
+  """
+  inputs: RouterInputs
+  encoding: PositionEncoding
+  mask: jax.Array | None = None
+  bias: jax.Array | None = None
+  memory: jax.Array | None = None
+  memory_mask: jax.Array | None = None
+
+
+class Block(nnx.Module):
+  """`x + attention(norm(x))`, then `x + cross_attention(norm(x))` in a decoder with a memory, then `x + f(norm(x))`,
+  where f is a feed-forward layer in a dense block and a mixture of experts in a sparse one.
+
+  ST-MoE (2202.08906) follows the mixture with one more dense feed-forward branch: `extra_feed_forward`.
+  Dropout is on every branch; `stochastic_depth` is the rate of the last block, and grows linearly from 0 at the first.
+  """
+
+  def __init__(self, kind: str, *, where: str, dim: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs,
+               attention: Mapping, feed_forward: Mapping, moe: Mapping | None, norm: Mapping,
+               extra_feed_forward: Mapping | None = None, dropout: float = 0., stochastic_depth: float = 0.,
+               cross_attention: bool = False):
+    self.dropout = dropout
+    self.drop_step = stochastic_depth / max(num_layers - 1, 1)
+    build = dict(dim=dim, dtype=dtype, rngs=rngs)
+    new_norm = lambda: NORMS.build(norm, f'{where}.norm', dim=dim, axis='embed', rngs=rngs)
+
+    self.attention_norm = new_norm()
+    self.attention = call(Attention, attention, f'{where}.attention', **build)
+    self.cross_attention_norm = new_norm() if cross_attention else None
+    self.cross_attention = call(Attention, attention, f'{where}.attention', **build) if cross_attention else None
+    self.feed_forward_norm = new_norm()
+    if kind == 'sparse' and moe is None:
+      raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
+    self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build) if kind == 'dense' else None
+    self.moe = MoE(moe, f'{where}.moe', **build) if kind == 'sparse' else None
+    has_extra = kind == 'sparse' and extra_feed_forward is not None
+    self.extra_norm = new_norm() if has_extra else None
+    self.extra_feed_forward = (call(FeedForward, extra_feed_forward, f'{where}.extra_feed_forward', **build)
+                               if has_extra else None)
+
+  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any,
+               train: bool) -> tuple[jax.Array, RouterOutput | None]:
+    """x: <float>[B,S,D] -> the same, and what the router said. The updates of the output are nested by attribute."""
+    def add(x, branch, name):
+      branch = drop(branch, self.dropout, key=derive(key, f'{name}_dropout'), train=train)
+      if self.drop_step:
+        branch = drop(branch, self.drop_step * depth, key=derive(key, f'{name}_depth'), train=train, shared_axes=(1, 2))
+      return rules.constrain(x + branch.astype(x.dtype), ('batch', 'length', 'embed'))
+
+    attended = self.attention(self.attention_norm(x), mask=context.mask, bias=context.bias, encoding=context.encoding,
+                              positions=context.inputs.positions, key=derive(key, 'attention'), train=train)
+    x = add(x, attended, 'attention')
+    if self.cross_attention is not None:
+      attended = self.cross_attention(self.cross_attention_norm(x), context.memory, mask=context.memory_mask,
+                                      key=derive(key, 'cross_attention'), train=train)
+      x = add(x, attended, 'cross_attention')
+
+    normalised = self.feed_forward_norm(x)
+    if self.moe is None:
+      return add(x, self.feed_forward(normalised, key=derive(key, 'feed_forward'), train=train), 'feed_forward'), None
+    mixed, output = self.moe(normalised, context.inputs, key=derive(key, 'moe'), train=train)
+    x = add(x, mixed, 'moe')
+    if self.extra_feed_forward is not None:
+      extra = self.extra_feed_forward(self.extra_norm(x), key=derive(key, 'extra_feed_forward'), train=train)
+      x = add(x, extra, 'extra_feed_forward')
+    updates = dict(moe=dict(router=output.updates)) if output.updates else {}
+    return x, dataclasses.replace(output, updates=updates)

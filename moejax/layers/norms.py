@@ -1,0 +1,41 @@
+"""Normalisation over the last dimension. Statistics are float32, whatever the activations are."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import Registry
+
+NORMS = Registry('norm')
+
+
+@NORMS('layer_norm')
+class LayerNorm(nnx.Module):
+  """`scale * (x - mean) / sqrt(variance + epsilon) + bias` (1607.06450)."""
+
+  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6, use_bias: bool = True):
+    self.epsilon = epsilon
+    self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
+    self.bias = functional.parameter(rngs, nnx.initializers.zeros, (dim,), (axis,)) if use_bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: <float>[...,D]; the result has its dtype."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+    return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+@NORMS('rms_norm')
+class RMSNorm(nnx.Module):
+  """`scale * x / sqrt(mean(x^2) + epsilon)`: no mean is taken off, nothing is added (1910.07467)."""
+
+  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6):
+    self.epsilon = epsilon
+    self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: <float>[...,D]; the result has its dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+    return y.astype(x.dtype)

@@ -1,0 +1,68 @@
+"""Which layers are sparse. A layout is named in the config: `sparse=dict(name='every', n=2)`; layers count from 0."""
+from collections.abc import Mapping
+
+from moejax.config import ConfigError, Registry
+
+LAYOUTS = Registry('sparse layer layout')
+
+
+def kinds(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
+  """'sparse' or 'dense' for each of `num_layers` layers.
+
+  Raises:
+    ConfigError: the layout names layers that do not exist.
+  """
+  sparse = set(LAYOUTS.build(config, where, num_layers=num_layers))
+  outside = sorted(layer for layer in sparse if not 0 <= layer < num_layers)
+  if outside:
+    raise ConfigError(f'{where}: layer {outside[0]} cannot be sparse; there are {num_layers} layers, counted from 0.')
+  return tuple('sparse' if layer in sparse else 'dense' for layer in range(num_layers))
+
+
+@LAYOUTS('none')
+def none():
+  """No layer."""
+  return ()
+
+
+@LAYOUTS('layers')
+def layers(*, indices: tuple[int, ...]):
+  """Those named."""
+  return indices
+
+
+@LAYOUTS('every')
+def every(*, num_layers: int, n: int):
+  """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4."""
+  return range(n - 1, num_layers, n)
+
+
+@LAYOUTS('last')
+def last(*, num_layers: int, n: int, where: str):
+  """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974)."""
+  return _at_most(n, range(1, num_layers, 2)[-n or num_layers:], where)
+
+
+@LAYOUTS('top')
+def top(*, num_layers: int, n: int, where: str):
+  """The last n layers: Soft MoE; flaxformer's TOP."""
+  return _at_most(n, range(num_layers)[-n or num_layers:], where)
+
+
+@LAYOUTS('bottom')
+def bottom(*, num_layers: int, n: int, where: str):
+  """The first n layers: flaxformer's BOTTOM."""
+  return _at_most(n, range(num_layers)[:n], where)
+
+
+@LAYOUTS('middle')
+def middle(*, num_layers: int, n: int, where: str):
+  """n layers in the middle, the later half where there are two middles: flaxformer's MIDDLE."""
+  first = (num_layers - n + 1) // 2
+  return _at_most(n, range(num_layers)[first:first + n] if n <= num_layers else (), where)
+
+
+def _at_most(n, chosen, where):
+  if len(chosen) != n:
+    raise ConfigError(f'{where}.n: there are not {n} such layers; lower n or add layers.')
+  return chosen

@@ -1,0 +1,140 @@
+"""Where a token stands: five ways to tell the model, all behind one interface.
+
+A position encoding can act in three places, and each kind uses one of them:
+
+    embed    added to the embeddings            learned, sincos2d
+    rotate   applied to queries and keys        rope
+    bias     added to the attention logits      relative_bias
+"""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError, Registry
+
+POSITIONS = Registry('position encoding')
+
+
+@POSITIONS('none')
+class PositionEncoding(nnx.Module):
+  """Tells nothing; what the others derive from."""
+
+  def __init__(self):
+    pass
+
+  def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x: <float>[B,S,D] embeddings at positions <int32>[B,S]."""
+    return x
+
+  def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x: <float>[B,S,H,head_dim] queries or keys at positions <int32>[B,S]."""
+    return x
+
+  def bias(self, queries: int, keys: int) -> jax.Array | None:
+    """<float32>[1,H,queries,keys] to add to the logits of attention within a sequence, or None."""
+    return None
+
+
+@POSITIONS('learned')
+class Learned(PositionEncoding):
+  """A vector for each of `length` positions. Positions beyond are refused by shape, before compilation."""
+
+  def __init__(self, *, dim: int, rngs: nnx.Rngs, length: int, init_std: float = 0.02):
+    self.length = length
+    self.table = functional.parameter(rngs, nnx.initializers.normal(init_std), (length, dim), (None, 'embed'))
+
+  def embed(self, x, positions):
+    if x.shape[1] > self.length:
+      raise ValueError(f'a sequence of {x.shape[1]} tokens but learned positions for {self.length}: '
+                       'raise positions.length or shorten the data.')
+    return x + self.table[...].astype(x.dtype)[positions]
+
+
+@POSITIONS('sincos2d')
+class Sincos2d(PositionEncoding):
+  """Sines and cosines of the row and the column of a patch, D/4 frequencies each (MoCo v3, 2104.02057).
+
+  `grid` is (rows, columns), in row-major order after `prefix` tokens that have no place in the image.
+  """
+
+  def __init__(self, *, dim: int, grid: tuple, prefix: int, where: str, temperature: float = 10000.):
+    if dim % 4 or dim < 8:
+      raise ConfigError(f'{where}: sincos2d needs a model width that is a multiple of 4 and at least 8, not {dim}.')
+    self.grid, self.prefix, self.temperature = grid, prefix, temperature
+
+  def embed(self, x, positions):
+    quarter = x.shape[-1] // 4
+    frequencies = self.temperature ** -(np.arange(quarter) / (quarter - 1))
+    rows, columns = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:self.grid[0], :self.grid[1]])
+    table = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=-1)
+    table = np.concatenate([np.zeros((self.prefix, x.shape[-1])), table])
+    return x + jnp.asarray(table, x.dtype)[positions]
+
+
+@POSITIONS('rope')
+class Rope(PositionEncoding):
+  """Rotates pairs of features by angles proportional to the position (RoFormer, 2104.09864).
+
+  Feature i is paired with feature i + head_dim/2, the convention of Llama checkpoints in transformers.
+  """
+
+  def __init__(self, *, theta: float = 10000.):
+    self.theta = theta
+
+  def rotate(self, x, positions):
+    return rotate(x, positions, self.theta)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+  """x: <float>[B,S,H,head_dim], positions: <int32>[B,S]; angles are float32. Raises ValueError if head_dim is odd."""
+  if x.shape[-1] % 2:
+    raise ValueError(f'rotary positions pair features: head_dim must be even, not {x.shape[-1]}.')
+  half = x.shape[-1] // 2
+  frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[..., None, None].astype(jnp.float32) * frequencies
+  first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+  rotated = jnp.concatenate([first * jnp.cos(angle) - second * jnp.sin(angle),
+                             second * jnp.cos(angle) + first * jnp.sin(angle)], axis=-1)
+  return rotated.astype(x.dtype)
+
+
+@POSITIONS('relative_bias')
+class RelativeBias(PositionEncoding):
+  """A learned bias for each head and each bucket of distances, shared by all layers of a stack (T5, 1910.10683)."""
+
+  def __init__(self, *, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs, buckets: int = 32,
+               max_distance: int = 128):
+    self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
+    init = nnx.initializers.normal(dim ** -0.5)
+    self.table = functional.parameter(rngs, init, (buckets, heads), (None, 'heads'))
+
+  def bias(self, queries, keys):
+    # Documents packed into one row are masked from one another, so differences of indices are those of positions.
+    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+    bucket = relative_position_bucket(distance, self.bidirectional, self.buckets, self.max_distance)
+    return jnp.moveaxis(self.table[...][bucket], -1, 0)[None]
+
+
+def relative_position_bucket(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+  """Bucket of each `distance` = key position - query position: <int>[...] -> <int>[...] in [0, buckets).
+
+  Bidirectional attention gives half of the buckets to each side; otherwise keys ahead count as distance 0. Of those
+  that a side has, the first half holds one distance each, the second half distances up to `max_distance` on a
+  logarithmic scale, and what is further. Evaluated in float32 like the published implementations, whose rounding
+  decides where a bucket ends.
+  """
+  if bidirectional:
+    buckets //= 2
+    offset = np.where(distance > 0, buckets, 0)
+    distance = np.abs(distance)
+  else:
+    offset = 0
+    distance = np.maximum(-distance, 0)
+  exact = buckets // 2
+  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / math.log(max_distance / exact)
+  logarithmic = exact + (ratio * (buckets - exact)).astype(np.int32)
+  return offset + np.where(distance < exact, distance, np.minimum(logarithmic, buckets - 1))

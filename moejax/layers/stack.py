@@ -1,0 +1,169 @@
+"""A stack of blocks of several kinds, scanned or unrolled: the same function of the same key, either way.
+
+A pattern of kinds is factored into segments, each a unit that repeats: 'every second of 12 layers is sparse' is
+(dense, sparse) x 6, and 'the last two odd ones' is dense x 8, then (dense, sparse) x 2. Scanned, a segment is one
+`jax.lax.scan` over its repeats, and only its unit is compiled.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.functional import Tree
+from moejax.routing.router import RouterOutput
+
+Layers = Literal['scan', 'unrolled']
+# What of each block is kept for the backward pass; all else is computed again.
+Remat = Literal['none', 'full', 'dots', 'dots_with_no_batch_dims']
+_POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'dots_with_no_batch_dims': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+# `(block, x, key, depth) -> (x, RouterOutput or None)`; `depth` may be traced.
+Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any], tuple[jax.Array, RouterOutput | None]]
+
+
+@functools.lru_cache
+def factor(kinds: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:
+  """Segments `(unit, repeats)` that spell `kinds`, with as few blocks in their units as possible, then as few segments.
+
+  >>> factor(('dense', 'dense', 'dense', 'sparse', 'dense', 'sparse'))
+  ((('dense',), 2), (('dense', 'sparse'), 2))
+  """
+  best = [(0, 0, ())]  # for each prefix: blocks in units, segments, the segments
+  for end in range(1, len(kinds) + 1):
+    candidates = []
+    for start in range(end):
+      length = end - start
+      period = next(p for p in range(1, length + 1) if length % p == 0 and
+                    kinds[start:end] == kinds[start:start + p] * (length // p))
+      blocks, segments, spelled = best[start]
+      candidates.append((blocks + period, segments + 1, spelled + ((kinds[start:start + period], length // period),)))
+    best.append(min(candidates, key=lambda candidate: candidate[:2]))
+  return best[-1][2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """How a list of blocks is built and run. Holds no variables: those are in what `build` returns.
+
+  Parameter paths below the attribute that holds the blocks are `<depth>/...` unrolled, and
+  `<segment>/<position in the unit>/...` with a leading axis of repeats scanned.
+  """
+  kinds: tuple[str, ...]
+  layers: Layers = 'scan'
+  remat: Remat = 'none'
+
+  def build(self, block: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.List:
+    """`block(kind, rngs=)` for every layer."""
+    make = functional.stack_modules if self.layers == 'scan' else functional.unstacked_modules
+    segments = []
+    for unit, repeats in factor(self.kinds):
+      build_unit = lambda rngs, unit=unit: nnx.List([block(kind, rngs=rngs) for kind in unit])
+      segments.append(make(build_unit, repeats, rngs))
+    if self.layers == 'scan':
+      return nnx.List(segments)
+    return nnx.List([block for segment in segments for unit in segment for block in unit])
+
+  def distinct(self, blocks: nnx.List) -> Iterator[nnx.Module]:
+    """Blocks for reading what is static in them; scanned, one for all repeats."""
+    for block in blocks:
+      if self.layers == 'scan':
+        yield from block
+      else:
+        yield block
+
+  def run(self, blocks: nnx.List, step: Step, x: jax.Array,
+          key: jax.Array | None) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:
+    """Applies all blocks to `x`.
+
+    Returns:
+      x: what comes out of the last block.
+      routers: `{'block_03': RouterOutput}` for each block that returns one, first to last; the same names and shapes
+        whether scanned or not.
+      updates: the router state that changes, nested by the paths of `blocks`.
+    """
+    step = self._rematerialised(step)
+    depths = jnp.arange(len(self.kinds))
+    keys = None if key is None else jax.vmap(lambda depth: jax.random.fold_in(key, depth))(depths)
+    run = self._scan if self.layers == 'scan' else self._unroll
+    x, outputs, updates = run(blocks, step, x, keys, depths)
+    routers = {f'block_{depth:02d}': dataclasses.replace(outputs[depth], updates={}) for depth in sorted(outputs)}
+    return x, routers, updates
+
+  def unrolled(self, scanned: Tree) -> Tree:
+    """Parameters (or any tree of the same paths) of the scanned form in the unrolled form."""
+    tree = {}
+    for depth, segment, repeat, position in self._places():
+      if str(position) in scanned.get(str(segment), {}):
+        tree[str(depth)] = jax.tree.map(lambda leaf: leaf[repeat], scanned[str(segment)][str(position)])
+    return tree
+
+  def scanned(self, unrolled: Tree) -> Tree:
+    """The inverse of `unrolled`."""
+    tree: Tree = {}
+    for depth, segment, _, position in self._places():
+      if str(depth) in unrolled:
+        tree.setdefault(str(segment), {}).setdefault(str(position), []).append(unrolled[str(depth)])
+    return {segment: {position: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+                      for position, trees in unit.items()} for segment, unit in tree.items()}
+
+  def _places(self) -> Iterator[tuple[int, int, int, int]]:
+    # (depth, segment, repeat, position in the unit), by depth
+    depth = 0
+    for segment, (unit, repeats) in enumerate(factor(self.kinds)):
+      for repeat in range(repeats):
+        for position in range(len(unit)):
+          yield depth, segment, repeat, position
+          depth += 1
+
+  def _unroll(self, blocks, step, x, keys, depths):
+    outputs, updates = {}, {}
+    for depth, block in enumerate(blocks):
+      x, output = step(block, x, None if keys is None else keys[depth], depths[depth])
+      if output is not None:
+        outputs[depth] = output
+        if output.updates:
+          updates[str(depth)] = output.updates
+    return x, outputs, updates
+
+  def _scan(self, blocks, step, x, keys, depths):
+    def body(unit, x, per_layer):
+      outputs = []
+      for position, block in enumerate(unit):
+        key, depth = jax.tree.map(lambda a: a[position], per_layer)
+        x, output = step(block, x, key, depth)
+        outputs.append(output)
+      return x, outputs
+
+    stacked, updates, first = [], {}, 0
+    for segment, ((unit, repeats), modules) in enumerate(zip(factor(self.kinds), blocks)):
+      take = lambda a: a[first:first + repeats * len(unit)].reshape(repeats, len(unit))
+      x, outputs = functional.scan_modules(modules, body, x, jax.tree.map(take, (keys, depths)))
+      stacked.append(outputs)
+      changed = {str(position): output.updates for position, output in enumerate(outputs) if output and output.updates}
+      if changed:
+        updates[str(segment)] = changed
+      first += repeats * len(unit)
+    outputs = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
+               for depth, segment, repeat, position in self._places() if stacked[segment][position] is not None}
+    return x, outputs, updates
+
+  def _rematerialised(self, step: Step) -> Step:
+    if self.remat == 'none':
+      return step
+
+    def rematerialised(block, x, key, depth):
+      graph, variables = nnx.split(block)
+      # Inside a scan the loop already keeps the compiler from merging the two computations.
+      compute = jax.checkpoint(lambda variables, x, key, depth: step(nnx.merge(graph, variables), x, key, depth),
+                               policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
+      return compute(variables, x, key, depth)
+    return rematerialised

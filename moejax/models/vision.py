@@ -1,0 +1,125 @@
+"""The vision transformer, dense or with mixtures of experts (ViT 2010.11929, V-MoE 2106.05974, Soft MoE 2308.00951)."""
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError, call
+from moejax.functional import Tree
+from moejax.layers import initializers
+from moejax.layers.attention import Attention
+from moejax.layers.blocks import Context
+from moejax.layers.dropout import dropout as drop
+from moejax.layers.embeddings import Linear
+from moejax.layers.feed_forward import FeedForward
+from moejax.layers.norms import NORMS
+from moejax.layers.positions import POSITIONS
+from moejax.layers.stack import Layers, Remat
+from moejax.layers.transformer import Transformer
+from moejax.models.output import ModelOutput
+from moejax.models.registry import MODELS, Dtype, compute_dtype
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.routing.router import RouterInputs
+
+
+@MODELS('vision')
+class VisionTransformer(Transformer):
+  """Patches to tokens, tokens through a `Transformer`, one vector per image to class logits.
+
+  Config keys besides those of `Transformer`:
+    image_size, channels, patch_size, num_classes, dim: sizes; patch_size divides image_size.
+    positions: see `positions`; 'learned' has one for each patch (and the class token).
+    pool: 'gap' is the mean over tokens, 'token' a class token put before the patches, 'map' attention from a learned
+      query (2106.04560).
+    head_init: how the kernel of the head starts.
+    head_bias: what its bias starts at; '-log(num_classes)' starts sigmoid outputs at the frequency of a class.
+  """
+
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, dim: int,
+               num_layers: int, attention: Mapping, feed_forward: Mapping, channels: int = 3,
+               moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
+               extra_feed_forward: Mapping | None = None, norm: Mapping = dict(name='layer_norm'),
+               positions: Mapping = dict(name='learned'),
+               pool: Literal['gap', 'token', 'map'] = 'gap', head_init: Literal['zeros', 'fan_in'] = 'zeros',
+               head_bias: float | Literal['-log(num_classes)'] = 0., dropout: float = 0., stochastic_depth: float = 0.,
+               layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
+    if image_size % patch_size:
+      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
+                        'use a divisor of image_size.')
+    dtype = compute_dtype(dtype)
+    super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
+                     feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
+                     extra_feed_forward=extra_feed_forward, dropout=dropout, stochastic_depth=stochastic_depth,
+                     layers=layers, remat=remat)
+    self.dtype, self.dropout, self.pool, self.patch_size = dtype, dropout, pool, patch_size
+    self.image_shape = (image_size, image_size, channels)
+    fan_in = initializers.fan_in(in_axis=0, out_axis=1)
+    self.patches = Linear(shape=(patch_size * patch_size * channels, dim), axes=(None, 'embed'), init=fan_in,
+                          bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+    prefix, side = int(pool == 'token'), image_size // patch_size
+    self.class_token = (functional.parameter(rngs, nnx.initializers.zeros, (dim,), ('embed',))
+                        if pool == 'token' else None)
+    self.encoding = POSITIONS.build(positions, f'{where}.positions', dim=dim, rngs=rngs, grid=(side, side),
+                                    prefix=prefix, length=side * side + prefix, heads=attention.get('heads'),
+                                    bidirectional=True)
+    self.map_pool = (MapPool(where=where, dim=dim, dtype=dtype, rngs=rngs, attention=attention,
+                             feed_forward=feed_forward, norm=norm) if pool == 'map' else None)
+    bias = -math.log(num_classes) if head_bias == '-log(num_classes)' else head_bias
+    self.head = Linear(shape=(dim, num_classes), axes=('embed', None), dtype=dtype, rngs=rngs,
+                       init=nnx.initializers.zeros if head_init == 'zeros' else fan_in,
+                       bias_init=nnx.initializers.constant(bias))
+
+  def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
+    """batch: image <float>[B,H,W,C], and optionally valid <bool>[B]: images that are False take no expert's capacity.
+
+    Raises:
+      ValueError: images of another shape than configured.
+    """
+    images = batch['image']
+    if images.shape[1:] != self.image_shape:
+      raise ValueError(f'images are {images.shape[1:]} but the model is for {self.image_shape} '
+                       '(image_size, image_size, channels).')
+    x = self.patches(patchify(images, self.patch_size))
+    if self.class_token is not None:
+      token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+      x = jnp.concatenate([token, x], axis=1)
+    tokens = x.shape[:2]
+    positions = jnp.broadcast_to(jnp.arange(tokens[1]), tokens)
+    valid = jnp.broadcast_to(batch['valid'][:, None], tokens) if 'valid' in batch else None
+    x = self.encoding.embed(x, positions)
+    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'length', 'embed'))
+    context = Context(RouterInputs(valid=valid, positions=positions), self.encoding,
+                      bias=self.encoding.bias(tokens[1], tokens[1]))
+    x, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)
+    features = {'gap': lambda: x.mean(axis=1), 'token': lambda: x[:, 0], 'map': lambda: self.map_pool(x)}[self.pool]()
+    return ModelOutput(self.head(features, jnp.float32), features, routers, updates)
+
+
+class MapPool(nnx.Module):
+  """Multi-head attention pooling: a learned query attends to all tokens, then a feed-forward branch (2106.04560)."""
+
+  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, attention: Mapping,
+               feed_forward: Mapping, norm: Mapping):
+    build = dict(dim=dim, dtype=dtype, rngs=rngs)
+    self.query = functional.parameter(rngs, nnx.initializers.xavier_uniform(), (1, dim), (None, 'embed'))
+    self.attention = call(Attention, attention, f'{where}.attention', **build)
+    self.norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='embed', rngs=rngs)
+    self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """<float>[B,S,D] -> <float>[B,D]."""
+    query = jnp.broadcast_to(self.query[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    pooled = self.attention(query, x)
+    return (pooled + self.feed_forward(self.norm(pooled), key=None, train=False))[:, 0]
+
+
+def patchify(images: jax.Array, size: int) -> jax.Array:
+  """<float>[B,H,W,C] -> <float>[B,(H/size)*(W/size),size*size*C]: patches in row-major order, each row-major inside."""
+  batch, height, width, channels = images.shape
+  x = images.reshape(batch, height // size, size, width // size, size, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)

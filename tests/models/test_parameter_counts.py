@@ -1,0 +1,68 @@
+"""Parameter counts of named sizes: against published totals and against formulas derived by hand. Traced only."""
+import jax
+import jax.numpy as jnp
+import pytest
+
+import tiny
+from moejax import models
+from moejax.routing import papers
+
+SIZES = dict(S=(8, 512, 2048, 8), B=(12, 768, 3072, 12), L=(24, 1024, 4096, 16), H=(32, 1280, 5120, 16))
+
+
+def vit(size, patch, **options):
+  layers, dim, hidden, heads = SIZES[size]
+  return dict(name='vision', image_size=224, patch_size=patch, num_classes=1000, dim=dim, num_layers=layers,
+              attention=dict(heads=heads, use_bias=True), feed_forward=dict(hidden=hidden, use_bias=True),
+              layers='scan') | options
+
+
+def count(config, batch):
+  return models.parameter_counts(models.build(config), batch)
+
+
+IMAGES = dict(image=jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
+
+
+# Published with the checkpoints of torchvision, whose ViTs have a class token and a head for 1000 classes.
+@pytest.mark.parametrize('size, patch, total', [('B', 16, 86_567_656), ('B', 32, 88_224_232), ('L', 16, 304_326_632),
+                                                ('L', 32, 306_535_400), ('H', 14, 632_045_800)])
+def test_vision_transformers_have_the_published_numbers_of_parameters(size, patch, total):
+  assert count(vit(size, patch, pool='token'), IMAGES) == dict(total=total, active=total)
+
+
+def test_vmoe_s32_last_2():
+  layers, dim, hidden, _ = SIZES['S']
+  expert = 2 * dim * hidden + hidden + dim
+  dense = ((32 * 32 * 3 + 1) * dim + 49 * dim           # patches, positions
+           + layers * (4 * dim * dim + 4 * dim          # attention
+                       + 4 * dim)                       # two norms
+           + (layers - 2) * expert + 2 * dim            # feed-forward, final norm
+           + (dim + 1) * 1000)                          # head
+  router = 2 * dim * 8
+  moe = dict(num_experts=8, experts=dict(name='feed_forward', hidden=hidden, use_bias=True), router=papers.vmoe(k=2),
+             dispatch=dict(name='gather'))
+  counts = count(vit('S', 32, moe=moe, sparse=dict(name='last', n=2)), IMAGES)
+  assert counts == dict(total=dense + router + 2 * 8 * expert, active=dense + router + 2 * 2 * expert)
+
+
+def test_mixtral_8x7b():
+  layers, dim, hidden, vocab, kv = 32, 4096, 14336, 32000, 8 * 128
+  rest = 2 * vocab * dim + layers * (2 * dim * dim + 2 * dim * kv + 8 * dim + 2 * dim) + dim
+  expert = 3 * dim * hidden
+  config = dict(name='decoder', vocab_size=vocab, dim=dim, num_layers=layers, attention=dict(heads=32, kv_heads=8),
+                feed_forward=dict(hidden=hidden), sparse=dict(name='every', n=1), layers='scan',
+                moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=hidden, activation='swiglu'),
+                         router=papers.top_k_dropless(k=2), dispatch=dict(name='grouped')))
+  counts = count(config, dict(tokens=jax.ShapeDtypeStruct((1, 8), jnp.int32)))
+  assert counts == dict(total=rest + layers * 8 * expert, active=rest + layers * 2 * expert)
+  # The paper's 47B and 13B.
+  assert round(counts['total'] / 1e9) == 47 and round(counts['active'] / 1e9) == 13
+
+
+def test_where_experts_choose_a_token_meets_as_many_as_there_are_slots_for_it():
+  # Two sides: 4 experts of 2*8*8 weights. Encoder: capacity factor 2, so 2 experts a token; decoder: Switch, 1.
+  config = tiny.encoder_decoder(papers.expert_choice(capacity_factor=2.), tiny.SWITCH)
+  tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  counts = count(config, dict(encoder_tokens=tokens, decoder_tokens=tokens))
+  assert counts['total'] - counts['active'] == (4 - 2) * 128 + (4 - 1) * 128
