@@ -1,0 +1,259 @@
+"""Checkpoints: written in the background, whole or not at all, verified when read, kept while they are last or best.
+
+    checkpoints/<step>/params  router_state  opt_state  average  data  about
+
+Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them. `about` holds the config
+and a fingerprint of every item: what is read back is what was written, or it is not used.
+"""
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from moejax.config import ConfigError
+from moejax.functional import Tree
+from moejax.training import workdir as workdirs
+from moejax.training.recovery import NoCheckpoint
+from moejax.training.step import TrainState
+
+_ITEMS = ('params', 'router_state', 'opt_state', 'average')
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """config.checkpoint.
+
+  Attributes:
+    every: steps between checkpoints; the last step always has one.
+    keep: how many of the latest are kept.
+    metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
+    mode: whether the best is the largest or the smallest.
+  """
+  where: str
+  every: int = 500
+  keep: int = 2
+  metric: str | None = None
+  mode: Literal['max', 'min'] = 'max'
+
+  def __post_init__(self):
+    for name in ('every', 'keep'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    workdir: of the run.
+    config: the whole config, stored in each checkpoint.
+    options: config.checkpoint.
+    say: receives sentences for the person who runs this.
+  """
+
+  def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None]):
+    self.folder = Path(workdir).absolute() / 'checkpoints'
+    self._config, self._options, self._say = config, options, say
+    self._metric: float | None = None
+    self._open()
+
+  def _open(self):
+    keep = [policies.LatestN(self._options.keep)]
+    score = None
+    if self._options.metric is not None:
+      score = lambda metrics: metrics['score']
+      keep.append(policies.BestN(get_metric_fn=score, reverse=self._options.mode == 'min', n=1,
+                                 keep_checkpoints_without_metrics=False))
+    self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(keep), best_fn=score, best_mode=self._options.mode,
+        cleanup_tmp_directories=True))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.wait()
+    self._manager.close()
+
+  def save(self, state: TrainState, iterator: Any, row: dict[str, Any]) -> None:
+    """Begins to save after step `state.step`; `row` holds the metrics of that step.
+
+    Training goes on while the files are written. A save that fails leaves the earlier ones as they were, and says so.
+    """
+    self.wait()
+    step, items = int(state.step), _items(state)
+    about = {'step': step, 'config': workdirs.dumps(self._config),
+             'fingerprints': {name: fingerprint(tree) for name, tree in items.items()}}
+    score = {'score': row[self._options.metric]} if self._options.metric in row else None
+    args = ocp.args.Composite(
+        about=ocp.args.JsonSave(about), data=grain.checkpoint.CheckpointSave(iterator),
+        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
+    self._saving = step
+    try:
+      self._manager.save(step, args=args, metrics=score, force=True)
+    except Exception as error:  # noqa: BLE001  (whatever the file system and its library raise)
+      self._failed(error)
+
+  def wait(self) -> None:
+    """Waits until the save under way is done or has failed."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # noqa: BLE001
+      self._failed(error)
+
+  def _failed(self, error: Exception) -> None:
+    # The manager keeps the error of its thread for ever: a new one starts clean, and removes what is half written.
+    for partial in self.folder.glob('*orbax-checkpoint-tmp*'):
+      shutil.rmtree(partial, ignore_errors=True)
+    self._open()
+    reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
+    self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training goes '
+              'on; the next checkpoint will be tried as planned.')
+
+  def last_good(self) -> str:
+    """A sentence that says where the last complete checkpoint is."""
+    self.wait()
+    step = self.latest_step()
+    return 'There is no checkpoint yet.' if step is None else f'The last good checkpoint is {self.folder / str(step)}.'
+
+  def latest_step(self) -> int | None:
+    """Step of the last checkpoint that is complete."""
+    self._manager.reload()
+    return self._manager.latest_step()
+
+  def restore(self, states: TrainState, iterator: Any) -> TrainState | None:
+    """The latest checkpoint that can be read, and `iterator` set to continue with the batch after it.
+
+    Args:
+      states: `jax.ShapeDtypeStruct`s with the shardings to restore to.
+      iterator: of the training data.
+
+    Returns:
+      None if there is no checkpoint.
+
+    Raises:
+      NoCheckpoint: there are some, and none can be read.
+    """
+    def read(step):
+      items = _items(states)
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+          about=ocp.args.JsonRestore(), data=grain.checkpoint.CheckpointRestore(iterator),
+          **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
+      for name in items:
+        _verify(name, restored[name], restored['about'])
+      found = {name: restored[name] for name in items}
+      return dataclasses.replace(states, step=jax.device_put(np.int32(restored['about']['step']), states.step.sharding),
+                                 **found)
+
+    step, state, damaged = _first_readable(sorted(self._manager.all_steps(), reverse=True), read, self.folder, self._say)
+    for other in damaged:
+      # Out of the way, so that its step can be saved again; and kept, because it is not ours to destroy.
+      aside = self.folder / f'damaged-{other}'
+      shutil.rmtree(aside, ignore_errors=True)
+      (self.folder / str(other)).rename(aside)
+    if damaged:
+      self._manager.close()
+      self._open()
+    return state
+
+
+def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:
+  """(config, step, params, router state) from a checkpoint alone; `params` is the moving average where one was kept.
+
+  The latest checkpoint that can be read, or that of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
+
+  Raises:
+    NoCheckpoint: there is none, or none that can be read.
+  """
+  folder = Path(workdir).absolute() / 'checkpoints'
+  steps = sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
+  if step is not None:
+    if step not in steps:
+      raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
+    steps = [step]
+  if not steps:
+    raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
+
+  def read(step):
+    about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / 'about')
+    def item(name):
+      tree = _restore_to_host(folder / str(step) / name) if name in about['fingerprints'] else {}
+      _verify(name, tree, about)
+      return tree
+    params = item('average' if 'average' in about['fingerprints'] else 'params')
+    return workdirs.loads(about['config']), about['step'], params, item('router_state')
+
+  _, restored, _ = _first_readable(steps, read, folder, print)
+  return restored
+
+
+def _restore_to_host(path: Path) -> Tree:
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return jax.tree.map(jnp.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+
+
+def _first_readable(steps, read, folder, say):
+  """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; (None, None, []) if none."""
+  damaged = []
+  for step in steps:
+    try:
+      found = read(step)
+    except Exception as error:  # noqa: BLE001  (damage shows as any error there is)
+      damaged.append((step, f'{type(error).__name__}: {error}'.splitlines()[0][:200]))
+      continue
+    for bad, reason in damaged:
+      say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using that of step {step} instead.')
+    return step, found, [bad for bad, _ in damaged]
+  if damaged:
+    raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder from '
+                       'a copy, or delete it to start again from step 0.')
+  return None, None, []
+
+
+# ---- fingerprints ---------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=())
+def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
+  return jnp.stack([_fingerprint(leaf) for leaf in leaves])
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+  """<uint32>[]: sum of the bits of each element times an odd number that depends on its position, modulo 2**32.
+
+  Integer sums do not depend on order, so neither on sharding; an odd factor is invertible modulo 2**32, so that any
+  change of one element changes the sum.
+  """
+  bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))
+  position = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def fingerprint(tree: Any) -> list[int]:
+  """One number for every leaf, that no other content is likely to have."""
+  leaves = jax.tree.leaves(tree)
+  return np.asarray(_fingerprints(leaves)).tolist() if leaves else []
+
+
+def _verify(name: str, tree: Any, about: dict) -> None:
+  if fingerprint(tree) != about['fingerprints'].get(name, []):
+    raise ValueError(f'{name} differs from what was saved')
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  # What holds no array (the state of stateless routers, an average that is not kept) has no folder.
+  return {name: getattr(state, name) for name in _ITEMS if jax.tree.leaves(getattr(state, name))}

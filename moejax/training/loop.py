@@ -1,0 +1,112 @@
+"""The training loop: initialise or restore, iterate, log, evaluate, checkpoint, finish. The only one there is."""
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moejax import evaluation
+from moejax.analysis import report
+from moejax.config import ConfigError
+from moejax.training import checkpoint, metrics, recovery, step, workdir
+from moejax.training.progress import Progress
+from moejax.training.setup import Setup, prepare
+
+
+def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+  """Trains `config` in `folder` from where it stands there, to the end; returns the metrics of the last step.
+
+  Raises:
+    ConfigError: before anything is compiled or written.
+    recovery.Stopped: the run ended early, in a way that one sentence explains.
+  """
+  if jax.process_index() > 0:
+    say = lambda line: None
+  setup = prepare(config)
+  for change in workdir.claim(folder, setup.config):
+    say(f'Going on with another config: {change}.')
+  return train(setup, folder, say)
+
+
+def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+  """The loop itself; `folder` belongs to the run of `setup`."""
+  total = setup.training.steps
+  iterator = iter(setup.pipeline.train(setup.seed, process_index=jax.process_index(),
+                                       process_count=jax.process_count()))
+  with (recovery.Interruption() as interruption,
+        checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints):
+    state = checkpoints.restore(step.abstract_state(setup), iterator)
+    if state is None:
+      state = step.init_state(setup)
+    start = int(state.step)
+    if start:
+      say(f'Going on after step {start} of {total}.')
+    train_step = step.make_train_step(setup)
+
+    with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
+      row, unchecked = writer.last_row, None
+      for now in range(start + 1, total + 1):
+        batch = next(iterator)
+        state, measured = train_step(state, setup.place(batch))
+        progress.advance(now)
+
+        stops = interruption.signal is not None
+        logs = _due(now, setup.training.log_every, total)
+        evaluates = bool(setup.evaluators) and _due(now, setup.evaluation.every, total)
+        saves = _due(now, setup.checkpoint.every, total) or stops
+
+        # The host looks at the step before while the devices work on this one, unless this one is needed at once.
+        if unchecked is not None:
+          recovery.check_finite(*unchecked, checkpoints.last_good)
+        unchecked = now, measured, batch
+        row = {}
+        if logs or evaluates or saves:
+          recovery.check_finite(*unchecked, checkpoints.last_good)
+        if logs:
+          row |= metrics.fetch(measured) | progress.rate(now)
+          progress.show(now, row)
+        with progress.paused():
+          if evaluates:
+            row |= _evaluate(setup, state, progress)
+          if row:
+            writer.write(now, row)
+          if saves:
+            checkpoints.save(state, iterator, row)
+        if stops and now < total:
+          checkpoints.wait()
+          raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
+                                     'The same command goes on from there.', interruption.signal)
+
+    checkpoints.wait()
+    if checkpoints.latest_step() != total:
+      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Make room, and '
+                                  'run the same command again.')
+  _finish(setup, Path(folder), state, row, say)
+  return row
+
+
+def _due(now: int, every: int | None, total: int) -> bool:
+  return now == total or (every is not None and now % every == 0)
+
+
+def _evaluate(setup: Setup, state: step.TrainState, progress: Progress) -> dict[str, float]:
+  measured = evaluation.measure(setup.evaluators, state.evaluated, state.router_state)
+  row = {f'eval/{name}': value for name, value in measured.items()}
+  if setup.checkpoint.metric is not None and setup.checkpoint.metric not in row:
+    raise ConfigError(f'config.checkpoint.metric: {setup.checkpoint.metric!r} was not measured; '
+                      f'there are {", ".join(sorted(row))}.')
+  progress.say('  '.join(f'{name} {value:.4g}' for name, value in row.items() if '/router/' not in name))
+  return row
+
+
+def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any], say: Callable[[str], None]) -> None:
+  results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
+  say(f'Finished: {setup.training.steps} steps.')
+  for name, value in results.items():
+    say(f'  {name:<32} {value:.5g}')
+  say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')
+  if setup.report.at == 'end':
+    say(f'Report         {report.write(folder, setup, state.evaluated, state.router_state)}')
+  say(f'Curves         {folder / "metrics.jsonl"}, or: tensorboard --logdir {folder / "tensorboard"}')
+  say(f'Evaluate again python -m moejax.evaluate --workdir={folder}')
+  say('Next           change one key with --config.<key>=<value> and another --workdir, and compare the two reports.')

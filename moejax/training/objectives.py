@@ -1,0 +1,135 @@
+"""What training minimises: an objective over the model's output, plus the losses of its routers.
+
+    config.objective = dict(name='classification', loss='softmax', label_smoothing=0.1, router_losses='mean')
+"""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax.config import ConfigError, Registry
+
+OBJECTIVES = Registry('objective')
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def build(config: Mapping, where: str) -> 'Objective':
+  """The objective that `config` names."""
+  return OBJECTIVES.build(config, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """Attributes:
+    where: config path.
+    router_losses: whether the losses of all layers' routers are summed, or averaged over layers.
+    needs: what a batch must hold: one name of each tuple.
+  """
+  needs: ClassVar[tuple[tuple[str, ...], ...]]
+  where: str
+  router_losses: Literal['sum', 'mean'] = 'sum'
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """<float32>[] How many examples or tokens of `batch` the loss is a mean over."""
+    raise NotImplementedError
+
+  def __call__(self, output: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """(loss, metrics) of a `ModelOutput`: means over what `weight` counts. Without the routers' losses."""
+    raise NotImplementedError
+
+  def router_loss(self, output: Any) -> jax.Array:
+    """<float32>[] what the routers add. Their losses are already multiplied by their coefficients."""
+    layers = [sum(router.losses.values(), jnp.float32(0)) for router in output.routers.values()]
+    total = sum(layers, jnp.float32(0))
+    return total / len(layers) if layers and self.router_losses == 'mean' else total
+
+
+@OBJECTIVES('classification')
+@dataclasses.dataclass(frozen=True)
+class Classification(Objective):
+  """Cross entropy of image classes.
+
+  'softmax': one distribution over classes; labels that name several classes share it equally. 'sigmoid': one yes or no
+  per class, summed over classes (the loss of V-MoE on JFT and of BiT-like multi-label pre-training).
+  Label smoothing (Szegedy et al. 2016, section 7) mixes the target with the uniform distribution.
+  """
+  needs = (('image',), ('label', 'labels'), ('valid',))
+  loss: Literal['softmax', 'sigmoid'] = 'softmax'
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    if not 0 <= self.label_smoothing < 1:
+      raise ConfigError(f'{self.where}.label_smoothing must lie in [0, 1), not {self.label_smoothing!r}.')
+    if self.loss == 'sigmoid' and self.label_smoothing:
+      raise ConfigError(f'{self.where}.label_smoothing is for loss="softmax"; set it to 0 for loss="sigmoid".')
+
+  def weight(self, batch):
+    return batch['valid'].astype(jnp.float32).sum()
+
+  def __call__(self, output, batch):
+    logits = output.logits.astype(jnp.float32)
+    classes = logits.shape[-1]
+    labels = batch['labels'] if 'labels' in batch else jax.nn.one_hot(batch['label'], classes)
+    if self.loss == 'softmax':
+      target = labels / jnp.maximum(labels.sum(-1, keepdims=True), 1)
+      target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
+      entropy = optax.softmax_cross_entropy(logits, target)
+    else:
+      entropy = optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
+    correct = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)[:, 0] > 0
+    loss = _mean(entropy, batch['valid'])
+    return loss, {'cross_entropy': loss, 'accuracy': _mean(correct, batch['valid'])}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens(Objective):
+  """Cross entropy of the next token, a mean over the tokens that `loss_mask` counts.
+
+  `z_loss` * log(Z)^2 keeps the softmax's normaliser near 1 (PaLM, section 5).
+  """
+  targets: ClassVar[str]
+  z_loss: float = 0.0
+
+  def weight(self, batch):
+    return batch['loss_mask'].astype(jnp.float32).sum()
+
+  def __call__(self, output, batch):
+    targets, mask = batch[self.targets], batch['loss_mask']
+    logits = output.logits.astype(jnp.float32)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    entropy = log_normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    cross_entropy = _mean(entropy, mask)
+    metrics = {'cross_entropy': cross_entropy, 'accuracy': _mean(logits.argmax(-1) == targets, mask)}
+    if not self.z_loss:
+      return cross_entropy, metrics
+    z_loss = _mean(jnp.square(log_normaliser), mask)
+    return cross_entropy + self.z_loss * z_loss, {**metrics, 'z_loss': z_loss}
+
+
+@OBJECTIVES('language_model')
+@dataclasses.dataclass(frozen=True)
+class LanguageModel(_Tokens):
+  """Each token from those before it."""
+
+  needs = (('tokens',), ('targets',), ('loss_mask',))
+  targets = 'targets'
+
+
+@OBJECTIVES('seq2seq')
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq(_Tokens):
+  """Each token of the decoder from those before it and from the encoder."""
+
+  needs = (('encoder_tokens',), ('decoder_tokens',), ('decoder_targets',), ('loss_mask',))
+  targets = 'decoder_targets'
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+  # A batch without a single counted token has loss 0, not 0/0.
+  weights = weights.astype(jnp.float32)
+  return jnp.where(weights > 0, values * weights, 0.).sum() / jnp.maximum(weights.sum(), 1)

@@ -1,0 +1,234 @@
+"""Optimizers and schedules by name, and which parameters weight decay applies to.
+
+    config.optimizer = dict(name='adamw', weight_decay=0.1, clip=1.0,
+                            schedule=dict(name='cosine', peak=1e-3, warmup=1000))
+
+The state of any of them is a pytree whose leaves that mirror a parameter are sharded as that parameter is.
+"""
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax.config import ConfigError, Registry, call
+from moejax.functional import Functional, Tree, flatten, unflatten
+
+OPTIMIZERS = Registry('optimizer')
+SCHEDULES = Registry('schedule')
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+# Parameters that no axis name gives away, by a part of their path: learned positions, and tokens that are not words.
+_NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """Attributes:
+    transform: what optax calls an optimizer; its updates include the learning rate and the decay.
+    schedule: learning rate of step n.
+  """
+  transform: optax.GradientTransformation
+  schedule: Schedule
+
+
+def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Optimizer:
+  """The optimizer that `config` names, for the parameters of `model` and a run of `steps` updates.
+
+  Besides the keys of the optimizer itself:
+    schedule: dict(name=...), one of `SCHEDULES`.
+    clip: gradients are scaled down to this global norm where theirs is larger; None: never.
+    decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
+
+  Raises:
+    ConfigError: also where `decay` is no regular expression, or matches no parameter.
+  """
+  common = call(_Common, {k: config[k] for k in ('schedule', 'clip', 'decay') if k in config}, where)
+  own = {k: v for k, v in config.items() if k not in ('schedule', 'clip', 'decay')}
+  schedule = SCHEDULES.build(common.schedule, f'{where}.schedule', steps=steps)
+  mask = decay_mask(model, common.decay, f'{where}.decay')
+  transform = OPTIMIZERS.build(own, where, schedule=schedule, mask=mask)
+  if common.clip is not None:
+    transform = optax.chain(optax.clip_by_global_norm(common.clip), transform)
+  return Optimizer(transform, schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+  where: str
+  schedule: dict
+  clip: float | None = None
+  decay: str | None = None
+
+  def __post_init__(self):
+    if self.clip is not None and self.clip <= 0:
+      raise ConfigError(f'{self.where}.clip must be positive, or None for no clipping; not {self.clip!r}.')
+
+
+# ---- optimizers -----------------------------------------------------------------------------------------------------
+
+
+@OPTIMIZERS('adamw')
+def adamw(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+          weight_decay: float = 0.0):
+  """AdamW (Loshchilov & Hutter 2019, algorithm 2); the decay is multiplied by the learning rate."""
+  return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
+
+
+@OPTIMIZERS('adafactor')
+def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: int = 128, decay_rate: float = 0.8,
+              clipping_threshold: float = 1.0, multiply_by_parameter_scale: bool = True,
+              momentum: float | None = None, weight_decay: float = 0.0):
+  """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW."""
+  return optax.chain(
+      optax.adafactor(None, min_dim_size_to_factor=min_dim_size_to_factor, decay_rate=decay_rate,
+                      clipping_threshold=clipping_threshold, momentum=momentum,
+                      multiply_by_parameter_scale=multiply_by_parameter_scale),
+      # Without a rate of its own optax.adafactor already returns the descent direction.
+      optax.add_decayed_weights(-weight_decay, mask=mask),
+      optax.scale_by_learning_rate(schedule, flip_sign=False))
+
+
+@OPTIMIZERS('lion')
+def lion(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
+  """Lion (Chen et al. 2023, algorithm 2)."""
+  return optax.lion(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+
+
+@OPTIMIZERS('sgd')
+def sgd(*, schedule: Schedule, mask: Tree, momentum: float | None = None, nesterov: bool = False,
+        weight_decay: float = 0.0):
+  """Gradient descent with momentum; decay is added to the gradient's direction after momentum (decoupled)."""
+  return optax.chain(
+      optax.trace(momentum, nesterov) if momentum is not None else optax.identity(),
+      optax.add_decayed_weights(weight_decay, mask=mask),
+      optax.scale_by_learning_rate(schedule))
+
+
+# ---- schedules: warm up linearly from 0 to `peak`, then ... ----------------------------------------------------------
+
+
+@SCHEDULES('constant')
+def constant(*, steps: int, where: str, peak: float, warmup: int = 0) -> Schedule:
+  """`peak` for ever."""
+  _check(where, steps, peak, warmup)
+  return _warmed_up(peak, warmup, lambda step: jnp.full_like(step, peak))
+
+
+@SCHEDULES('linear')
+def linear(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
+  """On a straight line to `end` at the last step."""
+  _check(where, steps, peak, warmup)
+  return _warmed_up(peak, warmup, lambda step: peak + (end - peak) * _progress(step, warmup, steps))
+
+
+@SCHEDULES('cosine')
+def cosine(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
+  """Half a cosine down to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts)."""
+  _check(where, steps, peak, warmup)
+  return _warmed_up(peak, warmup, lambda step: end + (peak - end) * 0.5 * (
+      1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))))
+
+
+@SCHEDULES('rsqrt')
+def rsqrt(*, steps: int, where: str, peak: float, warmup: int, cooldown: int = 0) -> Schedule:
+  """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5)."""
+  _check(where, steps, peak, warmup + cooldown)
+  if warmup < 1:
+    raise ConfigError(f'{where}.warmup must be at least 1 for rsqrt: it is the time scale of the decay; not {warmup}.')
+  def decay(step):
+    rate = peak * jnp.sqrt(warmup / jnp.maximum(step, warmup))
+    return rate * jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else rate
+  return _warmed_up(peak, warmup, decay)
+
+
+def _check(where, steps, peak, warmup):
+  if peak <= 0:
+    raise ConfigError(f'{where}.peak must be a positive learning rate, not {peak!r}.')
+  if not 0 <= warmup < steps:
+    raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must lie between 0 and the '
+                      f'{steps} of config.training.steps.')
+
+
+def _progress(step, warmup, steps):
+  return jnp.clip((step - warmup) / (steps - warmup), 0, 1)
+
+
+def _warmed_up(peak, warmup, after) -> Schedule:
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.where(step < warmup, peak * step / max(warmup, 1), after(step))
+  return schedule
+
+
+# ---- which parameters decay -----------------------------------------------------------------------------------------
+
+
+def decay_mask(model: Functional, decay: str | None, where: str) -> Tree:
+  """A bool for every parameter of `model`. Raises ConfigError if `decay` is invalid or matches nothing."""
+  axes, shapes = flatten(model.axes), flatten(model.shapes()[0])
+  if decay is None:
+    return unflatten({path: decayed_by_default(path, axes[path], shapes[path].shape) for path in shapes})
+  try:
+    pattern = re.compile(decay)
+  except re.error as error:
+    raise ConfigError(f'{where}: {decay!r} is not a regular expression ({error}).') from None
+  mask = {path: bool(pattern.search(path)) for path in shapes}
+  if not any(mask.values()):
+    raise ConfigError(f'{where}: {decay!r} is found in no parameter path; there are {", ".join(sorted(shapes)[:8])}, ...')
+  return unflatten(mask)
+
+
+def decayed_by_default(path: str, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> bool:
+  """Whether this is a kernel or a word embedding, and not a bias, a norm's scale or a learned position.
+
+  The number of dimensions does not tell: a stack of layers or experts makes the bias of one a matrix, and attention
+  biases have two dimensions, heads and their width. So these stacking axes are not counted.
+  """
+  named = list(zip(axes, shape))
+  if named and named[0][0] == 'layers':
+    named = named[1:]
+  if named and named[0][0] == 'expert':
+    named = named[1:]
+  named = [(name, size) for name, size in named if name != 'head_dim' and (name or size > 1)]
+  return len(named) >= 2 and not any(name == 'length' for name, _ in named) and not _NEVER_DECAYED.search(path)
+
+
+# ---- sharding, averages, statistics ---------------------------------------------------------------------------------
+
+
+def state_shardings(transform: optax.GradientTransformation, params: Tree, shardings: Tree, otherwise: Any) -> Any:
+  """For every leaf of the optimizer's state the sharding of the parameter it mirrors, or `otherwise`.
+
+  A leaf mirrors a parameter if its path ends in the parameter's and its shape is the same (not so Adafactor's factors).
+  """
+  flat, flat_shardings = flatten(params), flatten(shardings)
+
+  def sharding(path, leaf):
+    # dict keys have `.key`; the containers of optax above them are attributes and positions
+    names = [str(part.key) if isinstance(part, jax.tree_util.DictKey) else None for part in path]
+    for start in range(len(names)):
+      name = '/'.join(names[start:]) if None not in names[start:] else None
+      if name in flat and flat[name].shape == leaf.shape:
+        return flat_shardings[name]
+    return otherwise
+
+  return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(transform.init, params))
+
+
+def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
+  """`decay * average + (1 - decay) * params`, leaf by leaf (Polyak averaging with exponential forgetting)."""
+  return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def norms_by_module(tree: Tree) -> dict[str, jax.Array]:
+  """<float32>[] Euclidean norm of every module's own leaves, by the module's path, in the order of the tree."""
+  squares: dict[str, jax.Array] = {}
+  for path, leaf in flatten(tree).items():
+    module = path.rpartition('/')[0] or path
+    squares[module] = squares.get(module, 0.) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  return {module: jnp.sqrt(square) for module, square in squares.items()}

@@ -1,0 +1,95 @@
+"""What ends a run early, and what is said then: a signal, a loss that is not finite, checkpoints that cannot be had."""
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class Stopped(Exception):
+  """The run ended early in a way that one sentence explains; `code` is the exit code."""
+  code = 1
+
+
+class Interrupted(Stopped):
+  """A signal asked the run to end; its state is saved."""
+
+  def __init__(self, message: str, signal_number: int):
+    super().__init__(message)
+    self.code = 128 + signal_number
+
+
+class NotFinite(Stopped):
+  """Loss or gradients are infinite or not a number."""
+
+
+class NoCheckpoint(Stopped):
+  """No checkpoint can be read, or the last one could not be written."""
+
+
+class Interruption:
+  """Within this context Ctrl-C and SIGTERM only set `signal`; the loop saves and stops at the end of its step.
+
+  A second signal ends the process at once.
+  """
+
+  def __init__(self):
+    self.signal: int | None = None
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self):
+    for number in (signal.SIGINT, signal.SIGTERM):
+      try:
+        self._previous[number] = signal.signal(number, self._receive)
+      except ValueError:  # Not the main thread (a notebook's worker): signals are another's business.
+        pass
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _receive(self, number, frame):
+    del frame
+    if self.signal is not None:
+      raise KeyboardInterrupt
+    self.signal = number
+    os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
+
+
+def check_finite(step: int, metrics: dict[str, Any], batch: dict[str, Any],
+                 last_good: Callable[[], str]) -> None:
+  """Waits for step `step` and raises `NotFinite` if its update was refused; `last_good()` says where to go back to."""
+  if bool(metrics['train/finite']):
+    return
+  raise NotFinite(
+      f'Step {step}: loss {float(metrics["train/loss"])}, gradient norm {float(metrics["train/grad_norm"])}. '
+      f'{locate(metrics, batch)} The update was not applied. {last_good()} '
+      'Usual remedies: a smaller config.optimizer.schedule.peak, a longer warm-up, config.optimizer.clip=1.0, or a '
+      'z loss on the router; start them in another workdir.')
+
+
+def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
+  """Where values first stop being finite, in the order of computation: batch, routers by depth, then gradients.
+
+  One bad layer spoils all layers above it on the way up, and all below it on the way down; so of the routers the first
+  is named, and gradients (by module) only where the forward pass was sound.
+  """
+  for name, values in batch.items():
+    if np.issubdtype(np.asarray(values).dtype, np.floating) and not np.isfinite(values).all():
+      rows = np.flatnonzero(~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(-1))
+      return f'The batch itself is not finite: {name!r}, examples {rows[:8].tolist()}.'
+  for name in sorted(metrics):
+    if name.startswith('router/') and not np.isfinite(metrics[name]).all():
+      _, layer, metric = name.split('/', 2)
+      return f'First layer that is not finite: {layer} (its router\'s {metric}).'
+  gradients = {name.removeprefix('gradient_norm/'): np.isfinite(norm)
+               for name, norm in metrics.items() if name.startswith('gradient_norm/')}
+  bad = sorted(module for module, finite in gradients.items() if not finite)
+  if bad and len(bad) < len(gradients):
+    return (f'Every router is finite; gradients are not in {len(bad)} of {len(gradients)} modules: '
+            f'{", ".join(bad[:6])}{", ..." if len(bad) > 6 else ""}.')
+  if bad:
+    return 'Every router is finite, and the gradient of every module is not: look at what follows the last router.'
+  return 'Every single gradient is finite, but their norm overflows.'

@@ -1,0 +1,207 @@
+"""From a config to everything a run needs. What can be wrong with a config is found here, before anything is compiled."""
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, config_dict
+
+from moejax import data, evaluation, models
+from moejax.config import ConfigError, call
+from moejax.functional import Functional, flatten
+from moejax.parallel import mesh as meshes
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.training import objectives, optimizer, step, workdir
+from moejax.training.checkpoint import CheckpointConfig
+
+SECTIONS = ('seed', 'model', 'objective', 'data', 'optimizer', 'training', 'evaluation', 'checkpoint', 'mesh', 'report')
+
+
+def default_config() -> ConfigDict:
+  """What a config file starts from; it adds `model`, `objective`, `data`, and changes what it wants otherwise.
+
+      seed        every random number of the run follows from it
+      optimizer   `optimizer.build`: name, its own keys, clip, decay, schedule
+      training    `Training`: steps, log_every, accumulate, average
+      evaluation  `Evaluation`: every, evaluators
+      checkpoint  `checkpoint.CheckpointConfig`: every, keep, metric, mode
+      mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
+      report      `Report`: at
+  """
+  return ConfigDict(dict(
+      seed=0,
+      optimizer=dict(name='adamw', weight_decay=0.0, clip=1.0, schedule=dict(name='cosine', peak=1e-3, warmup=100)),
+      training=dict(steps=1000, log_every=50, accumulate=1, average=config_dict.placeholder(float)),
+      evaluation=dict(every=config_dict.placeholder(int), evaluators=dict()),
+      checkpoint=dict(every=500, keep=2, metric=config_dict.placeholder(str), mode='max'),
+      mesh=dict(data=-1, fsdp=1, expert=1, model=1),
+      report=dict(at='end')))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """config.training.
+
+  Attributes:
+    steps: updates in all.
+    log_every: steps between rows of metrics.
+    accumulate: microbatches a step; each device holds the activations of one at a time.
+    average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: no average.
+  """
+  where: str
+  steps: int
+  log_every: int = 50
+  accumulate: int = 1
+  average: float | None = None
+
+  def __post_init__(self):
+    for name in ('steps', 'log_every', 'accumulate'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
+    if self.average is not None and not 0 < self.average < 1:
+      raise ConfigError(f'{self.where}.average is the decay of a moving average: between 0 and 1, or None; '
+                        f'not {self.average!r}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """config.evaluation.
+
+  Attributes:
+    every: steps between evaluations; None: only after the last step, which is always evaluated.
+    evaluators: `{name: dict(name=<evaluator>, ...)}`.
+  """
+  where: str
+  every: int | None = None
+  evaluators: dict = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.every is not None and self.every < 1:
+      raise ConfigError(f'{self.where}.every must be at least 1, or None for only at the end; not {self.every}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """config.report: whether the finished run writes report/index.html."""
+  at: Literal['end', 'never'] = 'end'
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Everything a run is made of; nothing is allocated yet."""
+  config: ConfigDict
+  seed: int
+  mesh: jax.sharding.Mesh
+  model: Functional
+  objective: objectives.Objective
+  optimizer: optimizer.Optimizer
+  pipeline: Any
+  evaluators: dict[str, Any]
+  training: Training
+  evaluation: Evaluation
+  checkpoint: CheckpointConfig
+  report: Report
+
+  def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's share of a batch, on the devices of the mesh."""
+    sharding = rules.batch_sharding(self.mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in batch.items()}
+
+
+def prepare(config: Mapping) -> Setup:
+  """Builds and checks everything that `config` names.
+
+  Raises:
+    ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
+  """
+  config = _sections(config)
+  training = call(Training, config.training, 'config.training')
+  evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
+  mesh = meshes.build(config.mesh, 'config.mesh')
+  pipeline = data.build(config.data, 'config.data')
+  pipeline.check(config.model)
+  model = models.build(config.model, 'config.model')
+  setup = Setup(
+      config=config, seed=config.seed, mesh=mesh, model=model, pipeline=pipeline, training=training,
+      evaluation=evaluated, report=call(Report, config.report, 'config.report'),
+      objective=objectives.build(config.objective, 'config.objective'),
+      optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
+      checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
+      evaluators=evaluation.build(evaluated.evaluators, 'config.evaluation.evaluators', pipeline=pipeline,
+                                  apply=model.apply, mesh=mesh))
+  _check_best(setup)
+  _check_batch(setup)
+  _check_experts(setup)
+  _trace(setup)
+  return setup
+
+
+def _sections(config: Mapping) -> ConfigDict:
+  config = ConfigDict(config).copy_and_resolve_references()
+  for key in config:
+    if key not in SECTIONS:
+      close = difflib.get_close_matches(key, SECTIONS, n=1)
+      raise ConfigError(f'config.{key}: there is no such section. ' + (f'Did you mean {close[0]!r}? ' if close else '') +
+                        f'Allowed: {", ".join(SECTIONS)}.')
+  for key in SECTIONS:
+    if key not in config:
+      raise ConfigError(f'config.{key} is missing. Start the config from moejax.training.setup.default_config(), '
+                        'which fills all but model, objective and data.')
+    if key != 'seed' and not isinstance(config[key], ConfigDict):
+      raise ConfigError(f'config.{key} must be a dict, not {config[key]!r}.')
+  if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**31:
+    raise ConfigError(f'config.seed must be a whole number from 0 to 2**31 - 1, not {config.seed!r}.')
+  workdir.dumps(config)  # Raises where a value cannot be written to config.json.
+  return config
+
+
+def _check_best(setup: Setup) -> None:
+  metric, every = setup.checkpoint.metric, setup.evaluation.every
+  if metric is None:
+    return
+  allowed = [f'eval/{name}/' for name in setup.evaluators]
+  if not metric.startswith(tuple(allowed)):
+    raise ConfigError(f'config.checkpoint.metric {metric!r} is of no evaluator: it must start with '
+                      f'{" or ".join(allowed) or "eval/<evaluator>/, and config.evaluation.evaluators is empty"}.')
+  if every is None or setup.checkpoint.every % every:
+    raise ConfigError(f'config.checkpoint.every ({setup.checkpoint.every}) must be a multiple of config.evaluation.every '
+                      f'({every}), so that every checkpoint has the {metric} by which the best is kept.')
+
+
+def _check_batch(setup: Setup) -> None:
+  spec = setup.pipeline.batch_spec()
+  for alternatives in setup.objective.needs:
+    if not set(alternatives) & set(spec):
+      raise ConfigError(f'config.objective {setup.config.objective.name!r} needs batches with '
+                        f'{" or ".join(alternatives)}, and config.data gives {", ".join(sorted(spec))}. '
+                        'Choose an objective that fits the data.')
+  size = next(iter(spec.values())).shape[0]
+  shards, count = rules.batch_shards(setup.mesh), setup.training.accumulate
+  if size % (shards * count):
+    raise ConfigError(f'config.data.batch_size {size} must be a multiple of {shards * count}: {shards} shards of the mesh '
+                      f'(data x fsdp x expert) times {count} of config.training.accumulate.')
+  if size % jax.process_count():
+    raise ConfigError(f'config.data.batch_size {size} must be a multiple of the {jax.process_count()} processes.')
+
+
+def _check_experts(setup: Setup) -> None:
+  ways = setup.mesh.shape['expert']
+  axes = flatten(setup.model.axes)
+  for path, leaf in flatten(setup.model.shapes()[0]).items():
+    for name, size in zip(axes[path], leaf.shape):
+      if name == 'expert' and size % ways:
+        raise ConfigError(f'config.mesh.expert {ways} does not divide the {size} experts of {path}: choose a divisor of '
+                          'the number of experts.')
+
+
+def _trace(setup: Setup) -> None:
+  # Shapes that do not fit are found by tracing the loss; it takes seconds, compiling can take minutes.
+  params, router_state = setup.model.shapes()
+  key = derive(jax.random.key(0), 'trace')
+  with rules.use(setup.mesh):
+    batch = jax.eval_shape(setup.pipeline.augment, setup.pipeline.batch_spec(), key)
+    jax.eval_shape(functools.partial(step.loss_function, setup), params, router_state, batch, key, np.float32(1))

@@ -1,0 +1,165 @@
+"""One update: what moves in a training step, and nothing else.
+
+    augmented batch -> gradients of microbatches -> their mean -> is it finite? -> optimizer -> router state -> average
+
+The step is one `jax.jit`ed function over plain trees, sharded by `parallel/rules.py`; its input state is donated.
+"""
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax.functional import Tree, merge_updates
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.training import optimizer as optimizers
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that changes while training.
+
+  Attributes:
+    step: <int32>[] updates done.
+    params: float32 parameters of the model.
+    router_state: what routers remember between steps.
+    opt_state: of the optimizer.
+    average: exponential moving average of `params`, or None.
+  """
+  step: jax.Array
+  params: Tree
+  router_state: Tree
+  opt_state: Any
+  average: Tree | None = None
+
+  @property
+  def evaluated(self) -> Tree:
+    """The parameters that evaluation uses: the average where there is one."""
+    return self.params if self.average is None else self.average
+
+
+def state_shardings(setup) -> TrainState:
+  """The `NamedSharding` of every leaf of the train state."""
+  params, router_state = setup.model.shapes()
+  whole = rules.replicated(setup.mesh)
+  sharded = rules.shardings(setup.mesh, setup.model.axes, params)
+  return TrainState(
+      step=whole,
+      params=sharded,
+      router_state=rules.shardings(setup.mesh, setup.model.state_axes, router_state),
+      opt_state=optimizers.state_shardings(setup.optimizer.transform, params, sharded, whole),
+      average=None if setup.training.average is None else sharded)
+
+
+def init_function(setup) -> Callable[[], TrainState]:
+  """A function that makes the state before the first step; pure, for `jax.jit` and `jax.eval_shape`."""
+  def init():
+    params, router_state = setup.model.init(derive(jax.random.key(setup.seed), 'init'))
+    average = None if setup.training.average is None else jax.tree.map(jnp.copy, params)
+    state = TrainState(jnp.int32(0), params, router_state, setup.optimizer.transform.init(params), average)
+    # Without weak types, which the step would not return: it would be compiled twice.
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), state)
+  return init
+
+
+def abstract_state(setup) -> TrainState:
+  """The train state as `jax.ShapeDtypeStruct`s with their shardings."""
+  return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                      jax.eval_shape(init_function(setup)), state_shardings(setup))
+
+
+def init_state(setup) -> TrainState:
+  """The state before the first step, created where it will live."""
+  # On a CPU, optimising a program of random numbers that runs once takes longer than all else at the start of a run.
+  options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+  return jax.jit(init_function(setup), out_shardings=state_shardings(setup), compiler_options=options)()
+
+
+def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
+  """The compiled step: `(state, batch) -> (state, metrics)`; `state` is donated.
+
+  `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
+  `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/finite`,
+  `gradient_norm/<module>` and `router/<layer>/<metric>`. Where loss or gradients are not finite, `train/finite` is
+  False and the returned state is the given one.
+  """
+  def step(state, batch):
+    return train_step(setup, state, batch)
+
+  states, batches = state_shardings(setup), rules.batch_sharding(setup.mesh)
+  return jax.jit(step, donate_argnums=0, in_shardings=(states, batches),
+                 out_shardings=(states, rules.replicated(setup.mesh)))
+
+
+def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
+  """The step itself, a pure function. Step n draws all its randomness from `derive(key(seed), n)`."""
+  key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
+  with rules.use(setup.mesh):
+    batch = setup.pipeline.augment(batch, derive(key, 'augment'))
+    gradients, (router_state, metrics) = accumulate(setup, state, batch, key)
+
+  gradient_norm = optax.tree.norm(gradients)
+  finite = jnp.isfinite(metrics['train/loss']) & jnp.isfinite(gradient_norm)
+  updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  average = state.average
+  if average is not None:
+    average = optimizers.moving_average(average, params, setup.training.average)
+  new = TrainState(state.step + 1, params, router_state, opt_state, average)
+  new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+
+  metrics['train/finite'] = finite
+  metrics['train/learning_rate'] = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
+  metrics['train/grad_norm'] = gradient_norm
+  metrics['train/param_norm'] = optax.tree.norm(state.params)
+  for module, norm in optimizers.norms_by_module(gradients).items():
+    metrics[f'gradient_norm/{module}'] = norm
+  return new, metrics
+
+
+def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[Tree, tuple[Tree, Metrics]]:
+  """(gradients, (router state, metrics)) of `batch`, taken in `training.accumulate` microbatches.
+
+  The objective is the mean over all examples or tokens of the batch, however unevenly they are spread over microbatches;
+  router losses, router metrics and new router states are means over microbatches, each of which is routed on its own.
+  """
+  count = setup.training.accumulate
+  gradient = jax.grad(loss_function, argnums=1, has_aux=True)
+  if count == 1:
+    return gradient(setup, state.params, state.router_state, batch, key, jnp.float32(1))
+  total = jnp.maximum(setup.objective.weight(batch), 1)
+
+  def split(x):
+    # Every count-th example, so that each device keeps its own.
+    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+  def of_one(index, micro):
+    weight = setup.objective.weight(micro) * count / total
+    micro_key = jax.random.fold_in(derive(key, 'microbatch'), index)
+    return gradient(setup, state.params, state.router_state, micro, micro_key, weight)
+
+  microbatches = (jnp.arange(count), jax.tree.map(split, batch))
+  shapes = jax.eval_shape(of_one, *jax.tree.map(lambda x: x[0], microbatches))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, _ = jax.lax.scan(lambda sums, micro: (jax.tree.map(jnp.add, sums, of_one(*micro)), None), zeros, microbatches)
+  return jax.tree.map(lambda x: (x / count).astype(x.dtype), sums)
+
+
+def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax.Array, weight: jax.Array):
+  """(loss, (router state, metrics)) of one microbatch, whose objective counts `weight` times."""
+  output = setup.model.apply(params, router_state, batch, key=key, train=True)
+  objective, metrics = setup.objective(output, batch)
+  router_loss = setup.objective.router_loss(output)
+  loss = weight * objective + router_loss
+  logged = {f'train/{name}': weight * value for name, value in metrics.items()}
+  logged |= {'train/loss': loss, 'train/router_loss': router_loss}
+  for layer, router in output.routers.items():
+    logged |= {f'router/{layer}/{name}': jnp.asarray(value, jnp.float32) for name, value in router.metrics.items()}
+  return loss, (merge_updates(router_state, output.updates), logged)
+

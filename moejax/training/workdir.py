@@ -1,0 +1,117 @@
+"""The folder of a run: what lies where, and whose run it is.
+
+    config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html
+"""
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from moejax.config import ConfigError
+
+# Keys that may differ when a run goes on: they change what is written and where it is computed, not what is learned.
+MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'mesh', 'report')
+
+
+def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
+  """Makes `workdir` the folder of this run, or finds that it is.
+
+  Returns:
+    The keys of `MAY_CHANGE` that differ from when the run was started, one line each; config.json has the new values.
+
+  Raises:
+    ConfigError: the folder holds a run whose other keys differ; names them with both values.
+  """
+  path = Path(workdir) / 'config.json'
+  differences = []
+  if path.exists():
+    differences = compare(load_config(workdir), config)
+    forbidden = [line for key, line in differences if not key.startswith(MAY_CHANGE)]
+    if forbidden:
+      shown = '; '.join(forbidden[:8]) + (f'; and {len(forbidden) - 8} more' if len(forbidden) > 8 else '')
+      raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these keys '
+                        f'back. (A run may go on with other {", ".join(MAY_CHANGE)}.)')
+  elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
+    raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so whose they are cannot be told. '
+                      'Choose another --workdir.')
+  if jax.process_index() == 0:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, dumps(config))
+  return [line for _, line in differences]
+
+
+def compare(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
+  """(key, 'key was ..., now ...') of every key in which the configs differ."""
+  before, after = _flat(old), _flat(new)
+  def spell(values, key):
+    return repr(values[key]) if key in values else 'absent'
+  return [(key, f'{key} was {spell(before, key)}, now {spell(after, key)}')
+          for key in sorted(set(before) | set(after))
+          if spell(before, key) != spell(after, key)]
+
+
+def load_config(workdir: str | Path) -> ConfigDict:
+  """The config of the run in `workdir`. Raises ConfigError where there is none."""
+  path = Path(workdir) / 'config.json'
+  if not path.exists():
+    raise ConfigError(f'{workdir} holds no run: there is no config.json in it.')
+  try:
+    return loads(path.read_text())
+  except ValueError as error:
+    raise ConfigError(f'{path} cannot be read ({error}).') from None
+
+
+def dumps(config: ConfigDict) -> str:
+  """`config` as JSON; `loads` gives back an equal one. Raises ConfigError for values that JSON cannot hold."""
+  return json.dumps(_encode(config, 'config'), indent=2) + '\n'
+
+
+def loads(text: str) -> ConfigDict:
+  """The inverse of `dumps`."""
+  return ConfigDict(_decode(json.loads(text)))
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes all of `text` or nothing."""
+  partial = path.with_name(path.name + '.partial')
+  with open(partial, 'w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+# JSON has no tuples, and a tuple is not equal to a list.
+_TUPLE = '__tuple__'
+
+
+def _encode(value: Any, where: str) -> Any:
+  if isinstance(value, (ConfigDict, dict)):
+    return {str(key): _encode(item, f'{where}.{key}') for key, item in value.items()}
+  if isinstance(value, tuple):
+    return {_TUPLE: [_encode(item, where) for item in value]}
+  if isinstance(value, list):
+    return [_encode(item, where) for item in value]
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise ConfigError(f'{where} must be a number, text, None, a list, a tuple or a dict; not {value!r} '
+                    f'({type(value).__name__}). Name the object in the config, and register it in the code.')
+
+
+def _decode(value: Any) -> Any:
+  if isinstance(value, dict):
+    if set(value) == {_TUPLE}:
+      return tuple(_decode(item) for item in value[_TUPLE])
+    return {key: _decode(item) for key, item in value.items()}
+  return [_decode(item) for item in value] if isinstance(value, list) else value
+
+
+def _flat(config, prefix='') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    nested = isinstance(value, (ConfigDict, dict)) and len(value)
+    flat.update(_flat(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': _encode(value, prefix + str(key))})
+  return flat

@@ -1,0 +1,247 @@
+"""Checkpoints give back the bits that were saved, on any mesh; what is damaged or half written is never used.
+
+Oracle: the state that was saved, and the batches that follow in an iterator that was never interrupted.
+"""
+import errno
+import functools
+import os
+import shutil
+
+import grain
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import strategies as st
+from training_fakes import make_setup
+
+from moejax.training import checkpoint, step
+from moejax.training.recovery import NoCheckpoint
+
+
+@functools.cache
+def setup_of(devices=1):
+  return make_setup(devices, training=dict(average=0.5))
+
+
+@functools.cache
+def state_of(devices=1):
+  return step.init_state(setup_of(devices))
+
+
+def state_at(number, devices=1):
+  """A state whose every float says which step it is of."""
+  return jax.tree.map(lambda x: x + x.dtype.type(number), state_of(devices))
+
+
+def opened(folder, said=None, **options):
+  setup = setup_of()
+  options = checkpoint.CheckpointConfig('config.checkpoint', **options)
+  return checkpoint.Checkpoints(folder, setup.config, options, (said if said is not None else []).append)
+
+
+def batches():
+  return setup_of().pipeline.train(0)
+
+
+def after(count):
+  iterator = batches()
+  for _ in range(count):
+    next(iterator)
+  return iterator
+
+
+def save(folder, *numbers, rows=None, **options):
+  with opened(folder, **options) as checkpoints:
+    for number in numbers:
+      checkpoints.save(state_at(number), after(number), (rows or {}).get(number, {}))
+
+
+def assert_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def restore(folder, devices=1):
+  said, iterator = [], batches()
+  with opened(folder, said) as checkpoints:
+    state = checkpoints.restore(step.abstract_state(setup_of(devices)), iterator)
+  return state, iterator, said
+
+
+def test_a_checkpoint_gives_back_every_bit_and_the_next_batch(tmp_path):
+  save(tmp_path, 3)
+  state, iterator, said = restore(tmp_path)
+  assert_equal(state, state_at(3))
+  assert_equal(next(iterator), next(after(3)))
+  assert said == []
+
+
+def test_a_new_run_has_no_checkpoint(tmp_path):
+  assert restore(tmp_path)[0] is None
+
+
+def test_a_checkpoint_of_one_device_is_restored_onto_eight_and_back(tmp_path):
+  save(tmp_path / 'one', 3)
+  on_eight, iterator, _ = restore(tmp_path / 'one', devices=8)
+  assert_equal(on_eight, state_at(3))
+  assert len(on_eight.params['wi'].sharding.device_set) == 8
+  with opened(tmp_path / 'eight') as checkpoints:
+    checkpoints.save(on_eight, iterator, {})
+  assert_equal(restore(tmp_path / 'eight')[0], state_at(3))
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path):
+  rows = {number: {'eval/test/accuracy': score} for number, score in ((1, .3), (2, .9), (3, .5), (4, .1), (5, .2))}
+  save(tmp_path, 1, 2, 3, 4, 5, rows=rows, keep=2, metric='eval/test/accuracy')
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '5']
+  # and a new process remembers which was the best
+  save(tmp_path, 6, 7, rows={6: {'eval/test/accuracy': .4}}, keep=2, metric='eval/test/accuracy')
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '6', '7']
+
+
+def test_the_best_may_be_the_smallest(tmp_path):
+  rows = {number: {'eval/test/loss': score} for number, score in ((1, .3), (2, .1), (3, .5), (4, .4))}
+  save(tmp_path, 1, 2, 3, 4, rows=rows, keep=1, metric='eval/test/loss', mode='min')
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def array_files(folder):
+  return [path for path in folder.rglob('d/*') if path.is_file()]
+
+
+def cut_off(folder):
+  for path in array_files(folder / 'params'):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip_bits(folder):
+  for path in array_files(folder / 'opt_state'):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def lose_an_item(folder):
+  shutil.rmtree(folder / 'average')
+
+
+def lose_the_data_position(folder):
+  for path in (folder / 'data').glob('*.json'):
+    path.unlink()
+
+
+def change_one_number(folder):
+  """Files that are whole and say something else, which no library can notice."""
+  params = state_at(4).params
+  params['wi'] = params['wi'].at[1, 2, 3].add(1e-3)
+  shutil.rmtree(folder / 'params')
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / 'params', params)
+
+
+@pytest.mark.parametrize('damage', [cut_off, flip_bits, lose_an_item, lose_the_data_position, change_one_number])
+def test_where_the_newest_is_damaged_the_one_before_is_used_and_that_is_said(tmp_path, damage):
+  save(tmp_path, 2, 4)
+  damage(tmp_path / 'checkpoints' / '4')
+  state, iterator, said = restore(tmp_path)
+  assert_equal(state, state_at(2))
+  assert_equal(next(iterator), next(after(2)))
+  assert len(said) == 1 and 'checkpoints/4 is damaged' in said[0] and 'step 2 instead' in said[0]
+  # The same step can be saved again, and is then used.
+  save(tmp_path, 4)
+  assert_equal(restore(tmp_path)[0], state_at(4))
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts_and_nothing_is_touched(tmp_path):
+  save(tmp_path, 2, 4)
+  for number in ('2', '4'):
+    cut_off(tmp_path / 'checkpoints' / number)
+  with pytest.raises(NoCheckpoint, match='No checkpoint in .* can be read'):
+    restore(tmp_path)
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
+
+
+FIXED = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
+
+
+@hypothesis.given(st.integers(0, 23), st.integers(1, 2**32 - 1))
+def test_the_fingerprint_changes_with_any_change_of_one_element(index, bits):
+  changed = np.asarray(FIXED).copy()
+  changed.reshape(-1).view(np.uint32)[index] ^= np.uint32(bits)
+  assert checkpoint.fingerprint({'a': changed}) != checkpoint.fingerprint({'a': FIXED})
+
+
+def test_the_fingerprint_changes_when_elements_swap_places():
+  assert checkpoint.fingerprint(FIXED) != checkpoint.fingerprint(FIXED[:, ::-1])
+
+
+# ---- full disk ------------------------------------------------------------------------------------------------------
+
+
+class NoSpaceLater:
+  """What a write in the background ends with, as the library that writes arrays says it."""
+
+  def result(self, timeout=None):
+    raise ValueError('RESOURCE_EXHAUSTED: Error writing local file: Failed to write 83 bytes: No space left on device')
+
+
+@pytest.mark.parametrize('when', ['while writing in the background', 'at once'])
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_leaves_nothing_half_written(tmp_path, monkeypatch, when):
+  save(tmp_path, 2)
+  said = []
+
+  async def no_space_later(*args, **kwargs):
+    return [NoSpaceLater()]
+
+  def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with opened(tmp_path, said) as checkpoints:
+    with monkeypatch.context() as broken:
+      if when == 'at once':
+        broken.setattr(grain.checkpoint.CheckpointHandler, 'save', no_space)
+      else:
+        broken.setattr(ocp.type_handlers.ArrayHandler, 'serialize', no_space_later)
+      checkpoints.save(state_at(4), after(4), {})
+      checkpoints.wait()
+    assert len(said) == 1 and 'step 4 could not be written: the disk is full' in said[0]
+    assert f'The last good checkpoint is {tmp_path / "checkpoints" / "2"}' in said[0]
+    assert os.listdir(tmp_path / 'checkpoints') == ['2']
+    # There is room again: the run goes on.
+    checkpoints.save(state_at(6), after(6), {})
+  assert_equal(restore(tmp_path)[0], state_at(6))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+  save(tmp_path, 2)
+  shutil.copytree(tmp_path / 'checkpoints' / '2', tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp')
+  assert_equal(restore(tmp_path)[0], state_at(2))
+  assert os.listdir(tmp_path / 'checkpoints') == ['2']
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_restores_config_step_average_and_router_state_from_the_checkpoint_alone(tmp_path):
+  save(tmp_path, 2, 4)
+  (tmp_path / 'elsewhere').mkdir()
+  shutil.move(tmp_path / 'checkpoints', tmp_path / 'elsewhere' / 'checkpoints')
+  config, number, params, router_state = checkpoint.restore_for_evaluation(tmp_path / 'elsewhere')
+  assert number == 4 and config == setup_of().config
+  assert_equal(params, state_at(4).average)
+  assert_equal(router_state, state_at(4).router_state)
+  assert checkpoint.restore_for_evaluation(tmp_path / 'elsewhere', step=2)[1] == 2
+
+
+def test_evaluation_says_where_it_looked_for_checkpoints(tmp_path):
+  with pytest.raises(NoCheckpoint, match='has no checkpoints: train first'):
+    checkpoint.restore_for_evaluation(tmp_path)
+  save(tmp_path, 2)
+  with pytest.raises(NoCheckpoint, match=r'no checkpoint of step 3; there are \[2\]'):
+    checkpoint.restore_for_evaluation(tmp_path, step=3)

@@ -1,0 +1,170 @@
+"""The loop: what lies in the folder of a run, and that every way of stopping and going on gives the same run.
+
+Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
+"""
+import errno
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_fakes import TinyPipeline, make_setup
+
+from moejax.functional import flatten
+from moejax.training import checkpoint, loop, metrics, recovery, step
+
+STEPS = 8
+PARTS = dict(evaluate=True, evaluation=dict(every=4), training=dict(steps=STEPS, average=0.9))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+  """All set-ups here differ in their data alone, so they can share the compiled step."""
+  setup = make_setup(**PARTS)
+  train_step, first = step.make_train_step(setup), step.init_state(setup)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step, 'make_train_step', lambda setup: train_step)
+    patch.setattr(step, 'init_state', lambda setup: jax.tree.map(jnp.copy, first))
+    yield
+
+
+def run(folder, pipeline=None, **sections):
+  said = []
+  row = loop.train(make_setup(pipeline=pipeline, **{**PARTS, **sections}), folder, said.append)
+  return row, said
+
+
+def rows(folder):
+  """The rows without what is measured with a clock."""
+  return [{name: value for name, value in row.items() if not name.startswith('time/')} for row in metrics.read(folder)]
+
+
+def final_params(folder):
+  return flatten(checkpoint.restore_for_evaluation(folder)[2])
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('uninterrupted')
+  return folder, *run(folder)
+
+
+def assert_same_run(folder, uninterrupted):
+  assert rows(folder) == rows(uninterrupted[0])  # every float, to the last bit, and each step once
+  a, b = final_params(folder), final_params(uninterrupted[0])
+  assert set(a) == set(b)
+  for path in a:
+    np.testing.assert_array_equal(a[path], b[path])
+
+
+class StopsAt(TinyPipeline):
+  """Calls `act` when batch `number` is read, which is for step `number + 1`."""
+
+  def __init__(self, number, act):
+    super().__init__()
+    self.number, self.act = number, act
+
+  def batch(self, number):
+    if number == self.number:
+      self.act()
+    return super().batch(number)
+
+
+def crash():
+  raise RuntimeError('power failure')
+
+
+def test_a_run_learns_and_leaves_its_metrics_and_its_last_checkpoints(uninterrupted):
+  folder, row, said = uninterrupted
+  found = metrics.read(folder)
+  assert [row['step'] for row in found] == list(range(1, STEPS + 1))
+  assert found[-1]['train/loss'] < found[0]['train/loss']
+  assert [row['step'] for row in found if 'eval/test/accuracy' in row] == [4, 8]
+  assert len(found[0]['router/block_01/load']) == 4
+  assert sorted(os.listdir(folder / 'checkpoints')) == ['6', '8']
+  assert os.listdir(folder / 'tensorboard')
+  assert row['eval/test/accuracy'] == found[-1]['eval/test/accuracy']
+
+
+def test_the_last_message_says_the_result_where_things_lie_and_what_to_do_next(uninterrupted):
+  folder, row, said = uninterrupted
+  message = '\n'.join(said)
+  for part in (f'eval/test/accuracy               {row["eval/test/accuracy"]:.5g}', f'{folder}/checkpoints/8',
+               f'python -m moejax.evaluate --workdir={folder}', 'Next'):
+    assert part in message
+
+
+def test_evaluation_uses_the_parameters_that_the_checkpoint_holds(uninterrupted):
+  folder, row, _ = uninterrupted
+  _, number, params, router_state = checkpoint.restore_for_evaluation(folder)
+  assert number == STEPS
+  assert make_setup(**PARTS).evaluators['test'](params, router_state) == {'accuracy': row['eval/test/accuracy']}
+
+
+@pytest.mark.parametrize('number', [1, 2, 5, 7])
+def test_a_run_that_crashed_goes_on_as_if_it_had_not(tmp_path, uninterrupted, number):
+  with pytest.raises(Exception, match='power failure'):
+    run(tmp_path, StopsAt(number, crash))
+  run(tmp_path)
+  assert_same_run(tmp_path, uninterrupted)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, uninterrupted):
+  with pytest.raises(recovery.Interrupted) as stop:
+    run(tmp_path, StopsAt(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+  assert stop.value.code == 130
+  assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command goes on' in str(stop.value)
+  _, said = run(tmp_path)
+  assert said[0] == 'Going on after step 5 of 8.'
+  assert_same_run(tmp_path, uninterrupted)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+  first, _ = run(tmp_path)
+  again, said = run(tmp_path, StopsAt(0, crash))
+  assert again == {'step': STEPS, **first}
+  assert 'Finished: 8 steps.' in said
+
+
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path, uninterrupted, monkeypatch):
+  with pytest.raises(Exception, match='power failure'):
+    run(tmp_path, StopsAt(5, crash))
+  setup = make_setup(devices=8, **PARTS)
+  sharded = jax.jit(lambda state, batch: step.train_step(setup, state, batch))
+  monkeypatch.setattr(step, 'make_train_step', lambda setup: sharded)
+  row = loop.train(setup, tmp_path, lambda line: None)
+  # Sums in another order: the same numbers up to rounding.
+  np.testing.assert_allclose(row['train/loss'], uninterrupted[1]['train/loss'], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(tmp_path):
+  with pytest.raises(recovery.NotFinite) as stop:
+    run(tmp_path, TinyPipeline(poison=4))
+  message = str(stop.value)
+  assert "Step 5: loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
+  assert f'The last good checkpoint is {tmp_path}/checkpoints/4' in message
+  assert 'The update was not applied' in message
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
+
+
+def test_the_run_goes_on_when_a_checkpoint_cannot_be_written_and_the_next_can(tmp_path, uninterrupted, monkeypatch):
+  def no_space(self, state, *args, _save=checkpoint.grain.checkpoint.CheckpointHandler.save, **kwargs):
+    if '4.orbax' in str(state):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    return _save(self, state, *args, **kwargs)
+
+  monkeypatch.setattr(checkpoint.grain.checkpoint.CheckpointHandler, 'save', no_space)
+  _, said = run(tmp_path)
+  assert any('step 4 could not be written: the disk is full' in line for line in said)
+  assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_claim_to_be_finished(tmp_path, monkeypatch):
+  def no_space(self, state, *args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(checkpoint.grain.checkpoint.CheckpointHandler, 'save', no_space)
+  with pytest.raises(recovery.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
+    run(tmp_path)

@@ -1,0 +1,189 @@
+"""Optimizers are optax's of that name; schedules go through points computed by hand; decay finds kernels by their axes."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_fakes import MODEL
+
+from moejax.config import ConfigError
+from moejax.functional import Functional, flatten
+from moejax.parallel import mesh as meshes
+from moejax.parallel import rules
+from moejax.training import optimizer
+
+CONSTANT = dict(name='constant', peak=0.1)
+
+
+def build(config, steps=100, model=MODEL):
+  return optimizer.build(config, 'config.optimizer', model=model, steps=steps)
+
+
+def model_of(parameters):
+  """A `Functional` that has nothing but parameters: {path: (shape, axes)}."""
+  shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in parameters.items()}
+  tree = optimizer.unflatten(shapes)
+  return Functional(init=lambda key: (jax.tree.map(lambda s: jnp.zeros(s.shape), tree), {}), apply=None,
+                    axes=optimizer.unflatten({path: axes for path, (_, axes) in parameters.items()}), state_axes={})
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+# Peak 0.8 after 10 warm-up steps of 110: half-way of the rest is step 60, three quarters step 85.
+SCHEDULES = [
+    (dict(name='constant', peak=0.8, warmup=10), {0: 0., 5: 0.4, 10: 0.8, 60: 0.8, 110: 0.8}),
+    (dict(name='linear', peak=0.8, warmup=10), {0: 0., 10: 0.8, 60: 0.4, 85: 0.2, 110: 0.}),
+    (dict(name='linear', peak=0.8, warmup=10, end=0.4), {10: 0.8, 60: 0.6, 85: 0.5, 110: 0.4, 500: 0.4}),
+    # cosine: (1 + cos(pi/2)) / 2 = 1/2, (1 + cos(3 pi/4)) / 2 = (1 - 1/sqrt 2) / 2
+    (dict(name='cosine', peak=0.8, warmup=10), {5: 0.4, 10: 0.8, 60: 0.4, 85: 0.4 * (1 - 0.5**0.5), 110: 0., 500: 0.}),
+    (dict(name='cosine', peak=0.8, end=0.2), {0: 0.8, 55: 0.5, 110: 0.2}),
+    # rsqrt: step 40 is four times the warm-up, so half the peak; step 90 a third
+    (dict(name='rsqrt', peak=0.8, warmup=10), {5: 0.4, 10: 0.8, 40: 0.4, 90: 0.8 / 3}),
+    # with 20 steps of cool-down, step 100 has half of peak / sqrt(10)
+    (dict(name='rsqrt', peak=0.8, warmup=10, cooldown=20), {40: 0.4, 90: 0.8 / 3, 100: 0.4 / 10**0.5, 110: 0.}),
+]
+
+
+@pytest.mark.parametrize('config, points', SCHEDULES)
+def test_schedules_pass_through_points_computed_by_hand(config, points):
+  schedule = build(dict(name='sgd', schedule=config), steps=110).schedule
+  found = schedule(jnp.array(list(points)))
+  np.testing.assert_allclose(found, list(points.values()), rtol=1e-6, atol=1e-8)  # float32
+
+
+# ---- optimizers -----------------------------------------------------------------------------------------------------
+
+MASK = {'router': True, 'wi': True, 'bias': False, 'head': True}
+OPTAX = {
+    'adamw': (dict(b2=0.95, weight_decay=0.3), lambda: optax.adamw(0.1, b2=0.95, weight_decay=0.3, mask=MASK)),
+    'lion': (dict(weight_decay=0.3), lambda: optax.lion(0.1, weight_decay=0.3, mask=MASK)),
+    'sgd': (dict(momentum=0.9), lambda: optax.sgd(0.1, momentum=0.9)),
+    'adafactor': (dict(min_dim_size_to_factor=4), lambda: optax.adafactor(0.1, min_dim_size_to_factor=4)),
+}
+
+
+@pytest.mark.parametrize('name', OPTAX)
+def test_an_optimizer_makes_the_updates_of_optax(name):
+  keys, reference = OPTAX[name]
+  ours = build(dict(name=name, schedule=CONSTANT, **keys)).transform
+  params, _ = jax.jit(MODEL.init)(jax.random.key(0))
+
+  def run(transform):
+    def step(carry, gradients):
+      params, state = carry
+      updates, state = transform.update(gradients, state, params)
+      return (optax.apply_updates(params, updates), state), None
+    gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), (4, *p.shape)), params)
+    return jax.jit(lambda: jax.lax.scan(step, (params, transform.init(params)), gradients)[0][0])()
+
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(ours), run(reference()))
+
+
+def update(transform, gradients, params):
+  updates, _ = transform.update(gradients, transform.init(params), params)
+  return optax.apply_updates(params, updates)
+
+
+def test_decay_of_sgd_and_adafactor_is_decoupled():
+  # With gradient 0, p <- p - rate * decay * p = p (1 - 0.1 * 0.5), and only where the mask says so.
+  params = {'router': jnp.full((3, 4), 2.), 'wi': jnp.full((4, 3, 8), 2.), 'bias': jnp.full((4, 8), 2.),
+            'head': jnp.full((8, 5), 2.)}
+  for name in ('sgd', 'adafactor'):
+    transform = build(dict(name=name, schedule=CONSTANT, weight_decay=0.5)).transform
+    new = jax.jit(update, static_argnums=0)(transform, jax.tree.map(jnp.zeros_like, params), params)
+    np.testing.assert_allclose(new['wi'], 1.9, rtol=1e-6)
+    np.testing.assert_allclose(new['bias'], 2., rtol=1e-6)
+
+
+def test_gradients_are_clipped_to_a_global_norm():
+  transform = build(dict(name='sgd', schedule=dict(name='constant', peak=1.), clip=1.)).transform
+  params = {'router': jnp.zeros((3, 4)), 'wi': jnp.zeros((4, 3, 8)), 'bias': jnp.zeros((4, 8)), 'head': jnp.zeros((8, 5))}
+  large = jax.tree.map(jnp.zeros_like, params) | {'router': jnp.zeros((3, 4)).at[0, 0].set(3.),
+                                                 'bias': jnp.zeros((4, 8)).at[0, 0].set(4.)}
+  new = jax.jit(update, static_argnums=0)(transform, large, params)
+  np.testing.assert_allclose(new['router'][0, 0], -3 / 5, rtol=1e-6)  # the norm is sqrt(9 + 16) = 5
+  np.testing.assert_allclose(new['bias'][0, 0], -4 / 5, rtol=1e-6)
+
+
+# ---- weight decay ---------------------------------------------------------------------------------------------------
+
+PARAMETERS = {  # path: (shape, axes), and whether it decays by default
+    'embedding/table': (((9, 4), ('vocab', 'embed')), True),
+    'position_embedding/table': (((6, 4), (None, 'embed')), False),
+    'encoding/table': (((6, 4), (None, 'embed')), False),
+    'lengths/table': (((6, 4), ('length', 'embed')), False),
+    'patches/kernel': (((6, 4), (None, 'embed')), True),
+    'class_token': (((1, 4), (None, 'embed')), False),
+    'blocks/norm/scale': (((2, 4), ('layers', 'embed')), False),
+    'blocks/attention/query': (((2, 4, 3, 2), ('layers', 'embed', 'heads', 'head_dim')), True),
+    'blocks/attention/offset': (((2, 3, 2), ('layers', 'heads', 'head_dim')), False),
+    'blocks/attention/out': (((2, 1, 4, 4), ('layers', 'heads', 'head_dim', 'embed')), True),
+    'blocks/moe/router/kernel': (((2, 4, 5), ('layers', 'embed', 'expert')), True),
+    'blocks/moe/experts/wi': (((2, 5, 4, 8), ('layers', 'expert', 'embed', 'mlp')), True),
+    'blocks/moe/experts/offset': (((2, 5, 8), ('layers', 'expert', 'mlp')), False),
+    'one/experts/offset': (((5, 8), ('expert', 'mlp')), False),
+    'head/bias': (((9,), ('vocab',)), False),
+}
+
+
+def test_by_default_kernels_and_word_embeddings_decay_and_stacked_vectors_do_not():
+  model = model_of({path: parameter for path, (parameter, _) in PARAMETERS.items()})
+  mask = flatten(optimizer.decay_mask(model, None, 'here'))
+  assert mask == {path: decays for path, (_, decays) in PARAMETERS.items()}
+
+
+def test_a_regular_expression_says_which_parameters_decay():
+  model = model_of({path: parameter for path, (parameter, _) in PARAMETERS.items()})
+  mask = flatten(optimizer.decay_mask(model, r'experts/|head/', 'here'))
+  assert {path for path, decays in mask.items() if decays} == {
+      'blocks/moe/experts/wi', 'blocks/moe/experts/offset', 'one/experts/offset', 'head/bias'}
+
+
+@pytest.mark.parametrize('config, sentence', [
+    (dict(name='adamv', schedule=CONSTANT), "config.optimizer.name: there is no optimizer 'adamv'. Did you mean 'adamw'"),
+    (dict(name='adamw', schedule=CONSTANT, b3=1.), 'config.optimizer.b3: adamw has no such key'),
+    (dict(name='adamw'), 'config.optimizer.schedule is missing'),
+    (dict(name='adamw', schedule=dict(name='cosine', peak=-1.)), 'config.optimizer.schedule.peak must be a positive'),
+    (dict(name='adamw', schedule=dict(name='cosine', peak=1., warmup=100)), '100 steps of warm-up'),
+    (dict(name='adamw', schedule=dict(name='rsqrt', peak=1., warmup=0)), 'config.optimizer.schedule.warmup must be'),
+    (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be positive'),
+    (dict(name='adamw', schedule=CONSTANT, decay='('), 'is not a regular expression'),
+    (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' is found in no parameter path"),
+])
+def test_what_cannot_be_built_is_said_in_a_sentence(config, sentence):
+  with pytest.raises(ConfigError) as error:
+    build(config)
+  assert sentence in str(error.value)
+
+
+# ---- sharding, averages, statistics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', sorted(OPTAX))
+def test_optimizer_state_is_sharded_as_the_parameters_it_mirrors(name):
+  keys = OPTAX[name][0]
+  transform = build(dict(name=name, schedule=CONSTANT, clip=1., **keys)).transform
+  mesh = meshes.build(dict(data=2, expert=2, model=2))
+  params, _ = MODEL.shapes()
+  sharded = rules.shardings(mesh, MODEL.axes, params)
+  found = optimizer.state_shardings(transform, params, sharded, rules.replicated(mesh))
+  shapes = jax.eval_shape(transform.init, params)
+  assert jax.tree.structure(found) == jax.tree.structure(shapes)
+  # every leaf can be sharded so, and those of the experts' shape are spread over experts
+  for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(found)):
+    sharding.shard_shape(leaf.shape)
+    if leaf.shape == (4, 3, 8):
+      assert sharding == sharded['wi'] and sharding.spec[0] == 'expert'
+
+
+def test_the_moving_average_follows_its_recursion():
+  # From 1 with decay 0.5: 0.5*1 + 0.5*3 = 2, then 0.5*2 + 0.5*5 = 3.5.
+  average = optimizer.moving_average({'a': jnp.float32(1)}, {'a': jnp.float32(3)}, 0.5)
+  assert average['a'] == 2.
+  assert optimizer.moving_average(average, {'a': jnp.float32(5)}, 0.5)['a'] == 3.5
+
+
+def test_gradient_norms_are_reported_by_module():
+  tree = {'a': {'wi': jnp.array([3., 0.]), 'wo': jnp.array([[4.]])}, 'head': jnp.array([2.])}
+  norms = optimizer.norms_by_module(tree)
+  assert {name: float(norm) for name, norm in norms.items()} == {'a': 5., 'head': 2.}

@@ -1,0 +1,52 @@
+"""Where values stop being finite: computed by injecting them, one place at a time."""
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from moejax.training import recovery
+
+FINE = {'train/loss': 1., 'train/grad_norm': 1., 'train/finite': True, 'router/block_01/load': np.ones(4),
+        'router/block_03/load': np.ones(4), 'router/block_03/z_loss': 1., 'gradient_norm/blocks/1/moe': 1.,
+        'gradient_norm/blocks/3/moe': 1., 'gradient_norm/head': 1.}
+BATCH = {'image': np.ones((4, 2), np.float32), 'label': np.arange(4)}
+NAN = float('nan')
+
+
+@pytest.mark.parametrize('bad, place', [
+    # A bad router spoils all that follow, and every gradient: the first is named.
+    ({'router/block_01/load': np.array([1, NAN, 1, 1]), 'router/block_03/load': np.full(4, NAN),
+      'gradient_norm/head': NAN}, 'First layer that is not finite: block_01'),
+    ({'router/block_03/z_loss': np.inf}, "First layer that is not finite: block_03 (its router's z_loss)"),
+    ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not in 1 of 3 modules: blocks/1/moe'),
+    ({'gradient_norm/blocks/1/moe': NAN, 'gradient_norm/blocks/3/moe': NAN, 'gradient_norm/head': NAN},
+     'look at what follows the last router'),
+    ({}, 'their norm overflows'),
+])
+def test_the_first_place_that_is_not_finite_is_named(bad, place):
+  assert place in recovery.locate({**FINE, **bad}, BATCH)
+
+
+def test_a_batch_that_is_not_finite_comes_before_all_else():
+  image = BATCH['image'].copy()
+  image[[1, 3], 0] = np.inf
+  place = recovery.locate({**FINE, 'router/block_01/load': np.full(4, NAN)}, {**BATCH, 'image': image})
+  assert place == "The batch itself is not finite: 'image', examples [1, 3]."
+
+
+def test_a_finite_step_passes_and_another_stops():
+  recovery.check_finite(3, FINE, BATCH, lambda: '')
+  with pytest.raises(recovery.NotFinite, match='Step 3: loss nan.*The last one is there'):
+    recovery.check_finite(3, {**FINE, 'train/finite': False, 'train/loss': NAN}, BATCH, lambda: 'The last one is there.')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
+  with recovery.Interruption() as interruption:
+    assert interruption.signal is None
+    os.kill(os.getpid(), number)
+    assert interruption.signal == number
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), number)
+  assert recovery.Interrupted('', number).code == 128 + number

@@ -1,0 +1,143 @@
+"""The step: gradients do not depend on how the batch is cut, over microbatches or devices; a step that is not finite changes
+nothing; the keys, the router state and the average are what they are said to be.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_fakes import EXAMPLEWISE, MODEL, TinyPipeline, make_setup
+
+from moejax.functional import flatten
+from moejax.random import derive
+from moejax.training import step
+
+SGD = dict(name='sgd', schedule=dict(name='constant', peak=1.))
+
+
+@functools.cache
+def prepared(devices=1, accumulate=1, examplewise=False, padded=False, average=None):
+  """(setup, compiled step), built once for all tests."""
+  setup = make_setup(devices, TinyPipeline(padded=padded), optimizer_config=SGD,
+                     model=EXAMPLEWISE if examplewise else MODEL,
+                     training=dict(accumulate=accumulate, average=average))
+  first = step.init_state(setup)
+  return setup, step.make_train_step(setup), lambda: jax.tree.map(jnp.copy, first)  # the step uses up what it is given
+
+
+def steps(count, **kwargs):
+  """(first state, last state, metrics of the last) of `count` steps over the fake batches, as numpy."""
+  setup, train_step, init = prepared(**kwargs)
+  state = init()
+  first = jax.device_get(state)
+  for number in range(count):
+    state, metrics = train_step(state, setup.place(setup.pipeline.batch(number)))
+  return first, jax.device_get(state), jax.device_get(metrics)
+
+
+def assert_same(a, b, rtol=1e-5, atol=1e-6):
+  # Sums in another order differ in the last bits of float32.
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch_however_padding_is_spread():
+  # Microbatch i holds every fourth example: all padding is in the last, which then counts for nothing.
+  whole = steps(1, examplewise=True, padded=True)
+  parts = steps(1, examplewise=True, padded=True, accumulate=4)
+  assert_same(parts[1].params, whole[1].params)
+  for name in ('train/loss', 'train/accuracy', 'train/grad_norm', 'gradient_norm/wi'):
+    np.testing.assert_allclose(parts[2][name], whole[2][name], rtol=1e-5)
+
+
+def test_router_losses_and_router_state_are_means_over_microbatches():
+  setup, _, _ = prepared(accumulate=2)
+  before, after, metrics = steps(1, accumulate=2)
+  batch = setup.pipeline.batch(0)
+
+  def run(part, index):
+    key = derive(derive(derive(jax.random.key(setup.seed), 0), 'microbatch'), index)
+    return MODEL.apply(before.params, before.router_state, part, key=key, train=True)
+  run = jax.jit(run, static_argnums=1)
+  outputs = [run({name: values[index::2] for name, values in batch.items()}, index) for index in (0, 1)]
+  np.testing.assert_allclose(metrics['train/router_loss'],
+                             np.mean([o.routers['block_01'].losses['balance'] for o in outputs]), rtol=1e-5)
+  np.testing.assert_allclose(after.router_state['load'], np.mean([o.updates['load'] for o in outputs], axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_eight_devices_take_the_step_of_one(accumulate):
+  one, eight = steps(3, accumulate=accumulate), steps(3, accumulate=accumulate, devices=8)
+  assert_same(eight[0], one[0])
+  assert_same(eight[1], one[1])
+  assert_same(eight[2], one[2])
+
+
+def test_step_n_draws_from_the_key_derived_for_n():
+  setup, _, _ = prepared()
+  second, metrics = steps(1)[1], steps(2)[2]
+  batch = setup.pipeline.batch(1)
+
+  @jax.jit
+  def loss(key):
+    output = MODEL.apply(second.params, second.router_state, batch, key=key, train=True)
+    return setup.objective(output, batch)[0] + setup.objective.router_loss(output)
+  np.testing.assert_allclose(metrics['train/loss'], loss(derive(jax.random.key(setup.seed), 1)), rtol=1e-5)
+
+
+def test_the_loss_is_the_objective_plus_the_router_losses():
+  metrics = steps(1)[2]
+  assert metrics['train/router_loss'] > 0
+  np.testing.assert_allclose(metrics['train/loss'], metrics['train/cross_entropy'] + metrics['train/router_loss'],
+                             rtol=1e-6)
+  assert metrics['router/block_01/load'].shape == (4,)
+
+
+def test_a_gradient_step_descends_and_router_state_moves():
+  before, after, _ = steps(1)
+  assert after.step == 1
+  assert not np.array_equal(before.router_state['load'], after.router_state['load'])
+  # Plain descent with rate 1: the distance moved is the gradient's norm.
+  moved = np.sqrt(sum(np.square(a - b).sum() for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params))))
+  np.testing.assert_allclose(moved, steps(1)[2]['train/grad_norm'], rtol=1e-4)
+
+
+def test_the_average_follows_the_parameters_and_is_what_is_evaluated():
+  states = [steps(1, average=0.75)[0]] + [steps(n, average=0.75)[1] for n in (1, 2, 3)]
+  expected = flatten(states[0].params)
+  for state in states[1:]:
+    expected = {path: 0.75 * value + 0.25 * flatten(state.params)[path] for path, value in expected.items()}
+  assert_same(flatten(states[-1].average), expected)
+  assert states[-1].evaluated is states[-1].average
+  assert steps(1)[1].evaluated is not None and steps(1)[1].average is None
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
+  setup, train_step, init = prepared(average=0.75)
+  before = jax.device_get(init())
+  batch = setup.pipeline.batch(0)
+  batch['image'][3] = np.nan
+  after, metrics = train_step(init(), setup.place(batch))
+  assert not metrics['train/finite']
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(after))
+  # and the next batch trains on from there
+  after, metrics = train_step(after, setup.place(setup.pipeline.batch(0)))
+  assert metrics['train/finite'] and after.step == 1
+
+
+def test_the_step_is_compiled_once():
+  _, train_step, _ = prepared()
+  steps(3)
+  assert train_step._cache_size() == 1  # the first state must have the types and shardings of those that follow
+
+
+def test_parameters_and_optimizer_state_are_spread_over_the_mesh():
+  setup = make_setup(8, mesh=dict(data=2, expert=4), optimizer_config=dict(
+      name='adamw', schedule=dict(name='constant', peak=1.)))
+  state = step.init_state(setup)
+  leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+            if leaf.shape == state.params['wi'].shape}
+  assert len(leaves) == 3  # the parameter and Adam's two moments
+  for leaf in leaves.values():
+    assert leaf.addressable_shards[0].data.shape[0] == 1  # one expert of four
+  assert jnp.isfinite(state.params['wi']).all()

@@ -1,0 +1,123 @@
+"""The folder of a run: configs and metrics survive being written and read; another run's folder is not touched."""
+import json
+import math
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from ml_collections import ConfigDict, config_dict
+
+from moejax.config import ConfigError
+from moejax.training import metrics, workdir
+from moejax.training.setup import default_config
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
+KEYS = st.text('abcdefgh_', min_size=1, max_size=4)
+VALUES = st.recursive(LEAVES, lambda inner: st.one_of(
+    st.lists(LEAVES, max_size=3), st.lists(LEAVES, max_size=3).map(tuple), st.dictionaries(KEYS, inner, max_size=3)))
+
+
+@hypothesis.settings(max_examples=100)
+@hypothesis.given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_a_config_that_is_written_and_read_back_is_equal(values):
+  config = ConfigDict(values)
+  again = workdir.loads(workdir.dumps(config))
+  assert again == config
+  assert workdir.dumps(again) == workdir.dumps(config)  # also in types: True is not 1, and a tuple is not a list
+
+
+def test_the_default_config_is_one_of_them():
+  assert workdir.loads(workdir.dumps(default_config())) == default_config().copy_and_resolve_references()
+
+
+def test_a_config_that_holds_an_object_is_refused_by_name():
+  with pytest.raises(ConfigError, match='config.model.activation must be a number, text'):
+    workdir.dumps(ConfigDict(dict(model=dict(activation=math.tanh))))
+
+
+def test_a_folder_is_claimed_once_and_goes_on_with_the_same_config(tmp_path):
+  assert workdir.claim(tmp_path / 'run', default_config()) == []
+  assert workdir.claim(tmp_path / 'run', default_config()) == []
+  assert workdir.load_config(tmp_path / 'run') == default_config().copy_and_resolve_references()
+
+
+def test_the_folder_of_another_run_is_left_alone_and_the_differences_are_named(tmp_path):
+  workdir.claim(tmp_path, default_config())
+  before = (tmp_path / 'config.json').read_text()
+  other = default_config()
+  other.seed = 7
+  other.optimizer.schedule.peak = 0.5
+  other.optimizer.b1 = 0.5
+  del other.optimizer.clip
+  with pytest.raises(ConfigError) as error:
+    workdir.claim(tmp_path, other)
+  for part in ('seed was 0, now 7', 'optimizer.schedule.peak was 0.001, now 0.5', 'optimizer.b1 was absent, now 0.5',
+               'optimizer.clip was 1.0, now absent', 'Choose another --workdir'):
+    assert part in str(error.value)
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_what_changes_no_number_that_is_learned_may_change(tmp_path):
+  workdir.claim(tmp_path, default_config())
+  other = default_config()
+  other.training.log_every = 7
+  other.mesh.model = 2
+  assert workdir.claim(tmp_path, other) == ['mesh.model was 1, now 2', 'training.log_every was 50, now 7']
+  assert workdir.load_config(tmp_path).mesh.model == 2
+
+
+def test_checkpoints_without_a_config_belong_to_nobody(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(ConfigError, match='no config.json'):
+    workdir.claim(tmp_path, default_config())
+
+
+@pytest.mark.parametrize('content, sentence', [(None, 'holds no run'), ('{"seed": ', 'cannot be read')])
+def test_a_folder_without_a_readable_config_is_said_to_be_one(tmp_path, content, sentence):
+  if content:
+    (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(ConfigError, match=sentence):
+    workdir.load_config(tmp_path)
+
+
+def test_a_float_placeholder_is_written_as_none(tmp_path):
+  config = ConfigDict(dict(a=config_dict.placeholder(float)))
+  assert json.loads(workdir.dumps(config)) == {'a': None}
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+def write(folder, restored, *steps):
+  with metrics.MetricsWriter(folder, restored) as writer:
+    for step in steps:
+      writer.write(step, {'train/loss': step / 3, 'router/a/load': [0.25, 0.75]})
+
+
+def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
+  write(tmp_path, 0, 1, 2, 3, 4, 5)
+  write(tmp_path, 3, 4, 5, 6)
+  assert [(row['step'], row['train/loss']) for row in metrics.read(tmp_path)] == [(n, n / 3) for n in range(1, 7)]
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+  write(tmp_path, 0, 1, 2)
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 3, "train/lo')
+  assert [row['step'] for row in metrics.read(tmp_path)] == [1, 2]
+  write(tmp_path, 2, 3)
+  assert [row['step'] for row in metrics.read(tmp_path)] == [1, 2, 3]
+
+
+def test_every_line_is_strict_json(tmp_path):
+  with metrics.MetricsWriter(tmp_path, 0) as writer:
+    writer.write(1, {'a': math.nan, 'b': [1., math.inf]})
+  refuse = lambda constant: pytest.fail(f'{constant} is no JSON')
+  line = (tmp_path / 'metrics.jsonl').read_text()
+  assert json.loads(line, parse_constant=refuse) == {'step': 1, 'a': None, 'b': [1., None]}
+
+
+def test_the_row_that_was_last_is_known(tmp_path):
+  assert metrics.MetricsWriter(tmp_path, 0).last_row == {}
+  write(tmp_path, 0, 1, 2, 3)
+  assert metrics.MetricsWriter(tmp_path, 2).last_row['step'] == 2
