@@ -1,0 +1,34 @@
+"""How many parameters a model has, and how many of them compute one token."""
+import dataclasses
+import math
+
+from moejax.functional import Functional, flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Attributes:
+    total: parameters.
+    active: of them, those that one token is multiplied with: of experts, the share that a token is sent to.
+  """
+  total: int
+  active: float
+
+
+def count(model: Functional, expert_share: float) -> dict[str, Part]:
+  """`{part of the model: Part}`: experts, routers, and all else by the first name of its path.
+
+  `expert_share` is how many rows of expert computation a token costs, over the number of experts: K/E.
+  """
+  parts: dict[str, Part] = {}
+  for path, leaf in flatten(model.shapes()[0]).items():
+    name, size = part_of(path), math.prod(leaf.shape)
+    old = parts.get(name, Part(0, 0.))
+    parts[name] = Part(old.total + size, old.active + size * (expert_share if name == 'experts' else 1))
+  return parts
+
+
+def part_of(path: str) -> str:
+  """The part of the model that a parameter belongs to."""
+  names = path.split('/')
+  return next((part for name, part in (('experts', 'experts'), ('router', 'routers')) if name in names), names[0])

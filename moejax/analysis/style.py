@@ -1,0 +1,58 @@
+"""How figures look: one light and one dark theme, and colours that the colour-blind can tell apart."""
+import contextlib
+from collections.abc import Iterator
+
+import matplotlib
+import numpy as np
+
+THEMES = {
+    'light': dict(paper='#ffffff', ink='#1f2328', faint='#d7dce2', soft='#59636e'),
+    'dark': dict(paper='#151b23', ink='#e6edf3', faint='#333b45', soft='#9aa4af'),
+}
+
+# Okabe and Ito (2008), its black replaced by brown so that it shows on both themes; then the same eight, darker.
+_DISTINCT = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#8B5A2B')
+MOST_COLOURS = 16
+
+# Diverging, safe for all common forms of colour blindness: below expectation brown, above it blue-green.
+DIVERGING = 'BrBG'
+SEQUENTIAL = 'viridis'
+
+
+def experts(count: int) -> list[str]:
+  """One colour an expert; at most `MOST_COLOURS` can be told apart."""
+  if count > MOST_COLOURS:
+    raise ValueError(f'{count} experts cannot be told apart by colour; at most {MOST_COLOURS}.')
+  darker = [matplotlib.colors.to_hex(0.55 * np.array(matplotlib.colors.to_rgb(c))) for c in _DISTINCT]
+  return [*_DISTINCT, *darker][:count]
+
+
+def depths(count: int) -> list:
+  """One colour a line: distinct ones for a few, a scale from early to late for many."""
+  if count <= 6:
+    return list(_DISTINCT[:count])
+  return [matplotlib.colormaps[SEQUENTIAL](x) for x in np.linspace(0.05, 0.9, count)]
+
+
+def ink_on(colour) -> str:
+  """Black or white, whichever reads better on `colour` (relative luminance, WCAG 2)."""
+  rgb = np.array(matplotlib.colors.to_rgb(colour))
+  linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+  return 'black' if linear @ [0.2126, 0.7152, 0.0722] > 0.179 else 'white'
+
+
+@contextlib.contextmanager
+def theme(name: str) -> Iterator[None]:
+  """Figures made within look like this theme, and are drawn without a display."""
+  colours = THEMES[name]
+  with matplotlib.rc_context({
+      'figure.facecolor': colours['paper'], 'savefig.facecolor': colours['paper'], 'axes.facecolor': colours['paper'],
+      'text.color': colours['ink'], 'axes.labelcolor': colours['ink'], 'axes.titlecolor': colours['ink'],
+      'xtick.color': colours['soft'], 'ytick.color': colours['soft'], 'xtick.labelcolor': colours['ink'],
+      'ytick.labelcolor': colours['ink'], 'axes.edgecolor': colours['soft'], 'grid.color': colours['faint'],
+      'font.family': 'DejaVu Sans', 'font.size': 11, 'axes.titlesize': 12, 'axes.titleweight': 'bold',
+      'axes.labelsize': 11, 'xtick.labelsize': 10, 'ytick.labelsize': 10, 'legend.fontsize': 10,
+      'legend.frameon': False, 'axes.grid': False, 'grid.linewidth': 0.8, 'axes.spines.top': False,
+      'axes.spines.right': False, 'lines.linewidth': 2, 'figure.dpi': 100, 'savefig.dpi': 150,
+  }):
+    yield

@@ -1,0 +1,176 @@
+"""Evaluates a checkpoint: `python -m moejax.evaluate --workdir=runs/vmoe_digits [--step=best]`.
+
+Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
+another capacity or number of experts a token is a second graph over the same parameters.
+
+    python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.place.eval_capacity_factor=2.0
+    python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.select.k=1
+
+From Python: `moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes as of moejax.train.
+"""
+import ast
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from moejax.config import ConfigError
+from moejax.evaluation import log
+from moejax.functional import Tree, flatten
+from moejax.parallel import rules
+from moejax.training import metrics as training_metrics
+from moejax.training import workdir as workdirs
+from moejax.training.checkpoint import restore_for_evaluation
+from moejax.training.setup import Setup, prepare
+
+# What evaluation is made of; the other sections of the config change nothing in it.
+MAY_CHANGE = ('model', 'data', 'evaluation', 'mesh')
+
+
+def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: int | str = 'last',
+        say: Callable[[str], None] = print) -> dict[str, float]:
+  """Measures all evaluators of the config and appends the result to `<workdir>/evaluations.jsonl`.
+
+  Args:
+    workdir: of a run that has a checkpoint.
+    overrides: `{path in the config: value}`, e.g. `{'model.moe.router.select.k': 1}`.
+    step: of the checkpoint; 'last', or 'best' by config.checkpoint.metric.
+    say: receives sentences for the person who runs this.
+
+  Returns:
+    `{'<evaluator>/<metric>': value}`.
+
+  Raises:
+    ConfigError: before anything is compiled: a key that does not exist, or a change that another model would need.
+    NoCheckpoint: there is none to evaluate.
+  """
+  overrides = dict(overrides or {})
+  say = say if jax.process_index() == 0 else (lambda text: None)
+  config, step, params, router_state = restore_for_evaluation(workdir, find_step(workdir, step))
+  setup = prepare(override(config, overrides))
+  if not setup.evaluators:
+    raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
+                      '--config.evaluation.evaluators.test.name=accuracy.')
+  check_parameters(setup, params, router_state)
+  params = jax.device_put(params, rules.shardings(setup.mesh, setup.model.axes, params))
+  router_state = jax.device_put(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
+
+  say(f'Evaluating step {step} of {workdir}' + ''.join(f', {key}={value}' for key, value in overrides.items()) + '.')
+  results = {}
+  for number, (name, evaluator) in enumerate(setup.evaluators.items(), 1):
+    say(f'[{number}/{len(setup.evaluators)}] {name} ...')
+    start = time.monotonic()
+    measured = evaluator(params, router_state)
+    results |= {f'{name}/{metric}': value for metric, value in measured.items()}
+    for metric, value in measured.items():
+      say(f'  {metric:<34} {value:.5g}')
+    say(f'  took {time.monotonic() - start:.1f} s')
+  if jax.process_index() == 0:
+    path = log.append(workdir, step, overrides, results)
+    say(f'Measured {", ".join(setup.evaluators)} at step {step}; written to {path}.\n'
+        f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
+        f'experts a token; {Path(workdir) / "report" / "index.html"} names the keys.')
+  return results
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+  """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
+
+  Raises:
+    ConfigError: a section that evaluation does not use, or a path through something that is no dict.
+  """
+  config = ConfigDict(config.to_dict())
+  for path, value in overrides.items():
+    *parents, name = path.split('.')
+    if not parents or parents[0] not in MAY_CHANGE:
+      raise ConfigError(f'config.{path} changes nothing in an evaluation. What can be changed is in '
+                        f'{", ".join(f"config.{section}" for section in MAY_CHANGE)}.')
+    node = config
+    for depth, parent in enumerate(parents, 1):
+      if parent not in node:
+        node[parent] = ConfigDict()
+      node = node[parent]
+      if not isinstance(node, ConfigDict):
+        raise ConfigError(f'config.{path}: config.{".".join(parents[:depth])} is {node!r} and has no keys.')
+    with node.ignore_type():
+      node[name] = value
+  return config
+
+
+def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
+  """Raises ConfigError where the model of `setup` has other parameters than the checkpoint."""
+  for what, wanted, found in zip(('parameter', 'router state'), setup.model.shapes(), (params, router_state)):
+    wanted, found = ({path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (wanted, found))
+    for path in sorted(wanted.keys() | found.keys()):
+      if wanted.get(path) != found.get(path):
+        raise ConfigError(f'The {what} {path} is {found.get(path, "absent")} in the checkpoint and '
+                          f'{wanted.get(path, "absent")} in the model of this config. An evaluation can change what '
+                          'leaves all parameters as they are, such as capacity, number of experts a token or dispatch.')
+
+
+def find_step(workdir: str | Path, step: int | str) -> int | None:
+  """The step of a checkpoint that 'last' (None: the last that can be read), 'best' or a number names."""
+  if step == 'last':
+    return None
+  if step != 'best':
+    if not str(step).isdigit():
+      raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
+    return int(step)
+  options = workdirs.load_config(workdir).checkpoint
+  kept = {int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()}
+  scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
+            if row['step'] in kept and row.get(options.metric) is not None}
+  if not scores:
+    raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
+                      f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
+                      f'{", ".join(map(str, sorted(kept))) or "there are none"}.')
+  return (max if options.mode == 'max' else min)(scores, key=scores.get)
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+  """`argv` without its `--config.<path>=<value>`, and those as overrides. Values are Python literals, or else text."""
+  rest, overrides = [], {}
+  for argument in argv:
+    path, equals, text = argument.partition('=')
+    if not path.startswith('--config.'):
+      rest.append(argument)
+    elif not equals:
+      raise ConfigError(f'{path} has no value: write {path}=<value>.')
+    else:
+      overrides[path.removeprefix('--config.')] = _value(text)
+  return rest, overrides
+
+
+def _value(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+if __name__ == '__main__':
+  from moejax.train import in_one_sentence
+
+  workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  step_flag = flags.DEFINE_string('step', 'last', "Step of the checkpoint: a number, 'last' or 'best'.")
+  changes: dict[str, Any] = {}
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    rest, overrides = split_arguments(argv)
+    changes.update(overrides)
+    try:
+      return flags.FLAGS(rest)
+    except flags.Error as error:
+      raise ConfigError(str(error)) from None
+
+  def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1 or not workdir_flag.value:
+      raise ConfigError('Use: python -m moejax.evaluate --workdir=runs/<name> [--step=best] [--config.<key>=<value>].')
+    logging.set_verbosity(logging.ERROR)
+    run(workdir_flag.value, changes, step_flag.value)
+
+  in_one_sentence(lambda: app.run(main, flags_parser=parse))

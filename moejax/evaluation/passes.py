@@ -1,0 +1,146 @@
+"""One pass over a split: the model runs on every batch, and sums over valid examples are added up exactly.
+
+Evaluators say what is summed. Batches have one shape, so the model is compiled once; what a batch was padded with is
+excluded by the sums themselves, and so metrics do not depend on the batch size.
+"""
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moejax.config import ConfigError
+from moejax.functional import Tree
+from moejax.parallel import rules
+
+# (model output, batch) -> {name: sum over what is valid in the batch}
+Statistics = Callable[[object, dict], dict[str, jax.Array]]
+
+ROUTER_METRICS = ('load', 'dropped', 'confidence', 'entropy')
+
+
+class Split:
+  """The batches of one split, on the devices.
+
+  Args:
+    pipeline: of `moejax.data`.
+    mesh: the batch is spread over it.
+    split: one of `pipeline.splits`.
+    batch_size: over all processes; the pipeline's own if None.
+    where: config path of the evaluator.
+    needs: batch keys without which there is nothing to measure.
+
+  Raises:
+    ConfigError: the split does not exist, the batch lacks what is needed, or its size does not divide over the mesh.
+  """
+
+  def __init__(self, pipeline, mesh: Mesh, split: str, batch_size: int | None, where: str, needs: tuple[str, ...] = ()):
+    self.spec = pipeline.batch_spec(batch_size)
+    if split not in pipeline.splits:
+      raise ConfigError(f'{where}: there is no split {split!r}. Allowed: {", ".join(pipeline.splits)}.')
+    if not set(needs) <= set(self.spec):
+      raise ConfigError(f'{where} needs batches with {" and ".join(needs)}, and config.data gives '
+                        f'{", ".join(sorted(self.spec))}. Choose an evaluator that fits the data.')
+    self.batch_size = next(iter(self.spec.values())).shape[0]
+    if self.batch_size % rules.batch_shards(mesh):
+      raise ConfigError(f'{where}.batch_size: {self.batch_size} examples do not divide over '
+                        f'{rules.batch_shards(mesh)} shards of the batch. Use a multiple of that.')
+    self._pipeline, self._mesh, self._split = pipeline, mesh, split
+
+  def host_batches(self, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of every batch, or with `whole` all of it."""
+    index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
+    yield from self._pipeline.evaluate(self._split, self.batch_size, process_index=index, process_count=count)
+
+  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+    sharding = rules.batch_sharding(self._mesh)
+    for batch in self.host_batches():
+      yield {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
+
+
+def compiled(function: Callable, mesh: Mesh) -> Callable:
+  """`function` compiled under `mesh`, its results whole on every device."""
+  jitted = jax.jit(function, out_shardings=rules.replicated(mesh))
+
+  def call(*args):
+    with rules.use(mesh):
+      return jitted(*args)
+  return call
+
+
+def totals(split: Split, apply: Callable, mesh: Mesh, statistics: Statistics) -> Callable[[Tree, Tree], dict]:
+  """A function `(params, router_state) -> {name: float64 sum over the split}` that compiles the model once.
+
+  Besides what `statistics` sums: `router/<layer>/<metric>`, already means over the valid tokens of the split.
+  """
+  def batch_sums(params, router_state, batch):
+    output = apply(params, router_state, batch)
+    return statistics(output, batch), _router_sums(output.routers, batch)
+
+  sums = compiled(batch_sums, mesh)
+
+  def run(params, router_state):
+    total = None
+    pending = None  # one batch is in flight while the sums of the one before are fetched
+    for batch in split:
+      running, pending = pending, sums(params, router_state, batch)
+      total = _add(total, running)
+    total = _add(total, pending)
+    if total is None:
+      raise ValueError('the split has no batches: nothing was measured.')
+    statistics_total, router_total = total
+    return {**statistics_total, **_router_means(router_total)}
+  return run
+
+
+def _add(total, sums):
+  if sums is None:
+    return total
+  sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+  return sums if total is None else jax.tree.map(np.add, total, sums)
+
+
+def valid_tokens(batch: dict, layer: str) -> jax.Array:
+  """<bool>[B] or [B,S]: what is not padding among the tokens (or whole images) that `layer` routes."""
+  if 'valid' in batch:
+    return batch['valid'].astype(bool)
+  if 'segments' in batch:
+    return batch['segments'] > 0
+  side = 'encoder' if layer.startswith('encoder') else 'decoder'
+  return batch[f'{side}_segments'] > 0
+
+
+def _router_sums(routers, batch):
+  sums = {}
+  for layer, router in routers.items():
+    tokens = valid_tokens(batch, layer).sum().astype(jnp.float32)
+    # A batch of nothing but padding has no meaningful metrics, and 0 * nan would not be 0.
+    sums[layer] = {name: jnp.where(tokens > 0, router.metrics[name] * tokens, 0.)
+                   for name in ROUTER_METRICS if name in router.metrics}
+    sums[layer]['tokens'] = tokens
+  return sums
+
+
+def _router_means(sums):
+  means = {}
+  for layer, metrics in sums.items():
+    for name in metrics:
+      if name != 'tokens':
+        means[f'router/{layer}/{name}'] = metrics[name] / max(metrics['tokens'], 1)
+  return means
+
+
+def router_scalars(totals: dict[str, np.ndarray]) -> dict[str, float]:
+  """The router metrics in `totals` as scalars; the load as `busiest` and `idlest` expert, in multiples of 1/E."""
+  scalars = {}
+  for path, value in totals.items():
+    layer, _, metric = path.rpartition('/')
+    if not path.startswith('router/'):
+      continue
+    if metric == 'load':
+      scalars[f'{layer}/busiest'] = float(value.max() * value.size)
+      scalars[f'{layer}/idlest'] = float(value.min() * value.size)
+    else:
+      scalars[path] = float(value)
+  return scalars
