@@ -50,7 +50,6 @@ setuptools.setup(
     description='Mixture-of-experts research in JAX: any router, any dispatch, any model, from one config.',
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
     packages=setuptools.find_packages(include=['moejax', 'moejax.*']),
     package_data={'moejax': ['**/*.html', '**/*.css']},
     python_requires='>=3.11',

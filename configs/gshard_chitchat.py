@@ -1,0 +1,20 @@
+"""GShard's top-2 routing with capacity on dialogues.
+
+Paper: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668): the second expert by chance, capacity for first choices before
+  second ones. A later byte's first choice can take the slot of an earlier byte's second choice, and the decoder
+  has to be told that this is accepted: routing_leak='slots'.
+Command: python -m moejax.train --config=configs/gshard_chitchat.py --workdir=runs/gshard_chitchat
+Cost: about four minutes on 2 CPU cores.
+Expected: close to configs/mixtral_chitchat.py; not measured.
+"""
+from configs import mixtral_chitchat
+from moejax.routing import papers
+
+
+def get_config():
+  config = mixtral_chitchat.get_config()
+  config.model.routing_leak = 'slots'
+  config.model.moe.router = papers.gshard(capacity_factor=1.25, eval_capacity_factor=2.)
+  config.model.moe.dispatch.name = 'gather'
+  config.model.moe.group = 'sequence'
+  return config

@@ -1,0 +1,18 @@
+"""Soft MoE on handwritten digits, at the active compute of configs/vit_digits.py.
+
+Paper: Puigcerver et al. 2023, "From Sparse to Soft Mixtures of Experts" (arXiv 2308.00951). 8 experts with 2 slots each
+  are as many slots as an image has patches, so the experts' width is that of the dense feed-forward. An image is a group.
+Command: python -m moejax.train --config=configs/soft_moe_digits.py --workdir=runs/soft_moe_digits
+Cost: about two minutes on 2 CPU cores.
+Result: experiments/digits/results.json, and the table in README.md.
+"""
+from configs import vmoe_digits
+from moejax.routing import papers
+
+
+def get_config():
+  config = vmoe_digits.get_config()
+  config.model.moe = dict(
+      num_experts=8, experts=dict(name='feed_forward', hidden=256, init='identical'), router=papers.soft_moe(slots=2),
+      dispatch=dict(name='einsum'), group='sequence')
+  return config

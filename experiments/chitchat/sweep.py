@@ -1,0 +1,12 @@
+"""Do sparse language models beat dense ones of the same active compute on bytes of dialogue, after 600 steps?"""
+from experiments.runner import Run
+
+
+def sweep():
+  for seed in range(3):
+    yield Run('dense decoder', 'configs/dense_chitchat.py', seed)
+    yield Run('Switch', 'configs/switch_chitchat.py', seed)
+    yield Run('top-2 dropless', 'configs/mixtral_chitchat.py', seed)
+    yield Run('hash', 'configs/hash_chitchat.py', seed)
+    yield Run('dense T5', 'configs/t5_chitchat.py', seed)
+    yield Run('ST-MoE', 'configs/st_moe_chitchat.py', seed)
