@@ -4,7 +4,7 @@ Paper: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668): the second expert by c
   second ones. A later byte's first choice can take the slot of an earlier byte's second choice, and the decoder
   has to be told that this is accepted: routing_leak='slots'.
 Command: python -m moejax.train --config=configs/gshard_chitchat.py --workdir=runs/gshard_chitchat
-Cost: about four minutes on 2 CPU cores.
+Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/mixtral_chitchat.py; not measured.
 """
 from configs import mixtral_chitchat

@@ -2,7 +2,7 @@
 
 Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426): nothing to learn, nothing to balance.
 Command: python -m moejax.train --config=configs/hash_chitchat.py --workdir=runs/hash_chitchat
-Cost: about four minutes on 2 CPU cores.
+Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 """
 from configs import switch_chitchat

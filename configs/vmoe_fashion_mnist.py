@@ -12,7 +12,7 @@ from configs import vmoe_digits
 
 def get_config():
   config = vmoe_digits.get_config()
-  config.model.update(image_size=28, patch_size=4, dim=128)
+  config.model.update(image_size=28, patch_size=4, dim=128, num_layers=6)
   config.model.attention.heads = 4
   config.model.feed_forward.hidden = 512
   config.model.moe.experts.hidden = 256

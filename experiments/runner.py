@@ -6,8 +6,8 @@ A study is a folder with `sweep.py`, which yields its runs:
       for seed in range(3):
         yield Run('vmoe', 'configs/vmoe_digits.py', seed)
 
-`python -m experiments.runner digits` runs what is not in `experiments/digits/results.json` yet, one run after another
-so that their times can be compared, and writes the file after each. Interrupt it at any time; the same command goes on.
+`python -m experiments.runner digits` runs what is not in `experiments/digits/results.json` yet, each run on a core of its
+own so that their times can be compared, and writes the file after each. Interrupt it at any time; the same command goes on.
 """
 import dataclasses
 import datetime
@@ -16,9 +16,12 @@ import json
 import os
 import pathlib
 import platform
+import queue
 import subprocess
 import sys
+import threading
 import time
+from concurrent import futures
 from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -76,15 +79,16 @@ def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
   return newest
 
 
-def measure(command: list[str], log: pathlib.Path) -> tuple[float, float]:
-  """Runs `command` to its end; returns (seconds, peak resident memory in MiB) of that one process.
+def measure(command: list[str], log: pathlib.Path, cores: set[int]) -> tuple[float, float]:
+  """Runs `command` on `cores` to its end; returns (seconds, peak resident memory in MiB) of that one process.
 
   Raises RuntimeError, with the end of the log, where it fails.
   """
   log.parent.mkdir(parents=True, exist_ok=True)
   start = time.monotonic()
   with log.open('w') as out:
-    process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                               preexec_fn=lambda: os.sched_setaffinity(0, cores))
     _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise RuntimeError(f'{" ".join(command)} failed; {log} ends with\n{log.read_text()[-2000:]}')
@@ -107,18 +111,32 @@ def main(study: str) -> None:
   runs = list(importlib.import_module(f'experiments.{study}.sweep').sweep())
   path = ROOT / 'experiments' / study / 'results.json'
   results = load(study) if path.exists() else dict(command=f'python -m experiments.runner {study}', runs=[])
+  order = [run.key for run in runs]
   done = {run['key'] for run in results['runs']}
   waiting = [run for run in runs if run.key not in done]
   print(f'{study}: {len(runs)} runs, {len(runs) - len(waiting)} done.', flush=True)
-  for number, run in enumerate(waiting, 1):
-    workdir = pathlib.Path('runs') / study / run.key
-    print(f'[{number}/{len(waiting)}] {run.key} ...', end=' ', flush=True)
-    seconds, mebibytes = measure(run.command(workdir), ROOT / 'runs' / study / f'{run.key}.log')
-    results['runs'].append(dict(key=run.key, name=run.name, seed=run.seed, command=' '.join(run.command(workdir)),
-                                seconds=round(seconds, 1), peak_memory_mib=round(mebibytes), **environment(),
-                                metrics=last_metrics(ROOT / workdir)))
-    path.write_text(json.dumps(results, indent=1) + '\n')
-    print(f'{seconds:.0f} s, {mebibytes:.0f} MiB', flush=True)
+  free, lock = queue.Queue(), threading.Lock()
+  # A run that is alone, as a study of what a command costs is, has the machine for itself.
+  for cores in [{core} for core in os.sched_getaffinity(0)] if len(runs) > 1 else [os.sched_getaffinity(0)]:
+    free.put(cores)
+
+  def one(run):
+    cores, workdir = free.get(), pathlib.Path('runs') / study / run.key
+    command = run.command(workdir)
+    try:
+      seconds, mebibytes = measure(command, ROOT / 'runs' / study / f'{run.key}.log', cores)
+    finally:
+      free.put(cores)
+    with lock:
+      results['runs'].append(dict(
+          key=run.key, name=run.name, seed=run.seed, command=' '.join(command), seconds=round(seconds, 1),
+          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=last_metrics(ROOT / workdir)))
+      results['runs'].sort(key=lambda run: order.index(run['key']))
+      path.write_text(json.dumps(results, indent=1) + '\n')
+      print(f'{run.key}: {seconds:.0f} s, {mebibytes:.0f} MiB; {len(results["runs"])} of {len(runs)} done.', flush=True)
+
+  with futures.ThreadPoolExecutor(free.qsize()) as pool:
+    list(pool.map(one, waiting))
   print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills the README), '
         f'python -m experiments.{study}.plot')
 
