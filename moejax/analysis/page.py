@@ -31,7 +31,8 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 6px 
 .card span { color: var(--soft); font-size: .9rem; overflow-wrap: anywhere; }
 figure, .panel { margin: 16px 0; background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
                  padding: 16px; }
-figure img { display: block; width: 100%; height: auto; }
+figure picture { display: block; overflow-x: auto; }
+figure img { display: block; width: 100%; min-width: 640px; height: auto; }
 figcaption { margin-top: 10px; color: var(--soft); font-size: .93rem; max-width: 85ch; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .93rem; width: 100%; }

@@ -80,7 +80,7 @@ def lift_by_expert(layers: Mapping[str, np.ndarray], labels: Sequence[str], what
     image = _heat_map(axis, lift, labels, [str(e) for e in range(lift.shape[1])])
     axis.set(title=name, xlabel='expert')
   _label_left(axes, what)
-  _multiples_bar(figure, image, axes, 'multiples of the expert\'s overall share')
+  _multiples_bar(figure, image, axes, 'times the\noverall share')
   return figure
 
 
@@ -150,7 +150,7 @@ def _heat_map(axis, multiples, row_labels, column_labels):
   values = _log2(multiples)
   image = axis.imshow(values, aspect='auto', cmap=style.DIVERGING, norm=_NORM, interpolation='nearest')
   axis.set(yticks=np.arange(rows), yticklabels=row_labels)
-  step = -(-columns // 32)
+  step = -(-columns // 16)
   axis.set(xticks=np.arange(0, columns, step), xticklabels=column_labels[::step])
   axis.tick_params(length=0)
   axis.spines[:].set_visible(False)

@@ -7,6 +7,7 @@ import numpy as np
 
 from moejax.analysis import page, plots, specialisation, style, token_kinds
 from moejax.analysis.routes import Routes
+from moejax.evaluation.few_shot import rank_in_class
 
 MOST_LABELS = 40
 MOST_LAYERS = 6
@@ -181,11 +182,10 @@ def patch_grid(tokens: int) -> tuple[int, int] | None:
 
 
 def one_of_each(batch: dict[str, np.ndarray]) -> np.ndarray:
-  """Positions of the first example of each of the first classes; of the first examples where classes are not single."""
+  """Positions of `IMAGES` examples: the first of each class, then the second of each, and so on."""
   if 'label' not in batch:
     return np.arange(min(IMAGES, len(batch['image'])))
-  first = np.unique(batch['label'], return_index=True)[1]
-  return first[:IMAGES]
+  return np.lexsort((batch['label'], rank_in_class(batch['label'])))[:IMAGES]
 
 
 def spread(names: list, most: int) -> list:

@@ -26,7 +26,7 @@ class Attention(nnx.Module):
     kv_heads: N heads of keys and values, each shared by H/N query heads (2305.13245); H by default.
     head_dim: D/H by default.
     use_bias: whether the projections add a bias.
-    qk_norm: norm of each query and key head, e.g. `dict(name='layer_norm', use_bias=False)` (ViT-22B, 2302.05442), or None.
+    qk_norm: norm of each query and key head, e.g. `dict(name='layer_norm', use_bias=False)` (2302.05442), or None.
     scale: 'sqrt' divides logits by sqrt(head_dim); 'none' does not and starts the query kernel smaller by as much (T5).
     dropout: on the attention weights.
     init: how the projections start.

@@ -74,7 +74,8 @@ def model(**routers):
   if routers:
     shapes['blocks']['1'] = {'moe': {'experts': {'wi': jax.ShapeDtypeStruct((4, 8, 16), np.float32)},
                                      'router': {'kernel': jax.ShapeDtypeStruct((8, 4), np.float32)}}}
-    axes['blocks']['1'] = {'moe': {'experts': {'wi': ('expert', 'embed', 'mlp')}, 'router': {'kernel': ('embed', None)}}}
+    axes['blocks']['1'] = {'moe': {'experts': {'wi': ('expert', 'embed', 'mlp')},
+                                   'router': {'kernel': ('embed', None)}}}
 
   def apply(params, state, batch, **_):
     return types.SimpleNamespace(routers={name: route(batch) for name, route in routers.items()})

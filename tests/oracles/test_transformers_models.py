@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moejax import models
+from moejax.layers.stack import Stack
 from moejax.routing import papers
 
 pytestmark = pytest.mark.oracle
@@ -52,7 +53,6 @@ def test_decoder_equals_llama(layers):
     expected = theirs(torch.tensor(TOKENS)).logits
   params = torch_weights.llama(theirs, head_dim=4)
   if layers == 'scan':
-    from moejax.layers.stack import Stack
     params = params | dict(blocks=Stack(('dense',) * 3).scanned(params['blocks']))
   check(logits(decoder(500., layers=layers), params, dict(tokens=TOKENS))[0], expected)
 
@@ -80,12 +80,11 @@ def test_sparse_decoder_equals_mixtral(dispatch):
 
 
 def side(feed_forward, **options):
-  # Their decoders have as many layers as their encoders unless told otherwise.
   return dict(num_layers=4, attention=dict(heads=4, head_dim=6, scale='none'), feed_forward=feed_forward) | options
 
 
-T5 = dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_heads=4, num_layers=4, relative_attention_num_buckets=8,
-          relative_attention_max_distance=20, tie_word_embeddings=False, attn_implementation='eager')
+T5 = dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_heads=4, num_layers=4, num_decoder_layers=4,
+          relative_attention_num_buckets=8, relative_attention_max_distance=20, attn_implementation='eager')
 POSITIONS = dict(name='relative_bias', buckets=8, max_distance=20)
 SOURCES = np.random.default_rng(1).integers(1, 50, (2, 15))
 SEGMENTS = np.where(np.arange(15) < np.asarray([[15], [9]]), 1, 0)
@@ -102,7 +101,7 @@ def pair(theirs):
 def test_encoder_decoder_equals_t5_1_1():
   import torch_weights
   import transformers
-  config = transformers.T5Config(**T5, feed_forward_proj='gated-gelu')
+  config = transformers.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)
   theirs = torch_weights.randomise(transformers.T5ForConditionalGeneration(config))
   expected, batch = pair(theirs)
   one = side(dict(hidden=24, activation='geglu'))
@@ -114,15 +113,15 @@ def test_encoder_decoder_equals_t5_1_1():
 
 @pytest.mark.parametrize('capacity', [64, 2], ids=['enough', 'tokens are dropped'])
 def test_sparse_encoder_decoder_equals_switch_transformers(capacity):
+  import torch
   import torch_weights
   import transformers
   config = transformers.SwitchTransformersConfig(
       **T5, num_sparse_encoder_layers=2, num_sparse_decoder_layers=2, num_experts=4, expert_capacity=capacity,
-      feed_forward_proj='relu')
+      feed_forward_proj='relu', tie_word_embeddings=True)
   theirs = torch_weights.randomise(transformers.SwitchTransformersForConditionalGeneration(config))
   # Their padding tokens take part in routing, so there are none here.
   batch = dict(encoder_tokens=SOURCES[:, :12], decoder_tokens=TOKENS)
-  import torch
   with torch.no_grad():
     expected = theirs(input_ids=torch.tensor(batch['encoder_tokens']), decoder_input_ids=torch.tensor(TOKENS)).logits
   # Their capacity is a number of slots per sequence: 12 tokens for 4 experts, so a factor of 1 is 3 slots.
@@ -132,7 +131,7 @@ def test_sparse_encoder_decoder_equals_switch_transformers(capacity):
   one = side(dict(hidden=24, activation='relu'), moe=moe, sparse=dict(name='every', n=2))
   params = torch_weights.t5(theirs, head_dim=6, feed_forward=dict(wi='wi', wo='wo'))
   ours, output = logits(dict(name='encoder_decoder', vocab_size=50, dim=16, encoder=one, decoder=one,
-                             positions=POSITIONS), params, batch)
+                             positions=POSITIONS, head='tied_scaled'), params, batch)
   check(ours, expected)
   dropped = [float(router.metrics['dropped']) for router in output.routers.values()]
   assert (max(dropped) > 0.1) == (capacity == 2)

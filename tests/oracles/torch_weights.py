@@ -1,5 +1,6 @@
 """Weights of `transformers` models as our parameter trees. For tests only."""
 import jax.numpy as jnp
+import numpy as np
 import torch
 
 from moejax.functional import unflatten
@@ -33,6 +34,10 @@ class Weights:
   def linear(self, path, name):
     """torch keeps (out, in)."""
     self.copy(path, name, lambda w: w.T)
+
+  def stack(self, path, names):
+    """Matrices of experts."""
+    self._flat[path] = np.stack([self._source[name].T for name in names])
 
   def attention(self, path, names, head_dim, biases=False):
     """names: the four projections: queries, keys, values, out; (H * head_dim, D), and out the other way round."""
@@ -76,7 +81,8 @@ def t5(model, head_dim, feed_forward):
   """
   weights = Weights(model)
   weights.copy('embedding/table', 'shared.weight')
-  weights.linear('head/linear/kernel', 'lm_head.weight')
+  if not model.config.tie_word_embeddings:
+    weights.linear('head/linear/kernel', 'lm_head.weight')
   for side in ('encoder', 'decoder'):
     first = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
     weights.copy(f'{side}_encoding/table', first)
@@ -90,13 +96,12 @@ def t5(model, head_dim, feed_forward):
         weights.attention(f'{ours}/cross_attention', [f'{theirs}.1.EncDecAttention.{x}' for x in 'qkvo'], head_dim)
       last = len(block.layer) - 1
       weights.copy(f'{ours}/feed_forward_norm/scale', f'{theirs}.{last}.layer_norm.weight')
-      if getattr(block.layer[last], 'is_sparse', False):
+      if getattr(block, 'is_sparse', False):
         mlp, experts = f'{theirs}.{last}.mlp', model.config.num_experts
         weights.linear(f'{ours}/moe/router/score/kernel', f'{mlp}.router.classifier.weight')
         for name, projection in feed_forward.items():
-          stacked = jnp.stack([weights._source[f'{mlp}.experts.expert_{e}.{projection}.weight'].T
-                               for e in range(experts)])
-          weights._flat[f'{ours}/moe/experts/{name}'] = stacked
+          weights.stack(f'{ours}/moe/experts/{name}',
+                        [f'{mlp}.experts.expert_{e}.{projection}.weight' for e in range(experts)])
       else:
         mlp = next(name for name in ('DenseReluDense', 'mlp') if hasattr(block.layer[last], name))
         for name, projection in feed_forward.items():
