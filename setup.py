@@ -37,6 +37,7 @@ TEST = [
     'nbclient>=0.11,<0.12',
     'nbformat>=5.11,<6',
     'ipykernel>=7,<8',
+    'playwright>=1.55,<2',
     'scipy>=1.16,<2',
 ]
 ORACLES = [

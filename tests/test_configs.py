@@ -18,6 +18,8 @@ from moejax.training import setup, step
 CONFIGS = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.joinpath('configs').glob('[!_]*.py'))
 RUNS = [(name, variant) for name in CONFIGS
         for variant in getattr(importlib.import_module(f'configs.{name}'), 'VARIANTS', (None,))]
+# Variants of one file differ in sizes alone, which are gone at a tiny size.
+FIRST = [run for i, run in enumerate(RUNS) if run[0] not in [name for name, _ in RUNS[:i]]]
 by_run = pytest.mark.parametrize('name, variant', RUNS, ids=[f'{n}:{v}' if v else n for n, v in RUNS])
 
 
@@ -53,7 +55,7 @@ def test_it_is_built_and_its_training_step_traced_at_full_size(name, variant):
   assert metrics['train/loss'].shape == ()
 
 
-@by_run
+@pytest.mark.parametrize('name, variant', FIRST, ids=[name for name, _ in FIRST])
 def test_it_takes_two_steps_at_a_tiny_size(name, variant, tmp_path):
   built = setup.prepare(tiny(load(name, variant), tmp_path))
   state = step.init_state(built)

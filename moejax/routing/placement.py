@@ -1,7 +1,8 @@
 """Placement: how many slots an expert has in every group, and who gets them.
 
 A placement is a class with `leak(train)`, what placing lets through from later tokens, and
-`__call__(plan, gates, *, key, train) -> Plan`, where `gates` are those of the plan's own choices. Padding takes no slot.
+`__call__(plan, gates, *, key, train) -> Plan`, where `gates` are those of the plan's own choices. Padding takes no
+slot.
 """
 import dataclasses
 import fractions
@@ -70,11 +71,11 @@ def checked_slots(slots: int, tokens: int, factor: float, where: str) -> int:
   """`slots`, or `tokens` if that is less (an expert cannot get more). `where`: config path of `factor`.
 
   Raises:
-    ValueError: the capacity keeps nothing.
+    ConfigError: the capacity keeps nothing.
   """
   if slots < 1:
-    raise ValueError(f'{where} = {factor} keeps nothing: in a group of {tokens} tokens every expert gets {slots} slots. '
-                     'Raise the factor, set a min_capacity, or make the groups larger.')
+    raise ConfigError(f'{where} = {factor} keeps nothing: in a group of {tokens} tokens every expert gets {slots} '
+                     'slots. Raise the factor, set a min_capacity, or make the groups larger.')
   return min(slots, tokens)
 
 

@@ -39,7 +39,8 @@ def best(probs, k):
 @pytest.mark.parametrize('convention, k, expected', [
     *[(convention, 1, 1.0875) for convention in CONVENTIONS],
     ('moejax', 2, 1.0125), ('gshard', 2, 1.0875), ('fairseq', 2, 1.0875), ('flaxformer', 2, 2.025),
-    ('mixtral', 2, 2.025), ('deepspeed', 2, 1.0875), ('deepspeed', 3, 1.), ('flaxformer', 3, 3.), ('gshard', 3, 1.0875)])
+    ('mixtral', 2, 2.025), ('deepspeed', 2, 1.0875), ('deepspeed', 3, 1.), ('flaxformer', 3, 3.),
+    ('gshard', 3, 1.0875)])
 def test_the_switch_loss_of_the_golden_gates(convention, k, expected):
   assert switch(GOLDEN, best(GOLDEN, k), convention) == pytest.approx(expected, abs=1e-6)
 
@@ -98,7 +99,7 @@ def test_importance_and_load_are_zero_at_uniform_and_e_minus_one_at_collapse():
                lambda logits: balancing.load_loss(logits, logits, jnp.float32(.1), 1, everything(logits))):
     assert float(loss(uniform)) == pytest.approx(0, abs=1e-6)
     # All on one of E: mean 1/E, variance 1/E - 1/E^2.
-    assert float(loss(collapsed)) == pytest.approx(3, rel=1e-5) or loss(collapsed) == loss(uniform)
+    assert float(loss(collapsed)) == pytest.approx(3, rel=1e-5)
 
 
 def test_the_collapsed_load_is_half_certain_because_the_threshold_includes_the_expert_itself():

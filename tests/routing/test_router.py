@@ -1,4 +1,4 @@
-"""The router as a whole: metrics of routing that is known beforehand, state, transformations, devices, config errors."""
+"""The router as a whole: metrics known beforehand, state, transformations, devices, config errors."""
 import functools
 import re
 
@@ -127,8 +127,10 @@ def test_the_bias_gets_no_gradient():
   apply = functional_router(papers.loss_free(k=2))
   params, state = apply.init(KEY)
   x = jax.random.normal(KEY, (1, 5, D))
-  gradient = jax.jit(jax.grad(lambda state: apply.apply(params, state, x, RouterInputs(), train=True).plan.weight.sum()))
-  jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, np.zeros(E)), gradient(state))
+  def total_weight(state):
+    return apply.apply(params, state, x, RouterInputs(), train=True).plan.weight.sum()
+  gradient = jax.jit(jax.grad(total_weight))(state)
+  np.testing.assert_array_equal(gradient['balance']['bias']['bias'], np.zeros(E))
 
 
 def test_a_router_is_the_same_under_vmap_and_inside_scan():
@@ -185,9 +187,9 @@ def test_groups_on_different_devices_route_without_moving_tokens(name):
 
 
 @pytest.mark.parametrize('config, message', [
-    (with_(papers.vmoe(), placing=dict()), r"config\.moe\.router\.placing: Router has no such key\. Did you mean 'place'"),
+    (with_(papers.vmoe(), placing=dict()), r"config\.moe\.router\.placing: .* Did you mean 'place'"),
     (with_(papers.vmoe(), select=dict(name='topk', k=2)), r"config\.moe\.router\.select\.name: .* 'topk'.*'top_k'"),
-    (with_(papers.vmoe(), select=dict(name='top_k', k=5)), r'config\.moe\.router\.select: a token cannot choose 5 of 4'),
+    (with_(papers.vmoe(), select=dict(name='top_k', k=5)), r'router\.select: a token cannot choose 5 of 4 experts'),
     (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be a whole number'),
     (with_(papers.vmoe(), select=dict(name='top_k', num_experts=3, k=1)), r'select\.num_experts'),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factr=1.)), r"Did you mean 'capacity_factor'"),
@@ -210,6 +212,6 @@ def test_a_capacity_that_keeps_nothing_stops_while_tracing():
   config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.))
   apply = functional_router(config)
   params, state = apply.shapes()
-  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.0 keeps nothing: in a group of 6'):
+  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.0 keeps nothing'):
     jax.eval_shape(lambda params, state, x: apply.apply(params, state, x, RouterInputs(), key=KEY, train=True),
                    params, state, jax.ShapeDtypeStruct((2, 6, D), jnp.float32))

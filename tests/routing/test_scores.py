@@ -33,8 +33,8 @@ def test_a_bias_starts_at_zero_and_is_added():
   score = build(name='linear', bias=True)
   without = score(X, key=None, train=False).logits
   score.bias[...] = jnp.arange(4.)
-  np.testing.assert_allclose(score(X, key=None, train=False).logits - without, np.broadcast_to(np.arange(4.), (G, S, E)),
-                             rtol=0, atol=1e-6)
+  added = score(X, key=None, train=False).logits - without
+  np.testing.assert_allclose(added, np.broadcast_to(np.arange(4.), (G, S, E)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('init_std, expected', [(0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16)])

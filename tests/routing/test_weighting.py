@@ -46,8 +46,8 @@ def test_the_survivor_of_two_experts_has_the_weight_of_its_convention(config, bo
   np.testing.assert_allclose(weights(config, kept=(True, False)), [survivor, 0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('config', [dict(name='softmax', renormalize='after'), dict(name='sigmoid', renormalize='after'),
-                                    dict(name='softmax'), dict(name='one')])
+@pytest.mark.parametrize('config', [dict(name='softmax', renormalize='after'), dict(name='softmax'), dict(name='one'),
+                                    dict(name='sigmoid', renormalize='after')])
 def test_a_token_that_lost_all_its_experts_gets_nothing_and_no_gradient(config):
   weigh = build(**config)
   def total(logits):

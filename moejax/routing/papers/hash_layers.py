@@ -5,8 +5,8 @@ from typing import Any
 from moejax.routing.scores import HashTable
 
 
-def hash_layers(vocab_size: int, table: HashTable = 'random', frequencies: Sequence[float] | None = None,
-                ) -> dict[str, Any]:
+def hash_layers(vocab_size: int, table: HashTable = 'random',
+                frequencies: Sequence[float] | None = None) -> dict[str, Any]:
   """Hash Layers For Large Sparse Models (arXiv 2106.04426).
 
   Section 3: the expert is a fixed hash of the input token's id and its output has weight one, so there is nothing to

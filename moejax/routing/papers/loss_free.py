@@ -6,8 +6,8 @@ def loss_free(k: int = 6, rate: float = 1e-3) -> dict[str, Any]:
   """Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts (arXiv 2408.15664).
 
   Section 3, Algorithm 1: select the k experts with the largest sigmoid gate plus bias, weigh by the gate alone; after
-  every training step b_e += u * sign(mean load - load_e) over the step's whole batch, u = 0.001. Past batches alone move
-  the bias, so nothing leaks from later tokens. Backbone: DeepSeekMoE, 6 routed experts a token.
+  every training step b_e += u * sign(mean load - load_e) over the step's whole batch, u = 0.001. Past batches alone
+  move the bias, so nothing leaks from later tokens. Backbone: DeepSeekMoE, 6 routed experts a token.
   """
   return dict(
       score=dict(name='linear', init_std=0.02),

@@ -5,10 +5,10 @@ from typing import Any
 def switch(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2.) -> dict[str, Any]:
   """Switch Transformers (arXiv 2101.03961).
 
-  Equations 1-2 with k = 1: the output is the softmax probability times that of the best expert, not renormalised, so that
-  the router has a gradient. Equation 3: capacity in the order of positions. Equations 4-6: balance loss, alpha = 0.01.
-  Section 2.2: input jitter of 1e-2. Capacity by the formula of Mesh TensorFlow, where the paper's runs were; kernel
-  N(0, 0.02) of flaxformer.
+  Equations 1-2 with k = 1: the output is the softmax probability times that of the best expert, not renormalised, so
+  that the router has a gradient. Equation 3: capacity in the order of positions. Equations 4-6: balance loss, alpha =
+  0.01. Appendix C: input jitter of 1e-2. Capacity by the formula of Mesh TensorFlow, where the paper's runs were;
+  kernel N(0, 0.02) of flaxformer.
   """
   return dict(
       score=dict(name='linear', init_std=0.02, jitter=0.01),
