@@ -1,5 +1,9 @@
-"""Do sparse language models beat dense ones of the same active compute on bytes of dialogue, after 600 steps?"""
-from experiments.runner import Run
+"""Do sparse language models beat dense ones of the same active compute on bytes of dialogue, after 300 steps?"""
+import functools
+
+from experiments import runner
+
+Run = functools.partial(runner.Run, overrides=(('report.at', 'never'), ('evaluation.every', '300')))
 
 
 def sweep():
