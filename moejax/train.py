@@ -68,7 +68,7 @@ def in_one_sentence(binary: Callable[[], None]) -> None:
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
-    sys.exit(_say('The disk is full. Make room, and run the same command again: it goes on from the last checkpoint.', 1))
+    sys.exit(_say('The disk is full. Make room; the same command goes on from the last checkpoint.', 1))
   except KeyboardInterrupt:
     sys.exit(_say('Stopped at once. The same command goes on from the last checkpoint.', 130))
 

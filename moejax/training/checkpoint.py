@@ -6,7 +6,6 @@ Arrays are stored by their logical names and unsharded shapes, so that any mesh 
 and a fingerprint of every item: what is read back is what was written, or it is not used.
 """
 import dataclasses
-import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +63,7 @@ class Checkpoints:
   def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None]):
     self.folder = Path(workdir).absolute() / 'checkpoints'
     self._config, self._options, self._say = config, options, say
-    self._metric: float | None = None
+    self._saving: int | None = None
     self._open()
 
   def _open(self):
@@ -152,10 +151,11 @@ class Checkpoints:
       for name in items:
         _verify(name, restored[name], restored['about'])
       found = {name: restored[name] for name in items}
-      return dataclasses.replace(states, step=jax.device_put(np.int32(restored['about']['step']), states.step.sharding),
-                                 **found)
+      number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
+      return dataclasses.replace(states, step=number, **found)
 
-    step, state, damaged = _first_readable(sorted(self._manager.all_steps(), reverse=True), read, self.folder, self._say)
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    _, state, damaged = _first_readable(steps, read, self.folder, self._say)
     for other in damaged:
       # Out of the way, so that its step can be saved again; and kept, because it is not ours to destroy.
       aside = self.folder / f'damaged-{other}'
@@ -205,7 +205,7 @@ def _restore_to_host(path: Path) -> Tree:
 
 
 def _first_readable(steps, read, folder, say):
-  """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; (None, None, []) if none."""
+  """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; else Nones."""
   damaged = []
   for step in steps:
     try:
@@ -217,15 +217,15 @@ def _first_readable(steps, read, folder, say):
       say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using that of step {step} instead.')
     return step, found, [bad for bad, _ in damaged]
   if damaged:
-    raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder from '
-                       'a copy, or delete it to start again from step 0.')
+    raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder '
+                       'from a copy, or delete it to start again from step 0.')
   return None, None, []
 
 
 # ---- fingerprints ---------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=())
+@jax.jit
 def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
   return jnp.stack([_fingerprint(leaf) for leaf in leaves])
 

@@ -79,8 +79,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
 
     checkpoints.wait()
     if checkpoints.latest_step() != total:
-      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Make room, and '
-                                  'run the same command again.')
+      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Make room, '
+                                  'and run the same command again.')
   _finish(setup, Path(folder), state, row, say)
   return row
 
@@ -99,7 +99,8 @@ def _evaluate(setup: Setup, state: step.TrainState, progress: Progress) -> dict[
   return row
 
 
-def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any], say: Callable[[str], None]) -> None:
+def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any],
+            say: Callable[[str], None]) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
   for name, value in results.items():

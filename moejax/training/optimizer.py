@@ -179,7 +179,8 @@ def decay_mask(model: Functional, decay: str | None, where: str) -> Tree:
     raise ConfigError(f'{where}: {decay!r} is not a regular expression ({error}).') from None
   mask = {path: bool(pattern.search(path)) for path in shapes}
   if not any(mask.values()):
-    raise ConfigError(f'{where}: {decay!r} is found in no parameter path; there are {", ".join(sorted(shapes)[:8])}, ...')
+    raise ConfigError(f'{where}: {decay!r} is found in no parameter path; there are '
+                      f'{", ".join(sorted(shapes)[:8])}, ...')
   return unflatten(mask)
 
 

@@ -1,6 +1,5 @@
-"""From a config to everything a run needs. What can be wrong with a config is found here, before anything is compiled."""
+"""From a config to everything a run needs. What can be wrong with it is found here, before anything is compiled."""
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,9 +16,6 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.training import objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
-
-SECTIONS = ('seed', 'model', 'objective', 'data', 'optimizer', 'training', 'evaluation', 'checkpoint', 'mesh', 'report')
-
 
 def default_config() -> ConfigDict:
   """What a config file starts from; it adds `model`, `objective`, `data`, and changes what it wants otherwise.
@@ -50,7 +46,7 @@ class Training:
     steps: updates in all.
     log_every: steps between rows of metrics.
     accumulate: microbatches a step; each device holds the activations of one at a time.
-    average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: no average.
+    average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
   """
   where: str
   steps: int
@@ -118,7 +114,7 @@ def prepare(config: Mapping) -> Setup:
   Raises:
     ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
   """
-  config = _sections(config)
+  config = _checked(config)
   training = call(Training, config.training, 'config.training')
   evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
   mesh = meshes.build(config.mesh, 'config.mesh')
@@ -140,21 +136,26 @@ def prepare(config: Mapping) -> Setup:
   return setup
 
 
-def _sections(config: Mapping) -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class Sections:
+  """What a config is made of, and nothing else."""
+  seed: int
+  model: Mapping
+  objective: Mapping
+  data: Mapping
+  optimizer: Mapping
+  training: Mapping
+  evaluation: Mapping
+  checkpoint: Mapping
+  mesh: Mapping
+  report: Mapping
+
+
+def _checked(config: Mapping) -> ConfigDict:
   config = ConfigDict(config).copy_and_resolve_references()
-  for key in config:
-    if key not in SECTIONS:
-      close = difflib.get_close_matches(key, SECTIONS, n=1)
-      raise ConfigError(f'config.{key}: there is no such section. ' + (f'Did you mean {close[0]!r}? ' if close else '') +
-                        f'Allowed: {", ".join(SECTIONS)}.')
-  for key in SECTIONS:
-    if key not in config:
-      raise ConfigError(f'config.{key} is missing. Start the config from moejax.training.setup.default_config(), '
-                        'which fills all but model, objective and data.')
-    if key != 'seed' and not isinstance(config[key], ConfigDict):
-      raise ConfigError(f'config.{key} must be a dict, not {config[key]!r}.')
-  if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**31:
-    raise ConfigError(f'config.seed must be a whole number from 0 to 2**31 - 1, not {config.seed!r}.')
+  sections = call(Sections, config, 'config')
+  if not 0 <= sections.seed < 2**31:
+    raise ConfigError(f'config.seed must lie between 0 and 2**31 - 1, not {sections.seed}.')
   workdir.dumps(config)  # Raises where a value cannot be written to config.json.
   return config
 
@@ -168,8 +169,9 @@ def _check_best(setup: Setup) -> None:
     raise ConfigError(f'config.checkpoint.metric {metric!r} is of no evaluator: it must start with '
                       f'{" or ".join(allowed) or "eval/<evaluator>/, and config.evaluation.evaluators is empty"}.')
   if every is None or setup.checkpoint.every % every:
-    raise ConfigError(f'config.checkpoint.every ({setup.checkpoint.every}) must be a multiple of config.evaluation.every '
-                      f'({every}), so that every checkpoint has the {metric} by which the best is kept.')
+    raise ConfigError(f'config.checkpoint.every ({setup.checkpoint.every}) must be a multiple of '
+                      f'config.evaluation.every ({every}), so that every checkpoint has the {metric} by which the best '
+                      'is kept.')
 
 
 def _check_batch(setup: Setup) -> None:
@@ -182,8 +184,8 @@ def _check_batch(setup: Setup) -> None:
   size = next(iter(spec.values())).shape[0]
   shards, count = rules.batch_shards(setup.mesh), setup.training.accumulate
   if size % (shards * count):
-    raise ConfigError(f'config.data.batch_size {size} must be a multiple of {shards * count}: {shards} shards of the mesh '
-                      f'(data x fsdp x expert) times {count} of config.training.accumulate.')
+    raise ConfigError(f'config.data.batch_size {size} must be a multiple of {shards * count}: {shards} shards of the '
+                      f'mesh (data x fsdp x expert) times {count} of config.training.accumulate.')
   if size % jax.process_count():
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of the {jax.process_count()} processes.')
 
@@ -194,8 +196,8 @@ def _check_experts(setup: Setup) -> None:
   for path, leaf in flatten(setup.model.shapes()[0]).items():
     for name, size in zip(axes[path], leaf.shape):
       if name == 'expert' and size % ways:
-        raise ConfigError(f'config.mesh.expert {ways} does not divide the {size} experts of {path}: choose a divisor of '
-                          'the number of experts.')
+        raise ConfigError(f'config.mesh.expert {ways} does not divide the {size} experts of {path}: choose a divisor '
+                          'of the number of experts.')
 
 
 def _trace(setup: Setup) -> None:

@@ -126,8 +126,8 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
 def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[Tree, tuple[Tree, Metrics]]:
   """(gradients, (router state, metrics)) of `batch`, taken in `training.accumulate` microbatches.
 
-  The objective is the mean over all examples or tokens of the batch, however unevenly they are spread over microbatches;
-  router losses, router metrics and new router states are means over microbatches, each of which is routed on its own.
+  The objective is the mean over all examples or tokens of the batch, however unevenly microbatches share them; router
+  losses, router metrics and new router states are means over microbatches, each of which is routed on its own.
   """
   count = setup.training.accumulate
   gradient = jax.grad(loss_function, argnums=1, has_aux=True)

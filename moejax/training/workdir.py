@@ -32,8 +32,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
     forbidden = [line for key, line in differences if not key.startswith(MAY_CHANGE)]
     if forbidden:
       shown = '; '.join(forbidden[:8]) + (f'; and {len(forbidden) - 8} more' if len(forbidden) > 8 else '')
-      raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these keys '
-                        f'back. (A run may go on with other {", ".join(MAY_CHANGE)}.)')
+      raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
+                        f'keys back. (A run may go on with other {", ".join(MAY_CHANGE)}.)')
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so whose they are cannot be told. '
                       'Choose another --workdir.')

@@ -38,7 +38,8 @@ def test_a_batch_that_is_not_finite_comes_before_all_else():
 def test_a_finite_step_passes_and_another_stops():
   recovery.check_finite(3, FINE, BATCH, lambda: '')
   with pytest.raises(recovery.NotFinite, match='Step 3: loss nan.*The last one is there'):
-    recovery.check_finite(3, {**FINE, 'train/finite': False, 'train/loss': NAN}, BATCH, lambda: 'The last one is there.')
+    bad = {**FINE, 'train/finite': False, 'train/loss': NAN}
+    recovery.check_finite(3, bad, BATCH, lambda: 'The last one is there.')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -28,11 +28,12 @@ def change(path, value):
 
 
 WRONG = {
-    'an unknown section': (change('modle', {}), "config.modle: there is no such section. Did you mean 'model'?"),
+    'an unknown section': (change('modle', {}), "config.modle: Sections has no such key. Did you mean 'model'?"),
     'a missing section': (change('objective', None), 'config.objective is missing'),
     'a section that is no dict': (change('report', 3), 'config.report must be a dict'),
     'a seed that is no number': (change('seed', 'x'), 'config.seed must be a whole number'),
-    'a misspelt key': (change('training.log_evry', 5), "config.training.log_evry: Training has no such key. Did you mean"),
+    'a misspelt key': (
+        change('training.log_evry', 5), "config.training.log_evry: Training has no such key. Did you mean 'log_every'"),
     'a value of another type': (change('training', dict(steps=1.5)), 'config.training.steps must be a whole number'),
     'no steps': (change('training.steps', 0), 'config.training.steps must be at least 1'),
     'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be at least 1'),
@@ -42,14 +43,16 @@ WRONG = {
     'no checkpoint kept': (change('checkpoint.keep', 0), 'config.checkpoint.keep must be at least 1'),
     'an unknown direction': (change('checkpoint.mode', 'up'), "config.checkpoint.mode must be one of 'max', 'min'"),
     'an unknown time of the report': (change('report.at', 'noon'), "config.report.at must be one of 'end', 'never'"),
-    'an evaluator that does not exist': (change('evaluation.evaluators.test.name', 'acuracy'), "Did you mean 'accuracy'"),
+    'an evaluator that does not exist': (
+        change('evaluation.evaluators.test.name', 'acuracy'), "Did you mean 'accuracy'"),
     'the best by what is not measured': (
         change('checkpoint.metric', 'eval/tset/accuracy'), "'eval/tset/accuracy' is of no evaluator"),
     'the best without evaluation': (
         change('checkpoint.metric', 'eval/test/accuracy'), 'config.checkpoint.every (10) must be a multiple of'),
     'a mesh of more devices than there are': (change('mesh.expert', 16), 'do not make 8 devices'),
     'a mesh that does not divide the experts': (change('mesh.expert', 8), 'config.mesh.expert 8 does not divide the 4'),
-    'a batch that does not divide': (change('training.accumulate', 4), 'config.data.batch_size 16 must be a multiple of 32'),
+    'a batch that does not divide': (
+        change('training.accumulate', 4), 'config.data.batch_size 16 must be a multiple of 32'),
     'a model for other images': (change('model.image_size', 16), 'image_size'),
     'too few classes': (change('model.num_classes', 5), 'num_classes'),
     'an objective for other data': (

@@ -1,5 +1,5 @@
-"""The step: gradients do not depend on how the batch is cut, over microbatches or devices; a step that is not finite changes
-nothing; the keys, the router state and the average are what they are said to be.
+"""The step: gradients do not depend on how the batch is cut, over microbatches or devices; a step that is not finite
+changes nothing; the keys, the router state and the average are what they are said to be.
 """
 import functools
 
@@ -62,7 +62,8 @@ def test_router_losses_and_router_state_are_means_over_microbatches():
   outputs = [run({name: values[index::2] for name, values in batch.items()}, index) for index in (0, 1)]
   np.testing.assert_allclose(metrics['train/router_loss'],
                              np.mean([o.routers['block_01'].losses['balance'] for o in outputs]), rtol=1e-5)
-  np.testing.assert_allclose(after.router_state['load'], np.mean([o.updates['load'] for o in outputs], axis=0), rtol=1e-5)
+  expected = np.mean([o.updates['load'] for o in outputs], axis=0)
+  np.testing.assert_allclose(after.router_state['load'], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -98,7 +99,8 @@ def test_a_gradient_step_descends_and_router_state_moves():
   assert after.step == 1
   assert not np.array_equal(before.router_state['load'], after.router_state['load'])
   # Plain descent with rate 1: the distance moved is the gradient's norm.
-  moved = np.sqrt(sum(np.square(a - b).sum() for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params))))
+  leaves = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params))
+  moved = np.sqrt(sum(np.square(a - b).sum() for a, b in leaves))
   np.testing.assert_allclose(moved, steps(1)[2]['train/grad_norm'], rtol=1e-4)
 
 

@@ -91,7 +91,8 @@ MODEL = functional.functionalize(TinyModel)
 EXAMPLEWISE = functional.functionalize(lambda rngs: TinyModel(rngs, noise=0., balance=0.))
 
 
-def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, evaluate=False, model=MODEL, **sections):
+def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, evaluate=False, model=MODEL,
+               **sections):
   """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation."""
   config = setup.default_config()
   config.optimizer = ConfigDict(optimizer_config or dict(
