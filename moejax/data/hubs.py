@@ -128,6 +128,7 @@ class Renamed:
 
 
 def rename(example, fields):
+  """An example with our names of fields instead of theirs; an encoded image as its bytes."""
   renamed = {ours: example[theirs] for ours, theirs in fields.items()}
   if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
     renamed['image'] = renamed['image']['bytes'] or _read(renamed['image']['path'])

@@ -69,6 +69,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
 
 
 def main(arguments: Sequence[str]) -> int:
+  """The command; returns its exit code."""
   options, config = parse(arguments)
   try:
     source = SOURCES.build(config, 'source')

@@ -73,6 +73,7 @@ def encode(example: Example) -> bytes:
 
 
 def decode(record: bytes) -> Example:
+  """The example that `encode` wrote."""
   return msgpack.unpackb(record, ext_hook=_unpack, raw=False)
 
 

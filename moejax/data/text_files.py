@@ -129,6 +129,7 @@ class Lines:
 
 
 class TextLines(Lines):
+  """Each line is a document."""
 
   def __getitem__(self, index):
     line, path, start = self.line(index)
@@ -136,6 +137,7 @@ class TextLines(Lines):
 
 
 class JsonDocuments(Lines):
+  """Each line is a JSON object, one field of which is the document."""
 
   def __init__(self, paths, field: str):
     super().__init__(paths)
