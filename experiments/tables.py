@@ -13,7 +13,7 @@ README = runner.ROOT / 'README.md'
 def digits() -> str:
   """Accuracy of sparse and dense vision transformers."""
   results = runner.load('digits')
-  return _compare(results, 'dense ViT', [
+  return _compare(results, [
       ('test accuracy', 'eval/test/accuracy', '{:.2%}'),
       ('10-shot accuracy', 'eval/few_shot/10_shot_accuracy', '{:.2%}')])
 
@@ -21,15 +21,15 @@ def digits() -> str:
 def chitchat() -> str:
   """Bits per byte of sparse and dense decoders beside a trigram model."""
   decoders = _only(runner.load('chitchat'), ('dense decoder', 'Switch', 'top-2 dropless', 'hash'))
-  rows = _compare(decoders, 'dense decoder', [('bits per byte', 'eval/test/bits_per_byte', '{:.3f}')])
+  rows = _compare(decoders, [('bits per byte', 'eval/test/bits_per_byte', '{:.3f}')])
   trigram = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
-  return rows.replace('\n\n', f'\n| trigram, Witten-Bell | {trigram["bits_per_byte"]:.3f} | | |\n\n', 1)
+  return rows.replace('\n\n', f'\n| trigram, Witten-Bell | {trigram["bits_per_byte"]:.3f} | |\n\n', 1)
 
 
 def span_corruption() -> str:
   """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
   sides = _only(runner.load('chitchat'), ('dense T5', 'ST-MoE'))
-  return _compare(sides, 'dense T5', [('bits per byte filled in', 'eval/test/bits_per_byte', '{:.3f}')])
+  return _compare(sides, [('bits per byte filled in', 'eval/test/bits_per_byte', '{:.3f}')])
 
 
 def first_run() -> str:
@@ -37,7 +37,8 @@ def first_run() -> str:
   results = runner.load('first_run')
   run, = results['runs']
   return (f'Whole process: {run["seconds"]:.0f} s, {run["peak_memory_mib"] / 1024:.1f} GiB at its peak, '
-          f'test accuracy {run["metrics"]["eval/test/accuracy"]:.1%}.\n\n{_source(results)}')
+          f'test accuracy {run["metrics"]["eval/test/accuracy"]:.1%} '
+          f'(`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}).')
 
 
 TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run}
@@ -54,23 +55,20 @@ def _only(results, names):
   return {**results, 'runs': [run for run in results['runs'] if run['name'] in names]}
 
 
-def _compare(results, baseline, metrics):
-  lines = ['| model | ' + ' | '.join(name for name, _, _ in metrics) + ' | seeds | time of a run / dense |',
-           '|---' * (len(metrics) + 3) + '|']
+def _compare(results, metrics):
+  lines = ['| model | ' + ' | '.join(name for name, _, _ in metrics) + ' | seeds |', '|---' * (len(metrics) + 2) + '|']
   summaries = [runner.summarize(results, key) for _, key, _ in metrics]
-  seconds = {name: sum(run['seconds'] for run in results['runs'] if run['name'] == name) for name in summaries[0]}
   for name in summaries[0]:
     cells = [f'{form.format(mean)} ± {form.format(deviation)}'
              for (_, _, form), (mean, deviation, _) in zip(metrics, (summary[name] for summary in summaries))]
-    lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {summaries[0][name][2]} | '
-                 f'{seconds[name] / seconds[baseline]:.2f} |')
+    lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {summaries[0][name][2]} |')
   return '\n'.join(lines) + '\n\n' + _source(results)
 
 
 def _source(results):
   run = results['runs'][-1]
   return (f'`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}; '
-          'mean ± standard deviation over seeds where there are several.')
+          'mean ± standard deviation over seeds.')
 
 
 if __name__ == '__main__':

@@ -5,9 +5,17 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 
 # Compilation dominates the first example, so a deadline would only measure the machine.
 hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile('moejax')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def release_compiled_programs():
+  """Thousands of small programs would otherwise stay in memory to the end of the run."""
+  yield
+  jax.clear_caches()
