@@ -26,7 +26,7 @@ def strip(study: str, metric: str, label: str, percent: bool = False,
       axes.annotate(reference[0], (reference[1], -0.45), textcoords='offset points', xytext=(4, 0), color='gray')
     axes.set_yticks(range(len(values)), values)
     axes.set_ylim(len(values) - 0.5, -0.6)
-    axes.set_xlabel(f'{label}: one dot a seed, a line at the mean')
+    axes.set_xlabel(f'{label}\none dot a seed, a line at the mean')
     if percent:
       axes.xaxis.set_major_formatter(PercentFormatter(1))
   return figure
