@@ -137,8 +137,8 @@ def main(study: str) -> None:
 
   with futures.ThreadPoolExecutor(free.qsize()) as pool:
     list(pool.map(one, waiting))
-  print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills the README), '
-        f'python -m experiments.{study}.plot')
+  figure = f', python -m experiments.{study}.plot' if path.with_name('plot.py').exists() else ''
+  print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills the README){figure}')
 
 
 if __name__ == '__main__':
