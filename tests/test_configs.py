@@ -98,7 +98,6 @@ def tiny(config, folder):
       model.update(image_size=8, patch_size=2, channels=1, num_classes=10)
       data.source = dict(name='digits')
       data.update(image_size=8, channels=1, crop='stretch')
-      data.augment = tuple(entry for entry in data.augment if entry['name'] != 'saturation')
     else:
       (folder / 'corpus.txt').write_text('the quick brown fox jumps over the lazy dog. ' * 40)
       data.source = dict(name='text', files=dict(train=str(folder / 'corpus.txt')))
