@@ -3,7 +3,7 @@
 Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974), table 8 for sizes; the
   recipe is that of google-research/vmoe's released configs: 32 experts, 2 a patch, groups of 8 images, sigmoid loss, Adam.
   The argument is `size/patch` and then the sparse layers: `B/16,every-2`, `H/14,last-5`;
-  `15B` has the width of H and 48 layers.
+  `15B` is the 48-layer model of section 3.4, whose width 1408 and feed-forward 6400 give its printed 14.7 B parameters.
 Data: a TFDS data set `imagenet21k` with `image` and `label`, prepared with file_format='array_record'; TFDS's public
   catalogue does not hold it, so build it from the images (tfds build, or an image folder).
 Command: python -m moejax.train --config=configs/vmoe_imagenet21k.py:B/16,every-2 --workdir=runs/vmoe_b16
@@ -15,7 +15,7 @@ from moejax.training.setup import default_config
 
 # layers, width, feed-forward, heads
 SIZES = {'S': (8, 512, 2048, 8), 'B': (12, 768, 3072, 12), 'L': (24, 1024, 4096, 16), 'H': (32, 1280, 5120, 16),
-         '15B': (48, 1280, 5120, 16)}
+         '15B': (48, 1408, 6400, 16)}
 VARIANTS = ('S/32,last-2', 'B/32,every-2', 'B/16,every-2', 'L/16,every-2', 'H/14,last-5', 'H/14,every-2',
             '15B/14,every-2')
 

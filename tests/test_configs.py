@@ -77,7 +77,7 @@ def test_it_takes_two_steps_at_a_tiny_size(name, variant, tmp_path):
 @pytest.mark.parametrize('name, variant, printed, tolerance', [
     ('vmoe_imagenet21k', 'H/14,every-2', 7160.8, 0.001),
     ('vmoe_imagenet21k', 'H/14,last-5', 2695.0, 0.002),
-    ('vmoe_imagenet21k', '15B/14,every-2', 14_700, 0.02),
+    ('vmoe_imagenet21k', '15B/14,every-2', 14_700, 0.002),
     ('switch_c4', 'c', 1_571_000, 0.001),
     ('st_moe_c4', '32b', 269_000, 0.002),
 ])
