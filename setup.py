@@ -40,6 +40,15 @@ TEST = [
     'playwright>=1.55,<2',
     'scipy>=1.16,<2',
 ]
+# Compilers for TPU and NVIDIA that need neither: their programs are compiled and read on any machine with Linux.
+COMPILE = [
+    'libtpu>=0.0.52,<0.1',
+    'jax[cuda13-local]>=0.10.2,<0.13',
+]
+# Other libraries' kernels, to compare with and to choose from.
+PEERS = [
+    'tokamax>=0.0.17,<0.1; python_version >= "3.12"',
+]
 ORACLES = [
     'torch==2.13.0',
     'transformers==5.23.0',
@@ -52,13 +61,15 @@ setuptools.setup(
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
     packages=setuptools.find_packages(include=['moejax', 'moejax.*']),
-    package_data={'moejax': ['**/*.html', '**/*.css']},
+    package_data={'moejax': ['**/*.html', '**/*.css', 'kernels/tuned.json']},
     python_requires='>=3.11',
     install_requires=REQUIRED,
     extras_require={
         'data': DATA,
         'hub': HUB,
         'test': TEST + HUB,
+        'compile': COMPILE,
+        'peers': PEERS,
         'oracles': ORACLES,
     },
 )

@@ -10,7 +10,8 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 
 # Compilation dominates the first example, so a deadline would only measure the machine.
-hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True,
+                                    suppress_health_check=[hypothesis.HealthCheck.differing_executors])
 hypothesis.settings.load_profile('moejax')
 
 

@@ -1,11 +1,10 @@
 """What all dispatchers share: the registry, the refusal of plans they cannot run, and the identity path."""
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import jax
 from flax import nnx
 
+from moejax import experts as experts_lib
 from moejax.config import ConfigError, Registry
 from moejax.routing.plans import Plan, TokenPlan
 
@@ -31,8 +30,8 @@ class Dispatcher:
     """Whether plans of this type can be run; `placed`: whether they have a capacity (TokenPlans may not)."""
     raise NotImplementedError
 
-  def run(self, plan: Plan, x: jax.Array, experts: Callable) -> jax.Array:
-    """x: <float>[G,S,D], experts: `(rows, layout) -> rows` -> <float>[G,S,D], without the identity path."""
+  def run(self, plan: Plan, x: jax.Array, experts: experts_lib.Call) -> jax.Array:
+    """x: <float>[G,S,D] -> <float>[G,S,D], without the identity path."""
     raise NotImplementedError
 
   def __call__(self, plan: Plan, x: jax.Array, experts: nnx.Module, *, key: jax.Array | None = None,
@@ -53,7 +52,7 @@ class Dispatcher:
       ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan.
     """
     self.check(plan)
-    y = self.run(plan, x, functools.partial(experts, key=key, train=train))
+    y = self.run(plan, x, experts_lib.Call(experts, key, train))
     if plan.passthrough is not None:
       y = y + plan.passthrough[..., None] * x
     return y.astype(x.dtype)

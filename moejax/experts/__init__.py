@@ -3,12 +3,15 @@
 A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one output row for each row. Which row meets
 which expert's weights is the layout's business alone.
 """
-from typing import Protocol
+import dataclasses
+from typing import NamedTuple, Protocol
 
 import jax
 from flax import nnx
 
 from moejax import config as config_lib
+from moejax.kernels import Weights
+from moejax.kernels.activations import Activation
 
 EXPERTS = config_lib.Registry('expert')
 
@@ -26,6 +29,35 @@ class Layout(Protocol):
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
 
 
+class Block(NamedTuple):
+  """Experts that are feed-forwards, in the form that `kernels.expert_block` fuses."""
+  weights: Weights
+  activation: Activation
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """Experts with what a call needs besides rows: `call(rows, layout)`.
+
+  Attributes:
+    experts: as `build` makes them.
+    key: for dropout.
+    train: whether there is any.
+  """
+  experts: nnx.Module
+  key: jax.Array | None = None
+  train: bool = False
+
+  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+    """rows: <float>[..,D] as `layout` says -> <float>[..,D]."""
+    return self.experts(rows, layout, key=self.key, train=self.train)
+
+  def block(self) -> Block | None:
+    """The experts as one fused block; None where they are something else, or drop hidden units."""
+    block = getattr(self.experts, 'block', None)
+    return block and block(self.train)
+
+
 def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> nnx.Module:
   """The experts that `config` names, e.g. `dict(name='feed_forward', hidden=1024)`.
 
@@ -38,7 +70,8 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
     rngs: source of the initial values.
 
   Returns:
-    A module that is called as `experts(rows, layout, *, key=None, train=False)`.
+    A module that is called as `experts(rows, layout, *, key=None, train=False)`. It may have a method
+    `block(train) -> Block | None`, which lets dispatchers fuse it with what they do.
 
   Raises:
     ConfigError: a config that does not fit.

@@ -1,5 +1,5 @@
 """Feed-forward experts: two matrices and an activation, or three where the activation is gated."""
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,9 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.experts import EXPERTS, Layout
-
-Activation = Literal['gelu', 'relu', 'silu', 'squared_relu', 'geglu', 'reglu', 'swiglu']
-
-# gelu is the tanh approximation; squared ReLU is So et al. 2021 (Primer).
-ACTIVATIONS = {'gelu': jax.nn.gelu, 'relu': jax.nn.relu, 'silu': jax.nn.silu,
-               'squared_relu': lambda x: jnp.square(jax.nn.relu(x))}
-# Shazeer 2020, "GLU variants improve transformer", eq. 6: act(x Wg) * (x Wi).
-GATES = {'geglu': jax.nn.gelu, 'reglu': jax.nn.relu, 'swiglu': jax.nn.silu}
-assert set(ACTIVATIONS) | set(GATES) == set(get_args(Activation))
+from moejax.experts import EXPERTS, Block, Layout
+from moejax.kernels import Weights
+from moejax.kernels.activations import GATES, Activation, activate
 
 
 @EXPERTS('feed_forward')
@@ -85,14 +78,18 @@ class FeedForward(nnx.Module):
       return y if b is None else y + layout.per_row(b[...].astype(self.dtype))
 
     rows = rows.astype(self.dtype)
-    hidden = affine(rows, self.wi, self.bi)
-    if self.activation in GATES:
-      hidden = GATES[self.activation](affine(rows, self.wg, self.bg)) * hidden
-    else:
-      hidden = ACTIVATIONS[self.activation](hidden)
+    gate = None if self.wg is None else affine(rows, self.wg, self.bg)
+    hidden = activate(self.activation, affine(rows, self.wi, self.bi), gate)
     if train and self.dropout:
       if key is None:
         raise ValueError('dropout in training needs a key.')
       keep = layout.bernoulli(key, 1 - self.dropout, hidden.shape)
       hidden = jnp.where(keep, hidden / (1 - self.dropout), 0)
     return affine(hidden, self.wo, self.bo)
+
+  def block(self, train: bool) -> Block | None:
+    """These experts as a fused block; None where hidden units are dropped, which no kernel does."""
+    if train and self.dropout:
+      return None
+    cast = lambda w: None if w is None else w[...].astype(self.dtype)
+    return Block(Weights(*(cast(getattr(self, name)) for name in Weights._fields)), self.activation)

@@ -1,1 +1,15 @@
-"""Numerical kernels. `grouped_matmul.py` is the one API; the files beside it are ways to compute it."""
+"""Numerical kernels: two functions, and ways to compute them.
+
+    grouped_matmul(x, w, group_sizes)        consecutive groups of rows, each times its own matrix
+    expert_block(x, weights, routes, ...)    gather, matmul, activation, matmul, weighted sum: a whole layer of experts
+    explain(shape, ...)                      which implementation runs them here, why, and what would be faster
+
+`implementation=` names one of `choice.MODULES`; a module holds one.
+"""
+from moejax.kernels.choice import Name, explain
+from moejax.kernels.expert_block import expert_block
+from moejax.kernels.grouped_matmul import grouped_matmul
+from moejax.kernels.implementation import Shape
+from moejax.kernels.routes import Routes, Weights
+
+__all__ = ['Name', 'Routes', 'Shape', 'Weights', 'expert_block', 'explain', 'grouped_matmul']

@@ -1,38 +1,15 @@
 """Grouped matmul: consecutive groups of rows, each times a matrix of its own.
 
-An implementation is two functions, the ones that a forward and a backward pass are made of:
-
-    matmul(x [M,D], w [E,D,F], group_sizes [E], transpose=False) -> [M,F]    (transpose: x [M,F] -> [M,D])
-    weight_gradient(x [M,D], dy [M,F], group_sizes [E]) -> <float32>[E,D,F]
-
-Gradients are written here, once, for all of them: a kernel never sees JAX's differentiation.
+Gradients are written here, once, for all implementations: a kernel never sees JAX's differentiation.
 """
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from moejax.kernels import ragged_dot
-from moejax.kernels import reference
-from moejax.kernels import xla
-
-Name = Literal['reference', 'xla', 'ragged_dot']
-
-
-class Implementation(NamedTuple):
-  """One way to compute a grouped matmul; both functions as in the module's docstring."""
-  matmul: Callable[..., jax.Array]
-  weight_gradient: Callable[..., jax.Array]
-
-
-IMPLEMENTATIONS: dict[str, Implementation] = {
-    'reference': Implementation(reference.matmul, reference.weight_gradient),
-    'xla': Implementation(xla.matmul, xla.weight_gradient),
-    'ragged_dot': Implementation(ragged_dot.matmul, ragged_dot.weight_gradient),
-}
-assert set(IMPLEMENTATIONS) == set(get_args(Name))
+from moejax.kernels import padding
+from moejax.kernels.choice import Name, choose
+from moejax.kernels.implementation import Shape
 
 
 def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
@@ -46,48 +23,57 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
     x: <float>[M,D].
     w: <float>[E,D,F], of the dtype of `x`.
     group_sizes: <int32>[E], together at most M.
-    implementation: 'reference' (every row times every matrix, masked), 'xla' (blocks of rows of one group in a loop),
-      'ragged_dot' (`jax.lax.ragged_dot`, which on CPU computes every row times every matrix); None picks by platform.
+    implementation: see `choice.REASONS`; None picks by platform and shape (`explain` says which and why).
 
   Returns:
     <float>[M,F] of the dtype of `x`.
 
   Raises:
-    ValueError: an unknown implementation, or shapes or dtypes that do not fit.
+    ValueError: shapes or dtypes that do not fit, or an implementation that is unknown or cannot run them here.
   """
-  name = implementation or default_implementation()
-  if name not in IMPLEMENTATIONS:
-    raise ValueError(f'grouped_matmul has no implementation {name!r}; there are {", ".join(sorted(IMPLEMENTATIONS))}.')
   if x.ndim != 2 or w.ndim != 3 or group_sizes.shape != w.shape[:1] or x.shape[1] != w.shape[1]:
     raise ValueError('grouped_matmul needs x [M,D], w [E,D,F] and group_sizes [E], not '
                      f'{x.shape}, {w.shape} and {group_sizes.shape}.')
   if x.dtype != w.dtype or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
     raise ValueError('grouped_matmul needs x and w of one dtype and whole group_sizes, not '
                      f'{x.dtype}, {w.dtype} and {group_sizes.dtype}.')
+  chosen = choose(implementation, Shape(*x.shape[:1], *w.shape, x.dtype))
   if x.shape[0] == 0:
     return jnp.zeros((0, w.shape[2]), x.dtype)
-  return _grouped_matmul(name, x, w, group_sizes.astype(jnp.int32))
-
-
-def default_implementation() -> Name:
-  """The fastest implementation on this platform."""
-  return 'xla' if jax.default_backend() == 'cpu' else 'ragged_dot'
+  return _grouped_matmul(chosen, x, w, group_sizes.astype(jnp.int32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped_matmul(name, x, w, group_sizes):
-  return IMPLEMENTATIONS[name].matmul(x, w, group_sizes).astype(x.dtype)
+def _grouped_matmul(implementation, x, w, group_sizes):
+  return _matmul(implementation, x, w, group_sizes, transpose=False)
 
 
-def _forward(name, x, w, group_sizes):
-  return _grouped_matmul(name, x, w, group_sizes), (x, w, group_sizes)
+def _forward(implementation, x, w, group_sizes):
+  return _grouped_matmul(implementation, x, w, group_sizes), (x, w, group_sizes)
 
 
-def _backward(name, residuals, dy):
+def _backward(implementation, residuals, dy):
   x, w, group_sizes = residuals
-  dx = IMPLEMENTATIONS[name].matmul(dy, w, group_sizes, transpose=True)
-  dw = IMPLEMENTATIONS[name].weight_gradient(x, dy, group_sizes)
-  return dx.astype(x.dtype), dw.astype(w.dtype), None
+  dx = _matmul(implementation, dy, w, group_sizes, transpose=True)
+  padded_sizes, source, _ = _layout(implementation, group_sizes, x.shape[0])
+  dw = implementation.weight_gradient(_read(x, source), _read(dy, source), padded_sizes)
+  return dx, dw.astype(w.dtype), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)
+
+
+def _matmul(implementation, x, w, group_sizes, transpose):
+  padded_sizes, source, place = _layout(implementation, group_sizes, x.shape[0])
+  return _read(implementation.matmul(_read(x, source), w, padded_sizes, transpose=transpose), place).astype(x.dtype)
+
+
+def _layout(implementation, group_sizes, num_rows):
+  # Group sizes as the kernel wants them, the row that each of its rows holds, and its inverse; None: rows as they are.
+  if implementation.row_multiple == 1:
+    return group_sizes, None, None
+  return padding.pad_groups(group_sizes, num_rows, implementation.row_multiple)
+
+
+def _read(x, row):
+  return x if row is None else x.at[row].get(mode='fill', fill_value=0)

@@ -2,6 +2,8 @@
 import jax
 import jax.numpy as jnp
 
+from moejax.kernels.implementation import Implementation
+
 
 def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float32>[M,F]; transposed, x: <float>[M,F] -> <float32>[M,D]."""
@@ -20,3 +22,6 @@ def _by_group(x, group_sizes):
   row = jnp.arange(x.shape[0])
   mine = (row >= (end - group_sizes)[:, None]) & (row < end[:, None])
   return jnp.where(mine[:, :, None], x.astype(jnp.float32), 0.)
+
+
+IMPLEMENTATION = Implementation(matmul, weight_gradient)

@@ -3,9 +3,14 @@
 No row meets a matrix that is not its own, and nothing of size M is copied or padded: a block is a slice of `x` that
 starts where the group's rows do, and the number of blocks is known only when the program runs. Made for CPUs.
 """
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Carry = TypeVar('Carry')
 
 
 def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:
@@ -13,14 +18,15 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
   def group(y, group):
     matrix, start, size = group
 
-    def block(y, at, mine):
-      product = _dot(_read(x, at, mine), matrix, (1, 1 if transpose else 0)).astype(x.dtype)
+    def block(y, first, end, rows, fresh):
+      at, mine = _within(first, rows, end, x.shape[0])
+      product = dot(_read(x, at, mine), matrix, (1, 1 if transpose else 0)).astype(x.dtype)
       return lax.dynamic_update_slice_in_dim(y, jnp.where(mine, product, _read(y, at, mine)), at, axis=0)
 
-    return _over_blocks(block, y, start, size, x.shape[0], w.shape[0]), None
+    return over_blocks(block, y, start, size, x.shape[0], w.shape[0]), None
 
   y = jnp.zeros((x.shape[0], w.shape[1 if transpose else 2]), x.dtype)
-  return lax.scan(group, y, (w, _starts(group_sizes), group_sizes))[0]
+  return lax.scan(group, y, (w, starts(group_sizes), group_sizes))[0]
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.Array:
@@ -28,52 +34,71 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
   def group(_, group):
     start, size = group
 
-    def block(dw, at, mine):
+    def block(dw, first, end, rows, fresh):
+      at, mine = _within(first, rows, end, x.shape[0])
       # Both sides are selected: a foreign row's 0 * NaN would be NaN.
-      return dw + _dot(jnp.where(mine, _read(x, at, mine), 0), jnp.where(mine, _read(dy, at, mine), 0), (0, 0))
+      part = dot(jnp.where(mine, _read(x, at, mine), 0), jnp.where(mine, _read(dy, at, mine), 0), (0, 0))
+      return part if fresh else dw + part
 
     dw = jnp.zeros((x.shape[1], dy.shape[1]), jnp.float32)
-    return None, _over_blocks(block, dw, start, size, x.shape[0], group_sizes.shape[0])
+    return None, over_blocks(block, dw, start, size, x.shape[0], group_sizes.shape[0])
 
-  return lax.scan(group, None, (_starts(group_sizes), group_sizes))[1]
+  return lax.scan(group, None, (starts(group_sizes), group_sizes))[1]
 
 
-def block_sizes(num_rows: int, num_groups: int) -> tuple[int, int]:
-  """Rows in a block, and in the blocks that cover the rest of a group.
+def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry], carry: Carry, start: jax.Array,
+                size: jax.Array, num_rows: int, num_groups: int) -> Carry:
+  """`body(carry, first, end, rows, fresh)` for blocks that cover the rows start .. start+size, in order.
 
-  A large block reads its matrix seldom for the work done with it; a large last block works on rows of other groups.
+  First one that holds what whole blocks leave over, then whole blocks. `rows` is static, so there is a loop for each size,
+  which runs once or not at all. (A conditional would copy what it updates; a loop does not.) A block's own rows are those
+  before `end`. `fresh` says that it is the first, so that sums can start with it.
   """
-  per_group = max(num_rows // num_groups, 1)
-  block = max(64, min(256, 1 << (per_group.bit_length() - 1)))
-  return min(block, num_rows), min(block // 4, num_rows)
+  sizes = block_sizes(num_rows, num_groups)
+  whole = jnp.maximum(size - 1, 0) // sizes[-1]
+  rest = size - whole * sizes[-1]
+  for smaller, rows in zip((0, *sizes), sizes):
+    once = ((rest > smaller) & (rest <= rows)).astype(jnp.int32)
+    # `n` is 0; without it the compiler would see the same work in every turn, and do it once before a loop of no turns.
+    carry = lax.fori_loop(0, once, lambda n, carry, rows=rows: body(carry, start + n, start + rest, rows, True), carry)
+  block = lambda n, carry: body(carry, start + rest + n * sizes[-1], start + size, sizes[-1], False)
+  return lax.fori_loop(0, whole, block, carry)
 
 
-def _over_blocks(body, carry, start, size, num_rows, num_groups):
-  # `body(carry, at, mine)` for blocks that cover the rows start .. start+size: `at` is the first row of the block, and
-  # `mine` <bool>[rows,1] says which of its rows belong to the group and were in no block before.
-  end = start + size
+def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
+  """Rows in a block: the sizes that a group's first block may have, and the last of them, that all others have.
 
-  def run(carry, rows, start, count):
-    def step(n, carry):
-      first = start + n * rows
-      at = jnp.minimum(first, num_rows - rows)
-      row = at + jnp.arange(rows)
-      return body(carry, at, ((row >= first) & (row < end))[:, None])
-    return lax.fori_loop(0, count, step, carry)
+  A matrix is packed anew for each block that it multiplies, so one block should hold a whole group: of all but a fortieth
+  of the groups where loads are balanced. A block of more than 512 rows leaves the cache; one of fewer than 64 mostly packs.
+  Sizes are close to each other around the usual one, and far apart elsewhere: each is a program to compile.
+  """
+  usual = num_rows / num_groups
+  deviation = usual**.5
+  block = min(512, max(64, usual + 2.5 * deviation))
+  sizes = {_up(rows, 8) for rows in (block / 3, 2 * block / 3, usual, usual + deviation, block) if rows <= block}
+  return tuple(sorted({min(rows, num_rows) for rows in sizes}))
 
-  block, rest = block_sizes(num_rows, num_groups)
-  full = size // block
-  carry = run(carry, block, start, full)
-  return run(carry, rest, start + full * block, (size - full * block + rest - 1) // rest)
+
+def _up(size, multiple):
+  return multiple * int(-(-size // multiple))
+
+
+def starts(group_sizes: jax.Array) -> jax.Array:
+  """<int32>[E]: the first row of each group."""
+  return jnp.cumsum(group_sizes) - group_sizes
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+  """The product over one axis of each, in float32."""
+  return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _within(first, rows, end, num_rows):
+  # The last block of the array is moved up to end with it; which of its rows are the group's, and in no block before.
+  at = jnp.minimum(first, num_rows - rows)
+  row = at + jnp.arange(rows)
+  return at, ((row >= first) & (row < end))[:, None]
 
 
 def _read(x, at, mine):
   return lax.dynamic_slice_in_dim(x, at, mine.shape[0], axis=0)
-
-
-def _starts(group_sizes):
-  return jnp.cumsum(group_sizes) - group_sizes
-
-
-def _dot(a, b, contract):
-  return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)

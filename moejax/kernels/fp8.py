@@ -1,0 +1,131 @@
+"""Grouped matmul of 8-bit floats with a scale for every block: the forward pass of experts at twice the rate of bfloat16.
+
+As DeepSeek-V3 trains (arXiv:2412.19437, section 3.3) and DeepGEMM computes: e4m3 for both sides, one scale for every 128
+columns of a row of activations and for every 128 x 128 block of a matrix, sums in float32.
+"""
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from moejax.kernels import hopper_fp8
+from moejax.kernels import padding
+from moejax.kernels.implementation import Shape
+from moejax.kernels.target import target
+
+Name = Literal['reference', 'pallas_gpu']
+BLOCK = 128
+_LARGEST = 448.  # of e4m3
+
+
+def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """x: <float>[M,D] -> values <e4m3>[M,D] and scales <float32>[M,D/128], with x ~ values * scales.
+
+  Raises:
+    ValueError: D is no multiple of 128.
+  """
+  _check('rows', x.shape[-1:])
+  blocks = x.astype(jnp.float32).reshape(x.shape[0], -1, BLOCK)
+  values, scales = _quantize(blocks, axis=2)
+  return values.reshape(x.shape), scales[:, :, 0]
+
+
+def quantize_matrices(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """w: <float>[E,D,F] -> values <e4m3>[E,F,D] and scales <float32>[E,F/128,D/128].
+
+  Transposed, because the tensor cores read both 8-bit operands along the dimension that is summed over.
+
+  Raises:
+    ValueError: D or F is no multiple of 128.
+  """
+  _check('matrices', w.shape[1:])
+  e, d, f = w.shape
+  blocks = w.astype(jnp.float32).swapaxes(1, 2).reshape(e, f // BLOCK, BLOCK, d // BLOCK, BLOCK)
+  values, scales = _quantize(blocks, axis=(2, 4))
+  return values.reshape(e, f, d), scales[:, :, 0, :, 0]
+
+
+def dequantized_rows(values: jax.Array, scales: jax.Array) -> jax.Array:
+  """What `quantize_rows` stands for: <float32>[M,D]."""
+  return values.astype(jnp.float32) * jnp.repeat(scales, BLOCK, axis=1)
+
+
+def dequantized_matrices(values: jax.Array, scales: jax.Array) -> jax.Array:
+  """What `quantize_matrices` stands for: <float32>[E,D,F]."""
+  scales = jnp.repeat(jnp.repeat(scales, BLOCK, axis=1), BLOCK, axis=2)
+  return (values.astype(jnp.float32) * scales).swapaxes(1, 2)
+
+
+def grouped_matmul_fp8(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
+                       implementation: Name | None = None) -> jax.Array:
+  """`grouped_matmul` of both sides quantised to e4m3. For inference: it has no gradient.
+
+  Each number is off by at most 1/16 of itself, or by 2^-10 of its scale, which is the block's largest number / 448.
+
+  Args:
+    x: <float>[M,D].
+    w: <float>[E,D,F].
+    group_sizes: <int32>[E], together at most M.
+    implementation: 'reference' (dequantised, every row times every matrix), 'pallas_gpu' (Hopper); None picks by target.
+
+  Returns:
+    <float>[M,F] of the dtype of `x`; zeros after the last group.
+
+  Raises:
+    ValueError: an unknown implementation, one that the target cannot run, widths that are no multiples of 128.
+    TypeError: it is differentiated.
+  """
+  on_hopper = hopper_fp8.limit(target(), Shape(x.shape[0], *w.shape, x.dtype))
+  name = implementation or ('reference' if on_hopper else 'pallas_gpu')
+  if name not in get_args(Name):
+    raise ValueError(f'grouped_matmul_fp8 has no implementation {name!r}; there are {", ".join(get_args(Name))}.')
+  if name == 'pallas_gpu' and on_hopper:
+    raise ValueError(f"{on_hopper} Only 'reference' multiplies 8-bit floats elsewhere.")
+  return _forward_only(name, x, w, group_sizes.astype(jnp.int32))
+
+
+@jax.custom_jvp
+def _no_gradient(x):
+  return x
+
+
+@_no_gradient.defjvp
+def _(primals, tangents):
+  raise TypeError('grouped_matmul_fp8 has no gradient: train with grouped_matmul, or stop_gradient what goes in.')
+
+
+def _forward_only(name, x, w, group_sizes):
+  return _IMPLEMENTATIONS[name](*quantize_rows(_no_gradient(x)), *quantize_matrices(_no_gradient(w)), group_sizes,
+                                x.dtype)
+
+
+def _reference(x, x_scales, w, w_scales, group_sizes, dtype):
+  end = jnp.cumsum(group_sizes)
+  row = jnp.arange(x.shape[0])
+  mine = (row >= (end - group_sizes)[:, None]) & (row < end[:, None])
+  # Selected, not multiplied: 0 * NaN is NaN.
+  rows = jnp.where(mine[:, :, None], dequantized_rows(x, x_scales), 0.)
+  product = jnp.einsum('emd,edf->mf', rows, dequantized_matrices(w, w_scales), precision='highest')
+  return product.astype(dtype)
+
+
+def _pallas_gpu(x, x_scales, w, w_scales, group_sizes, dtype):
+  sizes, source, place = padding.pad_groups(group_sizes, x.shape[0], hopper_fp8.ROW_MULTIPLE)
+  padded = lambda a: a.at[source].get(mode='fill', fill_value=0)
+  y = hopper_fp8.matmul(padded(x), padded(x_scales), w, w_scales, sizes, dtype)
+  return y.at[place].get(mode='fill', fill_value=0)
+
+
+_IMPLEMENTATIONS = {'reference': _reference, 'pallas_gpu': _pallas_gpu}
+
+
+def _quantize(blocks, axis):
+  # A block of zeros gets the smallest scale, not 0: 0 / 0 is NaN.
+  largest = jnp.max(jnp.abs(blocks), axis, keepdims=True)
+  scales = jnp.maximum(largest / _LARGEST, jnp.finfo(jnp.float32).tiny)
+  return (blocks / scales).astype(jnp.float8_e4m3fn), scales
+
+
+def _check(what, widths):
+  if any(width % BLOCK for width in widths):
+    raise ValueError(f'To quantise {what}, their widths must be multiples of {BLOCK}, not {tuple(widths)}.')

@@ -1,0 +1,80 @@
+"""The grouped matmul of `fp8` on Hopper: wgmma on e4m3, its sums scaled and added up in float32 every 128 columns.
+
+Tensor cores keep fewer bits than float32 while they sum 8-bit products, so no more than 128 are left to them (DeepSeek-V3,
+arXiv:2412.19437, section 3.3.2). The scales could not wait longer anyway.
+"""
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from moejax.kernels import hopper
+from moejax.kernels import hopper_pipeline
+from moejax.kernels import padding
+from moejax.kernels.implementation import Shape
+from moejax.kernels.target import Target
+
+ROW_MULTIPLE = hopper_pipeline.ROWS
+_BLOCK = 128
+_STAGES, _PANEL = 5, 16
+
+
+def limit(target: Target, shape: Shape) -> str | None:
+  """As `hopper.limit`; the matmul of 8-bit floats needs widths that are multiples of 128."""
+  if shape.inner % _BLOCK or shape.outer % _BLOCK:
+    return f'Kernels for 8-bit floats need widths that are multiples of {_BLOCK}, not {shape.inner} and {shape.outer}.'
+  return hopper.limit(target, shape._replace(dtype=jnp.bfloat16))
+
+
+def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array, group_sizes: jax.Array,
+           dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Quantised rows times quantised matrices (see `fp8`), in groups of whole blocks of 128 rows.
+
+  Args:
+    x: <e4m3>[M,D]
+    x_scales: <float32>[M,D/128]
+    w: <e4m3>[E,F,D]
+    w_scales: <float32>[E,F/128,D/128]
+    group_sizes: <int32>[E], multiples of 128 and not 0.
+    dtype: of the result.
+
+  Returns:
+    <dtype>[M,F]; what is after the last group is not defined.
+  """
+  (rows, inner), outer = x.shape, w.shape[1]
+  columns = outer // _BLOCK
+  expert, used = padding.block_experts(group_sizes, ROW_MULTIPLE, rows // ROW_MULTIPLE)
+
+  def plan(scalars, operands, results):
+    (expert, used, w_scales), (x, w, x_scales) = scalars, operands
+    blocks = used[0]
+
+    def tile(n, _):
+      block, column = plgpu.planar_snake(n, (blocks, columns), 1, min(_PANEL, columns))
+      at, across, e = pl.ds(block * ROW_MULTIPLE, ROW_MULTIPLE), pl.ds(column * _BLOCK, _BLOCK), expert[block]
+      return hopper_pipeline.Tile(
+          inner // _BLOCK, [x.at[at], w.at[e, across], x_scales.at[:, at]], [results[0].at[at, across]],
+          extra=w_scales.at[e, column])
+    return blocks * columns, tile
+
+  def total(sum_products):
+    zeros = jnp.zeros((ROW_MULTIPLE // 2, _BLOCK), jnp.float32)
+    return sum_products((plgpu.layout_cast(zeros, plgpu.Layout.WGMMA),))
+
+  def multiply(tile, step, mine, blocks, sums):
+    x, w, x_scales = blocks
+
+    def product(acc):
+      plgpu.wgmma(acc, x.at[mine], w.transpose((1, 0)))
+      scales = plgpu.layout_cast(x_scales[0, mine], plgpu.Layout.WGMMA.reduce(1)) * tile.extra[step]
+      plgpu.commit_smem()  # the next copy to where the scales were must not overtake this read of them
+      return acc[...], scales
+
+    products, scales = pl.run_scoped(product, plgpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
+    return (sums[0] + products * jax.lax.broadcast_in_dim(scales, products.shape, (0,)),)
+
+  operand = lambda index_map: hopper_pipeline.operand((ROW_MULTIPLE, _BLOCK), x.dtype, index_map)
+  return hopper_pipeline.run(
+      (x, w, x_scales.T), (expert, used[None], w_scales), [jax.ShapeDtypeStruct((rows, outer), dtype)], name='matmul_fp8',
+      specs=[operand(lambda k: (0, k)), operand(lambda k: (0, k)), plgpu.BlockSpec((1, ROW_MULTIPLE), lambda k: (k, 0))],
+      stages=_STAGES, pair=False, plan=plan, total=total, multiply=multiply, finish=lambda y: [y])[0]

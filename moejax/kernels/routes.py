@@ -1,0 +1,88 @@
+"""Which rows meet which expert, and how what comes back is summed: the two ends of an expert block."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.kernels import padding
+
+
+class Weights(NamedTuple):
+  """The matrices of E feed-forward experts; all of one dtype.
+
+  Attributes:
+    wi: <float>[E,D,F].
+    wo: <float>[E,F,D].
+    wg: <float>[E,D,F], of the gate where the activation is gated.
+    bi: <float>[E,F] or None; likewise `bg`.
+    bo: <float>[E,D] or None.
+  """
+  wi: jax.Array
+  wo: jax.Array
+  wg: jax.Array | None = None
+  bi: jax.Array | None = None
+  bg: jax.Array | None = None
+  bo: jax.Array | None = None
+
+
+class Routes(NamedTuple):
+  """M rows, sorted by expert, that are read from N tokens and summed back into them.
+
+  Attributes:
+    token: <int32>[M] of each row.
+    weight: <float32>[M] of each row in the sum.
+    group_sizes: <int32>[E] rows of each expert; rows after the last group belong to none, and count for nothing.
+    position: <int32>[N,K] the rows of each token; a token with fewer than K names rows after the last group, or M.
+      None where a token may have any number: sums are then scattered.
+  """
+  token: jax.Array
+  weight: jax.Array
+  group_sizes: jax.Array
+  position: jax.Array | None = None
+
+
+NOWHERE = jnp.iinfo(jnp.int32).max  # an index that no array has: reads there are zeros, writes fall away
+
+
+def ungrouped_nowhere(routes: Routes) -> Routes:
+  """The same routes; rows after the last group read nowhere, weigh nothing and are nobody's position."""
+  total = routes.group_sizes.sum()
+  grouped = jnp.arange(routes.token.shape[0]) < total
+  position = None if routes.position is None else jnp.where(routes.position < total, routes.position, NOWHERE)
+  return Routes(jnp.where(grouped, routes.token, NOWHERE), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
+                position)
+
+
+def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
+  """The same routes with groups padded to a multiple (see `padding`), and the new place of each row <int32>[M]."""
+  num_rows = routes.token.shape[0]
+  group_sizes, source, place = padding.pad_groups(routes.group_sizes, num_rows, multiple)
+  token = routes.token.at[source].get(mode='fill', fill_value=NOWHERE)
+  weight = routes.weight.at[source].get(mode='fill', fill_value=0)
+  position = routes.position
+  if position is not None:
+    position = place.at[position].get(mode='fill', fill_value=NOWHERE)
+  return Routes(token, weight, group_sizes, position), place
+
+
+def take(x: jax.Array, row: jax.Array) -> jax.Array:
+  """x: <float>[N,D], row: <int32>[M] -> <float>[M,D]; zeros where `row` is not below N."""
+  return x.at[row].get(mode='fill', fill_value=0)
+
+
+def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: int) -> jax.Array:
+  """y: <float>[M..,D], more rows than M if need be -> <float32>[N,D]: the sum of each token's rows, weighted or not.
+
+  `weight`: <float32>[M] or None.
+  """
+  if routes.position is None:
+    y = y[:routes.token.shape[0]].astype(jnp.float32)
+    return jnp.zeros((num_tokens, y.shape[1])).at[routes.token].add(
+        y if weight is None else y * weight[:, None], mode='drop')
+
+  def choice(row):
+    rows = take(y, row).astype(jnp.float32)
+    return rows if weight is None else rows * take(weight, row)[:, None]
+
+  # One read of [N,D] a choice: a single read of [N,K,D] that is summed over K is several times slower on CPUs.
+  return sum(choice(routes.position[:, k]) for k in range(routes.position.shape[1]))

@@ -1,0 +1,26 @@
+"""Grouped matmul by `tokamax.ragged_dot_general`, which picks one of tokamax's kernels, where tokamax is installed.
+
+`pip install tokamax`; it needs Python 3.12 and JAX 0.11.1. An adapter to compare with, not the default of anything.
+"""
+import importlib.util
+
+from moejax.kernels.implementation import Shape
+from moejax.kernels.ragged_dot import by_ragged_dot, full_precision
+from moejax.kernels.target import Target
+
+
+def limit(target: Target, shape: Shape) -> str | None:
+  """One sentence that says why the target cannot run the shape, or None if it can."""
+  del target, shape  # tokamax itself falls back to XLA.
+  if importlib.util.find_spec('tokamax') is None:
+    return 'tokamax is not installed: `pip install tokamax` (Python 3.12 and JAX 0.11.1 or newer), or use ragged_dot.'
+  return None
+
+
+def _ragged_dot(a, b, group_sizes, dimensions, dtype):
+  import tokamax
+  return tokamax.ragged_dot_general(a, b, group_sizes, dimensions, precision=full_precision(a.dtype),
+                                    preferred_element_type=dtype)
+
+
+IMPLEMENTATION = by_ragged_dot(_ragged_dot, limit=limit)

@@ -1,0 +1,272 @@
+"""Tile sizes of kernels: a table of the fastest that were measured, and the program that measures.
+
+    python -m moejax.kernels.tuning --implementation=pallas_gpu --rows=16384 --experts=8 --dim=4096 --hidden=14336
+
+Nothing is ever measured unasked. Kernels look their tiles up while they are traced (`choose`): in the user's table
+(`$MOEJAX_TUNING_CACHE`, or ~/.cache/moejax/tuning.json), then in tuned.json beside this file, and else they take the
+first of their candidates. A module can be tuned if it has
+
+    candidates(kernel, shape) -> list of dataclasses or named tuples: tiles that work, best guess first
+    IMPLEMENTATION, the functions of which take `tiles=`, one of these
+"""
+import dataclasses
+import functools
+import importlib
+import json
+import math
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from moejax.config import ConfigError
+from moejax.kernels import padding
+from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels.target import target
+
+MODULES = {'pallas_gpu': 'moejax.kernels.hopper', 'pallas_tpu': 'moejax.kernels.pallas_tpu',
+           'triton': 'moejax.kernels.triton'}
+# `up` is measured with a gate, when it has most operands; without one it uses the same tiles.
+KERNELS = ('matmul', 'transposed', 'weight_gradient', 'up')
+SHIPPED = pathlib.Path(__file__).with_name('tuned.json')
+_TURNS, _CALLS = 9, 10
+
+
+class Layer(NamedTuple):
+  """A sparse layer: `rows` choices (tokens times experts per token) of `experts`, each dim to hidden and back."""
+  rows: int
+  experts: int
+  dim: int
+  hidden: int
+  dtype: str = 'bfloat16'
+
+  def shapes(self, row_multiple: int) -> tuple[Shape, Shape]:
+    """Of its two matmuls, as tables have them: rows are counted in whole blocks, and without padding."""
+    rows = self.rows // row_multiple * row_multiple
+    return (Shape(rows, self.experts, self.dim, self.hidden, self.dtype),
+            Shape(rows, self.experts, self.hidden, self.dim, self.dtype))
+
+
+# What the shipped table has entries for.
+LAYERS = {
+    'Mixtral 8x7B': Layer(16384, 8, 4096, 14336),
+    'Qwen3 30B-A3B': Layer(262144, 128, 2048, 768),
+    'OLMoE 1B-7B': Layer(262144, 64, 2048, 1024),
+    'DeepSeek-V3, 32 of 256 experts': Layer(131072, 32, 7168, 2048),
+    'V-MoE B/16': Layer(25088, 32, 768, 3072),
+}
+
+
+# ---- The table.
+
+
+def user_table() -> pathlib.Path:
+  """Where the user's tiles are kept."""
+  return pathlib.Path(os.environ.get('MOEJAX_TUNING_CACHE') or os.path.expanduser('~/.cache/moejax/tuning.json'))
+
+
+def key(kind: str, implementation: str, kernel: str, shape: Shape) -> str:
+  """The name of an entry. Rows and groups are rounded to powers of two; widths are not, as tiles divide them.
+
+  Where groups are padded, `shape.rows` are those before, as `Layer.shapes` has them: padded rows less a block a group.
+  """
+  rows, groups = (2**round(math.log2(max(n, 1))) for n in (shape.rows, shape.groups))
+  return (f'{kind} | {implementation} | {kernel} | {rows}x{shape.inner}x{shape.outer} in {groups} | '
+          f'{jnp.dtype(shape.dtype).name}')
+
+
+def best(kind: str, implementation: str, kernel: str, shape: Shape) -> dict[str, Any] | None:
+  """The tiles on record for one of `KERNELS` on a kind of device; the user's table goes before the shipped one.
+
+  Raises:
+    ConfigError: a table that cannot be read; the message names the file.
+  """
+  name = key(kind, implementation, kernel, shape)
+  for path in user_table(), SHIPPED:
+    if name in (table := _read(path)):
+      return table[name]['tiles']
+  return None
+
+
+def choose(implementation: str, kernel: str, shape: Shape, candidates: Sequence[Any]) -> Any:
+  """The candidate on record for the target, or the first; what is on record but no candidate any more is ignored."""
+  found = best(target().kind, implementation, kernel, shape)
+  return next((tiles for tiles in candidates if _as_dict(tiles) == found), candidates[0])
+
+
+def save(entries: dict[str, dict], path: pathlib.Path | None = None) -> pathlib.Path:
+  """Adds entries to a table, by default the user's, in one step: whoever reads sees the old file or the new one."""
+  path = path or user_table()
+  _read.cache_clear()
+  table = dict(sorted({**_read(path), **entries}.items()))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(entry)}' for name, entry in table.items())
+  (new := path.with_name(f'{path.name}.{os.getpid()}')).write_text('{\n' + lines + '\n}\n')
+  os.replace(new, path)
+  _read.cache_clear()
+  return path
+
+
+@functools.cache
+def _read(path):
+  try:
+    table = json.loads(path.read_text())
+    if not all(isinstance(entry['tiles'], dict) for entry in table.values()):
+      raise TypeError('an entry has no tiles')
+    return table
+  except (FileNotFoundError, NotADirectoryError):
+    return {}
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ConfigError(f'{path} is damaged, or no table of tile sizes ({error}). Delete it, and tune again.') from None
+
+
+def _as_dict(tiles):
+  return tiles._asdict() if isinstance(tiles, tuple) else dataclasses.asdict(tiles)
+
+
+# ---- Measuring.
+
+
+def measure(run: Callable[[], Any]) -> float:
+  """Seconds that a call takes, on average over some that are under way together."""
+  start = time.perf_counter()
+  for _ in range(_CALLS):
+    result = run()
+  jax.block_until_ready(result)
+  return (time.perf_counter() - start) / _CALLS
+
+
+def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
+         measure: Callable[[Callable[[], Any]], float] = measure) -> dict[str, dict]:
+  """Times every candidate for the matmuls of a layer on the device at hand. Writes nothing: see `save`.
+
+  Candidates take turns, so that a device that slows down does so for all; the smallest median of 9 turns wins. Inputs
+  are normal, group sizes multinomial.
+
+  Args:
+    implementation: one of `MODULES`.
+    layer: rows, experts, widths and dtype.
+    kernels: some of `KERNELS`.
+    measure: gives the seconds that a call takes.
+
+  Returns:
+    Entries of a table, {key: {'tiles': {..}, 'measured': True, 'microseconds': ..}}.
+
+  Raises:
+    ConfigError: an implementation that has no tiles, is not for the device or the layer, or of which nothing compiles.
+  """
+  module, device, entries = _module(implementation), target(), {}
+  rows, sizes = _rows_in_groups(layer, module.IMPLEMENTATION.row_multiple)
+  work = list(_work(module, layer, kernels))
+  for _, shape, _ in work:
+    if why_not := module.IMPLEMENTATION.limit(device, shape):
+      raise ConfigError(f'{implementation} cannot be tuned here. {why_not}')
+  for kernel, shape, options in work:
+    title = f'{kernel} {shape.inner}x{shape.outer}'
+    runs = _runs(module.IMPLEMENTATION, kernel, shape._replace(rows=rows), sizes, options)
+    seconds = _race(runs, len(options), measure, title)
+    if not seconds:
+      raise ConfigError(f'None of {len(options)} candidates of {implementation} for {title} runs on {device.kind}.')
+    fastest = min(seconds, key=seconds.get)
+    entries[key(device.kind, implementation, kernel, shape)] = dict(
+        tiles=_as_dict(options[fastest]), measured=True, microseconds=round(1e6 * seconds[fastest], 1))
+  return entries
+
+
+def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str, dict]:
+  """Entries for `LAYERS` that hold each kernel's best guess and say that nobody measured it.
+
+  The shipped table starts as these: `save(untuned('triton', 'NVIDIA A100-SXM4-80GB'), SHIPPED)`.
+  """
+  module = _module(implementation)
+  return {key(kind, implementation, kernel, shape): dict(tiles=_as_dict(options[0]), measured=False)
+          for layer in LAYERS.values()
+          for kernel, shape, options in _work(module, layer._replace(dtype=dtype), KERNELS)}
+
+
+def _module(implementation):
+  module = importlib.import_module(MODULES[implementation]) if implementation in MODULES else None
+  if not hasattr(module, 'candidates'):
+    raise ConfigError(f'{implementation} has no tile sizes to choose from: modules that can be tuned offer '
+                      f'candidates(kernel, shape), and may be {", ".join(MODULES)}.')
+  return module
+
+
+def _work(module, layer, kernels) -> Iterator[tuple[str, Shape, list]]:
+  # The first matmul of an expert may be fused with its activation, the second has none.
+  first, second = layer.shapes(module.IMPLEMENTATION.row_multiple)
+  for shape in (first, second):
+    for kernel in kernels:
+      if kernel != 'up' or (shape is first and module.IMPLEMENTATION.up):
+        yield kernel, shape, module.candidates(kernel, shape)
+
+
+def _rows_in_groups(layer, row_multiple):
+  # Number of rows, and group sizes, as kernels see them.
+  sizes = np.random.RandomState(0).multinomial(layer.rows, np.full(layer.experts, 1 / layer.experts)).astype(np.int32)
+  if row_multiple == 1:
+    return layer.rows, sizes
+  padded = padding.pad_groups(jnp.asarray(sizes), layer.rows, row_multiple)[0]
+  return padding.padded_rows(layer.rows, layer.experts, row_multiple), padded
+
+
+def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iterator[Callable | None]:
+  # A compiled call of each candidate, on the same inputs; None if it does not run.
+  normal = lambda n, *size: jax.random.normal(jax.random.key(n), size, jnp.float32).astype(shape.dtype)
+  x, dy = normal(0, shape.rows, shape.inner), normal(1, shape.rows, shape.outer)
+  matrix = lambda n: normal(n, shape.groups, shape.inner, shape.outer)
+  function, arguments = {
+      'matmul': lambda: (implementation.matmul, (x, matrix(2), sizes)),
+      'transposed': lambda: (functools.partial(implementation.matmul, transpose=True), (dy, matrix(2), sizes)),
+      'weight_gradient': lambda: (implementation.weight_gradient, (x, dy, sizes)),
+      'up': lambda: (functools.partial(implementation.up, activation='swiglu'), (x, matrix(2), matrix(3), sizes)),
+  }[kernel]()
+  for tiles in options:
+    try:
+      compiled = jax.jit(functools.partial(function, tiles=tiles)).lower(*arguments).compile()
+      jax.block_until_ready(compiled(*arguments))
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+      tqdm.write(f'{tiles} does not run: {str(error).splitlines()[0]}')
+      yield None
+    else:
+      yield functools.partial(compiled, *arguments)
+
+
+def _race(runs, total, measure, title) -> dict[int, float]:
+  # Median seconds by number of candidate.
+  runs = {n: run for n, run in enumerate(tqdm(runs, f'{title}: compile', total)) if run}
+  seconds = {n: [] for n in runs}
+  for _ in tqdm(range(_TURNS), f'{title}: measure'):
+    for n, run in runs.items():
+      seconds[n].append(measure(run))
+  return {n: statistics.median(times) for n, times in seconds.items()}
+
+
+if __name__ == '__main__':
+  from absl import app, flags
+
+  implementation_flag = flags.DEFINE_enum('implementation', 'pallas_gpu', list(MODULES), 'The kernels to tune.')
+  layer_flags = [
+      flags.DEFINE_integer('rows', None, 'Tokens in a batch times experts per token.', lower_bound=1, required=True),
+      flags.DEFINE_integer('experts', None, 'Number of experts on the device.', lower_bound=1, required=True),
+      flags.DEFINE_integer('dim', None, 'Width of the model.', lower_bound=1, required=True),
+      flags.DEFINE_integer('hidden', None, 'Width of an expert.', lower_bound=1, required=True),
+      flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float16', 'float32'], 'Of rows and matrices.')]
+
+  def main(_: Sequence[str]) -> None:
+    try:
+      entries = tune(implementation_flag.value, Layer(*(flag.value for flag in layer_flags)))
+      for name, entry in entries.items():
+        print(f'{name}: {entry["tiles"]}, {entry["microseconds"]} us')
+      print(f'Written to {save(entries)}.')
+    except ConfigError as error:
+      raise SystemExit(str(error)) from None
+
+  app.run(main)

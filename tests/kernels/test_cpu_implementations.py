@@ -1,0 +1,93 @@
+"""The implementations in plain JAX, and what is special about the one that CPUs use."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from implementation_tests import ImplementationTests, group_sizes, uneven
+from moejax.kernels import Routes, Weights, expert_block, grouped_matmul, xla
+
+
+class TestReference(ImplementationTests):
+  name = 'reference'
+
+
+class TestXla(ImplementationTests):
+  name = 'xla'
+
+
+class TestRaggedDot(ImplementationTests):
+  name = 'ragged_dot'
+
+
+@given(rows=st.integers(1, 20_000), groups=st.integers(1, 300))
+def test_a_blocks_last_size_is_the_whole_block_and_none_exceeds_the_rows(rows, groups):
+  sizes = xla.block_sizes(rows, groups)
+  assert 0 < sizes[0] and list(sizes) == sorted(set(sizes)) and sizes[-1] <= min(rows, 512)
+
+
+@pytest.mark.parametrize('rows, groups', [(8192, 8), (8192, 32), (8192, 64)])
+def test_a_group_of_usual_size_is_covered_with_little_to_spare(rows, groups):
+  sizes, usual = xla.block_sizes(rows, groups), rows // groups
+  rest = usual % sizes[-1]
+  worked = usual - rest + min((size for size in sizes if size >= rest), default=0)
+  assert worked <= 1.3 * usual
+
+
+def counted(function):
+  """`function` with the rows that its products see, counted while it runs."""
+  worked = []
+
+  def run(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+      dot = xla.dot
+
+      def counting(a, b, contract):
+        jax.debug.callback(lambda: worked.append(a.shape[0]))
+        return dot(a, b, contract)
+      patch.setattr(xla, 'dot', counting)
+      jax.block_until_ready(function(*arguments))
+      jax.effects_barrier()
+    return sum(worked)
+  return run
+
+
+def test_few_rows_more_are_multiplied_than_there_are():
+  M, D, F, E = 300, 4, 6, 5
+  rng = np.random.RandomState(0)
+  x, w, dy = rng.randn(M, D), rng.randn(E, D, F), rng.randn(M, F)
+  sizes = jnp.array([129, 0, 1, 65, 105])
+  step = xla.block_sizes(M, E)[0]
+  for function, arguments in [(xla.matmul, (x, w)), (xla.weight_gradient, (x, dy))]:
+    worked = counted(function)(*(jnp.array(a) for a in arguments), sizes)
+    assert M <= worked < M + E * step
+
+
+def temporary_bytes(function, *arguments):
+  return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_the_grouped_matmul_holds_nothing_of_the_size_of_the_dense_form():
+  """Every row times every matrix needs E*M*D floats; a loop over blocks needs outputs, and a block or two."""
+  m, d, f, e = 512, 32, 32, 16
+  sizes = jnp.full(e, m // e)
+
+  def used(name):
+    loss = lambda x, w: (grouped_matmul(x, w, sizes, implementation=name)**2).sum()
+    return temporary_bytes(jax.grad(loss, (0, 1)), jnp.ones((m, d)), jnp.ones((e, d, f)))
+  assert used('reference') >= 4 * e * m * d > 4 * used('xla')
+
+
+def test_the_fused_block_stores_no_hidden_layer():
+  """Forward and backward together hold less than one [M,F]; a dense layer holds at least that."""
+  n, k, d, f, e = 512, 2, 16, 512, 4
+  weights = Weights(jnp.ones((e, d, f)), jnp.ones((e, f, d)))
+  choice = jnp.arange(n * k)
+  routes = Routes(choice // k, jnp.ones(n * k), jnp.full(e, n * k // e), choice.reshape(n, k))
+  fused = lambda x, weights: (expert_block(x, weights, routes, activation='gelu', implementation='xla')**2).sum()
+  dense = lambda x, weights: ((jax.nn.gelu(jnp.repeat(x, k, 0) @ weights.wi[0]) @ weights.wo[0])**2).sum()
+  x = jnp.ones((n, d))
+  hidden = 4 * n * k * f
+  assert temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < hidden
+  assert temporary_bytes(jax.grad(dense, (0, 1)), x, weights) >= hidden

@@ -1,0 +1,25 @@
+"""The Pallas kernels, interpreted on a CPU: they pass what every implementation has to."""
+import pytest
+
+from implementation_tests import ImplementationTests
+from moejax.kernels import hopper
+from moejax.kernels.implementation import Shape
+from moejax.kernels.target import Target
+
+
+class TestPallasTpu(ImplementationTests):
+  name, platform = 'pallas_tpu', 'tpu'
+  D, F, examples, activations = 128, 128, 3, ('gelu', 'swiglu')
+
+
+class TestTriton(ImplementationTests):
+  """What Mosaic GPU does not take, here float32 and narrow matrices, runs in Triton."""
+  name, platform = 'pallas_gpu', 'gpu'
+  D, F, examples, activations = 16, 32, 5, ('gelu', 'swiglu')
+
+
+@pytest.mark.skipif(hopper.limit(Target('gpu', 'interpreted', True), Shape(1, 1, 64, 64, 'bfloat16')) is not None,
+                    reason='Mosaic GPU kernels are interpreted from jax 0.11.2 on, which needs Python 3.12')
+class TestHopper(ImplementationTests):
+  name, platform, dtypes = 'pallas_gpu', 'gpu', ('bfloat16',)
+  D, F, E, examples, activations = 64, 64, 5, 1, ('swiglu',)
