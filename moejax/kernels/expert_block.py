@@ -3,8 +3,8 @@
     y[token[m]] += weight[m] * (act(x[token[m]] wi + bi) wo + bo)        with the matrices of the expert of row m
 
 An implementation may fuse all of it (`block`); for the others it is composed here, forward and backward, of their grouped
-matmuls. Neither keeps the hidden layer: the composed one saves the pre-activations and reads the rows again (SonicMoE,
-arXiv:2512.14080), the fused one recomputes everything from `x`.
+matmuls. What is saved for the backward pass is `x` and the pre-activations (SonicMoE, arXiv:2512.14080): the rows are read
+again, the hidden layer is computed again, and what the experts return is not needed.
 """
 import functools
 
@@ -47,14 +47,12 @@ def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _expert_block(implementation, activation, x, weights, routes):
-  forward = implementation.block.forward if implementation.block else _composed_forward(implementation)
-  return forward(x, weights, routes, activation)[0].astype(x.dtype)
+  return _run(implementation, activation, x, weights, routes, save=False)[0]
 
 
 def _forward(implementation, activation, x, weights, routes):
-  forward = implementation.block.forward if implementation.block else _composed_forward(implementation)
-  y, saved = forward(x, weights, routes, activation)
-  return y.astype(x.dtype), (x, weights, routes, saved)
+  y, saved = _run(implementation, activation, x, weights, routes, save=True)
+  return y, (x, weights, routes, saved)
 
 
 def _backward(implementation, activation, residuals, dy):
@@ -68,8 +66,14 @@ def _backward(implementation, activation, residuals, dy):
 _expert_block.defvjp(_forward, _backward)
 
 
+def _run(implementation, activation, x, weights, routes, save):
+  forward = implementation.block.forward if implementation.block else _composed_forward(implementation)
+  y, saved = forward(x, weights, routes, activation, save)
+  return y.astype(x.dtype), saved
+
+
 def _composed_forward(implementation: Implementation):
-  def forward(x, weights, routes, activation):
+  def forward(x, weights, routes, activation, save):
     routes, _, expert = _laid_out(implementation, routes)
     rows = take(x, routes.token)
     if implementation.up and weights.bi is None and weights.bg is None:
@@ -79,7 +83,7 @@ def _composed_forward(implementation: Implementation):
       zg = None if weights.wg is None else _affine(implementation, rows, weights.wg, weights.bg, routes, expert)
       hidden = _activate(activation, zi, zg).astype(x.dtype)
     y = _affine(implementation, hidden, weights.wo, weights.bo, routes, expert)
-    return combine(y, routes, routes.weight, x.shape[0]), (zi, zg)
+    return combine(y, routes, routes.weight, x.shape[0]), (zi, zg) if save else None
   return forward
 
 

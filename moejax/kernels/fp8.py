@@ -1,7 +1,7 @@
-"""Grouped matmul of 8-bit floats with a scale for every block: the forward pass of experts at twice the rate of bfloat16.
+"""Grouped matmul of 8-bit floats with a scale for every block: the forward pass, at twice bfloat16's peak rate.
 
-As DeepSeek-V3 trains (arXiv:2412.19437, section 3.3) and DeepGEMM computes: e4m3 for both sides, one scale for every 128
-columns of a row of activations and for every 128 x 128 block of a matrix, sums in float32.
+As DeepSeek-V3 trains (arXiv:2412.19437, section 3.3) and DeepGEMM computes: e4m3 for both sides, one scale for every
+128 columns of a row of activations and for every 128 x 128 block of a matrix, sums in float32.
 """
 from typing import Literal, get_args
 
@@ -66,7 +66,8 @@ def grouped_matmul_fp8(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
     x: <float>[M,D].
     w: <float>[E,D,F].
     group_sizes: <int32>[E], together at most M.
-    implementation: 'reference' (dequantised, every row times every matrix), 'pallas_gpu' (Hopper); None picks by target.
+    implementation: 'reference' (dequantised, every row times every matrix), 'pallas_gpu' (Hopper); None picks by
+      target.
 
   Returns:
     <float>[M,F] of the dtype of `x`; zeros after the last group.

@@ -1,8 +1,8 @@
 """Grouped matmul for NVIDIA Hopper GPUs in Pallas Mosaic GPU, on rows in blocks of 128 of one expert each.
 
-The grid is one block of threads a processor, each making one tile of the output after another (`hopper_pipeline`). Tiles
-come in panels: the blocks of rows pass by some columns of a matrix, which stay in the L2 cache meanwhile. A transposed
-operand is read transposed by the tensor cores, never copied. Sums are float32, and rounded once.
+The grid is one block of threads a processor, each making one tile of the output after another (`hopper_pipeline`).
+Tiles come in panels: the blocks of rows pass by some columns of a matrix, which stay in the L2 cache meanwhile. A
+transposed operand is read transposed by the tensor cores, never copied. Sums are float32, and rounded once.
 """
 import dataclasses
 import math
@@ -24,8 +24,8 @@ from moejax.kernels.target import Target
 ROW_MULTIPLE = hopper_pipeline.ROWS
 _WIDTH = 64  # of what is copied at once: 128 bytes, as wgmma reads them
 _SUMS = 256  # columns; 128 of the 232 registers of a thread
-# The functions of `activations`, which have derivatives of their own that kernels cannot hold. The hardware's exponential is
-# good to 22 bits and its tanh to 11, so GELU is written with (1 + tanh(x)) / 2 = sigmoid(2 x).
+# The functions of `activations`, which have derivatives of their own that kernels cannot hold. The exponential of the
+# hardware is good to 22 bits and its tanh to 11, so GELU is written with (1 + tanh(x)) / 2 = sigmoid(2 x).
 _ACTS = {'gelu': lambda x: x * jax.nn.sigmoid(2 * (2 / math.pi)**.5 * (x + 0.044715 * x * x * x)),
          'relu': lambda x: jnp.maximum(x, 0.), 'silu': lambda x: x * jax.nn.sigmoid(x),
          'squared_relu': lambda x: jnp.square(jnp.maximum(x, 0.))}
@@ -63,7 +63,7 @@ class Tiles:
 
 
 def candidates(kernel: str, shape: Shape) -> list[Tiles]:
-  """Tiles for a kernel of `tuning.KERNELS`, the best guess first: those that make the least work, then as wide as can be."""
+  """Tiles for a kernel of `tuning.KERNELS`, the best guess first: what makes the least work, then as wide as can be."""
   outer = shape.inner if kernel == 'transposed' else shape.outer
   matrices = 2 if kernel == 'up' else 1
   # The time of a tile, roughly: its columns, and the copy of its rows.
@@ -90,11 +90,11 @@ def limit(target: Target, shape: Shape) -> str | None:
   if not target.interpret and not any(kind in target.kind for kind in _KINDS):
     return f'Hopper kernels are for {", ".join(_KINDS)}, not for {target.kind!r}: use Triton on other NVIDIA GPUs.'
   if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):
-    return (f'Hopper kernels compute bfloat16 and float16, not {jnp.dtype(shape.dtype)}, which tensor cores would round: '
-            'use Triton.')
+    return (f'Hopper kernels compute bfloat16 and float16, not {jnp.dtype(shape.dtype)}, which tensor cores would '
+            'round: use Triton.')
   if shape.inner % _WIDTH or shape.outer % _WIDTH:
-    return (f'Hopper kernels need widths that are multiples of {_WIDTH}, not {shape.inner} and {shape.outer}: round them '
-            'up, or use Triton.')
+    return (f'Hopper kernels need widths that are multiples of {_WIDTH}, not {shape.inner} and {shape.outer}: round '
+            'them up, or use Triton.')
   return None
 
 
@@ -149,7 +149,8 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
       group = pl.ds(pl.multiple_of(first_row[e], ROW_MULTIPLE), rows)
       down = pl.ds((down * (1 + tiles.pair) + member) * ROW_MULTIPLE, ROW_MULTIPLE)
       across = pl.ds(across * tiles.block_n, tiles.block_n)
-      return Tile(lax.div(group_sizes[e], tiles.block_k), [x.at[group, down], dy.at[group, across]], [dw.at[e, down, across]])
+      return Tile(lax.div(group_sizes[e], tiles.block_k), [x.at[group, down], dy.at[group, across]],
+                  [dw.at[e, down, across]])
 
     return experts * grid[0] * grid[1], tile
 
@@ -164,8 +165,8 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
   return hopper_pipeline.run(
       (x, dy), [a.astype(jnp.int32) for a in (by_size, first_row, group_sizes)],
       [jax.ShapeDtypeStruct((experts, inner, outer), jnp.float32)], name='weight_gradient',
-      specs=[block(ROW_MULTIPLE, False), block(tiles.block_n, tiles.pair)], stages=tiles.stages, pair=tiles.pair, plan=plan,
-      total=hopper_pipeline.sums_in_registers(tiles.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
+      specs=[block(ROW_MULTIPLE, False), block(tiles.block_n, tiles.pair)], stages=tiles.stages, pair=tiles.pair,
+      plan=plan, total=hopper_pipeline.sums_in_registers(tiles.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
 
 
 IMPLEMENTATION = Implementation(matmul, weight_gradient, limit, ROW_MULTIPLE, up)

@@ -1,7 +1,7 @@
 """The grouped matmul of `fp8` on Hopper: wgmma on e4m3, its sums scaled and added up in float32 every 128 columns.
 
-Tensor cores keep fewer bits than float32 while they sum 8-bit products, so no more than 128 are left to them (DeepSeek-V3,
-arXiv:2412.19437, section 3.3.2). The scales could not wait longer anyway.
+Tensor cores keep fewer bits than float32 while they sum 8-bit products, so no more than 128 are left to them
+(DeepSeek-V3, arXiv:2412.19437, section 3.3.2). The scales could not wait longer anyway.
 """
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array,
     products, scales = pl.run_scoped(product, plgpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
     return (sums[0] + products * jax.lax.broadcast_in_dim(scales, products.shape, (0,)),)
 
-  operand = lambda index_map: hopper_pipeline.operand((ROW_MULTIPLE, _BLOCK), x.dtype, index_map)
+  along_k = hopper_pipeline.operand((_BLOCK, _BLOCK), x.dtype, lambda k: (0, k))
   return hopper_pipeline.run(
-      (x, w, x_scales.T), (expert, used[None], w_scales), [jax.ShapeDtypeStruct((rows, outer), dtype)], name='matmul_fp8',
-      specs=[operand(lambda k: (0, k)), operand(lambda k: (0, k)), plgpu.BlockSpec((1, ROW_MULTIPLE), lambda k: (k, 0))],
+      (x, w, x_scales.T), (expert, used[None], w_scales), [jax.ShapeDtypeStruct((rows, outer), dtype)],
+      name='matmul_fp8', specs=[along_k, along_k, plgpu.BlockSpec((1, ROW_MULTIPLE), lambda k: (k, 0))],
       stages=_STAGES, pair=False, plan=plan, total=total, multiply=multiply, finish=lambda y: [y])[0]

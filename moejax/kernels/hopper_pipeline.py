@@ -70,8 +70,8 @@ def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Se
     specs: see `operand`.
     stages: steps whose operands are in shared memory at once.
     pair: whether blocks work in pairs.
-    plan: `(scalars, operands, outputs) -> (tiles, tile)` of references, where `tile(n, member)` is the Tile number `n` of
-      `tiles`; if blocks work in pairs, that of the pair's `member` 0 or 1.
+    plan: `(scalars, operands, outputs) -> (tiles, tile)` of references, where `tile(n, member)` is the Tile number `n`
+      of `tiles`; if blocks work in pairs, that of the pair's `member` 0 or 1.
     total: `(sum_products) -> <float32>[64, columns]s`, where `sum_products(sums)` runs all steps and returns the sums.
     multiply: `(tile, step, mine, blocks, sums) -> sums` adds one step's products of the 64 rows that are `mine`.
     finish: `(*totals) -> results`, elementwise.
@@ -122,7 +122,7 @@ def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Se
 
 
 def _fair(loop, tiles):
-  # Every second round, the last block is the first: where tiles come in the order of their size, blocks get as much work.
+  # Every second round, the last block is the first: where large tiles come before small ones, blocks get equal work.
   blocks = lax.axis_size('processor')
   first = loop.local_index * blocks
   reverse = (lax.rem(loop.local_index, 2) == 1) & (first + blocks <= tiles)
@@ -154,7 +154,7 @@ def _swizzled(dtype):
 
 
 def _processors():
-  # An interpreted grid runs one block after the other: two (or two pairs) show that blocks share the tiles correctly.
+  # An interpreted grid runs one block after the other: four (or two pairs) show that blocks share the tiles correctly.
   if target().interpret:
     return 4
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]

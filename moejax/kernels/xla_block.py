@@ -1,8 +1,9 @@
-"""The fused expert block in plain JAX: for each expert, a loop over blocks of its rows that never leave the cache.
+"""The fused expert block in plain JAX: for each expert, a loop over blocks of its rows that stay in the cache.
 
-A block of rows is read by index, multiplied, activated, multiplied again and written where its group's rows lie; the
-backward pass does the same again, recomputing what it needs. Blocks come in the order of their rows, so what one
-writes beyond its own rows is written again by the next, and what is written beyond the last group is read by nobody.
+A block of rows is read by index, multiplied, activated, multiplied again and written where its group's rows lie. Blocks
+come in the order of their rows, so what one writes beyond its own rows is written again by the next, and what is written
+beyond the last group is read by nobody. For the backward pass the pre-activations are kept; to compute them again would
+keep less than half as much, and took 10 % longer with 64 experts.
 """
 import jax
 import jax.numpy as jnp
@@ -14,30 +15,38 @@ from moejax.kernels.routes import Routes, Weights, combine, take
 from moejax.kernels.xla import block_sizes, dot, matmul, over_blocks, starts, weight_gradient
 
 
-def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation) -> tuple[jax.Array, None]:
-  """x: <float>[N,D] -> <float32>[N,D], and nothing saved. Arguments as in `expert_block`."""
+def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation,
+            save: bool) -> tuple[jax.Array, tuple | None]:
+  """x: <float>[N,D] -> <float32>[N,D], and what `backward` needs if `save`. Other arguments as in `expert_block`."""
   num_rows, num_groups, token, _, slack = _sizes(routes)
 
-  def expert(y, group):
+  def expert(carry, group):
     own, start, size = group
 
-    def block(y, first, end, rows, fresh):
-      hidden = activate(activation, *_pre_activations(own, take(x, lax.dynamic_slice_in_dim(token, first, rows))))
-      out = dot(hidden.astype(x.dtype), own.wo, (1, 0))
-      out = (out if own.bo is None else out + own.bo).astype(x.dtype)
-      return lax.dynamic_update_slice_in_dim(y, out, first, axis=0)
+    def block(carry, first, end, rows, fresh):
+      y, saved = carry
+      z = _pre_activations(own, take(x, lax.dynamic_slice_in_dim(token, first, rows)))
+      out = dot(activate(activation, *z).astype(x.dtype), own.wo, (1, 0))
+      out = out if own.bo is None else out + own.bo
+      return write(y, out, first), saved and jax.tree.map(lambda all_z, z: write(all_z, z, first), saved, z)
 
-    return over_blocks(block, y, start, size, num_rows, num_groups), None
+    return over_blocks(block, carry, start, size, num_rows, num_groups), None
 
-  y = jnp.zeros((num_rows + slack, x.shape[1]), x.dtype)
-  y = lax.scan(expert, y, (weights, starts(routes.group_sizes), routes.group_sizes))[0]
-  return combine(y, routes, routes.weight, x.shape[0]), None
+  def write(rows, block, first):
+    return lax.dynamic_update_slice_in_dim(rows, block.astype(x.dtype), first, axis=0)
+
+  def rows(width):
+    return jnp.zeros((num_rows + slack, width), x.dtype)
+
+  saved = tuple(None if w is None else rows(w.shape[2]) for w in (weights.wi, weights.wg)) if save else None
+  groups = weights, starts(routes.group_sizes), routes.group_sizes
+  y, saved = lax.scan(expert, (rows(x.shape[1]), saved), groups)[0]
+  return combine(y, routes, routes.weight, x.shape[0]), saved
 
 
-def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation, saved: None,
+def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation, saved: tuple,
              dy: jax.Array) -> tuple[jax.Array, Weights, jax.Array]:
   """The gradients of `x` <float32>[N,D], of the weights in float32, and of `routes.weight` <float32>[M]."""
-  del saved
   num_rows, num_groups, token, weight, slack = _sizes(routes)
   dy = dy.astype(x.dtype)
 
@@ -51,7 +60,8 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
       # Both are selected, not weighted by zero: a foreign row's 0 * NaN would be NaN.
       row, d = jnp.where(mine, take(x, tokens), 0), jnp.where(mine, take(dy, tokens), 0)
       share = jnp.where(mine, lax.dynamic_slice_in_dim(weight, first, rows)[:, None], 0)
-      hidden, pull = jax.vjp(lambda *z: activate(activation, *z), *_pre_activations(own, row))
+      z = jax.tree.map(lambda z: lax.dynamic_slice_in_dim(z, first, rows).astype(jnp.float32), saved)
+      hidden, pull = jax.vjp(lambda *z: activate(activation, *z), *z)
       dhidden = dot(d, own.wo, (1, 1))
       dzi, dzg = pull(dhidden * share)
       dshare = (dhidden * hidden).sum(1)

@@ -79,9 +79,9 @@ def test_the_grouped_matmul_holds_nothing_of_the_size_of_the_dense_form():
   assert used('reference') >= 4 * e * m * d > 4 * used('xla')
 
 
-def test_the_fused_block_stores_no_hidden_layer():
-  """Forward and backward together hold less than one [M,F]; a dense layer holds at least that."""
-  n, k, d, f, e = 512, 2, 16, 512, 4
+def test_the_fused_block_keeps_pre_activations_and_nothing_else_of_their_size():
+  """Forward and backward hold one [M,F], and in inference none; a dense layer holds several."""
+  n, k, d, f, e = 1024, 2, 16, 512, 4
   weights = Weights(jnp.ones((e, d, f)), jnp.ones((e, f, d)))
   choice = jnp.arange(n * k)
   routes = Routes(choice // k, jnp.ones(n * k), jnp.full(e, n * k // e), choice.reshape(n, k))
@@ -89,5 +89,7 @@ def test_the_fused_block_stores_no_hidden_layer():
   dense = lambda x, weights: ((jax.nn.gelu(jnp.repeat(x, k, 0) @ weights.wi[0]) @ weights.wo[0])**2).sum()
   x = jnp.ones((n, d))
   hidden = 4 * n * k * f
-  assert temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < hidden
-  assert temporary_bytes(jax.grad(dense, (0, 1)), x, weights) >= hidden
+  blocks = 4 * hidden * xla.block_sizes(n * k, e)[-1] // (n * k)  # four blocks of hidden rows, and the slack of one
+  assert hidden <= temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < 1.25 * hidden + blocks
+  assert temporary_bytes(fused, x, weights) < 0.25 * hidden + blocks
+  assert temporary_bytes(jax.grad(dense, (0, 1)), x, weights) >= 2 * hidden

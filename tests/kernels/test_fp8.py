@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from moejax.kernels import fp8
-from moejax.kernels.target import interpreted
 
 M, E, D, F = 40, 3, 256, 128
 SIZES = jnp.array([17, 0, 13])

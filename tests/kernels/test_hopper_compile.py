@@ -8,7 +8,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 

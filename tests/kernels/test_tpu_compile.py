@@ -1,7 +1,7 @@
 """The compiler for TPUs accepts the kernels, on a machine without one: layouts, alignment, memory, for four chips.
 
 libtpu compiles for a chip that is only described (extra `compile`). What it accepts is what would run; interpreted
-tests (`test_tpu_kernels.py`) say that it would be right. Temporaries are bounded by 1 MiB, which is less than any array
+tests (`test_tpu_kernels.py`) say that it would be right. Temporaries are bounded by 2 MiB, which is less than any array
 that the kernels are given: no matrix is transposed or copied outside of them, and no rows are. The benchmark that
 compares the kernels with megablox's is tested here, too: its counts are those of a walk over the grids.
 """
@@ -36,7 +36,7 @@ def products(M, E, D, F, dtype):
 def check(chip, function, arguments):
   compiled = tpu.compile_for(tpu.CHIPS[chip], function, *arguments)
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
-  assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+  assert compiled.memory_analysis().temp_size_in_bytes < 2**21
 
 
 @pytest.mark.parametrize('chip, product', [('v4', 'forward'), ('v5e', 'dX'), ('v5p', 'dW'), ('v6e', 'gated')])
