@@ -2,6 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Nothing in it is written by hand.
 """
+import importlib
 import json
 import re
 
@@ -41,7 +42,23 @@ def first_run() -> str:
           f'(`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}).')
 
 
-TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run}
+def dispatch_cpu() -> str:
+  """Time of each dispatcher over a dense layer on a CPU, and what was aimed at."""
+  return _dispatch('cpu', 'report', 'Not measured yet')
+
+
+def dispatch_gpu() -> str:
+  """The kernels on a GPU, beside other libraries."""
+  return _dispatch('gpu', 'gpu', 'Not measured on a GPU yet')
+
+
+def dispatch_tpu() -> str:
+  """Estimates for the kernels on TPUs."""
+  return _dispatch('tpu', 'tpu', 'Not estimated yet')
+
+
+TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run,
+          'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu}
 
 
 def fill(text: str) -> str:
@@ -49,6 +66,14 @@ def fill(text: str) -> str:
   def table(match):
     return f'<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->'
   return re.sub(r'<!-- table:(\w+) -->\n.*?<!-- end -->', table, text, flags=re.S)
+
+
+def _dispatch(device, module, missing):
+  path = runner.ROOT / f'experiments/dispatch_benchmark/{device}.json'
+  if not path.exists():
+    return f'{missing}: `python -m experiments.dispatch_benchmark.{device}` does that and writes `{path.name}`.'
+  # Imported where there is something to show: what draws up a table of kernels also imports them.
+  return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 
 def _only(results, names):

@@ -46,9 +46,9 @@ def test_small_experts_compile(chip, product):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('product', ['forward', 'dX', 'dW', 'gated', 'plain'])
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-@pytest.mark.parametrize('shape', [(8192, 8, 4096, 14336), (65536, 64, 2048, 1024), (25088, 32, 768, 3072),
-                                   (65536, 64, 2048, 1408)])
+@pytest.mark.parametrize('shape, dtype', [((8192, 8, 4096, 14336), 'bfloat16'), ((8192, 8, 4096, 14336), 'float32'),
+                                          ((65536, 64, 2048, 1024), 'bfloat16'), ((25088, 32, 768, 3072), 'bfloat16'),
+                                          ((65536, 64, 2048, 1408), 'bfloat16')])
 @pytest.mark.parametrize('chip', tpu.CHIPS)
 def test_experts_of_real_widths_compile(chip, shape, dtype, product):
   """Mixtral 8x7B, OLMoE, V-MoE-B/32 and DeepSeekMoE 16B: widths of the experts, and how many."""
