@@ -24,6 +24,7 @@ LAYERS = {
     'einsum': dict(dispatch=dict(name='einsum'), router=CAPACITY, group=GROUP),
     'gather': dict(dispatch=dict(name='gather'), router=CAPACITY),
     'grouped': dict(dispatch=dict(name='grouped', implementation='xla')),
+    'capacity': dict(dispatch=dict(name='grouped', implementation='xla'), router=CAPACITY),
     'ragged_dot': dict(dispatch=dict(name='grouped', implementation='ragged_dot')),
     'tokamax': dict(dispatch=dict(name='grouped', implementation='tokamax')),
     'routing': dict(dispatch=dict(name='grouped'), experts=dict(name='unchanged')),

@@ -11,7 +11,7 @@ class Program:
 
   Attributes:
     what: 'dense', the floor: a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
-      'grouped'), its grouped matmul ('ragged_dot', 'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm');
+      'grouped', or 'capacity': 'grouped' on what a router with capacity kept), its grouped matmul ('ragged_dot', 'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm');
       'block', `kernels.expert_block` with given routes; or 'routing', a layer whose experts do nothing.
     backward: the gradients of parameters and input, too.
     num_experts: E; 1 for the floor.
@@ -75,7 +75,7 @@ FULL = Size(tokens=4096, dim=256, hidden=1024, experts=(8, 32, 64), rounds=11, s
 QUICK = Size(tokens=64, dim=8, hidden=16, experts=(4, 8), rounds=2, slow_rounds=2)
 CHOICES = 1, 2, 4
 LOADS = 'balanced', 'multinomial', 'zipf'
-DISPATCHERS = 'einsum', 'gather', 'grouped'
+DISPATCHERS = 'einsum', 'gather', 'capacity', 'grouped'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ PASSES = False, True  # backward or not
 NAMES = {
     'einsum': ('`einsum` in groups of 512 tokens, capacity 1.25', 'moejax'),
     'gather': ('`gather`, capacity 1.25', 'moejax'),
+    'capacity': ('`grouped`, capacity 1.25', 'moejax'),
     'grouped': ('`grouped`, dropless', 'moejax'),
     'ragged_dot': ('`grouped` on `jax.lax.ragged_dot`', 'ragged_dot'),
     'tokamax': ("`grouped` on tokamax's `ragged_dot`", 'tokamax'),
@@ -103,8 +104,8 @@ def _targets(report):
       (f'`grouped` over dense, E={many}', over_floor('grouped', many), (1.35, 1.30)),
       (f'`grouped`, time at E={many} over E={few}', growth, (1.35, 1.35)),
       (f'`grouped`, temporaries over those of dense, E={many}', temporaries, (1, 1)),
-      (f'`gather` over dense, E={few}', over_floor('gather', few), (1.35, 1.28)),
-      (f'`gather` over dense, E={many}', over_floor('gather', many), (1.35, 1.28)),
+      *((f'{NAMES[what][0]}, over dense, E={experts}', over_floor(what, experts), (1.35, 1.28))
+        for what in ('capacity', 'gather') for experts in (few, many)),
       (f'router, sort and permutations over the layer, E={few}', routing(few), (0.08, 0.08)),
       (f'router, sort and permutations over the layer, E={many}', routing(many), (0.08, 0.08)),
   ]
