@@ -36,8 +36,7 @@ def _run_tokens(plan, x, experts):
   token = choice_of_slot // choices  # S where the slot is empty
   rows = layouts.take_rows(x, token, slot_of_choice)
   y = _on_buffers(rows, token, plan, experts)
-  y = layouts.take_rows(y, slot_of_choice.reshape(groups, -1), choice_of_slot[..., None])
-  return (plan.kept_weight[..., None] * y.reshape(groups, tokens, choices, -1)).sum(axis=2)
+  return layouts.sum_choices(y, slot_of_choice, choice_of_slot, plan.kept_weight)
 
 
 def _inverse(target, size):

@@ -45,12 +45,13 @@ class Grouped(Dispatcher):
     expert = jnp.searchsorted(jnp.cumsum(routes.group_sizes), jnp.arange(num_rows), side='right')
     layout = layouts.Ragged(expert, routes.group_sizes, layouts.row_ids(routes.token, expert, num_experts),
                             self.implementation)
-    run = lambda rows: (routes.weight[:, None] * experts(rows[0], layout))[None]
     if routes.position is None:
-      return layouts.add_rows(run(layouts.take_or_zeros(x[None], routes.token[None])), routes.token[None], num_tokens)
-    y = run(layouts.take_rows(x[None], routes.token[None], routes.position[None]))
-    y = layouts.take_rows(y, routes.position.reshape(1, -1), order[None, :, None])
-    return y.reshape(*routes.position.shape, -1).sum(axis=1)
+      y = routes.weight[:, None] * experts(layouts.take_or_zeros(x[None], routes.token[None])[0], layout)
+      return layouts.add_rows(y[None], routes.token[None], num_tokens)
+    position = routes.position[None]
+    y = experts(layouts.take_rows(x[None], routes.token[None], position)[0], layout)
+    weight = layouts.take_rows(routes.weight[None, :, None], position.reshape(1, -1), order[None, :, None])
+    return layouts.sum_choices(y[None], position, order[None], weight.reshape(position.shape))
 
 
 def _routes_of_choices(plan):
