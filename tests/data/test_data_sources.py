@@ -87,7 +87,11 @@ def test_an_idx_file_that_is_not_what_its_header_says_is_refused(tmp_path, raw, 
     read_idx(str(tmp_path / 'x'))
 
 
-@pytest.mark.parametrize('broken', [gzip.compress(IMAGES)[:-9], b'not gzip', gzip.compress(IMAGES)[:12] + b'\xff' * 20])
+ZIPPED = gzip.compress(IMAGES, mtime=0)
+
+
+@pytest.mark.parametrize('broken', [ZIPPED[:-9], b'not gzip', ZIPPED[:12] + b'\xff' * 20],
+                         ids=['cut short', 'not gzip', 'damaged'])
 def test_a_broken_gzip_file_is_refused(tmp_path, broken):
   (tmp_path / 'x.gz').write_bytes(broken)
   with pytest.raises(DataError, match='x.gz: broken gzip file'):
