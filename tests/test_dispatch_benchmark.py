@@ -122,7 +122,7 @@ def test_the_command_times_every_program_in_processes_of_their_own_and_draws_the
     assert set(of['programs']) == {program.key for program in planned[peer]}
     assert all(len(p['seconds']) == 2 and min(p['seconds']) > 0 for p in of['programs'].values())
     assert all(p['temporary_bytes'] > 0 for p in of['programs'].values())
-  assert '`gather` over dense, E=4' in capsys.readouterr().out
+  assert '`gather`, capacity 1.25, over dense, E=4' in capsys.readouterr().out
   assert (tmp_path / 'figure.png').stat().st_size > 1000
 
 
