@@ -149,7 +149,7 @@ def _all_tiles(inner: int, outer: int, mxu: int, size: int, matrices: int = 1) -
     unit = min(mxu, columns)
     if matrices * part * unit <= 2 * UNROLLED[size]:
       most = max(UNROLLED[size] // (matrices * part), unit)
-      yield Tiles(part, columns, _round_up(-(-columns // -(-columns // most)), unit))
+      yield Tiles(part, columns, min(columns, _round_up(-(-columns // -(-columns // most)), unit)))
 
 
 def _divisors(length: int, mxu: int) -> list[int]:
