@@ -37,10 +37,10 @@ class Grouped(Dispatcher):
       y = expert_block(tokens.astype(block.weights.wi.dtype), block.weights, routes, activation=block.activation,
                        implementation=self.implementation)
     else:
-      y = self._sorted(tokens, routes, order, experts)
+      y = self._sorted(plan, tokens, routes, order, experts)
     return y.reshape(x.shape)
 
-  def _sorted(self, x, routes, order, experts):
+  def _sorted(self, plan, x, routes, order, experts):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)
     expert = jnp.searchsorted(jnp.cumsum(routes.group_sizes), jnp.arange(num_rows), side='right')
     layout = layouts.Ragged(expert, routes.group_sizes, layouts.row_ids(routes.token, expert, num_experts),
@@ -50,8 +50,7 @@ class Grouped(Dispatcher):
       return layouts.add_rows(y[None], routes.token[None], num_tokens)
     position = routes.position[None]
     y = experts(layouts.take_rows(x[None], routes.token[None], position)[0], layout)
-    weight = layouts.take_rows(routes.weight[None, :, None], position.reshape(1, -1), order[None, :, None])
-    return layouts.sum_choices(y[None], position, order[None], weight.reshape(position.shape))
+    return layouts.sum_choices(y[None], position, order[None], plan.kept_weight.reshape(position.shape))
 
 
 def _routes_of_choices(plan):

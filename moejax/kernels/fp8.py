@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moejax.kernels import hopper_fp8
 from moejax.kernels import padding
+from moejax.kernels import reference
 from moejax.kernels.implementation import Shape
 from moejax.kernels.target import target
 
@@ -101,12 +102,7 @@ def _forward_only(name, x, w, group_sizes):
 
 
 def _reference(x, x_scales, w, w_scales, group_sizes, dtype):
-  end = jnp.cumsum(group_sizes)
-  row = jnp.arange(x.shape[0])
-  mine = (row >= (end - group_sizes)[:, None]) & (row < end[:, None])
-  # Selected, not multiplied: 0 * NaN is NaN.
-  rows = jnp.where(mine[:, :, None], dequantized_rows(x, x_scales), 0.)
-  product = jnp.einsum('emd,edf->mf', rows, dequantized_matrices(w, w_scales), precision='highest')
+  product = reference.matmul(dequantized_rows(x, x_scales), dequantized_matrices(w, w_scales), group_sizes)
   return product.astype(dtype)
 
 

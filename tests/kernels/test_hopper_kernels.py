@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from implementation_tests import scalar_activation
+from implementation_tests import group_products, scalar_activation
 from moejax.kernels import hopper, hopper_fp8, fp8, tuning
 from moejax.kernels.activations import ACTIVATIONS, GATES
 from moejax.kernels.hopper import Tiles
@@ -40,16 +40,6 @@ def draw(blocks, empty=(), dtype='bfloat16', width=(D, F), unused=np.nan):
           jnp.asarray(sizes, jnp.int32), jnp.asarray(rows(width[1]), dtype))
 
 
-def products(x, w, sizes, dy):
-  """y, dx and dw in float64, without the rows that are in no group."""
-  x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-  ends = np.cumsum(sizes)
-  groups = [slice(end - size, end) for end, size in zip(ends, sizes)]
-  return (np.concatenate([x[rows] @ w[e] for e, rows in enumerate(groups)]),
-          np.concatenate([dy[rows] @ w[e].T for e, rows in enumerate(groups)]),
-          np.stack([x[rows].T @ dy[rows] for rows in groups]))
-
-
 @functools.partial(jax.jit, static_argnames='tiles')
 def run(x, w, sizes, dy, tiles):
   with interpreted('gpu'):
@@ -59,7 +49,7 @@ def run(x, w, sizes, dy, tiles):
 
 def check(arguments, tiles):
   got, used = run(*arguments, tiles), int(arguments[2].sum())
-  for a, b in zip((got[0][:used], got[1][:used], got[2]), products(*arguments), strict=True):
+  for a, b in zip((got[0][:used], got[1][:used], got[2]), group_products(*arguments), strict=True):
     close(a, b, arguments[0].dtype if a.ndim == 2 else None)
   return got
 
@@ -105,7 +95,7 @@ def test_float16_keeps_its_three_more_bits():
   x, w, sizes, dy = draw((1, 2, 1), dtype='float16')
   with interpreted('gpu'):
     y = hopper.matmul(x, w, sizes, tiles=Tiles(128, 128, 2, 8))
-  close(y[:4 * ROWS], products(x, w, sizes, dy)[0], jnp.float16)
+  close(y[:4 * ROWS], group_products(x, w, sizes, dy)[0], jnp.float16)
 
 
 @interprets
@@ -116,13 +106,13 @@ def test_up_is_the_products_and_their_activation_before_rounding(activation):
   with interpreted('gpu'):
     hidden, zi, zg = hopper.up(x, wi, wg, sizes, activation)
   used = int(sizes.sum())
-  zi64 = products(x, wi, sizes, x)[0]
+  zi64 = group_products(x, wi, sizes, x)[0]
   close(zi[:used], zi64, 'bfloat16')
   if wg is None:
     assert zg is None
     close(hidden[:used], scalar_activation('gelu', zi64)[0], 'bfloat16')
   else:
-    zg64 = products(x, wg, sizes, x)[0]
+    zg64 = group_products(x, wg, sizes, x)[0]
     close(zg[:used], zg64, 'bfloat16')
     close(hidden[:used], scalar_activation('silu', zg64)[0] * zi64, 'bfloat16')
 
@@ -142,7 +132,7 @@ def test_8_bit_products_equal_those_of_what_the_8_bits_stand_for():
   with interpreted('gpu'):
     y = hopper_fp8.matmul(*rows, *matrices, sizes, jnp.float32)
   x, w = fp8.dequantized_rows(*rows), fp8.dequantized_matrices(*matrices)
-  close(y[:int(sizes.sum())], products(x, w, sizes, y)[0], None)
+  close(y[:int(sizes.sum())], group_products(x, w, sizes, y)[0], None)
 
 
 @pytest.mark.parametrize('kernel', tuning.KERNELS)

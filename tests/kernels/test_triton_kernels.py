@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
+from implementation_tests import group_products
 from moejax.kernels import triton
 from moejax.kernels.implementation import Shape
 from moejax.kernels.target import Target, interpreted
@@ -22,16 +23,6 @@ GPU = Target('gpu', 'NVIDIA A100-SXM4-80GB')
 # Columns, step and warps of tiles that ptxas, compiling for A100 (sm_80), found more than 64 bytes of no register for.
 SPILL = {('bfloat16', 256, 32, 4), *(('float32', *tiles) for tiles in [(256, 32, 8), (128, 64, 8), (128, 32, 4),
                                                                        (64, 64, 4), (64, 64, 8)])}
-
-
-def loop(x, w, group_sizes, dy):
-  """y, dx and dw in float64, one group at a time; rows after the last group are left out."""
-  x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-  ends = np.cumsum(group_sizes)
-  groups = [slice(end - size, end) for end, size in zip(ends, group_sizes)]
-  return (np.concatenate([x[rows] @ w[e] for e, rows in enumerate(groups)]),
-          np.concatenate([dy[rows] @ w[e].T for e, rows in enumerate(groups)]),
-          np.stack([x[rows].T @ dy[rows] for rows in groups]))
 
 
 def draw(blocks, dtype, empty=()):
@@ -53,7 +44,7 @@ def run(x, w, group_sizes, dy):
 
 def check(x, w, group_sizes, dy, rtol=0.):
   got, used = run(x, w, group_sizes, dy), int(group_sizes.sum())
-  for a, b in zip((got[0][:used], got[1][:used], got[2]), loop(x, w, np.asarray(group_sizes), dy), strict=True):
+  for a, b in zip((got[0][:used], got[1][:used], got[2]), group_products(x, w, np.asarray(group_sizes), dy), strict=True):
     # At most M float32 additions of products below 16, and what rounding the result adds.
     np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rtol, atol=M * 2**-24 * 16)
   return got
