@@ -81,7 +81,7 @@ def t5(model, head_dim, feed_forward):
   """
   weights = Weights(model)
   weights.copy('embedding/table', 'shared.weight')
-  if not model.config.tie_word_embeddings:
+  if model.lm_head.weight is not model.shared.weight:
     weights.linear('head/linear/kernel', 'lm_head.weight')
   for side in ('encoder', 'decoder'):
     first = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
