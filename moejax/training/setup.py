@@ -26,6 +26,7 @@ def default_config() -> ConfigDict:
       evaluation  `Evaluation`: every, evaluators
       checkpoint  `checkpoint.CheckpointConfig`: every, keep, metric, mode
       mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
+      sharding    `parallel.rules.build`: zero, sequence
       report      `Report`: at
   """
   return ConfigDict(dict(
@@ -35,6 +36,7 @@ def default_config() -> ConfigDict:
       evaluation=dict(every=config_dict.placeholder(int), evaluators=dict()),
       checkpoint=dict(every=500, keep=2, metric=config_dict.placeholder(str), mode='max'),
       mesh=dict(data=-1, fsdp=1, expert=1, model=1),
+      sharding=dict(zero=3, sequence=False),
       report=dict(at='end')))
 
 
@@ -92,6 +94,7 @@ class Setup:
   config: ConfigDict
   seed: int
   mesh: jax.sharding.Mesh
+  rules: rules.Rules
   model: Functional
   objective: objectives.Objective
   optimizer: optimizer.Optimizer
@@ -118,11 +121,13 @@ def prepare(config: Mapping) -> Setup:
   training = call(Training, config.training, 'config.training')
   evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
   mesh = meshes.build(config.mesh, 'config.mesh')
+  sharding = call(rules.build, config.sharding, 'config.sharding')
   pipeline = data.build(config.data, 'config.data')
   pipeline.check(config.model)
-  model = models.build(config.model, 'config.model')
+  with rules.use(mesh, sharding):
+    model = models.build(config.model, 'config.model')
   setup = Setup(
-      config=config, seed=config.seed, mesh=mesh, model=model, pipeline=pipeline, training=training,
+      config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
       evaluation=evaluated, report=call(Report, config.report, 'config.report'),
       objective=objectives.build(config.objective, 'config.objective'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
@@ -131,7 +136,6 @@ def prepare(config: Mapping) -> Setup:
                                   apply=model.apply, mesh=mesh))
   _check_best(setup)
   _check_batch(setup)
-  _check_experts(setup)
   _trace(setup)
   return setup
 
@@ -148,6 +152,7 @@ class Sections:
   evaluation: Mapping
   checkpoint: Mapping
   mesh: Mapping
+  sharding: Mapping
   report: Mapping
 
 
@@ -190,20 +195,10 @@ def _check_batch(setup: Setup) -> None:
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of the {jax.process_count()} processes.')
 
 
-def _check_experts(setup: Setup) -> None:
-  ways = setup.mesh.shape['expert']
-  axes = flatten(setup.model.axes)
-  for path, leaf in flatten(setup.model.shapes()[0]).items():
-    for name, size in zip(axes[path], leaf.shape):
-      if name == 'expert' and size % ways:
-        raise ConfigError(f'config.mesh.expert {ways} does not divide the {size} experts of {path}: choose a divisor '
-                          'of the number of experts.')
-
-
 def _trace(setup: Setup) -> None:
   # Shapes that do not fit are found by tracing the loss; it takes seconds, compiling can take minutes.
   params, router_state = setup.model.shapes()
   key = derive(jax.random.key(0), 'trace')
-  with rules.use(setup.mesh):
+  with rules.use(setup.mesh, setup.rules):
     batch = jax.eval_shape(setup.pipeline.augment, setup.pipeline.batch_spec(), key)
     jax.eval_shape(functools.partial(step.loss_function, setup), params, router_state, batch, key, np.float32(1))
