@@ -1,7 +1,7 @@
 """From a config to everything a run needs. What can be wrong with it is found here, before anything is compiled."""
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -111,8 +111,8 @@ class Setup:
     return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in batch.items()}
 
 
-def prepare(config: Mapping) -> Setup:
-  """Builds and checks everything that `config` names.
+def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup:
+  """Builds and checks everything that `config` names, for a run on `devices` (all there are, by default).
 
   Raises:
     ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
@@ -120,7 +120,7 @@ def prepare(config: Mapping) -> Setup:
   config = _checked(config)
   training = call(Training, config.training, 'config.training')
   evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
-  mesh = meshes.build(config.mesh, 'config.mesh')
+  mesh = meshes.build(config.mesh, 'config.mesh', devices)
   sharding = call(rules.build, config.sharding, 'config.sharding')
   pipeline = data.build(config.data, 'config.data')
   pipeline.check(config.model)
