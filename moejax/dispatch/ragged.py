@@ -1,6 +1,8 @@
 """Experts of all devices, as a dispatcher with sorted rows calls them: rows travel by `jax.lax.ragged_all_to_all`."""
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,17 +71,23 @@ class Journey:
 
   def there(self, rows: jax.Array, capacity: int) -> jax.Array:
     """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] those for this device, by source; zeros after them."""
-    sent = self.sizes.sum(-1)
-    starts = _exclusive(sent, axis=0)  # where the rows of each source lie at each destination
-    return ragged_all_to_all(rows, jnp.zeros((capacity, rows.shape[1]), rows.dtype), _exclusive(sent[self.me]),
-                             sent[self.me], starts[self.me], sent[:, self.me])
+    return _travel(capacity, rows, self._way_there, self._way_back)
 
   def back(self, rows: jax.Array, count: int) -> jax.Array:
     """rows: <..>[capacity,D] as they came -> <..>[count,D], each where it started; zeros after them."""
+    return _travel(count, rows, self._way_back, self._way_there)
+
+  @property
+  def _way_there(self) -> 'Way':
     sent = self.sizes.sum(-1)
-    starts = _exclusive(sent, axis=1)  # where the rows for each destination lie at each source
-    return ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), _exclusive(sent[:, self.me]),
-                             sent[:, self.me], starts[:, self.me], sent[self.me])
+    arrive = _exclusive(sent, axis=0)  # where the rows of each source lie at each destination
+    return Way(_exclusive(sent[self.me]), sent[self.me], arrive[self.me], sent[:, self.me])
+
+  @property
+  def _way_back(self) -> 'Way':
+    sent = self.sizes.sum(-1)
+    start = _exclusive(sent, axis=1)  # where the rows for each destination lie at each source
+    return Way(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
 
   def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of `count` rows that came (by source, then expert): rows of each expert, the row to read, and where each went."""
@@ -100,27 +108,47 @@ def _exclusive(sizes, axis=0):
   return jnp.cumsum(sizes, axis) - sizes
 
 
-def ragged_all_to_all(rows: jax.Array, output: jax.Array, starts: jax.Array, sizes: jax.Array, targets: jax.Array,
-                      received: jax.Array) -> jax.Array:
-  """`jax.lax.ragged_all_to_all` over the mesh axis `expert`; CPUs have none, so there it is made of an all-gather.
+class Way(NamedTuple):
+  """What a ragged all-to-all over the mesh axis `expert` is told; each <int32>[devices].
 
-  Args:
-    rows: <..>[M,D] of which `sizes[d]`, from `starts[d]`, go to device d.
-    output: <..>[N,D] what is returned where nothing arrives.
-    starts, sizes: <int32>[devices].
-    targets: <int32>[devices] where they begin in the output of device d.
-    received: <int32>[devices] rows that come from each device.
-
-  Returns:
-    <..>[N,D].
+  Attributes:
+    starts: of the rows that go to each device.
+    sizes: of them.
+    targets: where they begin in that device's output.
+    received: rows that come from each device.
   """
-  starts, sizes, targets, received = (a.astype(jnp.int32) for a in (starts, sizes, targets, received))
+  starts: jax.Array
+  sizes: jax.Array
+  targets: jax.Array
+  received: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _travel(count, rows, way, back):
+  # The gradient goes the known way back; XLA's would first ask each device for it.
+  return _ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), way)
+
+
+def _travel_forward(count, rows, way, back):
+  return _travel(count, rows, way, back), (jnp.zeros((rows.shape[0], 0)), way, back)
+
+
+def _travel_backward(count, residuals, d):
+  rows, way, back = residuals
+  return _travel(len(rows), d, back, way), None, None
+
+
+_travel.defvjp(_travel_forward, _travel_backward)
+
+
+def _ragged_all_to_all(rows, output, way):
+  """`jax.lax.ragged_all_to_all`; CPUs have none, so there it is made of an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
+  way = Way(*(a.astype(jnp.int32) for a in way))
   if target().platform != 'cpu':
-    return jax.lax.ragged_all_to_all(rows, output, starts, sizes, targets, received, axis_name='expert')
+    return jax.lax.ragged_all_to_all(rows, output, *way, axis_name='expert')
   me = jax.lax.axis_index('expert')
   everywhere = jax.lax.all_gather(rows, 'expert')
-  starts, sizes, targets = (jax.lax.all_gather(a, 'expert')[:, me] for a in (starts, sizes, targets))
-  row = jnp.arange(rows.shape[0])
-  offset = row - starts[:, None]
+  starts, sizes, targets = jax.lax.all_gather(jnp.stack(way[:3]), 'expert')[:, :, me].T
+  offset = jnp.arange(rows.shape[0]) - starts[:, None]
   place = jnp.where((offset >= 0) & (offset < sizes[:, None]), targets[:, None] + offset, len(output))
-  return output.at[place.ravel()].set(everywhere.reshape(-1, rows.shape[1]), mode='drop', unique_indices=False)
+  return output.at[place.ravel()].set(everywhere.reshape(-1, rows.shape[1]), mode='drop')
