@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config import ConfigError, Registry, call
 from moejax.functional import Functional, Tree, flatten, unflatten
@@ -205,17 +206,28 @@ def decayed_by_default(path: str, axes: tuple[str | None, ...], shape: tuple[int
 def state_shardings(transform: optax.GradientTransformation, params: Tree, shardings: Tree, otherwise: Any) -> Any:
   """For every leaf of the optimizer's state the sharding of the parameter it mirrors, or `otherwise`.
 
-  A leaf mirrors a parameter if its path ends in the parameter's and its shape is the same (not so Adafactor's factors).
+  A leaf mirrors a parameter if its path ends in the parameter's and its shape is the same, or (Adafactor's factors) lacks
+  one dimension of it.
   """
   flat, flat_shardings = flatten(params), flatten(shardings)
+
+  def mirrored(name, shape):
+    whole, sharding = flat[name].shape, flat_shardings[name]
+    if shape == whole:
+      return sharding
+    spec = (*sharding.spec, *[None] * (len(whole) - len(sharding.spec)))
+    for i in range(len(whole)):
+      if shape == whole[:i] + whole[i + 1:]:
+        return NamedSharding(sharding.mesh, PartitionSpec(*spec[:i], *spec[i + 1:]))
+    return None
 
   def sharding(path, leaf):
     # dict keys have `.key`; the containers of optax above them are attributes and positions
     names = [str(part.key) if isinstance(part, jax.tree_util.DictKey) else None for part in path]
     for start in range(len(names)):
       name = '/'.join(names[start:]) if None not in names[start:] else None
-      if name in flat and flat[name].shape == leaf.shape:
-        return flat_shardings[name]
+      if name in flat and (found := mirrored(name, leaf.shape)):
+        return found
     return otherwise
 
   return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(transform.init, params))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from training_fakes import MODEL
 
 from moejax.config import ConfigError
@@ -174,6 +175,17 @@ def test_optimizer_state_is_sharded_as_the_parameters_it_mirrors(name):
     sharding.shard_shape(leaf.shape)
     if leaf.shape == (4, 3, 8):
       assert sharding == sharded['wi'] and sharding.spec[0] == 'expert'
+
+
+def test_adafactors_factors_lie_where_the_dimensions_lie_that_they_keep():
+  params = dict(wi=jax.ShapeDtypeStruct((4, 256, 512), jnp.float32))
+  mesh = meshes.build(dict(data=1, expert=2, fsdp=2, model=2))
+  sharded = rules.shardings(mesh, dict(wi=('expert', 'expert_embed', 'expert_mlp')), params)
+  transform = optax.scale_by_factored_rms()
+  found = optimizer.state_shardings(transform, params, sharded, rules.replicated(mesh))
+  shapes = jax.eval_shape(transform.init, params)
+  specs = {shapes.v_row['wi'].shape: found.v_row['wi'].spec, shapes.v_col['wi'].shape: found.v_col['wi'].spec}
+  assert specs == {(4, 256): PartitionSpec('expert', 'fsdp'), (4, 512): PartitionSpec('expert', 'model')}
 
 
 def test_the_moving_average_follows_its_recursion():
