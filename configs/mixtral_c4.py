@@ -1,7 +1,7 @@
 """Mixtral 8x7B at its full size on C4.
 
-Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088), table 1 for sizes; its data, batch and learning rate are
-  not published, so these are LLaMA's (arXiv 2302.13971) and C4.
+Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088), table 1 for sizes; its data, batch and learning rate
+  are not published, so these are LLaMA's (arXiv 2302.13971) and C4.
   Tokens are balanced over the experts within a sequence, not over the batch: no sum runs over all devices.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and Mixtral's SentencePiece model:
   --config.data.tokenizer.path=.../tokenizer.model

@@ -73,13 +73,15 @@ def test_it_takes_two_steps_at_a_tiny_size(name, variant, tmp_path):
 
 # What the papers print, in millions: V-MoE table 8 (18291 classes of JFT there, 21843 here: up to 5 more), Switch table 9
 # (Base and Large have narrower feed-forwards there than in t5x's gin files, so only XXL's and C's layout is comparable),
-# ST-MoE section 5.
+# ST-MoE section 5, DeepSeekMoE section 5.1 and table 7; Mixtral 8x7B as its checkpoint has it.
 @pytest.mark.parametrize('name, variant, printed, tolerance', [
     ('vmoe_imagenet21k', 'H/14,every-2', 7160.8, 0.001),
     ('vmoe_imagenet21k', 'H/14,last-5', 2695.0, 0.002),
     ('vmoe_imagenet21k', '15B/14,every-2', 14_700, 0.002),
     ('switch_c4', 'c', 1_571_000, 0.001),
     ('st_moe_c4', '32b', 269_000, 0.002),
+    ('mixtral_c4', '8x7b', 46_703, 0.0001),
+    ('fine_grained_c4', '16b', 16_400, 0.002),
 ])
 def test_parameter_counts_are_those_of_the_papers(name, variant, printed, tolerance):
   assert parameters(name, variant) / 1e6 == pytest.approx(printed, rel=tolerance)
@@ -104,6 +106,7 @@ def tiny(config, folder):
       data.tokenizer = dict(name='bytes')
       data.length = 32
       model.vocab_size = 384
+    config.mesh.update(data=-1, fsdp=1, expert=1)
     config.training.steps = 10
     config.optimizer.schedule.warmup = 1
     if 'cooldown' in config.optimizer.schedule:
@@ -115,6 +118,8 @@ def tiny(config, folder):
 
 def shrink_layers(side):
   side.attention.update(heads=2, head_dim=8)
+  if 'kv_heads' in side.attention:
+    side.attention.kv_heads = 1
   side.feed_forward.hidden = 16
   layout = side.get('sparse', {'name': 'none'})
   if layout['name'] in ('last', 'top'):
@@ -124,8 +129,10 @@ def shrink_layers(side):
     side.extra_feed_forward.hidden = 16
   if 'moe' in side:
     moe = side.moe
-    moe.num_experts = 4
+    moe.num_experts = 8 if moe.router.select.get('k', 1) > 4 else 4
     moe.experts.hidden = 16
+    if moe.get('shared'):
+      moe.shared.hidden = 16
     if isinstance(moe.group, int):
       moe.group = 32
     if moe.router.score.name == 'hash':

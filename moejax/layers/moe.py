@@ -78,7 +78,8 @@ class MoE(nnx.Module):
     tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
     grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs or RouterInputs()))
     routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
-    y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
+    with jax.named_scope('dispatch'):  # by which its work is known in traced and compiled programs
+      y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
     y = y.reshape(batch, length, dim)
     if self.shared is not None:
       y = y + self.shared(x, Dense(), key=derive(key, 'shared'), train=train).astype(y.dtype)

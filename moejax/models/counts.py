@@ -1,10 +1,12 @@
 """How many parameters a model has, and how many of them a token meets."""
 import math
+import re
 from typing import Any
 
 import jax
 
 from moejax.functional import Functional, flatten
+from moejax.parallel.flops import flops
 from moejax.routing.plans import Plan, TokenPlan, SlotPlan, SoftPlan
 
 
@@ -14,18 +16,50 @@ def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
   `batch` is one of arrays or of `jax.ShapeDtypeStruct`s: where experts choose tokens, how many experts a token meets
   depends on its shape. Nothing is computed. Choices that are dropped at run time count as met.
   """
-  params, state = model.shapes()
-  routers = jax.eval_shape(lambda *args: model.apply(*args), params, state, batch).routers
-  # All sparse layers of one stack ('', 'encoder' or 'decoder') have the same experts and the same kind of router.
-  met = {depth.rpartition('block_')[0].rstrip('_'): experts_per_token(router.plan) / router.plan.num_experts
-         for depth, router in routers.items()}
+  met = _experts_met(model, batch)
   total, active = 0, 0.
-  for path, leaf in flatten(params).items():
+  for path, leaf in flatten(model.shapes()[0]).items():
     size = math.prod(leaf.shape)
-    stack = path.partition('blocks/')[0].rstrip('/')
     total += size
-    active += size * (met[stack] if '/moe/experts/' in path else 1)
+    active += size * (met[_stack(path)][0] if '/moe/experts/' in path else 1)
   return dict(total=total, active=round(active))
+
+
+def forward_flops(model: Functional, batch: Any) -> float:
+  """FLOPs of the matrix products of a forward pass that the model itself asks for, whatever runs it.
+
+  These are all products outside of experts, attention included, and those of every expert with the tokens that chose
+  it. What a dispatcher adds is left out: products with one-hot matrices, empty slots, padding, weights met twice.
+  """
+  params, state = model.shapes()
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  forward = lambda params, state, batch, key: model.apply(params, state, batch, key=key, train=True).logits
+  traced = jax.make_jaxpr(forward)(params, state, batch, key).jaxpr
+  outside = flops(traced, lambda scope: not re.search(r'\bdispatch\b', scope))
+  met = _experts_met(model, batch)
+  experts = 0.
+  for path, leaf in flatten(params).items():
+    if '/moe/experts/' in path:
+      share, tokens = met[_stack(path)]
+      experts += 2 * math.prod(leaf.shape) * share * tokens
+  return outside + experts
+
+
+def _experts_met(model: Functional, batch: Any) -> dict[str, tuple[float, int]]:
+  """{stack: (share of its experts that a token meets, tokens)} of each stack ('', 'encoder' or 'decoder')."""
+  routers = jax.eval_shape(lambda *args: model.apply(*args), *model.shapes(), batch).routers
+  # All sparse layers of one stack have the same experts and the same kind of router.
+  plans = {depth.rpartition('block_')[0].rstrip('_'): router.plan for depth, router in routers.items()}
+  return {stack: (experts_per_token(plan) / plan.num_experts, _tokens(plan)) for stack, plan in plans.items()}
+
+
+def _tokens(plan: Plan) -> int:
+  groups, of_group = jax.tree.leaves(plan)[0].shape[:2]
+  return groups * (plan.num_tokens if isinstance(plan, SlotPlan) else of_group)
+
+
+def _stack(path: str) -> str:
+  return path.partition('blocks/')[0].rstrip('/')
 
 
 def experts_per_token(plan: Plan) -> float:

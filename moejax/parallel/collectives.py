@@ -23,8 +23,9 @@ class Collective:
   Attributes:
     kind: one of `KINDS`.
     bytes: of the whole array on one device, all arrays of a combined operation together: what an all-reduce, an
-      all-to-all or a permute puts in (and gets), what an all-gather gets, what a reduce-scatter puts in, what a ragged
-      all-to-all could send at most.
+      all-to-all or a permute puts in (and gets), what an all-gather gets, what a reduce-scatter puts in. Of a ragged
+      all-to-all, whose arrays have room for the worst case, the smaller of both sides: what it moves if devices send
+      alike.
     group: devices that exchange with each other, by their position in the mesh; the first group of several.
     times: how often it runs in one run of the program: the product of the trip counts of the loops around it. All
       branches of a conditional are taken.
@@ -105,9 +106,15 @@ def _continues_another(computation: hlo.Computation, instruction: hlo.Instructio
 def _collective(module, computation, instruction, kind, times, exact) -> Collective:
   operands = [hlo.size(computation.instructions[name].shape) for name in instruction.operands]
   group = _group(instruction.attributes, module.devices)
-  # Further operands say where to put it, and how much of it is there.
-  total = operands[0] if kind in ('ragged-all-to-all', 'collective-permute') else sum(operands)
-  total *= len(group) if kind == 'all-gather' else 1
+  match kind:
+    case 'ragged-all-to-all':
+      total = min(operands[:2])  # The others say how much of them is there.
+    case 'collective-permute':
+      total = operands[0]  # The others say where to put it.
+    case 'all-gather':
+      total = sum(operands) * len(group)
+    case _:
+      total = sum(operands)
   return Collective(kind, total, group, times, instruction.op_name, exact)
 
 

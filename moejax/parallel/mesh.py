@@ -41,10 +41,28 @@ def _mesh(*, devices: Sequence, where: str, data: int = -1, fsdp: int = 1, exper
   if free and len(devices) % fixed == 0:
     sizes[free[0]] = len(devices) // fixed
   if math.prod(sizes.values()) != len(devices):
-    raise ConfigError(f'{where}: {_spell(sizes)} do not make {len(devices)} devices. Set the sizes so that their product '
-                      f'is {len(devices)}, or leave one at -1 where {fixed} divides it.')
+    raise ConfigError(f'{where}: {_spell(sizes)} do not make {len(devices)} devices: '
+                      f'{_nearest(where, sizes, free, len(devices))}.')
   return jax.sharding.Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES,
                            axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def _nearest(where: str, sizes: dict[str, int], free: list[str], count: int) -> str:
+  """The change of a single axis that makes `count` devices, and changes least."""
+  fixed = {axis: size for axis, size in sizes.items() if axis not in free}
+  changes = []
+  for axis, size in fixed.items():
+    others = math.prod(fixed.values()) // size
+    if count % others == 0:
+      room = count // others
+      sizes_that_fit = [n for n in range(1, room + 1) if room % n == 0] if free else [room]
+      below = [n for n in sizes_that_fit if n < size][-1:]
+      above = [n for n in sizes_that_fit if n > size][:1]
+      distance = min(max(n, size) / min(n, size) for n in below + above)
+      changes.append((distance, f'{where}.{axis} = {" or ".join(map(str, below + above))} would'))
+  if changes:
+    return min(changes)[1]
+  return f'the product must be {count}' + (f', or divide it where {where}.{free[0]} is left at -1' if free else '')
 
 
 def _spell(sizes):

@@ -26,9 +26,9 @@ H100 = '''gpu_device_info {
   device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"'''
-# libtpu asks a cloud for its chips, and guards them with a lock; here are none of either.
-for _name, _value in dict(TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1').items():
-  os.environ.setdefault(_name, _value)
+# libtpu asks a cloud for its chips and its neighbours, and guards chips with a lock; here are none of them.
+_ALONE = dict(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_ACCELERATOR_TYPE='v5litepod-8',
+              ALLOW_MULTIPLE_LIBTPU_LOAD='1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,8 @@ def missing(name: str) -> str | None:
 
 
 def _tpus(name: str, chip: str, sides: str) -> list:
+  for variable, value in _ALONE.items():
+    os.environ.setdefault(variable, value)
   # A v4 chip has two cores, and is one device wherever jax runs on it.
   options = dict(chip_config_name='megacore') if chip == 'v4' else {}
   return _described(name, f'{chip}:{sides}', 'tpu', **options)

@@ -189,8 +189,10 @@ def _check_batch(setup: Setup) -> None:
   size = next(iter(spec.values())).shape[0]
   shards, count = rules.batch_shards(setup.mesh), setup.training.accumulate
   if size % (shards * count):
-    raise ConfigError(f'config.data.batch_size {size} must be a multiple of {shards * count}: {shards} shards of the '
-                      f'mesh (data x fsdp x expert) times {count} of config.training.accumulate.')
+    unit = shards * count
+    nearest = ' or '.join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
+    raise ConfigError(f'config.data.batch_size {size} must be a multiple of {unit}: {shards} shards of the mesh '
+                      f'(data x fsdp x expert) times {count} of config.training.accumulate. Nearest: {nearest}.')
   if size % jax.process_count():
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of the {jax.process_count()} processes.')
 

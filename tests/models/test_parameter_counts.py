@@ -66,3 +66,18 @@ def test_where_experts_choose_a_token_meets_as_many_as_there_are_slots_for_it():
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   counts = count(config, dict(encoder_tokens=tokens, decoder_tokens=tokens))
   assert counts['total'] - counts['active'] == (4 - 2) * 128 + (4 - 1) * 128
+
+
+@pytest.mark.parametrize('dispatch', ['reference', 'einsum', 'gather', 'grouped'])
+def test_forward_flops_are_those_of_the_model_whatever_dispatches(dispatch):
+  """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, of which a
+  token meets one.
+
+  FLOPs of a token in all layers: attention 4*2*8*8 and 2*2*5*8 with 5 keys; in the first the feed-forward 2*2*8*16; in
+  the second the router 2*8*4 and an expert 2*2*8*8; at the end the head 2*8*13.
+  """
+  config = tiny.decoder(tiny.SWITCH)
+  config['moe']['dispatch'] = dict(name=dispatch)
+  token = 2 * (4 * 2 * 8 * 8 + 2 * 2 * 5 * 8) + 2 * 2 * 8 * 16 + 2 * 8 * 4 + 2 * 2 * 8 * 8 + 2 * 8 * 13
+  batch = dict(tokens=jax.ShapeDtypeStruct((3, 5), jnp.int32))
+  assert models.forward_flops(models.build(config), batch) == 3 * 5 * token

@@ -16,8 +16,11 @@ def test_a_free_axis_takes_the_devices_that_the_others_leave():
 
 
 @pytest.mark.parametrize('config, sentence', [
-    (dict(data=3), 'do not make 8 devices'),
-    (dict(data=-1, expert=3), 'do not make 8 devices'),
+    (dict(data=3), 'data=3 x fsdp=1 x expert=1 x model=1 do not make 8 devices: config.mesh.data = 8 would'),
+    (dict(data=-1, expert=3), 'do not make 8 devices: config.mesh.expert = 2 or 4 would'),
+    (dict(data=-1, expert=16), 'do not make 8 devices: config.mesh.expert = 8 would'),
+    (dict(data=-1, expert=2, model=8), 'do not make 8 devices: config.mesh.expert = 1 would'),
+    (dict(data=-1, expert=3, model=3), 'do not make 8 devices: the product must be 8, or divide it where'),
     (dict(data=-1, fsdp=-1), 'only one axis may be -1, not data and fsdp'),
     (dict(expert=0), 'config.mesh.expert must be a positive size'),
     (dict(experts=2), "Did you mean 'expert'?"),

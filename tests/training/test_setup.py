@@ -54,7 +54,7 @@ WRONG = {
     'a mesh that does not divide the experts': (
         change('model.moe.num_experts', 6, 'mesh.expert', 4), 'a positive multiple of 4, or config.mesh.expert 2'),
     'a batch that does not divide': (
-        change('training.accumulate', 4), 'config.data.batch_size 16 must be a multiple of 32'),
+        change('training.accumulate', 4), 'times 4 of config.training.accumulate. Nearest: 32'),
     'a model for other images': (change('model.image_size', 16), 'image_size'),
     'too few classes': (change('model.num_classes', 5), 'num_classes'),
     'an objective for other data': (

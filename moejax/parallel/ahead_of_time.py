@@ -1,0 +1,159 @@
+"""The real training step, compiled for machines that are not there, and what is known of it before it ever runs.
+
+    topology = topologies.load('v5e:16x16')
+    found = plan(setup.prepare(config, topology.devices), topology)
+    found.memory.fits, found.estimate.step, found.mfu
+"""
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from moejax.models.counts import forward_flops, parameter_counts
+from moejax.parallel import memory as memories
+from moejax.parallel import mesh as meshes
+from moejax.parallel import roofline, rules
+from moejax.parallel.advice import advise
+from moejax.parallel.collectives import Collective, collectives
+from moejax.parallel.flops import flops
+from moejax.parallel.topologies import Topology
+from moejax.parallel.traffic import traffic
+from moejax.training import step as steps
+
+# Names a part of the work; what takes long happens while the context is open.
+Stage = Callable[[str], contextlib.AbstractContextManager]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the compiled step does; None of it is known where the compiler refused.
+
+  Attributes:
+    traffic: bytes that one chip reads and writes in its memory.
+    collectives: all of them.
+    estimate: seconds of a step at least.
+  """
+  traffic: float
+  collectives: list[Collective]
+  estimate: roofline.Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is known of a training step on a topology.
+
+  Attributes:
+    topology: the machine.
+    mesh: sizes of the axes.
+    parameters: `total`, and those `active` for a token.
+    batch: examples in a step.
+    accumulate: microbatches in a step.
+    flops: of all matrix products that one chip runs in a step, recomputed ones and padding included.
+    model_flops: of the products that the model asks for in a step, forward and backward, over all chips.
+    memory: of one chip.
+    program: None where the compiler refused.
+    advice: what to change first; None where the step fits.
+  """
+  topology: Topology
+  mesh: dict[str, int]
+  parameters: dict[str, int]
+  batch: int
+  accumulate: int
+  flops: float
+  model_flops: float
+  memory: memories.Memory
+  program: Program | None
+  advice: str | None
+
+  @property
+  def chips(self) -> int:
+    """Of the topology."""
+    return len(self.topology.devices)
+
+  @property
+  def mfu(self) -> float | None:
+    """Model FLOPs as a share of what all chips could do in the estimated time of a step: at most this is reached."""
+    if self.program is None:
+      return None
+    return self.model_flops / (self.program.estimate.step * self.topology.chip.peak * self.chips)
+
+
+def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> Plan:
+  """Compiles the training step of `setup`, which was prepared for the devices of `topology`."""
+  state = steps.abstract_state(setup)
+  sharding = rules.batch_sharding(setup.mesh)
+  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+           for name, leaf in setup.pipeline.batch_spec().items()}
+  # The mesh tells kernels what they are compiled for.
+  with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+    with stage('tracing the training step'):
+      traced = steps.make_train_step(setup).trace(state, batch)
+    with stage('lowering it'):
+      lowered = traced.lower()
+  with stage('counting parameters and FLOPs'):
+    known = dict(
+        topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
+        batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
+        flops=_flops(setup, state, batch) / len(topology.devices), model_flops=3 * forward_flops(setup.model, batch))
+  available = topology.chip.memory
+  with stage(f'compiling it for {topology.name}'):
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
+        raise
+      memory = memories.of_refused(setup, state, batch, available, str(error))
+      return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
+  with stage('reading the program'):
+    memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
+    program = _read(compiled.as_text(), setup, topology, known['flops'])
+  return Plan(**known, memory=memory, program=program,
+              advice=None if memory.fits else advise(setup, memory, topology))
+
+
+def as_dict(found: Plan) -> dict[str, Any]:
+  """The plan as JSON holds it: bytes, seconds, FLOPs, with collectives summed by kind and place."""
+  program = None
+  if found.program is not None:
+    estimate = found.program.estimate
+    program = dict(
+        traffic_bytes=found.program.traffic,
+        seconds=dict(step=estimate.step, **dataclasses.asdict(estimate)), mfu=found.mfu,
+        collectives=by_place(found.program.collectives),
+        every_loop_is_counted=all(c.exact for c in found.program.collectives))
+  return dict(
+      topology=found.topology.name, chip=dataclasses.asdict(found.topology.chip), chips=found.chips, mesh=found.mesh,
+      parameters=found.parameters, batch_size=found.batch, accumulate=found.accumulate,
+      memory_bytes=dataclasses.asdict(found.memory), fits=found.memory.fits, flops_per_chip=found.flops,
+      model_flops=found.model_flops, program=program, advice=found.advice,
+      assumptions=roofline.assumptions(found.topology))
+
+
+def by_place(found: list[Collective]) -> list[dict[str, Any]]:
+  """Collectives of one kind, group size and JAX operation together, the most bytes first."""
+  sums: dict[tuple, list] = {}
+  for c in found:
+    entry = sums.setdefault((c.kind, c.group_size, c.where), [0, 0, 0.])
+    entry[0] += c.times
+    entry[1] += c.times * c.bytes
+    entry[2] += c.times * c.sent
+  rows = [dict(kind=kind, group=group, runs=runs, bytes=size, sent=sent, where=where)
+          for (kind, group, where), (runs, size, sent) in sums.items()]
+  return sorted(rows, key=lambda row: -row['bytes'])
+
+
+def _flops(setup, state, batch) -> float:
+  # As one device would do it all: there, buffers have the size of what is in them, and nothing is computed twice.
+  mesh = meshes.build({}, devices=setup.mesh.devices.ravel()[:1])
+  unsharded = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    alone = functools.partial(steps.train_step, dataclasses.replace(setup, mesh=mesh))
+    return flops(jax.make_jaxpr(alone)(*unsharded((state, batch))).jaxpr)
+
+
+def _read(text, setup, topology, flops_of_chip) -> Program:
+  found, moved = collectives(text), traffic(text)
+  return Program(moved, found, roofline.estimate(topology, setup.mesh.devices.ravel(), flops_of_chip, moved, found))
