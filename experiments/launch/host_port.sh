@@ -16,6 +16,7 @@ pids=()
 for ((id = 0; id < processes; id++)); do
   python -m moejax.train --coordinator="localhost:$port" --num_processes="$processes" --process_id="$id" "$@" &
   pids+=($!)
+  echo "Process $id of $processes has the number $!."
 done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 

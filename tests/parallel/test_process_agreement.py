@@ -12,10 +12,6 @@ import pytest
 import agreement_cases
 import process_launcher
 
-# In the second case all processes feed the same rows, in the third two and two do.
-TWO = ['vision/grouped/unrolled/fsdp=2 expert=2', 'decoder/einsum/scan/model=4']
-FOUR = ['decoder/einsum/scan/data=2 model=4']
-
 
 def every_case(meshes):
   kinds = itertools.product(('decoder', 'vision'), ('reference', 'einsum', 'gather', 'grouped'), ('scan', 'unrolled'))
@@ -61,19 +57,18 @@ def assert_agree(name, found, expected):
     np.testing.assert_allclose(params[path], expected_params[path], rtol=1e-4, atol=1e-5, err_msg=f'{name} {path}')
 
 
-def test_two_and_four_processes_take_the_step_of_one_device_and_agree(take_steps, tmp_path):
-  expected = take_steps(on_one_device(TWO), devices=1)
-  for name, found, wanted in zip(TWO + FOUR, take_steps(TWO, 2) + take_steps(FOUR, 4), expected + expected[-1:],
-                                 strict=True):
-    assert_agree(name, found, wanted)
-  first, second = (json.loads((tmp_path / '1' / f'{index}.json').read_text()) for index in range(2))
-  # Of four devices in the order 0, 2, 1, 3 the first process has 0 and 1: the first and the third quarter of the batch.
-  assert first['rows'] == [0, 1, 2, 3, 8, 9, 10, 11] and second['rows'] == [4, 5, 6, 7, 12, 13, 14, 15]
-  assert first['placed'] == second['placed'] == list(range(0, 160, 10))
-  assert first['largest'] == second['largest'] == 8
-  assert first['before'] == second['before'] == [0, 1, 0]
-  assert first['union'] == second['union'] == {'all': [1], '0': 'x', '1': 'x' * 9}
-  assert [first['failure'], second['failure']] == ["'three'", 'another process could not count to three']
+def test_four_processes_agree_and_take_the_step_of_one_device(take_steps, tmp_path):
+  cases = ['decoder/einsum/scan/data=2 model=4']  # two and two feed the same rows
+  assert_agree(*cases, *take_steps(cases, 4), *take_steps(on_one_device(cases), devices=1))
+
+  told = [json.loads((tmp_path / '0' / f'{index}.json').read_text()) for index in range(4)]
+  # Of eight devices in the order 0, 2, 4, 6, 1, 3, 5, 7 process i has the i-th and the (i + 4)-th, with two rows each.
+  assert [one['rows'] for one in told] == [[2 * i, 2 * i + 1, 2 * i + 8, 2 * i + 9] for i in range(4)]
+  for one in told:
+    assert one['placed'] == list(range(0, 160, 10))
+    assert one['largest'] == 10 and one['before'] == [0, 3, 0]
+    assert one['union'] == {'all': [1], **{str(i): 'x' * 9 ** i for i in range(4)}}
+  assert [one['failure'] for one in told] == ["'three'"] + 3 * ['another process could not count to three']
 
 
 @pytest.mark.slow

@@ -25,22 +25,37 @@ def command(folder, *flags):
   return ['-m', 'moejax.train', f'--config={CONFIG}:{STEPS}', f'--workdir={folder}', *flags]
 
 
-def last_step(folder):
-  return max((row['step'] for row in metrics.read(folder)), default=0)
+def host_port(folder, log, cache, *flags):
+  """Two processes of two devices each, with all that they say in the file `log`."""
+  environment = process_launcher.environment(2, cache) | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+  with open(log, 'w') as file:
+    return subprocess.Popen([HOST_PORT, '2', *command(folder, *flags)[2:]], stdout=file, stderr=subprocess.STDOUT,
+                            env=environment, cwd=process_launcher.ROOT)
 
 
-def stopped(folder, processes, after):
-  """Sends SIGTERM to the last of `processes` once step `after` is taken; returns where all of them stopped."""
-  while last_step(folder) < after and all(process.poll() is None for process in processes):
+def wait_for_step(folder, step, process):
+  """Returns once `folder` has a row for `step` or a later one, or `process` has ended."""
+  while process.poll() is None and max((row['step'] for row in metrics.read(folder)), default=0) < step:
     time.sleep(0.005)
-  processes[-1].terminate()
-  results = process_launcher.finish(processes)
-  assert {code for code, _, _ in results} == {128 + signal.SIGTERM}, results
-  steps = {re.search(rf'Stopped after step (\d+) of {STEPS}', errors)[1] for _, _, errors in results}
-  assert len(steps) == 1, 'they have stopped at different steps'
-  step = int(steps.pop())
-  assert os.listdir(folder / 'checkpoints') == [str(step)]
-  return step
+
+
+def stopped_at(said, count):
+  """The step that all `count` processes say they have stopped after."""
+  step, = set(re.findall(rf'Stopped after step (\d+) of {STEPS}', said))
+  assert said.count(f'Stopped after step {step} of') == count
+  return int(step)
+
+
+def assert_same_run(folder, undisturbed):
+  rows, expected = metrics.read(folder), metrics.read(undisturbed)
+  assert [row['step'] for row in rows] == [row['step'] for row in expected] == list(range(1, STEPS + 1))
+  for row, wanted in zip(rows, expected):
+    for name, value in wanted.items():
+      if not name.startswith('time/'):
+        # Batches are the same, to the row: losses of others differ in the second digit. Sums are taken in another order.
+        np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5, err_msg=f'step {row["step"]} {name}')
+  assert any(row['router/block_00/dropped'] > 0 for row in expected)
+  assert expected[-1]['eval/test/tokens'] > 0
 
 
 @pytest.fixture(scope='module')
@@ -55,42 +70,36 @@ def undisturbed(tmp_path_factory, cache):
   return folder
 
 
-@pytest.fixture(scope='module')
-def disturbed(tmp_path_factory, cache):
-  """Begun by two processes, gone on with by one, and brought to its end by the two of host_port.sh."""
-  folder = tmp_path_factory.mktemp('disturbed')
-  first = stopped(folder, process_launcher.start(command(folder), 2, cache=cache), after=10)
-  second = stopped(folder, process_launcher.start(command(folder), 1, cache=cache), after=first + 10)
-  assert first < second < STEPS
-  environment = process_launcher.environment(2, cache) | dict(
-      PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
-  script = subprocess.run([HOST_PORT, '2', *command(folder, '--config.report.at=end')[2:]], capture_output=True, text=True,
-                          env=environment, timeout=500, cwd=process_launcher.ROOT)
-  assert script.returncode == 0, script.stdout + script.stderr
-  return folder, script.stdout
+def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes_on(tmp_path, undisturbed, cache):
+  folder, log = tmp_path / 'run', tmp_path / 'log'
+  script = host_port(folder, log, cache)
+  wait_for_step(folder, 10, script)
+  os.kill(int(re.search(r'Process 1 of 2 has the number (\d+)', log.read_text())[1]), signal.SIGTERM)
+  assert script.wait(timeout=500) == 128 + signal.SIGTERM, log.read_text()
+  step = stopped_at(log.read_text(), 2)
+  assert 10 <= step < STEPS
+  assert os.listdir(folder / 'checkpoints') == [str(step)]
 
-
-def test_a_run_over_two_then_one_then_two_processes_is_that_of_one(undisturbed, disturbed):
-  rows, expected = metrics.read(disturbed[0]), metrics.read(undisturbed)
-  assert [row['step'] for row in rows] == [row['step'] for row in expected] == list(range(1, STEPS + 1))
-  for row, wanted in zip(rows, expected):
-    wanted = {name: value for name, value in wanted.items() if not name.startswith('time/')}
-    for name, value in wanted.items():
-      # Batches are the same, to the row: losses of others differ in the second digit. Sums are taken in another order.
-      np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5, err_msg=f'step {row["step"]} {name}')
-  assert any(row['router/block_00/dropped'] > 0 for row in expected)
-  assert expected[-1]['eval/test/tokens'] == rows[-1]['eval/test/tokens'] > 0
-
-
-def test_one_process_of_several_speaks_and_writes_the_report(disturbed):
-  folder, out = disturbed
-  assert out.count(f'Finished: {STEPS} steps.') == out.count('Going on after step') == 1
-  assert (folder / 'report' / 'index.html').stat().st_size > 10_000
+  said, = process_launcher.run(command(folder), 1, devices=1, cache=cache)
+  assert f'Going on after step {step} of {STEPS}' in said
+  assert_same_run(folder, undisturbed)
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_a_checkpoint_as_one_does(disturbed, cache):
-  folder, _ = disturbed
+def test_one_process_stopped_two_go_on_write_the_report_and_evaluate_as_one(tmp_path, undisturbed, cache):
+  folder, log = tmp_path / 'run', tmp_path / 'log'
+  process, = process_launcher.start(command(folder), 1, cache=cache)
+  wait_for_step(folder, 10, process)
+  process.terminate()
+  (code, _, said), = process_launcher.finish([process])
+  assert code == 128 + signal.SIGTERM and stopped_at(said, 1) < STEPS
+
+  assert host_port(folder, log, cache, '--config.report.at=end').wait(timeout=500) == 0, log.read_text()
+  assert_same_run(folder, undisturbed)
+  said = log.read_text()
+  assert said.count(f'Finished: {STEPS} steps.') == said.count('Going on after step') == 1  # the first process speaks
+  assert (folder / 'report' / 'index.html').stat().st_size > 10_000
+
   outputs = [process_launcher.run(['-m', 'moejax.evaluate', f'--workdir={folder}'], count, cache=cache)
              for count in (1, 2)]
   numbers = [[float(number) for number in re.findall(r'^  \S+ +([\d.e+-]+)$', out[0], re.MULTILINE)] for out in outputs]

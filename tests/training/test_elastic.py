@@ -64,7 +64,7 @@ def undisturbed(tmp_path_factory):
   return losses(folder)
 
 
-@pytest.mark.parametrize('devices', [(8, 4, 2, 1), (1, 2, 4, 8), (8, 1), (1, 8)])
+@pytest.mark.parametrize('devices', [(8, 4, 2, 1), (1, 8)])
 def test_a_run_continues_over_any_number_of_devices(tmp_path, undisturbed, devices):
   *stops, last = zip(devices, (1, 3, 6, None))
   read = [number for count, interrupt_at in stops for number in go_on(tmp_path, count, interrupt_at)]
