@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# A JobSet of TPU slices on GKE, through xpk; the variables that GKE sets tell jax the rest.
+#
+#   CLUSTER=my-cluster TPU_TYPE=v5litepod-64 SLICES=2 experiments/launch/gke_xpk.sh switch-c4 \
+#     --config=configs/switch_c4.py --workdir=/mnt/shared/runs/switch_c4
+#
+# Needs xpk, gcloud and kubectl, a cluster (xpk cluster create), and storage that it mounts at /mnt/shared
+# (xpk storage attach). xpk puts this folder into the image.
+set -euo pipefail
+: "${CLUSTER:?name of the cluster}" "${TPU_TYPE:?e.g. v5litepod-64}"
+name=$1
+shift
+
+xpk workload create --workload="$name" --cluster="$CLUSTER" --tpu-type="$TPU_TYPE" --num-slices="${SLICES:-1}" \
+  --base-docker-image="${IMAGE:-python:3.12}" --script-dir=. --max-restarts=10 --restart-on-exit-codes=143 \
+  --command="pip install -q -e '.[data]' 'jax[tpu]' && exec python -m moejax.train ${*@Q}"
+echo "Next: xpk workload list --cluster=$CLUSTER, and the log of the first process in the Cloud console."

@@ -1,0 +1,82 @@
+"""Several processes take the same training step as one device: loss, gradients, metrics, dropped tokens.
+
+Oracle: the same step on one device, and (slow) on the same mesh in one process. All share the data pipeline: each
+process reads the rows that it feeds, one device reads all.
+"""
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+import agreement_cases
+import process_launcher
+
+
+def every_case(meshes):
+  kinds = itertools.product(('decoder', 'vision'), ('reference', 'einsum', 'gather', 'grouped'), ('scan', 'unrolled'))
+  return [f'{"/".join(kind)}/{mesh}' for kind, mesh in zip(kinds, itertools.cycle(meshes))]
+
+
+def on_one_device(cases):
+  return [f'{name.rpartition("/")[0]}/data=1' for name in cases]
+
+
+@pytest.fixture
+def take_steps(tmp_path):
+  """Function (cases, processes, devices of each) -> [(metrics of each step, parameters)]; metrics are the same in all.
+
+  Each call leaves what `agreement_cases.agree` gave in a numbered folder.
+  """
+  def take_steps(cases, count=1, devices=2):
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    script = [agreement_cases.__file__, f'--cases={json.dumps(cases)}', f'--folder={folder}']
+    process_launcher.run(script, count, devices=devices)
+    results = []
+    for number, name in enumerate(cases):
+      metrics, *others = [json.loads((folder / f'{number}-{index}.json').read_text()) for index in range(count)]
+      assert all(other == metrics for other in others), name
+      results.append((metrics, dict(np.load(folder / f'{number}-0.npz'))))
+    return results
+  return take_steps
+
+
+def assert_agree(name, found, expected):
+  # Sums over the batch, and over heads and hidden units, are taken in another order: float32 rounding, relative to the
+  # largest term of a sum, through two steps.
+  (metrics, params), (expected_metrics, expected_params) = found, expected
+  for row, wanted in zip(metrics, expected_metrics, strict=True):
+    assert row.keys() == wanted.keys()
+    for key in row:
+      np.testing.assert_allclose(row[key], wanted[key], rtol=1e-4, atol=1e-5, err_msg=f'{name} {key}')
+  dropped = [value for row in expected_metrics for key, value in row.items() if key.endswith('/dropped')]
+  assert dropped and min(dropped) > 0  # or it would not be tested
+  assert params.keys() == expected_params.keys()
+  for path in params:
+    np.testing.assert_allclose(params[path], expected_params[path], rtol=1e-4, atol=1e-5, err_msg=f'{name} {path}')
+
+
+def test_four_processes_agree_and_take_the_step_of_one_device(take_steps, tmp_path):
+  cases = ['decoder/einsum/scan/data=2 model=4']  # two and two feed the same rows
+  assert_agree(*cases, *take_steps(cases, 4), *take_steps(on_one_device(cases), devices=1))
+
+  told = [json.loads((tmp_path / '0' / f'{index}.json').read_text()) for index in range(4)]
+  # Of eight devices in the order 0, 2, 4, 6, 1, 3, 5, 7 process i has the i-th and the (i + 4)-th, with two rows each.
+  assert [one['rows'] for one in told] == [[2 * i, 2 * i + 1, 2 * i + 8, 2 * i + 9] for i in range(4)]
+  for one in told:
+    assert one['placed'] == list(range(0, 160, 10))
+    assert one['largest'] == 10 and one['before'] == [0, 3, 0]
+    assert one['union'] == {'all': [1], **{str(i): 'x' * 9 ** i for i in range(4)}}
+  assert [one['failure'] for one in told] == ["'three'"] + 3 * ['another process could not count to three']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count, meshes', [(2, ('data=2 expert=2', 'fsdp=2 model=2', 'data=4')),
+                                           (4, ('data=2 expert=4', 'expert=2 model=4', 'fsdp=4 expert=2'))])
+def test_processes_take_the_step_of_one_device_and_of_their_mesh_in_one_process_in_every_case(take_steps, count, meshes):
+  cases = every_case(meshes)
+  found = take_steps(cases, count)
+  for expected in (take_steps(on_one_device(cases), devices=1), take_steps(cases, devices=2 * count)):
+    for name, *both in zip(cases, found, expected, strict=True):
+      assert_agree(name, *both)
