@@ -1,13 +1,13 @@
 """Checkpoints: written in the background, whole or not at all, verified when read, kept while they are last or best.
 
-    checkpoints/<step>/params  router_state  opt_state  average  data  about
+    checkpoints/<step>/params  router_state  opt_state  skips  average  data  about  checksums.json
 
 Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them. `about` holds the config
 and a fingerprint of every item: what is read back is what was written, or it is not used.
 """
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +21,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
+from moejax.training import checksums
 from moejax.training import workdir as workdirs
 from moejax.training.recovery import NoCheckpoint
 from moejax.training.step import TrainState
 
-_ITEMS = ('params', 'router_state', 'opt_state', 'average')
+_ITEMS = ('params', 'router_state', 'opt_state', 'skips', 'average')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ class CheckpointConfig:
   """config.checkpoint.
 
   Attributes:
-    every: steps between checkpoints; the last step always has one.
-    keep: how many of the latest are kept.
+    every: steps between checkpoints; the last step always has one, and so has one at which the run is interrupted.
+    keep: how many of the latest are kept, also of those that `every` asked for.
     metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
     mode: whether the best is the largest or the smallest.
   """
@@ -67,7 +68,7 @@ class Checkpoints:
     self._open()
 
   def _open(self):
-    keep = [policies.LatestN(self._options.keep)]
+    keep = [policies.LatestN(self._options.keep), _LatestRegular(self._options)]
     score = None
     if self._options.metric is not None:
       score = lambda metrics: metrics['score']
@@ -75,7 +76,8 @@ class Checkpoints:
                                  keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep), best_fn=score, best_mode=self._options.mode,
-        cleanup_tmp_directories=True))
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums)))
 
   def __enter__(self):
     return self
@@ -90,6 +92,7 @@ class Checkpoints:
     Training goes on while the files are written. A save that fails leaves the earlier ones as they were, and says so.
     """
     self.wait()
+    self._look_for_folder()
     step, items = int(state.step), _items(state)
     about = {'step': step, 'config': workdirs.dumps(self._config),
              'fingerprints': {name: fingerprint(tree) for name, tree in items.items()}}
@@ -144,15 +147,7 @@ class Checkpoints:
       NoCheckpoint: there are some, and none can be read.
     """
     def read(step):
-      items = _items(states)
-      restored = self._manager.restore(step, args=ocp.args.Composite(
-          about=ocp.args.JsonRestore(), data=grain.checkpoint.CheckpointRestore(iterator),
-          **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
-      for name in items:
-        _verify(name, restored[name], restored['about'])
-      found = {name: restored[name] for name in items}
-      number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
-      return dataclasses.replace(states, step=number, **found)
+      return self._read(step, states, iterator)
 
     steps = sorted(self._manager.all_steps(), reverse=True)
     _, state, damaged = _first_readable(steps, read, self.folder, self._say)
@@ -165,6 +160,65 @@ class Checkpoints:
       self._manager.close()
       self._open()
     return state
+
+  def before(self, limit: int, states: TrainState) -> tuple[int, TrainState] | None:
+    """(step, state) of the latest checkpoint from before step `limit` that can be read; None where there is none.
+
+    Only of those that `config.checkpoint.every` asked for, and that every run of this config has at this point.
+    """
+    self.wait()
+    self._manager.reload()
+    steps = [step for step in _latest_regular(self._manager.all_steps(), self._options) if step < limit]
+    try:
+      step, state, _ = _first_readable(sorted(steps, reverse=True), lambda step: self._read(step, states), self.folder,
+                                       self._say)
+    except NoCheckpoint:
+      return None
+    return None if state is None else (step, state)
+
+  def _read(self, step, states, iterator=None):
+    items = _items(states)
+    data = {} if iterator is None else {'data': grain.checkpoint.CheckpointRestore(iterator)}
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+          about=ocp.args.JsonRestore(), **data, **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
+      for name in items:
+        _verify(name, restored[name], restored['about'])
+    except Exception as error:
+      checksums.explain(self.folder / str(step), error)
+      raise
+    found = {name: restored[name] for name in items}
+    number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
+    return dataclasses.replace(states, step=number, **found)
+
+  def _write_checksums(self):
+    # Called when all files of a checkpoint are written, before it gets its name: it has checksums, or is incomplete.
+    if jax.process_index() == 0:
+      for partial in self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
+        checksums.write(partial)
+
+  def _look_for_folder(self):
+    vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
+    if vanished or not self.folder.is_dir():
+      names = f'of {"step" if len(vanished) == 1 else "steps"} {", ".join(map(str, sorted(vanished)))} ' if vanished else ''
+      self._say(f'Checkpoints {names}have vanished from {self.folder}. Training goes on, and writes the next one now.')
+      self._manager.close()
+      self._open()
+
+
+def _latest_regular(steps: Sequence[int], options: CheckpointConfig) -> list[int]:
+  return sorted(step for step in steps if step % options.every == 0)[-options.keep:]
+
+
+@dataclasses.dataclass
+class _LatestRegular(policies.PreservationPolicy):
+  """Keeps what a rollback may need, however often the run is interrupted, and saved, in between."""
+  options: CheckpointConfig
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    kept = _latest_regular([checkpoint.step for checkpoint in checkpoints], self.options)
+    return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:
@@ -185,6 +239,13 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
+    try:
+      return read_items(step)
+    except Exception as error:
+      checksums.explain(folder / str(step), error)
+      raise
+
+  def read_items(step):
     about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / 'about')
     def item(name):
       tree = _restore_to_host(folder / str(step) / name) if name in about['fingerprints'] else {}

@@ -146,7 +146,7 @@ def test_what_cannot_be_parsed_is_said_in_a_sentence(argument, sentence):
 
 
 @pytest.mark.parametrize('error, code', [
-    (ConfigError('what to do'), 2), (recovery.NotFinite('what to do'), 1), (recovery.Interrupted('what to do', 2), 130),
+    (ConfigError('what to do'), 2), (recovery.Diverged('what to do'), 1), (recovery.Interrupted('what to do', 2), 130),
     (OSError(28, 'No space left on device'), 1), (KeyboardInterrupt(), 130)])
 def test_what_a_person_can_act_on_is_a_sentence_and_an_exit_code(error, code, capsys):
   def binary():
