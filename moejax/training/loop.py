@@ -8,6 +8,7 @@ import jax
 from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
+from moejax.parallel import processes
 from moejax.training import checkpoint, metrics, recovery, step, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
@@ -31,8 +32,8 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
   """The loop itself; `folder` belongs to the run of `setup`."""
   total = setup.training.steps
-  iterator = iter(setup.pipeline.train(setup.seed, process_index=jax.process_index(),
-                                       process_count=jax.process_count()))
+  iterator = setup.pipeline.train(setup.seed, setup.rows)
+  signal_in_any = processes.LargestBefore()
   with (recovery.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints):
     state = checkpoints.restore(step.abstract_state(setup), iterator)
@@ -50,7 +51,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         state, measured = train_step(state, setup.place(batch))
         progress.advance(now)
 
-        stops = interruption.signal is not None
+        signal = signal_in_any(interruption.signal or 0)
+        stops = signal > 0
         logs = _due(now, setup.training.log_every, total)
         evaluates = bool(setup.evaluators) and _due(now, setup.evaluation.every, total)
         saves = _due(now, setup.checkpoint.every, total) or stops
@@ -75,7 +77,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         if stops and now < total:
           checkpoints.wait()
           raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
-                                     'The same command goes on from there.', interruption.signal)
+                                     'The same command goes on from there.', signal)
 
     checkpoints.wait()
     if checkpoints.latest_step() != total:
