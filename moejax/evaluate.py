@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from moejax.config import ConfigError
 from moejax.evaluation import log
 from moejax.functional import Tree, flatten
-from moejax.parallel import rules
+from moejax.parallel import processes, rules
 from moejax.training import metrics as training_metrics
 from moejax.training import workdir as workdirs
 from moejax.training.checkpoint import restore_for_evaluation
@@ -56,8 +56,8 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
                       '--config.evaluation.evaluators.test.name=accuracy.')
   check_parameters(setup, params, router_state)
-  params = jax.device_put(params, rules.shardings(setup.mesh, setup.model.axes, params))
-  router_state = jax.device_put(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
+  params = processes.spread(params, rules.shardings(setup.mesh, setup.model.axes, params))
+  router_state = processes.spread(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
 
   say(f'Evaluating step {step} of {workdir}' + ''.join(f', {key}={value}' for key, value in overrides.items()) + '.')
   results = {}
@@ -157,6 +157,7 @@ if __name__ == '__main__':
 
   workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run.')
   step_flag = flags.DEFINE_string('step', 'last', "Step of the checkpoint: a number, 'last' or 'best'.")
+  start_processes = processes.define_flags()
   changes: dict[str, Any] = {}
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -171,6 +172,7 @@ if __name__ == '__main__':
     if len(argv) > 1 or not workdir_flag.value:
       raise ConfigError('Use: python -m moejax.evaluate --workdir=runs/<name> [--step=best] [--config.<key>=<value>].')
     logging.set_verbosity(logging.ERROR)
+    start_processes()
     run(workdir_flag.value, changes, step_flag.value)
 
   in_one_sentence(lambda: app.run(main, flags_parser=parse))

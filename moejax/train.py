@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moejax.config import ConfigError
 from moejax.data import DataError
+from moejax.parallel import processes
 from moejax.training.loop import run
 from moejax.training.recovery import Stopped
 
@@ -86,6 +87,7 @@ def _say(message, code: int) -> int:
 if __name__ == '__main__':
   config_flag = config_flags.DEFINE_config_file('config', None, 'Config file, with an argument after a colon.')
   workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run: made if missing, gone on with if not.')
+  start_processes = processes.define_flags()
 
   def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
@@ -93,6 +95,7 @@ if __name__ == '__main__':
     if not workdir_flag.value or config_flag.value is None:
       raise ConfigError(f'--config and --workdir are needed: {_USAGE}.')
     logging.set_verbosity(logging.ERROR)
+    start_processes()
     run(checked(config_flag.value), workdir_flag.value)
 
   in_one_sentence(lambda: app.run(main, flags_parser=parse_flags))

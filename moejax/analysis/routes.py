@@ -4,6 +4,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from moejax.analysis.history import depth_order
 from moejax.evaluation import passes
@@ -130,4 +131,4 @@ def _real_examples(batch):
 def _fetch(x):
   if x.is_fully_addressable:
     return np.asarray(x)
-  return np.asarray(jax.experimental.multihost_utils.process_allgather(x, tiled=True))
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -28,8 +28,8 @@ class Images(Pipeline):
 
   def __init__(self, where, source: dict, image_size: int, channels: int, batch_size: int,
                crop: crops.Crop = 'stretch', augment: tuple = (), multi_label: bool = False,
-               mean: float | tuple = 0.5, std: float | tuple = 0.5, threads: int = 0):
-    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads)
+               mean: float | tuple = 0.5, std: float | tuple = 0.5, threads: int = 0, readers: int = 1):
+    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
     if self.source.num_classes is None:
       raise ConfigError(f'{where}.source.num_classes is missing: images need labels. '
                         'Set it, or use another pipeline for data without labels.')
@@ -52,38 +52,37 @@ class Images(Pipeline):
     image = jax.ShapeDtypeStruct((size, self.image_size, self.image_size, self.channels), np.float32)
     return dict([('image', image), label, ('valid', jax.ShapeDtypeStruct((size,), np.bool_))])
 
-  def train(self, seed, *, process_index=0, process_count=1):
-    share = self.share(self.batch_size, process_index, process_count)
+  def train(self, seed, rows=None):
     examples = self.open('train')
     if isinstance(examples, Stream):
-      return self._train_on_stream(examples, seed, share.stop - share.start, process_index, process_count)
+      return self.read_in_parts(lambda reader: self._read(examples, seed, reader), rows)
     order = Order(len(examples), seed)
+    rows = np.arange(self.batch_size) if rows is None else rows
 
     def read(step):
-      # The shares of all processes one after the other are the batch of one process.
-      positions = np.arange(step * self.batch_size + share.start, step * self.batch_size + share.stop)
+      positions = step * self.batch_size + rows
       return self._batch(columns(examples, order(positions)), [(seed % 2**32, int(p)) for p in positions])
 
     steps = grain.MapDataset.range(sys.maxsize // self.batch_size)
     return iter(steps.map(read).to_iter_dataset(self.read_options()))
 
-  def _train_on_stream(self, stream, seed, rows, process_index, process_count):
-    batches = endless(stream, seed, process_index, process_count).batch(rows, drop_remainder=True, batch_fn=transpose)
-    crop = lambda batch, rng: self._batch(batch, rng.integers(2**32, size=rows))
-    return iter(batches.seed(seed % 2**32).random_map(crop))
+  def _read(self, stream, seed, reader):
+    rows = self.batch_size // self.readers
+    batches = endless(stream, seed, reader, self.readers).batch(rows, drop_remainder=True, batch_fn=transpose)
+    return iter(batches.random_map(lambda batch, rng: self._batch(batch, rng.integers(2**32, size=rows))))
 
-  def evaluate(self, split='test', batch_size=None, *, process_index=0, process_count=1):
+  def evaluate(self, split='test', batch_size=None, rows=None):
     size = batch_size or self.batch_size
-    share = self.share(size, process_index, process_count)
+    rows = np.arange(size) if rows is None else rows
     self.source.check_split(split)
     examples = self.open(split)
     if isinstance(examples, Stream):
       batches = examples.batch(size, drop_remainder=False, batch_fn=transpose)
-      return batches.map(lambda batch: {name: x[share] for name, x in self._pad(self._batch(batch), size).items()})
+      return batches.map(lambda batch: {name: x[rows] for name, x in self._pad(self._batch(batch), size).items()})
 
     def read(step):
-      indices = np.arange(step * size + share.start, min(step * size + share.stop, len(examples)))
-      return self._pad(self._batch(columns(examples, indices)), share.stop - share.start)
+      indices = step * size + rows
+      return self._pad(self._batch(columns(examples, indices[indices < len(examples)])), len(rows))
 
     return grain.MapDataset.range(-(-len(examples) // size)).map(read).to_iter_dataset(self.read_options())
 

@@ -23,8 +23,8 @@ class LanguageModel(TextPipeline):
   """
 
   def __init__(self, where, source: dict, tokenizer: dict, length: int, batch_size: int, shuffle_batches: int = 16,
-               threads: int = 0):
-    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads)
+               threads: int = 0, readers: int = 1):
+    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers)
     if length < 1:
       raise ConfigError(f'{where}.length must be 1 or more, not {length}.')
     self.length = length

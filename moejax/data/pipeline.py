@@ -1,13 +1,13 @@
 """Pipelines: what a training run sees of its data."""
 import abc
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grain
 import jax
 import numpy as np
 
 from moejax.config import ConfigError, Registry
+from moejax.data.readers import Readers
 from moejax.data.source import DataError, Examples, Source, Stream
 
 PIPELINES = Registry('data pipeline')
@@ -22,16 +22,21 @@ class Pipeline(abc.ABC):
   Attributes:
     where: config path, for errors.
     source: what gives examples.
-    batch_size: examples (rows, for text) a batch, over all processes.
+    batch_size: examples (rows, for text) a batch, over all devices.
     threads: that many threads read and decode ahead; 0 reads when the batch is asked for.
+    readers: what has to be read in order (a stream; documents, to pack them) is read in so many independent parts in
+      training, each of which makes an equal part of every batch. A process reads only those that make rows it feeds,
+      so with fewer readers than processes, several read the same. The batches depend on it.
   """
 
-  def __init__(self, where: str, source: Source, batch_size: int, threads: int):
+  def __init__(self, where: str, source: Source, batch_size: int, threads: int, readers: int):
     if batch_size < 1:
       raise ConfigError(f'{where}.batch_size must be 1 or more, not {batch_size}.')
     if threads < 0:
       raise ConfigError(f'{where}.threads must be 0 or more, not {threads}.')
-    self.where, self.source, self.batch_size, self.threads = where, source, batch_size, threads
+    if readers < 1 or batch_size % readers:
+      raise ConfigError(f'{where}.readers must be a divisor of {where}.batch_size, {batch_size}; not {readers}.')
+    self.where, self.source, self.batch_size, self.threads, self.readers = where, source, batch_size, threads, readers
     self._opened = {}
 
   @property
@@ -50,26 +55,29 @@ class Pipeline(abc.ABC):
 
   @abc.abstractmethod
   def batch_spec(self, batch_size: int | None = None) -> Spec:
-    """Shape and type of every array of a batch over all processes. Opens nothing."""
+    """Shape and type of every array of a whole batch. Opens nothing."""
 
   @abc.abstractmethod
-  def train(self, seed: int, *, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
+  def train(self, seed: int, rows: np.ndarray | None = None) -> grain.DatasetIterator:
     """Endless batches of the split `train`; every epoch has another order.
 
-    `get_state()` is a small dict that JSON can hold; after `set_state` the same batches follow. Each process gets
-    `batch_size / process_count` rows.
+    `get_state()` is a small dict that JSON can hold; after `set_state` the same batches follow. The states of iterators
+    over different rows, at the same batch, agree in what they share, and their union continues any rows.
+
+    Args:
+      seed: of the order.
+      rows: <int>[n], increasing: which rows of every batch to give; None: all. A row is the same whichever are given.
 
     Raises:
-      ConfigError: the batch does not divide over the processes.
       DataError: the data cannot be read.
     """
 
   @abc.abstractmethod
-  def evaluate(self, split: str = 'test', batch_size: int | None = None, *, process_index: int = 0,
-               process_count: int = 1) -> Iterable[Batch]:
+  def evaluate(self, split: str = 'test', batch_size: int | None = None,
+               rows: np.ndarray | None = None) -> Iterable[Batch]:
     """All of a split once, in order, in batches of one shape; the rest of the last one is padding.
 
-    Every process gets as many batches, and the shares of all processes one after the other are the batch of one.
+    `rows` as for `train`; there are as many batches whichever are given.
     """
 
   @abc.abstractmethod
@@ -89,21 +97,12 @@ class Pipeline(abc.ABC):
     del key
     return batch
 
-  def share(self, batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of a batch that are those of a process."""
-    if batch_size % process_count:
-      raise ConfigError(f'{self.where}.batch_size: {batch_size} rows do not divide over {process_count} processes. '
-                        'Use a multiple of that.')
-    rows = batch_size // process_count
-    return slice(process_index * rows, (process_index + 1) * rows)
+  def read_in_parts(self, start: Callable[[int], grain.DatasetIterator], rows: np.ndarray | None) -> Readers:
+    """The rows of training batches, where `start(reader)` gives the part of each that a reader makes."""
+    return Readers(start, self.readers, self.batch_size, np.arange(self.batch_size) if rows is None else rows)
 
   def read_options(self) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
-
-
-def stream_positions(process_index: int, process_count: int) -> grain.MapDataset:
-  """Positions of the endless stream that one process reads example by example: together they read each once."""
-  return grain.MapDataset.range(process_index, sys.maxsize, process_count)
 
 
 def require_model_key(model_config: Mapping, key: str, where: str, what: str) -> int:
@@ -114,7 +113,8 @@ def require_model_key(model_config: Mapping, key: str, where: str, what: str) ->
   return model_config[key]
 
 
-def endless(stream: Stream, seed: int, process_index: int, process_count: int) -> grain.IterDataset:
-  """A stream over and over, shuffled within windows."""
-  part = grain.experimental.RepeatIterDataset(stream.shard(process_index, process_count))
-  return grain.experimental.WindowShuffleIterDataset(part, window_size=stream.shuffle_window, seed=seed % 2**32)
+def endless(stream: Stream, seed: int, reader: int, readers: int) -> grain.IterDataset:
+  """The part of a stream that is one reader's, over and over, shuffled within windows; random maps are seeded too."""
+  part = grain.experimental.RepeatIterDataset(stream.shard(reader, readers))
+  seed = (seed + reader) % 2**32
+  return grain.experimental.WindowShuffleIterDataset(part, window_size=stream.shuffle_window, seed=seed).seed(seed)

@@ -27,8 +27,9 @@ class SpanCorruption(TextPipeline):
   """
 
   def __init__(self, where, source: dict, tokenizer: dict, length: int, batch_size: int, noise_density: float = 0.15,
-               mean_span: float = 3.0, sentinels: int = 100, shuffle_batches: int = 16, threads: int = 0):
-    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads)
+               mean_span: float = 3.0, sentinels: int = 100, shuffle_batches: int = 16, threads: int = 0,
+               readers: int = 1):
+    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers)
     if not 0 < noise_density < 1:
       raise ConfigError(f'{where}.noise_density must be between 0 and 1, not {noise_density}.')
     if mean_span < 1:

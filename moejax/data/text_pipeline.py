@@ -1,5 +1,6 @@
 """What the pipelines of text share: documents are tokenized, prepared, packed into rows and batched."""
 import abc
+import sys
 from collections.abc import Iterator
 
 import grain
@@ -9,7 +10,7 @@ import numpy as np
 from moejax.config import ConfigError
 from moejax.data.order import Order
 from moejax.data.packing import Packing, Window
-from moejax.data.pipeline import Pipeline, endless, require_model_key, stream_positions
+from moejax.data.pipeline import Pipeline, endless, require_model_key
 from moejax.data.source import SOURCES, Example, Stream
 from moejax.data.tokenizers import TOKENIZERS
 
@@ -21,8 +22,9 @@ class TextPipeline(Pipeline):
     shuffle_batches: training shuffles the rows of that many batches among themselves.
   """
 
-  def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int):
-    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads)
+  def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int,
+               readers: int):
+    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
     if shuffle_batches < 1:
       raise ConfigError(f'{where}.shuffle_batches must be 1 or more, not {shuffle_batches}.')
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
@@ -52,29 +54,29 @@ class TextPipeline(Pipeline):
     spec = {name: jax.ShapeDtypeStruct((size, length), np.int32) for name, length in self.lengths.items()}
     return {**spec, 'loss_mask': jax.ShapeDtypeStruct((size, self.lengths[self.target_segments]), np.float32)}
 
-  def train(self, seed, *, process_index=0, process_count=1):
-    share = self.share(self.batch_size, process_index, process_count)
+  def train(self, seed, rows=None):
     examples, seed = self.open('train'), seed % 2**32
-    if isinstance(examples, Stream):
-      documents = endless(examples, seed, process_index, process_count).seed(seed)
-      documents = documents.random_map(lambda example, rng: self._document(example, (int(rng.integers(2**32)),)))
-    else:
-      order = Order(len(examples), seed)
-      documents = stream_positions(process_index, process_count).map(
-          lambda position: self._document(examples[order.at(position)], (seed, position)))
-      documents = documents.to_iter_dataset(self.read_options())
-    rows = share.stop - share.start
-    batches = Packing(documents, self.window, rows, self.shuffle_batches, (seed, process_index))
-    return iter(batches.map(self._with_loss_mask))
 
-  def evaluate(self, split='test', batch_size=None, *, process_index=0, process_count=1):
-    size = batch_size or self.batch_size
-    share = self.share(size, process_index, process_count)
+    def start(reader):
+      if isinstance(examples, Stream):
+        documents = endless(examples, seed, reader, self.readers).random_map(
+            lambda example, rng: self._document(example, (int(rng.integers(2**32)),)))
+      else:
+        order = Order(len(examples), seed)
+        documents = grain.MapDataset.range(reader, sys.maxsize, self.readers).map(
+            lambda position: self._document(examples[order.at(position)], (seed, position)))
+        documents = documents.to_iter_dataset(self.read_options())
+      part = self.batch_size // self.readers
+      batches = Packing(documents, self.window, part, self.shuffle_batches, (seed, reader))
+      return iter(batches.map(self._with_loss_mask))
+    return self.read_in_parts(start, rows)
+
+  def evaluate(self, split='test', batch_size=None, rows=None):
     self.source.check_split(split)
-    # Every process packs everything: only then do all have equally many batches.
+    # Everything is packed, whichever rows are wanted: what came before says where a document lies.
     documents = self._ordered(split, self._document)
-    batches = Packing(documents, self.window, size, 1, None)
-    return batches.map(lambda batch: {name: x[share] for name, x in self._with_loss_mask(batch).items()})
+    batches = Packing(documents, self.window, batch_size or self.batch_size, 1, None).map(self._with_loss_mask)
+    return batches if rows is None else batches.map(lambda batch: {name: x[rows] for name, x in batch.items()})
 
   def documents(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and bytes of every document of a split, in order; without start and end."""

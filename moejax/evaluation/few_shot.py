@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from moejax.config import ConfigError
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
-from moejax.parallel import rules
+from moejax.parallel import processes
 
 REGULARISERS = 2. ** np.arange(-10, 20)
 # Large against standardised features, so that the regulariser hardly shrinks the bias.
@@ -59,9 +59,10 @@ def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh:
     raise ConfigError(f'{where}.shots: class {classes[counts.argmin()]} has {counts.min()} examples, fewer than '
                       f'{shots} shots. Ask for fewer.')
   examples = _pick(split, order)
-  sharding = rules.batch_sharding(mesh)
-  return [{name: jax.device_put(_padded(x[start:start + split.batch_size], split.batch_size), sharding)
-           for name, x in examples.items()} for start in range(0, len(order), split.batch_size)]
+  rows = processes.local_rows(mesh, split.batch_size)
+  return [processes.place(mesh, {name: _padded(x[start:start + split.batch_size], split.batch_size)[rows]
+                                 for name, x in examples.items()})
+          for start in range(0, len(order), split.batch_size)]
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
-from moejax.parallel import rules
+from moejax.parallel import processes, rules
 
 # (model output, batch) -> {name: sum over what is valid in the batch}
 Statistics = Callable[[object, dict], dict[str, jax.Array]]
@@ -27,7 +27,7 @@ class Split:
     pipeline: of `moejax.data`.
     mesh: the batch is spread over it.
     split: one of `pipeline.splits`.
-    batch_size: over all processes; the pipeline's own if None.
+    batch_size: over all devices; the pipeline's own if None.
     where: config path of the evaluator.
     needs: batch keys without which there is nothing to measure.
 
@@ -49,14 +49,13 @@ class Split:
     self._pipeline, self._mesh, self._split = pipeline, mesh, split
 
   def host_batches(self, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of every batch, or with `whole` all of it."""
-    index, count = (0, 1) if whole else (jax.process_index(), jax.process_count())
-    yield from self._pipeline.evaluate(self._split, self.batch_size, process_index=index, process_count=count)
+    """The rows of every batch that this process feeds, or with `whole` all of it."""
+    rows = None if whole else processes.local_rows(self._mesh, self.batch_size)
+    yield from self._pipeline.evaluate(self._split, self.batch_size, rows)
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-    sharding = rules.batch_sharding(self._mesh)
     for batch in self.host_batches():
-      yield {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
+      yield processes.place(self._mesh, batch)
 
 
 def compiled(function: Callable, mesh: Mesh) -> Callable:

@@ -1,17 +1,18 @@
 """Checkpoints: written in the background, whole or not at all, verified when read, kept while they are last or best.
 
-    checkpoints/<step>/params  router_state  opt_state  skips  average  data  about  checksums.json
+    checkpoints/<step>/params  router_state  opt_state  skips  average  about  checksums.json
 
-Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them. `about` holds the config
-and a fingerprint of every item: what is read back is what was written, or it is not used.
+Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them, over any number of
+processes. `about` holds the config, the position in the data, and a fingerprint of every item: what is read back is
+what was written, or it is not used. All processes of a run call the same methods at the same steps.
 """
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
+from moejax.parallel import processes, rules
 from moejax.training import checksums
 from moejax.training import workdir as workdirs
 from moejax.training.recovery import NoCheckpoint
@@ -94,12 +96,13 @@ class Checkpoints:
     self.wait()
     self._look_for_folder()
     step, items = int(state.step), _items(state)
-    about = {'step': step, 'config': workdirs.dumps(self._config),
+    if step in self._manager.all_steps():
+      return
+    about = {'step': step, 'config': workdirs.dumps(self._config), 'data': processes.union(iterator.get_state()),
              'fingerprints': {name: fingerprint(tree) for name, tree in items.items()}}
     score = {'score': row[self._options.metric]} if self._options.metric in row else None
     args = ocp.args.Composite(
-        about=ocp.args.JsonSave(about), data=grain.checkpoint.CheckpointSave(iterator),
-        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
+        about=ocp.args.JsonSave(about), **{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
     self._saving = step
     try:
       self._manager.save(step, args=args, metrics=score, force=True)
@@ -178,15 +181,16 @@ class Checkpoints:
 
   def _read(self, step, states, iterator=None):
     items = _items(states)
-    data = {} if iterator is None else {'data': grain.checkpoint.CheckpointRestore(iterator)}
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(
-          about=ocp.args.JsonRestore(), **data, **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
+          about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
       for name in items:
         _verify(name, restored[name], restored['about'])
     except Exception as error:
       checksums.explain(self.folder / str(step), error)
       raise
+    if iterator is not None:
+      iterator.set_state(restored['about']['data'])
     found = {name: restored[name] for name in items}
     number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
     return dataclasses.replace(states, step=number, **found)
@@ -286,9 +290,11 @@ def _first_readable(steps, read, folder, say):
 # ---- fingerprints ---------------------------------------------------------------------------------------------------
 
 
-@jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-  return jnp.stack([_fingerprint(leaf) for leaf in leaves])
+@functools.cache
+def _fingerprints(mesh):
+  # Whole in every process, also where the leaves are not.
+  return jax.jit(lambda leaves: jnp.stack([_fingerprint(leaf) for leaf in leaves]),
+                 out_shardings=None if mesh is None else rules.replicated(mesh))
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
@@ -307,7 +313,13 @@ def _fingerprint(x: jax.Array) -> jax.Array:
 def fingerprint(tree: Any) -> list[int]:
   """One number for every leaf, that no other content is likely to have."""
   leaves = jax.tree.leaves(tree)
-  return np.asarray(_fingerprints(leaves)).tolist() if leaves else []
+  if not leaves:
+    return []
+  return np.asarray(_fingerprints(_mesh(leaves[0]))(leaves)).tolist()
+
+
+def _mesh(leaf):
+  return getattr(getattr(leaf, 'sharding', None), 'mesh', None)
 
 
 def _verify(name: str, tree: Any, about: dict) -> None:

@@ -1,5 +1,4 @@
 """The training loop: initialise or restore, iterate, log, evaluate, checkpoint, finish. The only one there is."""
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +8,7 @@ import jax
 from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
+from moejax.parallel import processes
 from moejax.training import alarms, checkpoint, metrics, recovery, rollback, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
@@ -32,11 +32,11 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
   """The loop itself; `folder` belongs to the run of `setup`."""
   total = setup.training.steps
+  signal_in_any = processes.LargestBefore()
   with (recovery.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints,
-        waiting.Batches(functools.partial(_open_data, setup), setup.recovery, lambda: interruption.signal is not None,
-                        say) as batches):
-    state = checkpoints.restore(step.abstract_state(setup), batches.iterator)
+        waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches):
+    state = checkpoints.restore(step.abstract_state(setup), batches)
     if state is None:
       state = step.init_state(setup)
     start = int(state.step)
@@ -53,13 +53,14 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           batch = batches.next(now)
         except waiting.NoBatch as failure:
           if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
-            checkpoints.save(state, batches.iterator, {})
+            checkpoints.save(state, batches, {})
           _end_without_batch(failure, now - 1, total, checkpoints, interruption, progress.say)
         state, measured = train_step(state, setup.place(batch))
         progress.advance(now)
         state = guard.after(now, measured, batch, state)
 
-        stops = interruption.signal is not None
+        signal = signal_in_any(interruption.signal or 0)
+        stops = signal > 0
         logs = _due(now, setup.training.log_every, total)
         evaluates = bool(setup.evaluators) and _due(now, setup.evaluation.every, total)
         saves = _due(now, setup.checkpoint.every, total) or stops
@@ -74,9 +75,9 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           if row:
             writer.write(now, row)
           if saves:
-            checkpoints.save(state, batches.iterator, row)
+            checkpoints.save(state, batches, row)
         if stops and now < total:
-          _end_interrupted(now, total, checkpoints, interruption)
+          _end_interrupted(now, total, checkpoints, signal)
       guard.finish()
 
     checkpoints.wait()
@@ -87,21 +88,16 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
   return row
 
 
-def _open_data(setup: Setup) -> Any:
-  return iter(setup.pipeline.train(setup.seed, process_index=jax.process_index(), process_count=jax.process_count()))
-
-
-def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints,
-                     interruption: recovery.Interruption) -> NoReturn:
+def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints, signal: int) -> NoReturn:
   checkpoints.wait()
   raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
-                             'The same command goes on from there.', interruption.signal)
+                             'The same command goes on from there.', signal)
 
 
 def _end_without_batch(failure: waiting.NoBatch, now: int, total: int, checkpoints: checkpoint.Checkpoints,
                        interruption: recovery.Interruption, say: Callable[[str], None]) -> NoReturn:
   if interruption.signal is not None:
-    _end_interrupted(now, total, checkpoints, interruption)
+    _end_interrupted(now, total, checkpoints, interruption.signal)
   ended = f'Stopped after step {now} of {total}: {failure}. {checkpoints.last_good()} The same command tries again.'
   if failure.__cause__ is None:
     raise recovery.NoData(ended)

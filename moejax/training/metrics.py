@@ -42,6 +42,8 @@ class MetricsWriter:
     self._file.write(json.dumps({'step': step, **jax.tree.map(_finite_or_none, row)}) + '\n')
     self._file.flush()
     for name, value in row.items():
+      if not np.isfinite(value).all():
+        continue  # TensorBoard has no place for it, and would warn at every row.
       if isinstance(value, list):
         # A curve for each of 100 experts cannot be read; the range can.
         self._board.add_scalar(f'{name}/smallest', np.min(value), step)

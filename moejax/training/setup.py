@@ -12,7 +12,7 @@ from moejax import data, evaluation, models
 from moejax.config import ConfigError, call
 from moejax.functional import Functional, flatten
 from moejax.parallel import mesh as meshes
-from moejax.parallel import rules
+from moejax.parallel import processes, rules
 from moejax.random import derive
 from moejax.training import objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
@@ -108,10 +108,14 @@ class Setup:
   recovery: RecoveryConfig
   report: Report
 
+  @property
+  def rows(self) -> np.ndarray:
+    """The rows of training batches that this process feeds."""
+    return processes.local_rows(self.mesh, self.pipeline.batch_size)
+
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch, on the devices of the mesh."""
-    sharding = rules.batch_sharding(self.mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in batch.items()}
+    """A batch on the devices of the mesh, from the `rows` of it in every process."""
+    return processes.place(self.mesh, batch)
 
 
 def prepare(config: Mapping) -> Setup:
@@ -194,8 +198,6 @@ def _check_batch(setup: Setup) -> None:
   if size % (shards * count):
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of {shards * count}: {shards} shards of the '
                       f'mesh (data x fsdp x expert) times {count} of config.training.accumulate.')
-  if size % jax.process_count():
-    raise ConfigError(f'config.data.batch_size {size} must be a multiple of the {jax.process_count()} processes.')
 
 
 def _check_experts(setup: Setup) -> None:

@@ -99,19 +99,19 @@ def test_a_restored_state_continues_with_the_same_batches(steps, threads):
     assert_equal(next(resumed), batch)
 
 
-@pytest.mark.parametrize('count', [2, 5])
-def test_the_shares_of_processes_are_the_batch_of_one_process(count):
-  whole = numbered(24, batch_size=10).train(5)
-  shares = [numbered(24, batch_size=10).train(5, process_index=index, process_count=count) for index in range(count)]
+@pytest.mark.parametrize('rows', [[0, 1, 2, 3, 4], [7, 8, 9], [0, 3, 5]])
+def test_any_rows_of_a_batch_can_be_had_without_the_others(rows):
+  whole, some = (numbered(24, batch_size=10).train(5, wanted) for wanted in (None, np.array(rows)))
   for _ in range(6):
-    batch, parts = next(whole), [next(share) for share in shares]
-    assert_equal({name: np.concatenate([part[name] for part in parts]) for name in batch}, batch)
+    batch = next(whole)
+    assert_equal(next(some), {name: x[rows] for name, x in batch.items()})
+  assert some.get_state() == whole.get_state()
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
 def test_evaluation_covers_every_example_once_in_order_and_pads_the_rest(count):
   pipeline = numbered(23, batch_size=10)
-  shares = [list(pipeline.evaluate('test', process_index=index, process_count=count)) for index in range(count)]
+  shares = [list(pipeline.evaluate('test', rows=rows)) for rows in np.split(np.arange(10), count)]
   assert {len(share) for share in shares} == {3}
   numbers = []
   for parts in zip(*shares):
@@ -150,10 +150,10 @@ def test_images_of_another_size_are_resized():
   np.testing.assert_allclose(batch['image'][..., 0], np.stack(expected) / 255, atol=1e-6)
 
 
-def test_random_crops_are_the_same_for_any_number_of_processes():
+def test_random_crops_of_a_row_are_the_same_whichever_others_are_read():
   config = dict(image_size=6, crop='inception', batch_size=4)
   whole = next(build(**config).train(0))
-  parts = [next(build(**config).train(0, process_index=index, process_count=2)) for index in range(2)]
+  parts = [next(build(**config).train(0, rows)) for rows in (np.arange(2), np.arange(2, 4))]
   assert_equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
 
 
@@ -181,6 +181,7 @@ def test_a_split_without_examples_is_refused():
     (dict(channels=2), 'config.data.channels must be 1 .* or 3'),
     (dict(batch_size=0), 'config.data.batch_size must be 1 or more'),
     (dict(threads=-1), 'config.data.threads must be 0 or more'),
+    (dict(readers=3), 'config.data.readers must be a divisor of config.data.batch_size, 50; not 3'),
     (dict(image_size=0), 'config.data.image_size must be 1 or more'),
     (dict(mean=(0, 0, 0)), 'config.data.mean must be one number or 1, one a channel, not 3'),
     (dict(source=dict(name='digit')), "config.data.source.name: there is no source 'digit'. Did you mean 'digits'"),
@@ -193,12 +194,6 @@ def test_a_split_without_examples_is_refused():
 def test_configs_that_cannot_work_are_refused(changes, message):
   with pytest.raises(ConfigError, match=message):
     build(**changes)
-
-
-def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
-  for start in (lambda: build().train(0, process_count=3), lambda: build().evaluate('test', process_count=3)):
-    with pytest.raises(ConfigError, match='batch_size: 50 rows do not divide over 3 processes'):
-      start()
 
 
 def test_a_model_that_does_not_fit_is_refused():

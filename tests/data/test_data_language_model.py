@@ -118,22 +118,50 @@ def test_a_restored_state_continues_with_the_same_batches(build, steps, threads)
       np.testing.assert_array_equal(value, batch[name])
 
 
-def test_processes_train_on_different_documents_and_together_on_all(build):
+def test_readers_read_different_documents_and_together_all(build):
   epochs = []
-  for index in range(3):
-    batches = build(batch_size=3, shuffle_batches=1).train(0, process_index=index, process_count=3)
+  for row in range(3):
+    batches = build(batch_size=3, readers=3, shuffle_batches=1).train(0, np.array([row]))
     stream = []
     while stream.count(257) < 14:
       stream += next(batches)['targets'].ravel().tolist()
     epochs.append(''.join(chr(value) if value < 256 else '|' for value in stream).split('|')[:14])
-  # 21 documents over 3 processes are 7 an epoch each.
+  # 21 documents over 3 readers are 7 an epoch each.
   for start in (0, 7):
     assert sorted(sum((documents[start:start + 7] for documents in epochs), [])) == sorted(TEXTS)
 
 
-def test_shares_of_an_evaluation_are_the_batch_of_one_process(build):
+@pytest.mark.parametrize('readers', [1, 2, 4])
+@pytest.mark.parametrize('rows', [[0, 1], [2, 3], [1, 2, 3]])
+def test_any_rows_of_a_batch_can_be_had_without_the_others(build, readers, rows):
+  whole, some = (build(batch_size=4, readers=readers).train(5, wanted) for wanted in (None, np.array(rows)))
+  for _ in range(9):
+    batch, part = next(whole), next(some)
+    for name in batch:
+      np.testing.assert_array_equal(part[name], batch[name][rows])
+
+
+def test_the_states_of_some_rows_together_continue_any_others(build):
+  def start(rows):
+    return build(batch_size=4, readers=4).train(5, np.array(rows))
+  halves, whole = [start([0, 1]), start([2, 3])], start(range(4))
+  for _ in range(5):
+    next(whole), *map(next, halves)
+  states = [half.get_state() for half in halves]
+  assert states[0] | states[1] == whole.get_state()
+  for rows in ([0, 1, 2, 3], [3], [0, 2]):
+    resumed, expected = start(rows), start(rows)
+    resumed.set_state(json.loads(json.dumps(states[0] | states[1])))
+    for _ in range(5):
+      next(expected)
+    for _ in range(5):
+      np.testing.assert_array_equal(next(resumed)['tokens'], next(expected)['tokens'])
+
+
+def test_shares_of_an_evaluation_are_the_whole_batch(build):
   whole = list(build().evaluate('train'))
-  shares = [list(build().evaluate('train', process_index=index, process_count=2)) for index in range(2)]
+  half = len(whole[0]['tokens']) // 2
+  shares = [list(build().evaluate('train', rows=rows)) for rows in (np.arange(half), np.arange(half, 2 * half))]
   assert len(whole) == len(shares[0]) == len(shares[1])
   for batch, *parts in zip(whole, *shares):
     for name in batch:

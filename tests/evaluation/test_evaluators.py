@@ -29,7 +29,7 @@ class ArrayPipeline:
     size = batch_size or self.batch_size
     return {k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for k, x in self.examples.items()}
 
-  def evaluate(self, split, batch_size=None, *, process_index=0, process_count=1):
+  def evaluate(self, split, batch_size=None, rows=None):
     size, count = batch_size or self.batch_size, len(next(iter(self.examples.values())))
     for start in range(0, count, size):
       rows = {k: x[start:start + size] for k, x in self.examples.items()}

@@ -64,7 +64,7 @@ class Clusters:
     return dict(image=jax.ShapeDtypeStruct((size, 3), np.float32), label=jax.ShapeDtypeStruct((size,), np.int32),
                 valid=jax.ShapeDtypeStruct((size,), bool))
 
-  def evaluate(self, split, batch_size=None, *, process_index=0, process_count=1):
+  def evaluate(self, split, batch_size=None, rows=None):
     rng = np.random.default_rng(dict(train=1, test=2)[split])
     label = np.repeat(np.arange(3), self.per_class).astype(np.int32)
     image = (5 * np.eye(3)[label] + self.noise * rng.normal(size=(len(label), 3))).astype(np.float32)

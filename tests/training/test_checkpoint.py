@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 
-import grain
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -131,8 +130,8 @@ def lose_an_item(folder):
   shutil.rmtree(folder / 'average')
 
 
-def lose_the_data_position(folder):
-  for path in (folder / 'data').glob('*.json'):
+def lose_what_says_what_it_is(folder):
+  for path in (folder / 'about').iterdir():
     path.unlink()
 
 
@@ -145,7 +144,7 @@ def change_one_number(folder):
     checkpointer.save(folder / 'params', params)
 
 
-@pytest.mark.parametrize('damage', [cut_off, flip_bits, lose_an_item, lose_the_data_position, change_one_number])
+@pytest.mark.parametrize('damage', [cut_off, flip_bits, lose_an_item, lose_what_says_what_it_is, change_one_number])
 def test_where_the_newest_is_damaged_the_one_before_is_used_and_that_is_said(tmp_path, damage):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
@@ -205,7 +204,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_leaves_nothing_half_writ
   with opened(tmp_path, said) as checkpoints:
     with monkeypatch.context() as broken:
       if when == 'at once':
-        broken.setattr(grain.checkpoint.CheckpointHandler, 'save', no_space)
+        broken.setattr(ocp.CheckpointManager, 'save', no_space)
       else:
         broken.setattr(ocp.type_handlers.ArrayHandler, 'serialize', no_space_later)
       checkpoints.save(state_at(4), after(4), {})

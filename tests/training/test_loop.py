@@ -10,6 +10,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from training_fakes import TinyPipeline, make_setup
 
@@ -210,20 +211,20 @@ def test_where_there_is_nothing_to_go_back_to_the_run_ends(tmp_path):
 
 
 def test_the_run_goes_on_when_a_checkpoint_cannot_be_written_and_the_next_can(tmp_path, uninterrupted, monkeypatch):
-  def no_space(self, state, *args, _save=checkpoint.grain.checkpoint.CheckpointHandler.save, **kwargs):
-    if '4.orbax' in str(state):
+  async def no_space(self, about, folder, _save=ocp.JsonCheckpointHandler._save_fn):
+    if about.get('step') == 4:
       raise OSError(errno.ENOSPC, 'No space left on device')
-    return _save(self, state, *args, **kwargs)
+    return await _save(self, about, folder)
 
-  monkeypatch.setattr(checkpoint.grain.checkpoint.CheckpointHandler, 'save', no_space)
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
   _, said = run(tmp_path)
   assert any('step 4 could not be written: the disk is full' in line for line in said)
   assert_same_run(tmp_path, uninterrupted)
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_claim_to_be_finished(tmp_path, monkeypatch):
-  def no_space(self, state, *args, **kwargs):
+  async def no_space(self, about, folder):
     raise OSError(errno.ENOSPC, 'No space left on device')
-  monkeypatch.setattr(checkpoint.grain.checkpoint.CheckpointHandler, 'save', no_space)
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
   with pytest.raises(recovery.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
     run(tmp_path)

@@ -1,0 +1,190 @@
+"""Several processes: how they find one another, which rows of a batch each one feeds, and how they agree.
+
+A run of several processes is one program: all of them call the same functions in the same order, since whatever one
+computes on the mesh all compute. Only `jax.process_index() == 0` prints and writes what is not an array.
+"""
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moejax.config import ConfigError
+from moejax.functional import Tree
+from moejax.parallel import rules
+
+# ---- finding one another --------------------------------------------------------------------------------------------
+
+
+def define_flags() -> Callable[[], None]:
+  """Defines --coordinator, --num_processes and --process_id; returns `start` with their values."""
+  coordinator = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where no cluster says it.')
+  count = flags.DEFINE_integer('num_processes', None, 'Processes of this run; 1: this one, whatever cluster it is on.')
+  index = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+  return lambda: start(coordinator.value, count.value, index.value)
+
+
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+  """Joins the other processes of this run, if there are any; to be called before anything asks jax for a device.
+
+  Without arguments `jax.distributed` reads them from the cluster that `cluster` finds, and where there is none, or
+  `num_processes` is 1, nothing is done: one process on one machine, with all its devices, needs no coordinator.
+
+  Raises:
+    ConfigError: some arguments without the others, or values that cannot be.
+  """
+  arguments = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
+  given = {name: value for name, value in arguments.items() if value is not None}
+  if num_processes == 1 or (not given and cluster(os.environ) is None):
+    return
+  if given:
+    _check(given, arguments)
+  # Stopping is agreed on by the loop, for Ctrl-C too; this service would make SIGTERM do nothing outside of it.
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def cluster(environment: Mapping[str, str]) -> str | None:
+  """The cluster that started this process as one of several, by its variables; None for a process on its own.
+
+  These are environments that `jax.distributed.initialize` reads by itself. It finds some of them where a process is
+  alone (one task in an interactive SLURM job, any pod of Kubernetes), where there is nothing to join: those are None.
+  """
+  def several(name, separator=None):
+    value = environment.get(name, '')
+    return len(value.split(separator)) > 1 if separator else value.isdigit() and int(value) > 1
+
+  if several('OMPI_COMM_WORLD_SIZE'):
+    return 'Open MPI'
+  if several('SLURM_NTASKS') and 'SLURM_STEP_NODELIST' in environment:
+    return 'SLURM'
+  if any(several(name, ',') for name in ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')) or several(
+      'MEGASCALE_NUM_SLICES'):
+    return 'GKE'
+  # Importing jax has set the first of these where it found TPU chips, and the second where it found none.
+  if environment.get('TPU_ML_PLATFORM') == 'JAX' and not {'TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES'} & {*environment}:
+    return 'Cloud TPU'
+  if 'KUBERNETES_SERVICE_HOST' in environment and 'JOB_COMPLETION_INDEX' in environment:
+    return 'Kubernetes'
+  return None
+
+
+def _check(given, arguments):
+  missing = [f'--{name}' for name in arguments if name not in given]
+  if missing:
+    raise ConfigError(f'--{" and --".join(given)} without {" and ".join(missing)}: processes that no cluster started '
+                      'need all three, e.g. --coordinator=localhost:1234 --num_processes=2 --process_id=0.')
+  host, _, port = given['coordinator'].rpartition(':')
+  if not host or not port.isdigit():
+    raise ConfigError(f'--coordinator must be host:port, e.g. localhost:1234, not {given["coordinator"]!r}.')
+  if not 0 <= given['process_id'] < given['num_processes']:
+    raise ConfigError(f'--process_id must lie between 0 and --num_processes - 1 = {given["num_processes"] - 1}, '
+                      f'not {given["process_id"]}.')
+
+
+# ---- what each one feeds --------------------------------------------------------------------------------------------
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """<int>[n], increasing: the rows of a batch that devices of this process hold.
+
+  Where the batch is not split over all processes (one copy of the model spans several), several hold the same rows.
+  """
+  count = batch_size // rules.batch_shards(mesh)
+  return np.concatenate([shard * count + np.arange(count) for shard in _shards_here(mesh)])
+
+
+def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  """The global batch on the mesh, from its `local_rows` in every process: `{name: [n, ...]}` to `{name: [B, ...]}`."""
+  sharding, shards, here = rules.batch_sharding(mesh), rules.batch_shards(mesh), _shards_here(mesh)
+
+  def array(values):
+    count = len(values) // len(here)
+    def part(index):
+      start = here.index((index[0].start or 0) // count) * count
+      return np.asarray(values[start:start + count])
+    return jax.make_array_from_callback((shards * count, *values.shape[1:]), sharding, part)
+  return {name: array(values) for name, values in batch.items()}
+
+
+@functools.lru_cache
+def _shards_here(mesh):
+  """Which shards of the batch devices of this process hold, in order."""
+  shards = rules.batch_shards(mesh)
+  indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  return sorted({index[0].indices(shards)[0] for index in indices})
+
+
+def spread(tree: Tree, shardings: Tree) -> Tree:
+  """Arrays that every process holds whole, spread over the mesh of `shardings`."""
+  def array(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+  return jax.tree.map(array, tree, shardings)
+
+
+# ---- agreeing -------------------------------------------------------------------------------------------------------
+
+
+def largest(number: int) -> int:
+  """The largest of the numbers that the processes give."""
+  return number if jax.process_count() == 1 else int(_largest(number))
+
+
+class LargestBefore:
+  """The largest of the numbers that the processes gave in the call before this one; 0 in the first call.
+
+  By then it is known, so that nobody waits. A single process gets the number of this call.
+  """
+
+  def __init__(self):
+    self._before = 0
+
+  def __call__(self, number: int) -> int:
+    if jax.process_count() == 1:
+      return number
+    before, self._before = self._before, _largest(number)
+    return int(before)
+
+
+def _largest(number: int) -> jax.Array:
+  sharding, function = _largest_program()
+  parts = [jax.device_put(np.int32([number]), device) for device in sharding.addressable_devices]
+  return function(jax.make_array_from_single_device_arrays((sharding.num_devices,), sharding, parts))
+
+
+@functools.cache
+def _largest_program():
+  mesh = Mesh(np.asarray(jax.devices()), ('device',))
+  return (NamedSharding(mesh, PartitionSpec('device')),
+          jax.jit(lambda numbers: numbers.max(), out_shardings=NamedSharding(mesh, PartitionSpec())))
+
+
+def union(items: dict) -> dict:
+  """All items of the dicts that the processes give; values are what JSON can hold.
+
+  Raises:
+    RuntimeError: processes have different values under the same name.
+  """
+  if jax.process_count() == 1:
+    return items
+  text = json.dumps(items).encode()
+  padded = np.frombuffer(text.ljust(largest(len(text))), np.uint8)
+  united = {}
+  for row in multihost_utils.process_allgather(padded):
+    for name, value in json.loads(row.tobytes()).items():
+      if united.setdefault(name, value) != value:
+        raise RuntimeError(f'processes disagree about {name!r}: {united[name]!r} and {value!r}.')
+  return united
+
+
+def wait(what: str) -> None:
+  """Returns when all processes have come to `what`."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
