@@ -36,7 +36,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
   with (recovery.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints,
         waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches):
-    state = checkpoints.restore(step.abstract_state(setup), batches)
+    states = step.abstract_state(setup)
+    state = checkpoints.restore(states, batches)
     if state is None:
       state = step.init_state(setup)
     start = int(state.step)
@@ -46,7 +47,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
 
     with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
       row, batches.say = writer.last_row, progress.say
-      guard = rollback.Guard(setup, state, checkpoints, progress.say)
+      guard = rollback.Guard(setup.recovery, state, states, checkpoints, progress.say)
       collapse = alarms.Collapse(setup, writer.kept)
       for now in range(start + 1, total + 1):
         try:

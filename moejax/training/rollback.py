@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from moejax.training import optimizer, recovery, step
+from moejax.training import optimizer, recovery
 from moejax.training.checkpoint import Checkpoints
+from moejax.training.spikes import RecoveryConfig
+from moejax.training.step import TrainState
 
 # Of the train state's `skips`, what survives a rollback.
 _COUNTERS = ('skipped', 'rollbacks', 'lost', 'rolled_back_at', 'rolled_back_to')
@@ -23,20 +25,21 @@ class Guard:
   """Looks at every step while the devices work on the next one.
 
   Args:
-    setup: of the run.
+    options: config.recovery.
     state: that the run starts from.
+    states: the same as `jax.ShapeDtypeStruct`s with their shardings.
     checkpoints: to roll back to.
     say: receives sentences for the person who runs this.
   """
 
-  def __init__(self, setup, state: step.TrainState, checkpoints: Checkpoints, say: Callable[[str], None]):
-    self._setup, self._checkpoints, self._say = setup, checkpoints, say
-    self._states = step.abstract_state(setup)
+  def __init__(self, options: RecoveryConfig, state: TrainState, states: TrainState, checkpoints: Checkpoints,
+               say: Callable[[str], None]):
+    self._options, self._states, self._checkpoints, self._say = options, states, checkpoints, say
     # A run that stopped between a step and the look at it looks when it goes on.
     skips = jax.device_get(state.skips)
     self._unseen = int(state.step), {'recovery/in_a_row': skips['in_a_row'], 'train/skipped': False}, {}
 
-  def after(self, now: int, metrics: dict[str, Any], batch: dict[str, Any], state: step.TrainState) -> step.TrainState:
+  def after(self, now: int, metrics: dict[str, Any], batch: dict[str, Any], state: TrainState) -> TrainState:
     """Looks at the step before `now`; `state` is that after step `now`. Returns it, or what it is rolled back to.
 
     Always one step late, whatever else happens at a step: the same run rolls back at the same steps, however often it
@@ -47,7 +50,7 @@ class Guard:
     """
     seen, self._unseen = self._unseen, (now, metrics, batch)
     in_a_row = self._look(*seen)
-    if in_a_row < self._setup.recovery.patience:
+    if in_a_row < self._options.patience:
       return state
     state = self._rolled_back(now, in_a_row, seen, state)
     self._unseen = now, {'recovery/in_a_row': 0, 'train/skipped': False}, {}
@@ -64,8 +67,8 @@ class Guard:
     return int(in_a_row)
 
   def _rolled_back(self, now, in_a_row, seen, state):
-    options, skips = self._setup.recovery, {name: int(state.skips[name]) for name in _COUNTERS}
-    if skips['rollbacks'] >= options.max_rollbacks:
+    skips = {name: int(state.skips[name]) for name in _COUNTERS}
+    if skips['rollbacks'] >= self._options.max_rollbacks:
       raise self._diverged(*seen, in_a_row, f'{skips["rollbacks"]} rollbacks did not help.')
     # The state after the last good step is the present one; and where nothing good came after the last rollback, the
     # checkpoint that it went to was not good either.
@@ -102,7 +105,7 @@ def _why(metrics, batch):
   return f'Loss {loss}, gradient norm {norm}. {recovery.locate(metrics, batch)}'
 
 
-def counters(state: step.TrainState) -> dict[str, int]:
+def counters(state: TrainState) -> dict[str, int]:
   """Skipped batches, rollbacks and the steps lost by them, as metrics."""
   return {f'recovery/{name}': int(value) for name, value in jax.device_get(
       {name: state.skips[name] for name in ('skipped', 'rollbacks', 'lost')}).items()}
