@@ -5,7 +5,7 @@ Any key can be set from the command line, `--config.training.steps=100`; a confi
 `moejax.train.run(config, workdir)`.
 
 Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the config;
-128 + n stopped by signal n, with its state saved.
+3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
 """
 import errno
 import os

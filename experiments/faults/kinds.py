@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments.faults.process import Processes
 from experiments.faults.victim import Faults
 
-STEPS, EVERY, AHEAD = 100, 5, 25
+EVERY, AHEAD = 5, 25
 
 
 class Kind:
@@ -21,11 +21,12 @@ class Kind:
 
   Attributes:
     name: in the table.
-    count: processes of a run.
+    steps, count: of a run, and its processes.
     per_run: how often a run is disturbed at most.
     lasting: faults of every process of a run, also of the undisturbed one.
   """
   name = 'kill -9 at any moment'
+  steps = 100
   count = 1
   per_run = 8
 
@@ -77,8 +78,9 @@ class KillWhileSaving(Kind):
 class KillOneOfFour(Kind):
   """kill -9 of one process of four; the others must end by themselves, with a sentence."""
   name = 'kill -9 of one process of four'
+  steps = 40
   count = 4
-  per_run = 4
+  per_run = 3
 
   def disturb(self, processes):
     self.wait_some_steps(processes)
@@ -163,7 +165,7 @@ class NotFinite(Kind):
   def __init__(self, chance):
     super().__init__(chance)
     steps = set()
-    for step in range(self.first, STEPS - 5, 15):
+    for step in range(self.first, self.steps - 5, 15):
       step += chance.randrange(5)
       steps |= {step, step + 1} if chance.random() < 0.5 else {step}
     self.lasting = dataclasses.replace(Faults(), **{self.batches: frozenset(steps)})
@@ -227,6 +229,6 @@ def resumed_at(text: str) -> int:
 
 
 # The share of --kills that each has; other faults are so many for 200 kills.
-KILLS = {'kill': (Kind, 0.5), 'kill_while_saving': (KillWhileSaving, 0.35), 'kill_one_of_four': (KillOneOfFour, 0.15)}
+KILLS = {'kill': (Kind, 0.5), 'kill_while_saving': (KillWhileSaving, 0.44), 'kill_one_of_four': (KillOneOfFour, 0.06)}
 OTHERS = {'terminate': (Terminate, 20), 'vanish': (Vanish, 10), 'corrupt': (Corrupt, 20), 'not_finite': (NotFinite, 20),
           'spikes': (Spikes, 10), 'slow': (Slow, 5), 'stall': (Stall, 10), 'raise': (Raise, 5), 'disk_full': (DiskFull, 10)}

@@ -49,7 +49,7 @@ def run(name: str, seed: str, limit: int, folder: Path) -> dict:
     attempt += 1
     disturbs = injected < min(limit, fault.per_run)
     before = _last_step(workdir)
-    processes = Processes(workdir, folder / f'{attempt}', kinds.STEPS,
+    processes = Processes(workdir, folder / f'{attempt}', fault.steps,
                           fault.faults(before) if disturbs else fault.lasting, fault.count)
     disturbed = disturbs and fault.disturb(processes)
     codes = processes.finish(_HANGS)
@@ -83,7 +83,7 @@ def undisturbed(fault: kinds.Kind, folder: Path) -> list[dict]:
   key = (str(sorted(fault.lasting.not_finite)), str(sorted(fault.lasting.spikes)), fault.count)
   if key not in _undisturbed:
     workdir = folder / 'undisturbed'
-    processes = Processes(workdir, folder / 'undisturbed.log', kinds.STEPS, fault.lasting, fault.count)
+    processes = Processes(workdir, folder / 'undisturbed.log', fault.steps, fault.lasting, fault.count)
     codes = processes.finish(10 * _HANGS)
     if codes != [0] * fault.count:
       raise RuntimeError(f'The undisturbed run ended with {codes}:\n{processes.output()[-2000:]}')

@@ -9,6 +9,7 @@ from pathlib import Path
 import grain
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from experiments.faults import config
 from moejax import train
@@ -81,6 +82,7 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
   os.dup2(descriptor, 1)
   os.dup2(descriptor, 2)
   sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
+  logging.set_verbosity(logging.ERROR)
   _fill_disk(faults.disk_full)
 
   def binary():

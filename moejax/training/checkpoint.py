@@ -25,6 +25,7 @@ from moejax.functional import Tree
 from moejax.parallel import processes, rules
 from moejax.training import checksums
 from moejax.training import workdir as workdirs
+from moejax.training.peers import PeerLost
 from moejax.training.recovery import NoCheckpoint
 from moejax.training.step import TrainState
 
@@ -84,7 +85,9 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
+    if kind is not None and issubclass(kind, PeerLost):
+      return  # Saving needs all processes.
     self.wait()
     self._manager.close()
 

@@ -9,7 +9,7 @@ from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import alarms, checkpoint, metrics, recovery, rollback, step, waiting, workdir
+from moejax.training import alarms, checkpoint, metrics, peers, recovery, rollback, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
 
@@ -35,7 +35,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
   signal_in_any = processes.LargestBefore()
   with (recovery.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints,
-        waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches):
+        waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches,
+        peers.noticed()):
     states = step.abstract_state(setup)
     state = checkpoints.restore(states, batches)
     if state is None:
