@@ -89,7 +89,7 @@ class KillOneOfFour(Kind):
 
   def ended_well(self, processes, codes):
     for index, code in enumerate(codes):
-      if index != self.killed and (code != 3 or 'The same command' not in processes.output(index)):
+      if index != self.killed and (code != 3 or 'has died' not in processes.output(index)):
         return f'exit codes {codes} after process {self.killed} was killed'
     return None
 
