@@ -21,7 +21,7 @@ import sklearn.datasets  # noqa: F401  (imported once, for all processes that ar
 from absl import app, flags
 
 from experiments import runner
-from experiments.faults import kinds
+from experiments.faults import kinds, report
 from experiments.faults.process import Processes
 from moejax.training import metrics
 
@@ -36,13 +36,9 @@ def quotas(kills: int, names: list[str]) -> dict[str, int]:
   return {name: number for name, number in wanted.items() if name in (names or wanted)}
 
 
-def kind(name: str) -> type[kinds.Kind]:
-  return {**kinds.KILLS, **kinds.OTHERS}[name][0]
-
-
 def run(name: str, seed: str, limit: int, folder: Path) -> dict:
   """One run that is disturbed up to `limit` times: what was injected, what it cost, and whether anything is different."""
-  fault = kind(name)(random.Random(seed))
+  fault = kinds.named(name)(random.Random(seed))
   expected = undisturbed(fault, folder)
   workdir, lost, problems, injected, attempt = folder / 'run', [], [], 0, 0
   while not problems:
@@ -104,21 +100,6 @@ def _last_step(workdir):
   return rows[-1]['step'] if rows else 0
 
 
-def table(results: dict) -> str:
-  """What was injected and what came of it, as Markdown."""
-  lines = ['| fault | injected | survived | steps lost: mean (most) | runs whose metrics are identical |', '|---' * 5 + '|']
-  names = list(dict.fromkeys(run['kind'] for run in results['runs']))
-  for name in names:
-    runs = [run for run in results['runs'] if run['kind'] == name]
-    injected = sum(run['injected'] for run in runs)
-    survived = injected - sum(bool(run['problems']) for run in runs)
-    lost = [steps for run in runs for steps in run['lost']]
-    mean = f'{sum(lost) / len(lost):.1f} ({max(lost)})' if lost else '0'
-    lines.append(f'| {kind(name).name} | {injected} | {survived} | {mean} | '
-                 f'{sum(run["identical"] for run in runs)} of {len(runs)} |')
-  return '\n'.join(lines)
-
-
 def main(argv) -> None:
   del argv
   options = flags.FLAGS
@@ -141,7 +122,7 @@ def main(argv) -> None:
       wrong = f': {"; ".join(found["problems"])}' if found['problems'] else ''
       print(f'{name} {done + found["injected"]} of {quota}: {time.monotonic() - began:.0f} s, '
             f'{"identical" if found["identical"] else "DIFFERENT"}{wrong}', flush=True)
-  print(table(results))
+  print(report.table(results))
   print(f'Results: {path}. Runs that went wrong are kept in {scratch}. Next: python -m experiments.tables')
   failed = [run for run in results['runs'] if run['problems'] or not run['identical']]
   sys.exit(1 if failed else 0)

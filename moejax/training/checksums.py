@@ -18,7 +18,8 @@ class Damaged(Exception):
 
 def write(folder: Path) -> None:
   """Adds `checksums.json`, of all files that are in `folder`."""
-  sums = {str(path.relative_to(folder)): _checksum(path) for path in sorted(folder.rglob('*')) if path.is_file()}
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != _NAME]
+  sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
   write_atomically(folder / _NAME, json.dumps(sums, indent=1) + '\n')
 
 

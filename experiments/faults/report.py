@@ -1,0 +1,20 @@
+"""The table of faults: what was injected, and what came of it."""
+from experiments.faults import kinds
+
+
+def table(results: dict) -> str:
+  """Markdown, with how it was made."""
+  lines = ['| fault | injected | survived | steps lost: mean (most) | runs whose metrics are identical |', '|---' * 5 + '|']
+  for name in dict.fromkeys(run['kind'] for run in results['runs']):
+    runs = [run for run in results['runs'] if run['kind'] == name]
+    injected = sum(run['injected'] for run in runs)
+    lost = [steps for run in runs for steps in run['lost']] or [0]
+    lines.append(f'| {kinds.named(name).name} | {injected} | {injected - sum(bool(run["problems"]) for run in runs)} | '
+                 f'{sum(lost) / len(lost):.1f} ({max(lost)}) | {sum(run["identical"] for run in runs)} of {len(runs)} |')
+  kills = sum(run['injected'] for run in results['runs'] if run['kind'] in kinds.KILLS)
+  commits = ', '.join(dict.fromkeys(run['commit'] for run in results['runs']))
+  run = results['runs'][-1]
+  return '\n'.join(lines) + (
+      f'\n\n{kills} kills. A checkpoint every {kinds.EVERY} steps; identical: every number of every logged step, to the last '
+      f'bit, but what a clock measured. `{results["command"]}`, commit {commits}, {run["machine"]}, Python {run["python"]}, '
+      f'jax {run["jax"]}.')
