@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moejax.config import ConfigError
+from moejax.parallel import processes
 
 # Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
 # trouble, not what is learned.
@@ -24,7 +25,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
     The keys of `MAY_CHANGE` that differ from when the run was started, one line each; config.json has the new values.
 
   Raises:
-    ConfigError: the folder holds a run whose other keys differ; names them with both values.
+    ConfigError: the folder holds a run whose other keys differ; names them with both values. Or it is not the same
+      folder for all processes.
   """
   path = Path(workdir) / 'config.json'
   differences = []
@@ -38,9 +40,14 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so whose they are cannot be told. '
                       'Choose another --workdir.')
+  processes.wait('all have looked into the folder')
   if jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dumps(config))
+  processes.wait('the folder is claimed')
+  if not path.exists():
+    raise ConfigError(f'{path} was written by the first process, and this one does not see it. Choose a --workdir on a '
+                      'file system that all machines of the run share.')
   return [line for _, line in differences]
 
 
