@@ -89,6 +89,19 @@ def scan_modules(stacked: nnx.Module, body: Callable, carry: Any, xs: Any = None
                       **scan_options)
 
 
+def open_module(module: nnx.Module) -> tuple[dict[str, jax.Array], dict[str, tuple], Callable[[dict], nnx.Module]]:
+  """A module's arrays by path, their axis names, and what makes it again of such arrays, be they shards."""
+  graph, state = nnx.split(module)
+  variables = {_path(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
+
+  def rebuild(arrays):
+    return nnx.merge(graph, nnx.from_flat_state([(path, variable.replace(arrays[name]))
+                                                 for name, (path, variable) in variables.items()]))
+
+  return ({name: variable[...] for name, (_, variable) in variables.items()},
+          {name: variable.get_metadata()['axes'] for name, (_, variable) in variables.items()}, rebuild)
+
+
 def flatten(tree: Tree, prefix: str = '') -> dict[str, Any]:
   """`{'a': {'b': x}} -> {'a/b': x}`; empty dicts vanish."""
   flat = {}

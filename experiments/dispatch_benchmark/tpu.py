@@ -22,37 +22,23 @@ from importlib import metadata
 from typing import NamedTuple
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # libtpu guards chips with a lock; there are none to guard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from experiments import runner
 from moejax.kernels import padding, pallas_tpu, tpu_tiles
+from moejax.parallel import topologies
+from moejax.parallel.chips import CHIPS, Chip
 
 PATH = pathlib.Path(__file__).with_suffix('.json')
 PRODUCTS = 'forward', 'dX', 'dW', 'up'
 
 
-class Chip(NamedTuple):
-  """A chip, with all its cores: bfloat16 FLOP/s, and bytes/s of HBM."""
-  topology: str
-  kind: str
-  peak: float
-  bandwidth: float
-
-
-# Peaks as in `jax.experimental.pallas.tpu.get_tpu_info_for_chip` of jax 0.12.
-CHIPS = {
-    'v4': Chip('v4:2x2x1', 'TPU v4', 2.75e14, 1.23e12),
-    'v5e': Chip('v5e:2x2', 'TPU v5 lite', 1.97e14, 8.2e11),
-    'v5p': Chip('v5p:2x2x1', 'TPU v5', 4.59e14, 2.46e12),
-    'v6e': Chip('v6e:2x2', 'TPU v6 lite', 9.2e14, 1.64e12),
-}
+# One chip of each generation is compiled for; a topology has at least a host's.
+TOPOLOGIES = {'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
 
 class Experts(NamedTuple):
@@ -87,8 +73,8 @@ def work(chip: Chip, flops: int, copied: np.ndarray, times: int = 1) -> Work:
 
 def compile_for(chip: Chip, function, *shapes: jax.ShapeDtypeStruct):
   """`function` as that chip's compiler makes it; raises what the compiler does."""
-  devices = topologies.get_topology_desc(topology_name=chip.topology, platform='tpu').devices
-  mesh = jax.sharding.Mesh(devices[:1], ('chip',))
+  name = next(name for name in TOPOLOGIES if CHIPS[name] == chip)
+  mesh = jax.sharding.Mesh(topologies.load(TOPOLOGIES[name]).devices[:1], ('chip',))
   here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for a in shapes]
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -259,10 +245,12 @@ def main() -> None:
   """Compiles everything; writes tpu.json."""
   results = dict(command='python -m experiments.dispatch_benchmark.tpu',
                  environment=runner.environment() | dict(libtpu=metadata.version('libtpu')),
-                 chips={name: chip._asdict() for name, chip in CHIPS.items()},
+                 chips={name: dict(topology=topology, kind=CHIPS[name].kind, peak=CHIPS[name].peak,
+                                   bandwidth=CHIPS[name].bandwidth) for name, topology in TOPOLOGIES.items()},
                  experts={name: experts._asdict() for name, experts in EXPERTS.items()}, runs=[], instructions=[])
-  cases = list(itertools.product(CHIPS.items(), EXPERTS.items(), PRODUCTS))
-  for n, ((chip_name, chip), (experts_name, experts), product) in enumerate(cases, 1):
+  cases = list(itertools.product(TOPOLOGIES, EXPERTS.items(), PRODUCTS))
+  for n, (chip_name, (experts_name, experts), product) in enumerate(cases, 1):
+    chip = CHIPS[chip_name]
     run = dict(chip=chip_name, experts=experts_name, product=product, ours=measure_ours(experts, product, chip),
                megablox=measure_megablox(experts, product, chip))
     results['runs'].append(run)

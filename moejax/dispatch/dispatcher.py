@@ -34,6 +34,10 @@ class Dispatcher:
     """x: <float>[G,S,D] -> <float>[G,S,D], without the identity path."""
     raise NotImplementedError
 
+  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.Call) -> jax.Array:
+    """`run` on the active mesh. Here: as the compiler partitions it."""
+    return self.run(plan, x, experts)
+
   def __call__(self, plan: Plan, x: jax.Array, experts: nnx.Module, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
     """The sum over experts of combine weight times expert output, plus `passthrough` times the token itself.
@@ -52,7 +56,7 @@ class Dispatcher:
       ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan.
     """
     self.check(plan)
-    y = self.run(plan, x, experts_lib.Call(experts, key, train))
+    y = self.run_on_mesh(plan, x, experts_lib.Call(experts, key, train))
     if plan.passthrough is not None:
       y = y + plan.passthrough[..., None] * x
     return y.astype(x.dtype)

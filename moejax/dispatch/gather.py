@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.dispatch.exchange import over_devices
 from moejax.routing.plans import SlotPlan, TokenPlan
 
 
@@ -16,7 +17,11 @@ class Gather(Dispatcher):
 
   A TokenPlan knows the slot of each token and the token of each slot, so that both passes read both ways. A SlotPlan
   knows only the latter: its outputs are scattered.
+
+  Attributes:
+    chunks: on a mesh, parts in which buffers travel to their experts (`exchange`).
   """
+  chunks: int = 1
 
   @classmethod
   def supports(cls, plan_type, placed):
@@ -26,6 +31,10 @@ class Gather(Dispatcher):
   def run(self, plan, x, experts):
     """See `Dispatcher.run`."""
     return (_run_tokens if isinstance(plan, TokenPlan) else _run_slots)(plan, x, experts)
+
+  def run_on_mesh(self, plan, x, experts):
+    """See `Dispatcher.run_on_mesh`."""
+    return over_devices(self.run, plan, x, experts, method='all_to_all', chunks=self.chunks, where=self.where)
 
 
 def _run_tokens(plan, x, experts):

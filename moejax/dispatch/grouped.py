@@ -1,7 +1,6 @@
 """Dropless dispatch: choices sorted by expert, then grouped matmuls (MegaBlocks, arXiv:2211.15841).
 
-Work is done for what was routed and nothing else: no capacity, no empty slots. All groups are sorted as one, so on a
-mesh whose `expert` axis is not 1 the results are right but every device gathers all expert weights.
+Work is done for what was routed and nothing else: no capacity, no empty slots.
 """
 import dataclasses
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.dispatch.exchange import Dropless, over_devices
 from moejax.kernels import Name, Routes, expert_block
 from moejax.routing.plans import SlotPlan, TokenPlan
 
@@ -21,8 +21,12 @@ class Grouped(Dispatcher):
 
   Attributes:
     implementation: of the kernels; None picks by platform and shape.
+    exchange: how tokens reach the devices of their experts; None: with less traffic.
+    chunks: on a mesh, parts in which the tokens of a device do so.
   """
   implementation: Name | None = None
+  exchange: Dropless | None = None
+  chunks: int = 1
 
   @classmethod
   def supports(cls, plan_type, placed):
@@ -39,6 +43,10 @@ class Grouped(Dispatcher):
     else:
       y = self._sorted(plan, tokens, routes, order, experts)
     return y.reshape(x.shape)
+
+  def run_on_mesh(self, plan, x, experts):
+    """See `Dispatcher.run_on_mesh`."""
+    return over_devices(self.run, plan, x, experts, method=self.exchange, chunks=self.chunks, where=self.where)
 
   def _sorted(self, plan, x, routes, order, experts):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)

@@ -13,13 +13,48 @@ from moejax.parallel import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class Buffers:
+class Part:
+  """Which of the hidden units are here, inside of a `jax.shard_map`; what experts return is then a part of a sum.
+
+  Attributes:
+    axes: mesh axes that hidden units lie over.
+  """
+  axes: tuple[str, ...]
+
+  def once(self, b: jax.Array) -> jax.Array:
+    """`b`, which all parts have, in the first of them; zeros in the others."""
+    return jnp.where(jax.lax.axis_index(self.axes) == 0, b, 0)
+
+  def bernoulli(self, key, p, width):
+    """<bool>[width]: of one draw for the hidden units of all parts, those that are here."""
+    drawn = jax.random.bernoulli(key, p, (width * jax.lax.axis_size(self.axes),))
+    return jax.lax.dynamic_slice(drawn, (width * jax.lax.axis_index(self.axes),), (width,))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  # What layouts of routed rows share; `part`: None where all hidden units are here.
+  def once(self, b):
+    """b: <float>[E,D] -> the same, to be added where parts are summed."""
+    return b if self.part is None else self.part.once(b)
+
+  def bernoulli(self, key, p, shape):
+    """<bool> of `shape`."""
+    draw = self.part.bernoulli if self.part else lambda key, p, width: jax.random.bernoulli(key, p, (width,))
+    rows = jax.vmap(lambda row: draw(jax.random.fold_in(key, row), p, shape[-1]))(self.row_ids.reshape(-1))
+    return rows.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffers(_Rows):
   """Rows <float>[E,N,D]: equally many for each expert.
 
   Attributes:
     row_ids: <int32>[E,N].
+    part: of the hidden units.
   """
   row_ids: jax.Array
+  part: Part | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[E,N,D], w: <float>[E,D,F] -> <float>[E,N,F]."""
@@ -29,13 +64,9 @@ class Buffers:
     """b: <float>[E,F] -> <float>[E,1,F]."""
     return b[:, None]
 
-  def bernoulli(self, key, p, shape):
-    """<bool>[E,N,F]."""
-    return _bernoulli_by_row(key, p, self.row_ids, shape)
-
 
 @dataclasses.dataclass(frozen=True)
-class Ragged:
+class Ragged(_Rows):
   """Rows <float>[M,D] sorted by expert; rows that belong to none come last.
 
   Attributes:
@@ -43,11 +74,13 @@ class Ragged:
     group_sizes: <int32>[E] rows of each expert.
     row_ids: <int32>[M].
     implementation: of the grouped matmul.
+    part: of the hidden units.
   """
   expert: jax.Array
   group_sizes: jax.Array
   row_ids: jax.Array
   implementation: Name | None = None
+  part: Part | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]."""
@@ -56,10 +89,6 @@ class Ragged:
   def per_row(self, b):
     """b: <float>[E,F] -> <float>[M,F]."""
     return b.at[self.expert].get(mode='fill', fill_value=0, indices_are_sorted=True)
-
-  def bernoulli(self, key, p, shape):
-    """<bool>[M,F]."""
-    return _bernoulli_by_row(key, p, self.row_ids, shape)
 
 
 class Dense:
@@ -73,14 +102,13 @@ class Dense:
     """b: <float>[F] -> the same."""
     return b
 
+  def once(self, b):
+    """b: <float>[D] -> the same."""
+    return b
+
   def bernoulli(self, key, p, shape):
     """<bool>[..,F]."""
     return jax.random.bernoulli(key, p, shape)
-
-
-def _bernoulli_by_row(key, p, row_ids, shape):
-  draw = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), p, shape[-1:]))
-  return draw(row_ids.reshape(-1)).reshape(shape)
 
 
 def row_ids(token: jax.Array, expert: jax.Array, num_experts: int) -> jax.Array:

@@ -25,6 +25,9 @@ class Layout(Protocol):
   def per_row(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,F] -> what broadcasts to <float>[..,F]: for each row the vector of its expert."""
 
+  def once(self, b: jax.Array) -> jax.Array:
+    """b: <float>[E,D] -> what to add to a result that may be one part of a sum over shards of the hidden units."""
+
   def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
 

@@ -59,11 +59,12 @@ class FeedForward(nnx.Module):
       return functional.parameter(rngs, jax.nn.initializers.zeros, (*lead, size), (*lead_axes, axis))
 
     gated = activation in GATES
-    self.wi = weight((dim, hidden), ('embed', 'mlp'))
-    self.wg = weight((dim, hidden), ('embed', 'mlp')) if gated else None
-    self.wo = weight((hidden, dim), ('mlp', 'embed'))
-    self.bi = bias(hidden, 'mlp') if use_bias else None
-    self.bg = bias(hidden, 'mlp') if use_bias and gated else None
+    units = 'mlp' if num_experts is None else 'expert_mlp'
+    self.wi = weight((dim, hidden), ('embed', units))
+    self.wg = weight((dim, hidden), ('embed', units)) if gated else None
+    self.wo = weight((hidden, dim), (units, 'embed'))
+    self.bi = bias(hidden, units) if use_bias else None
+    self.bg = bias(hidden, units) if use_bias and gated else None
     self.bo = bias(dim, 'embed') if use_bias else None
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
@@ -85,7 +86,7 @@ class FeedForward(nnx.Module):
         raise ValueError('dropout in training needs a key.')
       keep = layout.bernoulli(key, 1 - self.dropout, hidden.shape)
       hidden = jnp.where(keep, hidden / (1 - self.dropout), 0)
-    return affine(hidden, self.wo, self.bo)
+    return affine(hidden, self.wo, None if self.bo is None else layout.once(self.bo[...]))
 
   def block(self, train: bool) -> Block | None:
     """These experts as a fused block; None where hidden units are dropped, which no kernel does."""

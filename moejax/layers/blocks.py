@@ -77,7 +77,7 @@ class Block(nnx.Module):
       branch = drop(branch, self.dropout, key=derive(key, f'{name}_dropout'), train=train)
       if self.drop_step:
         branch = drop(branch, self.drop_step * depth, key=derive(key, f'{name}_depth'), train=train, shared_axes=(1, 2))
-      return rules.constrain(x + branch.astype(x.dtype), ('batch', 'length', 'embed'))
+      return rules.constrain(x + branch.astype(x.dtype), ('batch', 'sequence', 'embed'))
 
     attended = self.attention(self.attention_norm(x), mask=context.mask, bias=context.bias, encoding=context.encoding,
                               positions=context.inputs.positions, key=derive(key, 'attention'), train=train)

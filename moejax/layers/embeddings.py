@@ -20,7 +20,9 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens: <int32>[B,S] -> <dtype>[B,S,D]."""
-    return self.table[...].astype(self.dtype)[tokens]
+    # Whole rows: the compiler would gather the tokens' vectors of all devices rather than the table over `fsdp`.
+    table = rules.constrain(self.table[...].astype(self.dtype), ('vocab', None))
+    return table[tokens]
 
   def attend(self, x: jax.Array) -> jax.Array:
     """x: <float>[...,D] -> <float32>[...,V], the product with every row."""

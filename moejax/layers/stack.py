@@ -161,9 +161,9 @@ class Stack:
       return step
 
     def rematerialised(block, x, key, depth):
-      graph, variables = nnx.split(block)
+      variables, _, rebuild = functional.open_module(block)
       # Inside a scan the loop already keeps the compiler from merging the two computations.
-      compute = jax.checkpoint(lambda variables, x, key, depth: step(nnx.merge(graph, variables), x, key, depth),
+      compute = jax.checkpoint(lambda variables, x, key, depth: step(rebuild(variables), x, key, depth),
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
       return compute(variables, x, key, depth)
     return rematerialised

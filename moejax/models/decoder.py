@@ -58,7 +58,7 @@ class Decoder(Transformer):
     tokens = sequences.read(batch)
     length = tokens.ids.shape[1]
     x = self.encoding.embed(self.embedding(tokens.ids), tokens.positions)
-    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'length', 'embed'))
+    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'sequence', 'embed'))
     context = Context(tokens.router_inputs, self.encoding, bias=self.encoding.bias(length, length),
                       mask=attention_mask(tokens.segments, tokens.segments, causal=True))
     features, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)

@@ -77,7 +77,7 @@ class EncoderDecoder(nnx.Module):
     length = tokens.ids.shape[1]
     x = encoding.embed(self.embedding(tokens.ids), tokens.positions)
     x = drop(x, self.dropout, key=derive(key, 'embedding'), train=train)
-    x = rules.constrain(x, ('batch', 'length', 'embed'))
+    x = rules.constrain(x, ('batch', 'sequence', 'embed'))
     context = Context(tokens.router_inputs, encoding, bias=encoding.bias(length, length),
                       mask=attention_mask(tokens.segments, tokens.segments, causal=causal), **memory)
     x, routers, updates = transformer.transform(x, context, key=derive(key, 'blocks'), train=train)

@@ -92,7 +92,7 @@ class VisionTransformer(Transformer):
     positions = jnp.broadcast_to(jnp.arange(tokens[1]), tokens)
     valid = jnp.broadcast_to(batch['valid'][:, None], tokens) if 'valid' in batch else None
     x = self.encoding.embed(x, positions)
-    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'length', 'embed'))
+    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'sequence', 'embed'))
     context = Context(RouterInputs(valid=valid, positions=positions), self.encoding,
                       bias=self.encoding.bias(tokens[1], tokens[1]))
     x, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)

@@ -1,9 +1,12 @@
-"""Logical axis names to mesh axes: the one table that says how arrays are sharded.
+"""Logical axis names to mesh axes: the tables that say how arrays are sharded.
 
 Parameters and activations name their dimensions ('expert', 'embed', 'mlp'); this file decides what that means on a mesh.
 """
 import contextlib
 import contextvars
+import dataclasses
+import math
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -13,15 +16,19 @@ from moejax.functional import Tree, flatten, unflatten
 # The dimensions that examples are spread over.
 BATCH_AXES = ('data', 'fsdp', 'expert')
 
-PARAMETER_RULES = {
+Table = dict[str, str | tuple[str, ...]]
+
+# Tensor and expert parallelism. Experts that are fewer than the devices of `expert` are sharded inside instead.
+_SPLIT: Table = {
     'expert': 'expert',
-    'embed': 'fsdp',
+    'expert_mlp': ('expert', 'model'),
     'mlp': 'model',
     'heads': 'model',
     'kv_heads': 'model',
     'vocab': 'model',
 }
-ACTIVATION_RULES = {
+_SPLIT_OVER_DATA: Table = {**_SPLIT, 'embed': 'fsdp'}
+_ACTIVATIONS: Table = {
     'batch': BATCH_AXES,
     'group': BATCH_AXES,
     'expert': 'expert',
@@ -32,13 +39,53 @@ ACTIVATION_RULES = {
     'vocab': 'model',
 }
 
-_active: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar('mesh', default=None)
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """What is sharded over what: logical axis names to mesh axes.
+
+  Attributes:
+    parameters: of what the forward pass reads.
+    gradients: of what the backward pass leaves.
+    optimizer: of the optimizer's state, and of moving averages.
+    activations: of what `constrain` is told.
+  """
+  parameters: Table
+  gradients: Table
+  optimizer: Table
+  activations: Table
+
+
+# The stages of ZeRO (arXiv:1910.02054, section 5) over the mesh axis `fsdp`, each one table more.
+_STAGES = {
+    0: Rules(_SPLIT, _SPLIT, _SPLIT, _ACTIVATIONS),
+    1: Rules(_SPLIT, _SPLIT, _SPLIT_OVER_DATA, _ACTIVATIONS),
+    2: Rules(_SPLIT, _SPLIT_OVER_DATA, _SPLIT_OVER_DATA, _ACTIVATIONS),
+    3: Rules(_SPLIT_OVER_DATA, _SPLIT_OVER_DATA, _SPLIT_OVER_DATA, _ACTIVATIONS),
+}
+
+
+def build(*, zero: Literal[0, 1, 2, 3] = 3, sequence: bool = False) -> Rules:
+  """config.sharding.
+
+  Args:
+    zero: what is sharded over the mesh axis `fsdp`: nothing, the optimizer's state, gradients too, parameters too.
+    sequence: between attention and feed-forwards, tokens of long inputs are spread over the mesh axis `model`
+      (sequence parallelism, arXiv:2205.05198, section 4.2.2).
+  """
+  rules = _STAGES[zero]
+  if sequence:
+    rules = dataclasses.replace(rules, activations={**rules.activations, 'sequence': 'model'})
+  return rules
+
+
+_active: contextvars.ContextVar[tuple[Mesh | None, Rules]] = contextvars.ContextVar('mesh', default=(None, build()))
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh):
-  """Within this context `constrain` constrains to `mesh`."""
-  token = _active.set(mesh)
+def use(mesh: Mesh | None, rules: Rules = build()):
+  """Within this context `constrain` constrains to `mesh`; None: to nothing, as inside of `jax.shard_map`."""
+  token = _active.set((mesh, rules))
   try:
     yield mesh
   finally:
@@ -47,24 +94,30 @@ def use(mesh: Mesh):
 
 def active() -> Mesh | None:
   """The mesh in use, or None."""
-  return _active.get()
+  return _active.get()[0]
+
+
+def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+  """How a parameter lies on the active mesh."""
+  mesh, rules = _active.get()
+  return _spec(mesh, rules.parameters, axes, shape)
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   """`x` with a sharding constraint on the active mesh; `x` itself where no mesh is active."""
-  mesh = _active.get()
+  mesh, rules = _active.get()
   if mesh is None or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(mesh, ACTIVATION_RULES, axes, x.shape)))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(mesh, rules.activations, axes, x.shape)))
 
 
-def shardings(mesh: Mesh, axes: Tree, shapes: Tree) -> Tree:
+def shardings(mesh: Mesh, axes: Tree, shapes: Tree, table: Table = build().parameters) -> Tree:
   """A `NamedSharding` for every parameter: `axes` are its logical names, `shapes` anything with `.shape`.
 
-  A dimension that its mesh axis does not divide is left whole.
+  A dimension that its mesh axes do not divide is left whole.
   """
   flat_axes = flatten(axes)
-  return unflatten({path: NamedSharding(mesh, _spec(mesh, PARAMETER_RULES, flat_axes[path], leaf.shape))
+  return unflatten({path: NamedSharding(mesh, _spec(mesh, table, flat_axes[path], leaf.shape))
                     for path, leaf in flatten(shapes).items()})
 
 
@@ -80,23 +133,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh: Mesh) -> int:
   """How many shards `batch_sharding` makes; the batch size must be a multiple."""
-  size = 1
-  for axis in BATCH_AXES:
-    size *= mesh.shape[axis]
-  return size
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def _spec(mesh: Mesh, rules: dict, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
   if len(axes) != len(shape):
     raise ValueError(f'{len(axes)} axis names {axes} for an array of shape {shape}.')
   used: set[str] = set()
   spec = []
   for name, size in zip(axes, shape):
-    targets = rules.get(name, ())
+    targets = table.get(name, ())
     targets = tuple(t for t in ((targets,) if isinstance(targets, str) else targets) if t not in used)
-    shards = 1
-    for target in targets:
-      shards *= mesh.shape[target]
+    shards = math.prod(mesh.shape[target] for target in targets)
     if shards == 1 or size % shards:
       spec.append(None)
       continue

@@ -1,7 +1,7 @@
 """From a config to everything a run needs. What can be wrong with it is found here, before anything is compiled."""
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,6 +29,7 @@ def default_config() -> ConfigDict:
       checkpoint  `checkpoint.CheckpointConfig`: every, keep, metric, mode
       recovery    `spikes.RecoveryConfig`: skip, spike, patience, max_rollbacks, slow_data, data_timeout, collapse
       mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
+      sharding    `parallel.rules.build`: zero, sequence
       report      `Report`: at
   """
   return ConfigDict(dict(
@@ -40,6 +41,7 @@ def default_config() -> ConfigDict:
       recovery=dict(skip='not_finite', spike=10.0, patience=10, max_rollbacks=3, slow_data=30.0, data_timeout=600.0,
                     collapse=0.9),
       mesh=dict(data=-1, fsdp=1, expert=1, model=1),
+      sharding=dict(zero=3, sequence=False),
       report=dict(at='end')))
 
 
@@ -97,6 +99,7 @@ class Setup:
   config: ConfigDict
   seed: int
   mesh: jax.sharding.Mesh
+  rules: rules.Rules
   model: Functional
   objective: objectives.Objective
   optimizer: optimizer.Optimizer
@@ -118,8 +121,8 @@ class Setup:
     return processes.place(self.mesh, batch)
 
 
-def prepare(config: Mapping) -> Setup:
-  """Builds and checks everything that `config` names.
+def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup:
+  """Builds and checks everything that `config` names, for a run on `devices` (all there are, by default).
 
   Raises:
     ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
@@ -127,12 +130,14 @@ def prepare(config: Mapping) -> Setup:
   config = _checked(config)
   training = call(Training, config.training, 'config.training')
   evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
-  mesh = meshes.build(config.mesh, 'config.mesh')
+  mesh = meshes.build(config.mesh, 'config.mesh', devices)
+  sharding = call(rules.build, config.sharding, 'config.sharding')
   pipeline = data.build(config.data, 'config.data')
   pipeline.check(config.model)
-  model = models.build(config.model, 'config.model')
+  with rules.use(mesh, sharding):
+    model = models.build(config.model, 'config.model')
   setup = Setup(
-      config=config, seed=config.seed, mesh=mesh, model=model, pipeline=pipeline, training=training,
+      config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
       evaluation=evaluated, report=call(Report, config.report, 'config.report'),
       objective=objectives.build(config.objective, 'config.objective'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
@@ -142,7 +147,6 @@ def prepare(config: Mapping) -> Setup:
                                   apply=model.apply, mesh=mesh))
   _check_best(setup)
   _check_batch(setup)
-  _check_experts(setup)
   _trace(setup)
   return setup
 
@@ -160,6 +164,7 @@ class Sections:
   checkpoint: Mapping
   recovery: Mapping
   mesh: Mapping
+  sharding: Mapping
   report: Mapping
 
 
@@ -200,20 +205,10 @@ def _check_batch(setup: Setup) -> None:
                       f'mesh (data x fsdp x expert) times {count} of config.training.accumulate.')
 
 
-def _check_experts(setup: Setup) -> None:
-  ways = setup.mesh.shape['expert']
-  axes = flatten(setup.model.axes)
-  for path, leaf in flatten(setup.model.shapes()[0]).items():
-    for name, size in zip(axes[path], leaf.shape):
-      if name == 'expert' and size % ways:
-        raise ConfigError(f'config.mesh.expert {ways} does not divide the {size} experts of {path}: choose a divisor '
-                          'of the number of experts.')
-
-
 def _trace(setup: Setup) -> None:
   # Shapes that do not fit are found by tracing the loss; it takes seconds, compiling can take minutes.
   params, router_state = setup.model.shapes()
   key = derive(jax.random.key(0), 'trace')
-  with rules.use(setup.mesh):
+  with rules.use(setup.mesh, setup.rules):
     batch = jax.eval_shape(setup.pipeline.augment, setup.pipeline.batch_spec(), key)
     jax.eval_shape(functools.partial(step.loss_function, setup), params, router_state, batch, key, np.float32(1))

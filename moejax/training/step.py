@@ -51,14 +51,14 @@ def state_shardings(setup) -> TrainState:
   """The `NamedSharding` of every leaf of the train state."""
   params, router_state = setup.model.shapes()
   whole = rules.replicated(setup.mesh)
-  sharded = rules.shardings(setup.mesh, setup.model.axes, params)
+  optimizer = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.optimizer)
   return TrainState(
       step=whole,
-      params=sharded,
+      params=rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters),
       router_state=rules.shardings(setup.mesh, setup.model.state_axes, router_state),
-      opt_state=optimizers.state_shardings(setup.optimizer.transform, params, sharded, whole),
+      opt_state=optimizers.state_shardings(setup.optimizer.transform, params, optimizer, whole),
       skips=jax.tree.map(lambda _: whole, jax.eval_shape(spikes.initial)),
-      average=None if setup.training.average is None else sharded)
+      average=None if setup.training.average is None else optimizer)
 
 
 def init_function(setup) -> Callable[[], TrainState]:
@@ -105,7 +105,7 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
 def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
   """The step itself, a pure function. Step n draws all its randomness from `derive(key(seed), n)`."""
   key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
-  with rules.use(setup.mesh):
+  with rules.use(setup.mesh, setup.rules):
     batch = setup.pipeline.augment(batch, derive(key, 'augment'))
     gradients, (router_state, metrics) = accumulate(setup, state, batch, key)
 
@@ -140,7 +140,12 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
   losses, router metrics and new router states are means over microbatches, each of which is routed on its own.
   """
   count = setup.training.accumulate
-  gradient = jax.grad(loss_function, argnums=1, has_aux=True)
+
+  def gradient(*args):
+    gradients, others = jax.grad(loss_function, argnums=1, has_aux=True)(*args)
+    placed = rules.shardings(setup.mesh, setup.model.axes, gradients, setup.rules.gradients)
+    return jax.lax.with_sharding_constraint(gradients, placed), others
+
   if count == 1:
     return gradient(setup, state.params, state.router_state, batch, key, jnp.float32(1))
   total = jnp.maximum(setup.objective.weight(batch), 1)

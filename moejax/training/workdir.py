@@ -15,7 +15,7 @@ from moejax.parallel import processes
 
 # Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
 # trouble, not what is learned.
-MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'report')
+MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report')
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> list[str]:

@@ -5,27 +5,17 @@ registers suffice and the tensor cores' instructions stay asynchronous. Only its
 """
 import functools
 import re
-import shutil
 
 import jax
 import pytest
-from jax.experimental import topologies
 
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
 from moejax.kernels.activations import ACTIVATIONS, GATES
 from moejax.kernels.implementation import Shape
+from moejax.parallel import topologies
 
-pytest.importorskip('jax_plugins.xla_cuda13', reason='compiling for GPUs needs the extra [compile]')
-pytestmark = pytest.mark.skipif(not shutil.which('ptxas'), reason='compiling for GPUs needs ptxas, of the CUDA toolkit')
+pytestmark = pytest.mark.skipif(topologies.missing('h100:1x1') is not None, reason=str(topologies.missing('h100:1x1')))
 
-# XLA's description of an H100 SXM.
-H100 = '''gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"'''
 MIXTRAL = Shape(16384, 8, 4096, 14336, 'bfloat16')
 OLMOE = Shape(262144, 64, 2048, 1024, 'bfloat16')
 GPT_OSS = Shape(65536, 32, 2880, 2880, 'float16')  # no whole number of tiles
@@ -34,8 +24,7 @@ slow = pytest.mark.slow
 
 @functools.cache
 def mesh():
-  devices = topologies.get_topology_desc('', 'cuda', target_config=H100, topology='1x1x1').devices
-  return jax.sharding.Mesh(devices, ('device',), axis_types=(jax.sharding.AxisType.Auto,))
+  return jax.sharding.Mesh(topologies.load('h100:1x1').devices, ('device',), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ tests (`test_tpu_kernels.py`) say that it would be right. Temporaries are bounde
 that the kernels are given: no matrix is transposed or copied outside of them, and no rows are. The benchmark that
 compares the kernels with megablox's is tested here, too: its counts are those of a walk over the grids.
 """
+import dataclasses
 import functools
 import itertools
 
@@ -49,7 +50,7 @@ def test_small_experts_compile(chip, product):
 @pytest.mark.parametrize('shape, dtype', [((8192, 8, 4096, 14336), 'bfloat16'), ((8192, 8, 4096, 14336), 'float32'),
                                           ((65536, 64, 2048, 1024), 'bfloat16'), ((25088, 32, 768, 3072), 'bfloat16'),
                                           ((65536, 64, 2048, 1408), 'bfloat16')])
-@pytest.mark.parametrize('chip', tpu.CHIPS)
+@pytest.mark.parametrize('chip', tpu.TOPOLOGIES)
 def test_experts_of_real_widths_compile(chip, shape, dtype, product):
   """Mixtral 8x7B, OLMoE, V-MoE-B/32 and DeepSeekMoE 16B: widths of the experts, and how many."""
   check(chip, *products(*shape, jnp.dtype(dtype))[product])
@@ -65,7 +66,7 @@ def test_the_compiled_program_reports_the_work_and_traffic_of_its_tiles():
   assert cost['bytes accessed'] == pytest.approx(tpu_tiles.row_traffic(rows, 4, 512, 1024, tiles, 2), rel=0.03)
 
 
-CHIP = tpu.Chip('', 'TPU v5 lite', peak=1e12, bandwidth=1e12)
+CHIP = dataclasses.replace(tpu.CHIPS['v5e'], peak=1e12, bandwidth=1e12)
 
 
 @pytest.mark.parametrize('tk', [128, 256])

@@ -13,17 +13,18 @@ def test_a_good_config_is_prepared():
   assert made.config == digits_config.get_config().copy_and_resolve_references()
 
 
-def change(path, value):
+def change(*paths_and_values):
   def apply(config):
-    *parents, name = path.split('.')
-    with config.unlocked(), config.ignore_type():
-      node = config
-      for parent in parents:
-        node = node[parent]
-      if value is None:
-        del node[name]
-      else:
-        node[name] = value
+    for path, value in zip(paths_and_values[::2], paths_and_values[1::2]):
+      *parents, name = path.split('.')
+      with config.unlocked(), config.ignore_type():
+        node = config
+        for parent in parents:
+          node = node[parent]
+        if value is None:
+          del node[name]
+        else:
+          node[name] = value
   return apply
 
 
@@ -50,7 +51,8 @@ WRONG = {
     'the best without evaluation': (
         change('checkpoint.metric', 'eval/test/accuracy'), 'config.checkpoint.every (10) must be a multiple of'),
     'a mesh of more devices than there are': (change('mesh.expert', 16), 'do not make 8 devices'),
-    'a mesh that does not divide the experts': (change('mesh.expert', 8), 'config.mesh.expert 8 does not divide the 4'),
+    'a mesh that does not divide the experts': (
+        change('model.moe.num_experts', 6, 'mesh.expert', 4), 'a positive multiple of 4, or config.mesh.expert 2'),
     'a batch that does not divide': (
         change('training.accumulate', 4), 'config.data.batch_size 16 must be a multiple of 32'),
     'a model for other images': (change('model.image_size', 16), 'image_size'),

@@ -10,6 +10,7 @@ from moejax import functional
 from moejax.config import call
 from moejax.models.output import ModelOutput
 from moejax.parallel import mesh as meshes
+from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
 from moejax.training import objectives, optimizer, setup
@@ -115,6 +116,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
   return setup.Setup(
       config=config, seed=config.seed, model=model, pipeline=pipeline, training=training,
       mesh=meshes.build(config.mesh, devices=jax.devices()[:devices]),
+      rules=call(rules.build, config.sharding, 'config.sharding'),
       objective=objectives.build(config.objective, 'config.objective'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       evaluators={'test': accuracy(pipeline, model.apply)} if evaluate else {},

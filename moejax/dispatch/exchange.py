@@ -1,0 +1,264 @@
+"""Expert parallelism: tokens travel to the devices that hold their experts, and what these return travels back.
+
+A dispatcher runs on every device over its own tokens (mesh axes data, fsdp, expert), inside one `jax.shard_map`, so that
+each collective is one that is written here:
+
+    method              forward, over the mesh axis `expert`                     traffic of a device and direction
+    all_to_all          buffers of fixed capacity there, and back                E*C*D a group of its tokens
+    all_gather          all tokens and routes there, sums back (reduce-scatter)  N*D, N the tokens of all its devices
+    ragged_all_to_all   the rows that were routed there, and back                K*D a token; nothing is padded
+
+and the same the other way round backward. The first needs a capacity; the others are dropless, so that a device must have
+room for all rows of the axis. Weights that lie over `fsdp` are gathered; hidden units that lie over `model` give partial
+sums, which are added where they leave. Experts fewer than the devices of the axis are sharded inside: all tokens visit
+every device, each of which has a share of every expert's hidden units.
+"""
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from moejax import experts as experts_lib
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.dispatch import layouts, ragged
+from moejax.kernels.target import target
+from moejax.parallel import rules
+from moejax.routing.plans import Plan, SlotPlan, TokenPlan
+
+Dropless = Literal['all_gather', 'ragged_all_to_all']
+Method = Literal['all_to_all'] | Dropless
+Run = Callable[[Plan, jax.Array, experts_lib.Call], jax.Array]
+
+
+def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, *, method: Method | None, chunks: int,
+                 where: str) -> jax.Array:
+  """What `run(plan, x, experts)` returns, computed by all devices of the active mesh.
+
+  Args:
+    run: of a dispatcher.
+    plan: over the G groups of S tokens of `x`. Placed ones for 'all_to_all'.
+    x: <float>[G,S,D].
+    experts: with all experts.
+    method: of the exchange; None: the dropless one with less traffic.
+    chunks: parts that travel and are computed one after the other, so that one travels while another is computed.
+    where: config path of the dispatcher, for errors.
+
+  Returns:
+    <float>[G,S,D].
+
+  Raises:
+    ConfigError: experts or chunks that do not divide.
+  """
+  mesh = rules.active()
+  if mesh is None or mesh.size == 1:
+    return run(plan, x, experts)
+  plan = dataclasses.replace(plan, passthrough=None)
+  shards = rules.batch_shards(mesh)
+  shape = x.shape
+  if isinstance(plan, TokenPlan) and method != 'all_to_all':
+    # Without slots groups mean nothing: what each device has is one group.
+    plan, x = jax.tree.map(lambda a: a.reshape(shards, -1, *a.shape[2:]), (dataclasses.replace(plan, slot=None), x))
+  if len(x) % shards:
+    return run(plan, x, experts)  # Groups that span devices: the compiler finds out what has to travel.
+
+  variables, axes, rebuild = functional.open_module(experts.experts)
+  specs = {path: rules.parameter_spec(axes[path], variables[path].shape) for path in variables}
+  hidden = _hidden_axes(axes, specs)
+  _check(mesh, plan.num_experts, hidden, where)
+  if 'expert' in hidden:
+    method = 'all_gather'
+  if method is None:
+    method = dropless_method(plan, mesh.shape['expert'])
+
+  def local(plan, x, variables, key):
+    with rules.use(None):
+      module = rebuild({path: _over_fsdp(variables[path], specs[path], experts.experts) for path in variables})
+      here = Here(dataclasses.replace(experts, experts=module, key=key), plan.num_experts, x.shape[0] * x.shape[1],
+                  'expert' in hidden, layouts.Part(hidden) if hidden else None)
+      return _METHODS[method](run, plan, x, here, chunks, where).astype(x.dtype)[None]
+
+  batch = PartitionSpec(rules.BATCH_AXES)
+  parts = 'model' if 'model' in hidden else None
+  y = jax.shard_map(local, mesh=mesh, in_specs=(batch, batch, specs, PartitionSpec()), check_vma=False,
+                    out_specs=PartitionSpec(parts, rules.BATCH_AXES))(plan, x, variables, experts.key)
+  # Outside, because there the sum of shards is one all-reduce forward and none backward.
+  return y.sum(0).reshape(shape)
+
+
+def dropless_method(plan: Plan, devices: int) -> Dropless:
+  """The exchange with less traffic, of those that the present target has."""
+  choices = plan.expert.shape[-1] if isinstance(plan, TokenPlan) else devices
+  return 'ragged_all_to_all' if choices < devices and target().platform != 'cpu' else 'all_gather'
+
+
+@dataclasses.dataclass(frozen=True)
+class Here:
+  """What one device of a `shard_map` has of the experts.
+
+  Attributes:
+    call: with the weights that lie here.
+    num_experts: E.
+    tokens: how many a device has.
+    inside: every expert is sharded over the `expert` axis.
+    part: which of the hidden units are here; None: all.
+  """
+  call: experts_lib.Call
+  num_experts: int
+  tokens: int
+  inside: bool
+  part: layouts.Part | None
+
+  @property
+  def count(self) -> int:
+    """How many experts there are here."""
+    return self.num_experts if self.inside else self.num_experts // jax.lax.axis_size('expert')
+
+  @property
+  def first(self) -> jax.Array | int:
+    """The first of them."""
+    return 0 if self.inside else jax.lax.axis_index('expert') * self.count
+
+  def experts(self, number: Callable[[jax.Array], jax.Array]) -> 'Local':
+    """A call of the experts that are here; `number` turns a row's id here into its id everywhere."""
+    return Local(self.call.experts, self.call.key, self.call.train, number, self.part)
+
+  def number(self, token: jax.Array, first: jax.Array | int = 0, count: int | None = None):
+    """`Local.number` for rows of `token` <int32>[N], their numbers among all devices' tokens, and `count` experts."""
+    count = self.num_experts if count is None else count
+    return lambda ids: layouts.row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
+
+  def own_tokens(self) -> jax.Array:
+    """<int32>[T] the numbers of this device's tokens among those of all devices."""
+    return jax.lax.axis_index(rules.BATCH_AXES) * self.tokens + jnp.arange(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Local(experts_lib.Call):
+  """Experts of this device, as a dispatcher calls them.
+
+  Attributes:
+    number: a row's id here -> its id everywhere, so that dropout is the same on every mesh.
+    part: of the hidden units.
+  """
+  number: Callable[[jax.Array], jax.Array] = lambda ids: ids
+  part: layouts.Part | None = None
+
+  def __call__(self, rows, layout):
+    """See `Call`."""
+    layout = dataclasses.replace(layout, row_ids=self.number(layout.row_ids), part=self.part)
+    return super().__call__(rows, layout)
+
+  def block(self):
+    """See `Call`."""
+    block = super().block()
+    if block is None or self.part is None or block.weights.bo is None:
+      return block
+    return block._replace(weights=block.weights._replace(bo=self.part.once(block.weights.bo)))
+
+
+# ---- the three ways -------------------------------------------------------------------------------------------------
+
+
+def _by_all_to_all(run, plan, x, here, chunks, where):
+  return run(plan, x, _Buffered(here, chunks, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Buffered:
+  """Experts everywhere, as a dispatcher with buffers calls them."""
+  here: Here
+  chunks: int
+  where: str
+
+  def __call__(self, rows, layout):
+    there = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=0, concat_axis=1, tiled=True)
+    back = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=1, concat_axis=0, tiled=True)
+    ids = self.here.number(self.here.own_tokens())(layout.row_ids)
+    experts = self.here.experts(lambda ids: ids)
+    if rows.shape[1] % self.chunks:
+      raise ConfigError(f'{self.where}.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
+                        'sends to each expert: choose a divisor, or another capacity.')
+    y = [back(experts(there(part), layouts.Buffers(there(part_ids))))
+         for part, part_ids in zip(jnp.split(rows, self.chunks, 1), jnp.split(ids, self.chunks, 1))]
+    return jnp.concatenate(y, axis=1)
+
+
+def _by_all_gather(run, plan, x, here, chunks, where):
+  def gather(a):
+    return jax.lax.all_gather(a, 'expert', tiled=True)
+
+  def compute(plan, x, token):
+    if isinstance(plan, TokenPlan):
+      # What is not kept names no expert: one array less travels.
+      plan = dataclasses.replace(plan, expert=jnp.where(plan.kept, plan.expert, plan.num_experts), kept=None)
+    plan = _restricted(jax.tree.map(gather, plan), here.first, here.count)
+    y = run(plan, gather(x), here.experts(here.number(gather(token), here.first, here.count)))
+    return jax.lax.psum_scatter(y.astype(x.dtype), 'expert', tiled=True)
+  return _in_chunks(compute, plan, x, here, chunks, where)
+
+
+def _restricted(plan, first, count):
+  # The plan over `count` experts alone.
+  if isinstance(plan, SlotPlan):
+    own = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count, axis=1)
+    return dataclasses.replace(plan, token=own(plan.token), weight=own(plan.weight), filled=own(plan.filled))
+  expert = plan.expert - first
+  kept = (expert >= 0) & (expert < count)
+  return dataclasses.replace(plan, expert=jnp.where(kept, expert, 0), kept=kept, num_experts=count)
+
+
+def _by_ragged_all_to_all(run, plan, x, here, chunks, where):
+  def compute(plan, x, token):
+    return run(plan, x, ragged.Experts(here.experts(lambda ids: ids), here.number(token)))
+  return _in_chunks(compute, plan, x, here, chunks, where)
+
+
+def _in_chunks(compute, plan, x, here, chunks, where):
+  if not isinstance(plan, TokenPlan) or chunks == 1:
+    return compute(plan, x, here.own_tokens())
+  if x.shape[1] % chunks:
+    raise ConfigError(f'{where}.chunks = {chunks} does not divide the {x.shape[1]} tokens of a device: choose a divisor.')
+  split = lambda a: jnp.split(a, chunks, axis=1)
+  plans = zip(*map(split, jax.tree.leaves(plan)))
+  y = [compute(jax.tree.unflatten(jax.tree.structure(plan), part), rows, token[0])
+       for part, rows, token in zip(plans, split(x), split(here.own_tokens()[None]))]
+  return jnp.concatenate(y, axis=1)
+
+
+_METHODS = {'all_to_all': _by_all_to_all, 'all_gather': _by_all_gather, 'ragged_all_to_all': _by_ragged_all_to_all}
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def _hidden_axes(axes, specs) -> tuple[str, ...]:
+  # The mesh axes that hidden units lie over.
+  for path, spec in specs.items():
+    for name, entry in zip(axes[path], spec):
+      if name == 'expert_mlp' and entry is not None:
+        return entry if isinstance(entry, tuple) else (entry,)
+  return ()
+
+
+def _over_fsdp(variable, spec, experts):
+  # In the dtype of the computation, which is half of what it is stored in.
+  for dimension, entry in enumerate(spec):
+    if entry == 'fsdp':
+      return jax.lax.all_gather(variable.astype(experts.dtype), 'fsdp', axis=dimension, tiled=True)
+  return variable
+
+
+def _check(mesh: Mesh, num_experts: int, hidden: tuple[str, ...], where: str) -> None:
+  devices = mesh.shape['expert']
+  if num_experts % devices and 'expert' not in hidden:
+    shares = math.prod(mesh.shape[axis] for axis in ('expert', 'model'))
+    raise ConfigError(f'{where}: {num_experts} experts are fewer than the {devices} devices of the mesh axis `expert`, so '
+                      f'their hidden units would be split {shares} ways (expert x model), which does not divide them. '
+                      f'Make config.model.moe.experts.hidden a multiple of {shares}, or config.mesh.expert at most '
+                      f'{num_experts}.')

@@ -1,0 +1,154 @@
+"""Experts of all devices, as a dispatcher with sorted rows calls them: rows travel by `jax.lax.ragged_all_to_all`."""
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax import experts as experts_lib
+from moejax.dispatch import layouts
+from moejax.kernels import Routes, expert_block
+from moejax.kernels.target import target
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """Sends rows that are sorted by expert to the devices of the mesh axis `expert`, and returns what they return.
+
+  Attributes:
+    local: the experts of this device.
+    number: a row's id here -> its id everywhere.
+  """
+  local: experts_lib.Call
+  number: Callable[[jax.Array], jax.Array]
+
+  def block(self) -> None:
+    """No fused block: rows are read before they travel, and summed after."""
+    return None
+
+  def __call__(self, rows: jax.Array, layout: layouts.Ragged) -> jax.Array:
+    """rows: <float>[M,D] sorted by expert -> <float>[M,D]."""
+    journey = Journey.of(layout.group_sizes)
+    there = lambda a: journey.there(a, capacity=rows.shape[0] * journey.devices)
+    arrived = there(rows)
+    sizes, source, place = journey.sorted_by_expert(arrived.shape[0])
+    if block := self.local.block():
+      routes = Routes(source, jnp.ones(source.shape, jnp.float32), sizes, place[:, None])
+      y = expert_block(arrived.astype(block.weights.wi.dtype), block.weights, routes, activation=block.activation,
+                       implementation=layout.implementation)
+    else:
+      expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(source.size), side='right')
+      ids = there(self.number(layout.row_ids)[:, None])[:, 0][source]
+      y = self.local(layouts.take_rows(arrived[None], source[None], place[None, :, None])[0],
+                     layouts.Ragged(expert, sizes, ids, layout.implementation))
+      y = layouts.take_rows(y[None], place[None], source[None, :, None])[0]
+    return journey.back(y, rows.shape[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Journey:
+  """Who sends how many rows to whom.
+
+  Attributes:
+    sizes: <int32>[source, destination, expert of the destination].
+    me: this device.
+  """
+  sizes: jax.Array
+  me: jax.Array
+
+  @classmethod
+  def of(cls, group_sizes: jax.Array) -> 'Journey':
+    """group_sizes: <int32>[E] rows that this device has for each expert; one small all-gather."""
+    devices = jax.lax.axis_size('expert')
+    return cls(jax.lax.all_gather(group_sizes.reshape(devices, -1), 'expert'), jax.lax.axis_index('expert'))
+
+  @property
+  def devices(self) -> int:
+    """Of the axis."""
+    return self.sizes.shape[0]
+
+  def there(self, rows: jax.Array, capacity: int) -> jax.Array:
+    """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] those for this device, by source; zeros after them."""
+    return _travel(capacity, rows, self._way_there, self._way_back)
+
+  def back(self, rows: jax.Array, count: int) -> jax.Array:
+    """rows: <..>[capacity,D] as they came -> <..>[count,D], each where it started; zeros after them."""
+    return _travel(count, rows, self._way_back, self._way_there)
+
+  @property
+  def _way_there(self) -> 'Way':
+    sent = self.sizes.sum(-1)
+    arrive = _exclusive(sent, axis=0)  # where the rows of each source lie at each destination
+    return Way(_exclusive(sent[self.me]), sent[self.me], arrive[self.me], sent[:, self.me])
+
+  @property
+  def _way_back(self) -> 'Way':
+    sent = self.sizes.sum(-1)
+    start = _exclusive(sent, axis=1)  # where the rows for each destination lie at each source
+    return Way(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
+
+  def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of `count` rows that came (by source, then expert): rows of each expert, the row to read, and where each went."""
+    mine = self.sizes[:, self.me]
+    by_source, by_expert = _exclusive(mine.ravel()).reshape(mine.shape), _exclusive(mine.T.ravel()).reshape(mine.T.shape)
+    row = jnp.arange(count)
+
+    def moved(sizes, starts, targets):
+      # Rows in runs of `sizes`: from where a run starts to where it goes. Rows after all runs stay.
+      ends = jnp.cumsum(sizes.ravel())
+      run = jnp.searchsorted(ends, row, side='right')
+      shift = (targets - starts).ravel()
+      return row + shift.at[run].get(mode='fill', fill_value=0)
+    return (mine.sum(0), moved(mine.T, by_expert, by_source.T), moved(mine, by_source, by_expert.T))
+
+
+def _exclusive(sizes, axis=0):
+  return jnp.cumsum(sizes, axis) - sizes
+
+
+class Way(NamedTuple):
+  """What a ragged all-to-all over the mesh axis `expert` is told; each <int32>[devices].
+
+  Attributes:
+    starts: of the rows that go to each device.
+    sizes: of them.
+    targets: where they begin in that device's output.
+    received: rows that come from each device.
+  """
+  starts: jax.Array
+  sizes: jax.Array
+  targets: jax.Array
+  received: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _travel(count, rows, way, back):
+  # The gradient goes the known way back; XLA's would first ask each device for it.
+  return _ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), way)
+
+
+def _travel_forward(count, rows, way, back):
+  return _travel(count, rows, way, back), (jnp.zeros((rows.shape[0], 0)), way, back)
+
+
+def _travel_backward(count, residuals, d):
+  rows, way, back = residuals
+  return _travel(len(rows), d, back, way), None, None
+
+
+_travel.defvjp(_travel_forward, _travel_backward)
+
+
+def _ragged_all_to_all(rows, output, way):
+  """`jax.lax.ragged_all_to_all`; CPUs have none, so there it is made of an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
+  way = Way(*(a.astype(jnp.int32) for a in way))
+  if target().platform != 'cpu':
+    return jax.lax.ragged_all_to_all(rows, output, *way, axis_name='expert')
+  me = jax.lax.axis_index('expert')
+  everywhere = jax.lax.all_gather(rows, 'expert')
+  starts, sizes, targets = jax.lax.all_gather(jnp.stack(way[:3]), 'expert')[:, :, me].T
+  offset = jnp.arange(rows.shape[0]) - starts[:, None]
+  place = jnp.where((offset >= 0) & (offset < sizes[:, None]), targets[:, None] + offset, len(output))
+  return output.at[place.ravel()].set(everywhere.reshape(-1, rows.shape[1]), mode='drop')

@@ -1,0 +1,98 @@
+"""Machines that are not there: devices to compile for, by name.
+
+    load('v5e:16x16')   256 chips of a TPU v5e pod, with the compiler of libtpu
+    load('h100:8x8')    8 hosts of 8 H100, with the compiler of jax's CUDA plugin and ptxas
+
+Both compilers come with the extra `compile`, run on any machine with Linux, and need neither TPU nor GPU.
+"""
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import shutil
+
+import jax
+from jax.experimental import topologies as described
+
+from moejax.config import ConfigError
+from moejax.parallel.chips import CHIPS, Chip
+
+# XLA's description of an H100 SXM.
+H100 = '''gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"'''
+# libtpu asks a cloud for its chips, and guards them with a lock; here are none of either.
+for _name, _value in dict(TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1').items():
+  os.environ.setdefault(_name, _value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Chips that are wired together.
+
+  Attributes:
+    name: as given to `load`, e.g. 'v5e:16x16'.
+    chip: what each of them has.
+    shape: sides of the torus of TPUs; hosts and GPUs a host.
+    devices: one a chip, to build a mesh of.
+  """
+  name: str
+  chip: Chip
+  shape: tuple[int, ...]
+  devices: tuple[jax.Device, ...]
+
+
+def load(name: str) -> Topology:
+  """The devices of `name`: <chip>:<sides>.
+
+  Raises:
+    ConfigError: no such chip or shape, or its compiler is not installed.
+  """
+  chip, _, sides = name.partition(':')
+  if chip not in CHIPS:
+    raise ConfigError(f'--topology={name}: there is no chip {chip!r}. Known: {", ".join(CHIPS)}; a topology is e.g. '
+                      'v5e:16x16, v5p:4x4x8 or h100:8x8.')
+  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', sides):
+    raise ConfigError(f'--topology={name}: after {chip}: come the sides of the machine, e.g. '
+                      f'{"h100:8x8 (hosts x GPUs a host)" if chip == "h100" else "v5e:16x16 or v5p:4x4x8"}.')
+  shape = tuple(map(int, sides.split('x')))
+  devices = _gpus(name, shape) if chip == 'h100' else _tpus(name, chip, sides)
+  if len(devices) != math.prod(shape):
+    raise RuntimeError(f'{name} has {len(devices)} devices, not one for each of {math.prod(shape)} chips.')
+  return Topology(name, CHIPS[chip], shape, tuple(devices))
+
+
+def missing(name: str) -> str | None:
+  """What a machine lacks to compile for the topology `name`, in words; None: nothing."""
+  if name.startswith('h100'):
+    if not any(importlib.util.find_spec(f'jax_plugins.xla_cuda{version}') for version in (12, 13)):
+      return "jax's CUDA plugin (pip install -e '.[compile]')"
+    return None if shutil.which('ptxas') else 'ptxas, of the CUDA toolkit, on the PATH'
+  return None if importlib.util.find_spec('libtpu') else "libtpu (pip install -e '.[compile]')"
+
+
+def _tpus(name: str, chip: str, sides: str) -> list:
+  # A v4 chip has two cores, and is one device wherever jax runs on it.
+  options = dict(chip_config_name='megacore') if chip == 'v4' else {}
+  return _described(name, f'{chip}:{sides}', 'tpu', **options)
+
+
+def _gpus(name: str, shape: tuple[int, ...]) -> list:
+  if len(shape) != 2:
+    raise ConfigError(f'--topology={name}: GPUs are hosts x GPUs a host, e.g. h100:8x8.')
+  hosts, gpus = shape
+  return _described(name, '', 'cuda', target_config=H100, topology=f'{hosts}x1x{gpus}')
+
+
+def _described(name: str, *arguments, **options) -> list:
+  if lack := missing(name):
+    raise ConfigError(f'--topology={name}: compiling for it needs {lack}.')
+  try:
+    return described.get_topology_desc(*arguments, **options).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ConfigError(f'--topology={name} is no shape that its chips come in: {str(error).splitlines()[0]}.') from None
