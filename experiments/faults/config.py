@@ -19,6 +19,6 @@ def get_config(steps: str = '100'):
   config.training.update(dict(steps=int(steps), log_every=1, average=0.9))
   config.evaluation = dict(every=20, evaluators=dict(test=dict(name='accuracy', split='test')))
   config.checkpoint.every = 5
-  config.recovery.update(dict(skip='spikes', patience=2, max_rollbacks=20, slow_data=0.5, data_timeout=2.0))
+  config.recovery.update(dict(skip='spikes', spike=3.0, patience=2, max_rollbacks=20, slow_data=0.5, data_timeout=2.0))
   config.report.at = 'never'
   return config
