@@ -1,4 +1,4 @@
-"""The run that faults are injected into: a sparse vision transformer on digits, whose router has noise and remembers."""
+"""The run that faults are injected into: a tiny sparse vision transformer, whose router has noise and remembers."""
 from moejax.routing import papers
 from moejax.training.setup import default_config
 

@@ -1,6 +1,6 @@
 """The faults: what is done to a run, and what its processes must then do.
 
-A kind gives the faults that a process starts with, disturbs it from outside, and says what must be true of how it ended.
+A kind gives the faults that a process starts with, disturbs it from outside, and says what was wrong with its end.
 """
 import dataclasses
 import random

@@ -107,9 +107,9 @@ def main(argv) -> None:
   results = json.loads(path.read_text()) if path.exists() else dict(
       command=f'python -m experiments.faults.sweep --kills={options.kills} --seed={options.seed}', runs=[])
   scratch = runner.ROOT / 'runs/faults'
-  for name, value in (('jax_compilation_cache_dir', str(scratch / 'compiled')),
-                      ('jax_persistent_cache_min_compile_time_secs', 0.), ('jax_persistent_cache_min_entry_size_bytes', -1)):
-    jax.config.update(name, value)
+  jax.config.update('jax_compilation_cache_dir', str(scratch / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   for name, quota in quotas(options.kills, options.kinds).items():
     while (done := sum(run['injected'] for run in results['runs'] if run['kind'] == name)) < quota:
       index = sum(run['kind'] == name for run in results['runs'])

@@ -44,8 +44,9 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
       ('Model', model(setup, taken)),
       ('Config', page.details('Show the whole config', page.code(workdirs.dumps(setup.config)))),
   ]
+  head = summary(setup, rows, series, taken)
   (folder / 'index.html').write_text(
-      page.document(f'moejax run: {workdir.resolve().name}', summary(setup, rows, series, taken), sections), encoding='utf-8')
+      page.document(f'moejax run: {workdir.resolve().name}', head, sections), encoding='utf-8')
   return folder / 'index.html'
 
 

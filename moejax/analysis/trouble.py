@@ -21,15 +21,15 @@ def section(series: dict[str, history.Series]) -> str:
   parts = []
   found = collapses(series)
   if found:
-    parts.append(page.paragraph('A router has collapsed where nearly all tokens choose one and the same expert in three '
-                                'logged rows one after the other (config.recovery.collapse).'))
+    parts.append(page.paragraph('A router has collapsed where nearly all tokens choose one and the same expert in '
+                                'three logged rows one after the other (config.recovery.collapse).'))
     parts.append(page.table(['layer', 'from step', 'to step', 'expert', 'share of choices'],
                             [[layer, begin, 'the end' if end is None else end, expert, share]
                              for layer, begin, end, expert, share in found]))
   changes = _changes(series)
   if changes:
-    parts.append(page.paragraph('Batches that were skipped, and rollbacks to a checkpoint, at the row after they happened '
-                                '(config.recovery). Neither turns back the step or the data.'))
+    parts.append(page.paragraph('Batches that were skipped, and rollbacks to a checkpoint, at the row after they '
+                                'happened (config.recovery). Neither turns back the step or the data.'))
     parts.append(page.table(['step', 'skipped so far', 'rollbacks so far', 'steps lost so far'], changes))
   return ''.join(parts) or page.paragraph('None: no router collapsed, and no batch was skipped.')
 
@@ -56,7 +56,8 @@ def _changes(series):
     return []
   counts = np.stack([series[name].values for name in names], 1).astype(int)
   before = np.concatenate([np.zeros((1, 3), int), counts[:-1]])
-  return [[int(step), *map(int, row)] for step, row, old in zip(series[names[0]].steps, counts, before) if (row != old).any()]
+  return [[int(step), *map(int, row)] for step, row, old in zip(series[names[0]].steps, counts, before)
+          if (row != old).any()]
 
 
 def _last(series, name):

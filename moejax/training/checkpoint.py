@@ -9,49 +9,26 @@ what was written, or it is not used. All processes of a run call the same method
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
-from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes, rules
-from moejax.training import checksums
+from moejax.training import checksums, kept
 from moejax.training import workdir as workdirs
+from moejax.training.kept import CheckpointConfig
 from moejax.training.peers import PeerLost
 from moejax.training.recovery import NoCheckpoint
 from moejax.training.step import TrainState
 
 _ITEMS = ('params', 'router_state', 'opt_state', 'skips', 'average')
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """config.checkpoint.
-
-  Attributes:
-    every: steps between checkpoints; the last step always has one, and so has one at which the run is interrupted.
-    keep: how many of the latest are kept, also of those that `every` asked for.
-    metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
-    mode: whether the best is the largest or the smallest.
-  """
-  where: str
-  every: int = 500
-  keep: int = 2
-  metric: str | None = None
-  mode: Literal['max', 'min'] = 'max'
-
-  def __post_init__(self):
-    for name in ('every', 'keep'):
-      if getattr(self, name) < 1:
-        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
 
 
 class Checkpoints:
@@ -71,14 +48,8 @@ class Checkpoints:
     self._open()
 
   def _open(self):
-    keep = [policies.LatestN(self._options.keep), _LatestRegular(self._options)]
-    score = None
-    if self._options.metric is not None:
-      score = lambda metrics: metrics['score']
-      keep.append(policies.BestN(get_metric_fn=score, reverse=self._options.mode == 'min', n=1,
-                                 keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(keep), best_fn=score, best_mode=self._options.mode,
+        **kept.policy(self._options),
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums)))
 
@@ -174,7 +145,7 @@ class Checkpoints:
     """
     self.wait()
     self._manager.reload()
-    steps = [step for step in _latest_regular(self._manager.all_steps(), self._options) if step < limit]
+    steps = [step for step in kept.latest_regular(self._manager.all_steps(), self._options) if step < limit]
     try:
       step, state, _ = _first_readable(sorted(steps, reverse=True), lambda step: self._read(step, states), self.folder,
                                        self._say)
@@ -207,25 +178,10 @@ class Checkpoints:
   def _look_for_folder(self):
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
     if vanished or not self.folder.is_dir():
-      names = f'of {"step" if len(vanished) == 1 else "steps"} {", ".join(map(str, sorted(vanished)))} ' if vanished else ''
-      self._say(f'Checkpoints {names}have vanished from {self.folder}. Training goes on, and writes the next one now.')
+      names = ''.join(f' {step}' for step in sorted(vanished))
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training goes on, and writes the next one now.')
       self._manager.close()
       self._open()
-
-
-def _latest_regular(steps: Sequence[int], options: CheckpointConfig) -> list[int]:
-  return sorted(step for step in steps if step % options.every == 0)[-options.keep:]
-
-
-@dataclasses.dataclass
-class _LatestRegular(policies.PreservationPolicy):
-  """Keeps what a rollback may need, however often the run is interrupted, and saved, in between."""
-  options: CheckpointConfig
-
-  def should_preserve(self, checkpoints, *, context):
-    del context
-    kept = _latest_regular([checkpoint.step for checkpoint in checkpoints], self.options)
-    return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:

@@ -222,7 +222,7 @@ def state_shardings(transform: optax.GradientTransformation, params: Tree, shard
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """`opt_state` whose schedule stands at `step`: the learning rate belongs to the step, however many updates were applied.
+  """`opt_state` whose schedule stands at `step`: the learning rate belongs to the step, whatever was skipped before it.
 
   What else is counted are updates, as the correction of moments needs.
   """

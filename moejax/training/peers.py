@@ -1,7 +1,8 @@
 """When another process of the run dies: those that are left end with a sentence, and do not wait for it.
 
-It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses the heartbeat of
-the dead process (after 100 s) or loses the first process (at once), and ends every process by SIGABRT from a thread of its own.
+It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
+of the dead process (after 100 s) or the first process itself (at once), and ends every other by SIGABRT, from a thread of
+its own.
 """
 import contextlib
 import ctypes
@@ -35,15 +36,16 @@ def noticed() -> Iterator[None]:
   if jax.process_count() == 1:
     yield
     return
-  with _abort_says(f'\nProcess {jax.process_index()}: jax has ended this process and says why above; most likely another '
-                   f'process has died. {_NEXT}\n'):
+  who = f'Process {jax.process_index()}'
+  with _abort_says(f'\n{who}: jax has ended this process and says why above; most likely another one has died. '
+                   f'{_NEXT}\n'):
     try:
       yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
       if isinstance(error, ValueError) and type(error) is not ValueError or not _LOST.search(str(error)):
         raise
       reason = str(error).splitlines()[0]
-      raise PeerLost(f'Process {jax.process_index()}: another process of the run has died ({reason}). {_NEXT}') from error
+      raise PeerLost(f'{who}: another process of the run has died ({reason}). {_NEXT}') from error
 
 
 @contextlib.contextmanager

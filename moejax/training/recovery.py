@@ -1,4 +1,4 @@
-"""What ends a run early, and what is said then: a signal, a loss that diverged, data or checkpoints that cannot be had."""
+"""What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
 import os
 import signal
 from typing import Any

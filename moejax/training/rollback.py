@@ -3,7 +3,7 @@ that does not help.
 
 A rollback takes parameters, optimizer, router state and the memory of spikes from a checkpoint. It does not turn back
 the step or the data: every batch, random key and learning rate belongs to one step, and is used at most once. So the run
-moves past the data that it diverged on, and what it does depends on nothing but its state and its checkpoints.
+moves past the data that it diverged on, and what it does depends on its state and its regular checkpoints alone.
 """
 import dataclasses
 from collections.abc import Callable
@@ -80,7 +80,8 @@ class Guard:
     at, old = found
     self._say(f'{in_a_row} batches in a row were skipped: rolled back to the checkpoint of step {at}; '
               f'{now - at} steps are lost. Training goes on with the data that follow.')
-    skips |= dict(rollbacks=skips['rollbacks'] + 1, lost=skips['lost'] + now - at, rolled_back_at=now, rolled_back_to=at)
+    skips |= dict(rollbacks=skips['rollbacks'] + 1, lost=skips['lost'] + now - at,
+                  rolled_back_at=now, rolled_back_to=at)
     place = lambda x: jax.device_put(np.int32(x), state.step.sharding)
     counters = {name: place(value) for name, value in {**skips, 'in_a_row': 0}.items()}
     return dataclasses.replace(old, step=place(now), skips={**old.skips, **counters},

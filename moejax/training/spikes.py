@@ -1,7 +1,7 @@
 """Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes.
 
-Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for the
-host, and every process decides alike. What is remembered is part of the train state, so that a run that goes on from a
+Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for
+the host, and every process decides alike. What is remembered is part of the train state: a run that goes on from a
 checkpoint decides as if it had never stopped.
 """
 import dataclasses
@@ -78,7 +78,7 @@ def judge(config: RecoveryConfig, skips: Skips, loss: jax.Array, gradient_norm: 
 
 
 def limit(recent: jax.Array, accepted: jax.Array, deviations: float) -> jax.Array:
-  """<float32>[] median + `deviations` robust standard deviations of `recent` <float32>[WINDOW]; infinity until it is full.
+  """<float32>[] median + `deviations` robust standard deviations of `recent` [WINDOW]; infinity until that is full.
 
   The standard deviation is 1.4826 times the median distance to the median, as for a normal distribution, and at least
   1% of the median: a curve that has become flat does not make noise a spike.

@@ -11,8 +11,8 @@ from moejax.training.spikes import RecoveryConfig
 
 def watch(router=None, rows=(), num_experts=4):
   model = ConfigDict(dict(moe=dict(num_experts=num_experts, router=router)) if router else {})
-  return alarms.Collapse(SimpleNamespace(config=SimpleNamespace(model=model), recovery=RecoveryConfig('config.recovery')),
-                         rows)
+  setup = SimpleNamespace(config=SimpleNamespace(model=model), recovery=RecoveryConfig('config.recovery'))
+  return alarms.Collapse(setup, rows)
 
 
 def row(step, *load):

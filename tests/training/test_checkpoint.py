@@ -247,11 +247,12 @@ def test_evaluation_says_where_it_looked_for_checkpoints(tmp_path):
     checkpoint.restore_for_evaluation(tmp_path, step=3)
 
 
-# ---- what is missing or damaged, and what a rollback finds -------------------------------------------------------------
+# ---- what is missing or damaged, and what a rollback finds ----------------------------------------------------------
 
 
-@pytest.mark.parametrize('damage, file', [(cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* other'),
-                                          (lose_an_item, 'average/.* is missing')])
+@pytest.mark.parametrize('damage, file', [
+    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* has other contents'),
+    (lose_an_item, 'average/.* is missing')])
 def test_the_file_that_is_damaged_is_named(tmp_path, damage, file):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
@@ -274,8 +275,8 @@ def test_checkpoints_that_vanish_are_said_and_the_next_is_written(tmp_path):
     checkpoints.wait()
     shutil.rmtree(tmp_path / 'checkpoints')
     checkpoints.save(state_at(4), after(4), {})
-  assert said == [f'Checkpoints of step 2 have vanished from {tmp_path}/checkpoints. Training goes on, and writes the next '
-                  'one now.']
+  assert said == [f'Checkpoints 2 have vanished from {tmp_path}/checkpoints. Training goes on, and writes the next one '
+                  'now.']
   assert_equal(restore(tmp_path)[0], state_at(4))
 
 

@@ -160,7 +160,7 @@ ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3))
 
 
 def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
-  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 is the one that cannot go on, so back to 2."""
+  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 cannot go on, so back to 2."""
   _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
   line, = [line for line in said if 'rolled back' in line]
   assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '

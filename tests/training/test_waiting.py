@@ -1,4 +1,4 @@
-"""Batches that are late, never come, or cannot be read: said, or the end of the run; never a hang. With a thread of its own."""
+"""Batches that are late, never come, or cannot be read: said, or the end of the run, and never a hang."""
 import threading
 import time
 from types import SimpleNamespace
