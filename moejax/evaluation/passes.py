@@ -61,10 +61,13 @@ class Split:
 def compiled(function: Callable, mesh: Mesh) -> Callable:
   """`function` compiled under `mesh`, its results whole on every device."""
   jitted = jax.jit(function, out_shardings=rules.replicated(mesh))
+  program = None
 
   def call(*args):
+    nonlocal program
     with rules.use(mesh):
-      return jitted(*args)
+      program = program or processes.compiled(jitted, *args)
+      return program(*args)
   return call
 
 

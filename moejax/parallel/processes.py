@@ -3,16 +3,19 @@
 A run of several processes is one program: all of them call the same functions in the same order, since whatever one
 computes on the mesh all compute. Only `jax.process_index() == 0` prints and writes what is not an array.
 """
+import contextlib
 import functools
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
@@ -36,18 +39,24 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
   `num_processes` is 1, nothing is done: one process on one machine, with all its devices, needs no coordinator.
 
   Raises:
-    ConfigError: some arguments without the others, or values that cannot be.
+    ConfigError: some arguments without the others, values that cannot be, or the others were not found.
   """
   arguments = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
   given = {name: value for name, value in arguments.items() if value is not None}
-  if num_processes == 1 or (not given and cluster(os.environ) is None):
+  found = cluster(os.environ)
+  if num_processes == 1 or (not given and found is None):
     return
   if given:
     _check(given, arguments)
   # Stopping is agreed on by the loop, for Ctrl-C too; this service would make SIGTERM do nothing outside of it.
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  try:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  except (RuntimeError, ValueError) as error:
+    raise ConfigError(f'The other processes of this run, that {"--coordinator" if given else found} names, were not '
+                      f'found: {error} Start one process alone with --num_processes=1; elsewhere give --coordinator, '
+                      '--num_processes and --process_id.') from error
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
@@ -64,8 +73,8 @@ def cluster(environment: Mapping[str, str]) -> str | None:
     return 'Open MPI'
   if several('SLURM_NTASKS') and 'SLURM_STEP_NODELIST' in environment:
     return 'SLURM'
-  if any(several(name, ',') for name in ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')) or several(
-      'MEGASCALE_NUM_SLICES'):
+  if (any(several(name, ',') for name in ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')) or
+      several('MEGASCALE_NUM_SLICES') or 'TPU_PROCESS_ADDRESSES_PATH' in environment):
     return 'GKE'
   # Importing jax has set the first of these where it found TPU chips, and the second where it found none.
   if environment.get('TPU_ML_PLATFORM') == 'JAX' and not {'TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES'} & {*environment}:
@@ -184,7 +193,38 @@ def union(items: dict) -> dict:
   return united
 
 
-def wait(what: str) -> None:
-  """Returns when all processes have come to `what`."""
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+  """What raises here in one process raises in all, so that none goes on to wait for it.
+
+  Raises:
+    RuntimeError: another process could not do `what`.
+  """
+  error = None
+  try:
+    yield
+  except Exception as caught:  # noqa: BLE001  (whatever it is, the others have to know)
+    error = caught
+  if largest(error is not None):
+    raise error or RuntimeError(f'another process could not {what}')
+
+
+def compiled(function: Callable, *arguments) -> Callable:
+  """The jitted `function`, compiled for these arguments (or their shapes) in all processes before any of them runs it.
+
+  Collectives wait for other processes less long (gloo 30 s) than these may still be compiling.
+  """
+  if jax.process_count() == 1:
+    return function
+  program = function.lower(*arguments).compile()
+  wait('all have compiled')
+  return program
+
+
+def wait(what: str, minutes: int = 60) -> None:
+  """Returns when all processes have come to `what`. Without a collective: devices may be busy, or not connected yet."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost.get_barrier_sync_fn()(key=f'moejax {next(_waits)}: {what}', timeout_ms=minutes * 60_000)
+
+
+_waits = itertools.count()  # the same everywhere, since all wait in the same order

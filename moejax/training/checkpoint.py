@@ -79,14 +79,16 @@ class Checkpoints:
         about=ocp.args.JsonSave(about), **{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
     self._saving = step
     try:
-      self._manager.save(step, args=args, metrics=score, force=True)
+      with processes.together('begin to save'):
+        self._manager.save(step, args=args, metrics=score, force=True)
     except Exception as error:  # noqa: BLE001  (whatever the file system and its library raise)
       self._failed(error)
 
   def wait(self) -> None:
     """Waits until the save under way is done or has failed."""
     try:
-      self._manager.wait_until_finished()
+      with processes.together('save'):
+        self._manager.wait_until_finished()
     except Exception as error:  # noqa: BLE001
       self._failed(error)
 
@@ -128,12 +130,13 @@ class Checkpoints:
 
     steps = sorted(self._manager.all_steps(), reverse=True)
     _, state, damaged = _first_readable(steps, read, self.folder, self._say)
-    for other in damaged:
+    for other in damaged if jax.process_index() == 0 else ():
       # Out of the way, so that its step can be saved again; and kept, because it is not ours to destroy.
       aside = self.folder / f'damaged-{other}'
       shutil.rmtree(aside, ignore_errors=True)
       (self.folder / str(other)).rename(aside)
     if damaged:
+      processes.wait('damaged checkpoints are out of the way')
       self._manager.close()
       self._open()
     return state
@@ -156,8 +159,9 @@ class Checkpoints:
   def _read(self, step, states, iterator=None):
     items = _items(states)
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(
-          about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
+      with processes.together('read it'):
+        restored = self._manager.restore(step, args=ocp.args.Composite(
+            about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
       for name in items:
         _verify(name, restored[name], restored['about'])
     except Exception as error:
@@ -177,7 +181,7 @@ class Checkpoints:
 
   def _look_for_folder(self):
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
-    if vanished or not self.folder.is_dir():
+    if processes.largest(bool(vanished) or not self.folder.is_dir()):
       names = ''.join(f' {step}' for step in sorted(vanished))
       self._say(f'Checkpoints{names} have vanished from {self.folder}. Training goes on, and writes the next one now.')
       self._manager.close()

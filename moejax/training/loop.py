@@ -44,7 +44,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     start = int(state.step)
     if start:
       say(f'Going on after step {start} of {total}.')
-    train_step = step.make_train_step(setup)
+    train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
     with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
       row, batches.say = writer.last_row, progress.say

@@ -11,6 +11,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 
 from moejax.functional import flatten, unflatten
+from moejax.parallel import mesh as meshes
 from moejax.parallel import processes
 from moejax.routing import papers
 from moejax.training import step
@@ -23,8 +24,9 @@ STEPS = 2
 def config_of(name):
   """The run that `name` names, e.g. 'decoder/gather/scan/data=2 expert=2'.
 
-  There is capacity for three quarters of the choices, so that tokens are dropped; plain gradient descent, so
-  that what a parameter moved by is its gradient."""
+  There is capacity for three quarters of the choices, so that tokens are dropped, and plain gradient descent, so that
+  what a parameter moved by is its gradient.
+  """
   model, dispatch, layers, mesh = name.split('/')
   config = default_config()
   body = dict(dim=8, num_layers=2, layers=layers, attention=dict(heads=2), feed_forward=dict(hidden=8),
@@ -50,7 +52,8 @@ def config_of(name):
 def take_steps(name):
   """(metrics of each step, parameters after the last), as numpy."""
   setup = prepare(config_of(name))
-  train_step, state = step.make_train_step(setup), first_state(setup)
+  state = first_state(setup)
+  train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
   batches = setup.pipeline.train(setup.seed, setup.rows)
   rows = []
   for _ in range(STEPS):
@@ -71,6 +74,23 @@ def first_state(setup):
                           step.state_shardings(setup))
 
 
+def agree():
+  """What the processes tell one another, and a batch on a mesh whose neighbours are in different processes."""
+  index, count = jax.process_index(), jax.process_count()
+  mesh = meshes.build({}, devices=np.asarray(jax.devices()).reshape(count, -1).T.ravel())
+  rows = processes.local_rows(mesh, 16)
+  before = processes.LargestBefore()
+  try:
+    with processes.together('count to three'):
+      if index == 0:
+        raise KeyError('three')
+  except (KeyError, RuntimeError) as error:
+    failure = str(error)
+  return dict(rows=rows.tolist(), placed=fetch(processes.place(mesh, {'x': 10 * rows})['x']).tolist(),
+              largest=processes.largest(7 + index), before=[before(index), before(0), before(0)],
+              union=processes.union({'all': [1], str(index): 'x' * 9 ** index}), failure=failure)
+
+
 def fetch(x):
   return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
@@ -82,6 +102,8 @@ if __name__ == '__main__':
 
   def main(_):
     start()
+    with open(f'{folder_flag.value}/{jax.process_index()}.json', 'w') as file:
+      json.dump(agree(), file)
     for number, name in enumerate(json.loads(cases_flag.value)):
       metrics, params = take_steps(name)
       path = f'{folder_flag.value}/{number}-{jax.process_index()}'

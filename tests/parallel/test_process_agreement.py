@@ -28,7 +28,10 @@ def on_one_device(cases):
 
 @pytest.fixture
 def take_steps(tmp_path):
-  """Function (cases, processes, devices of each) -> [(metrics of each step, parameters)]; metrics are the same in all."""
+  """Function (cases, processes, devices of each) -> [(metrics of each step, parameters)]; metrics are the same in all.
+
+  Each call leaves what `agreement_cases.agree` gave in a numbered folder.
+  """
   def take_steps(cases, count=1, devices=2):
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     folder.mkdir()
@@ -58,11 +61,19 @@ def assert_agree(name, found, expected):
     np.testing.assert_allclose(params[path], expected_params[path], rtol=1e-4, atol=1e-5, err_msg=f'{name} {path}')
 
 
-def test_two_and_four_processes_take_the_step_of_one_device(take_steps):
+def test_two_and_four_processes_take_the_step_of_one_device_and_agree(take_steps, tmp_path):
   expected = take_steps(on_one_device(TWO), devices=1)
   for name, found, wanted in zip(TWO + FOUR, take_steps(TWO, 2) + take_steps(FOUR, 4), expected + expected[-1:],
                                  strict=True):
     assert_agree(name, found, wanted)
+  first, second = (json.loads((tmp_path / '1' / f'{index}.json').read_text()) for index in range(2))
+  # Of four devices in the order 0, 2, 1, 3 the first process has 0 and 1: the first and the third quarter of the batch.
+  assert first['rows'] == [0, 1, 2, 3, 8, 9, 10, 11] and second['rows'] == [4, 5, 6, 7, 12, 13, 14, 15]
+  assert first['placed'] == second['placed'] == list(range(0, 160, 10))
+  assert first['largest'] == second['largest'] == 8
+  assert first['before'] == second['before'] == [0, 1, 0]
+  assert first['union'] == second['union'] == {'all': [1], '0': 'x', '1': 'x' * 9}
+  assert [first['failure'], second['failure']] == ["'three'", 'another process could not count to three']
 
 
 @pytest.mark.slow

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The same command on every machine of a Cloud TPU slice; its metadata tells jax the rest.
+#
+#   TPU=my-slice ZONE=my-zone experiments/launch/cloud_tpu.sh --config=configs/switch_c4.py --workdir=gs://my-bucket/runs/c4
+#
+# Needs gcloud, a slice (gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" --accelerator-type=v5litepod-64
+# --version=v2-alpha-tpuv5-lite), and a --workdir that all its machines see: a bucket mounted with gcsfuse, or Filestore.
+set -euo pipefail
+: "${TPU:?name of the slice}" "${ZONE:?its zone}"
+folder=$(basename "$PWD")
+
+tar --create --gzip --exclude=.git --exclude=runs --file=/tmp/"$folder".tar.gz --directory=.. "$folder"
+gcloud compute tpus tpu-vm scp /tmp/"$folder".tar.gz "$TPU": --zone="$ZONE" --worker=all
+gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
+  set -e
+  tar --extract --gzip --file=$folder.tar.gz && cd $folder
+  [ -d .venv ] || { python3 -m venv .venv && .venv/bin/pip install -q -e '.[data]' 'jax[tpu]'; }
+  .venv/bin/python -m moejax.train ${*@Q}"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# N processes of one run, which find one another at an address that they are told. Here all are on this machine, with two
+# simulated devices each:
+#
+#   experiments/launch/host_port.sh 2 --config=configs/vmoe_digits.py --workdir=runs/two_processes
+#
+# On machines of your own, start the same command once on each: with the address of the first instead of localhost, with
+# a --process_id from 0, and without the two variables.
+set -euo pipefail
+processes=$1
+shift
+port=${PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}
+export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-2}
+
+pids=()
+for ((id = 0; id < processes; id++)); do
+  python -m moejax.train --coordinator="localhost:$port" --num_processes="$processes" --process_id="$id" "$@" &
+  pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+
+# The first that does not end well gives its exit code, and ends the others, which would wait for it.
+code=0
+for ((left = processes; left > 0; left--)); do
+  wait -n "${pids[@]}" || { ended=$?; [ "$code" != 0 ] || code=$ended; kill -TERM "${pids[@]}" 2>/dev/null || true; }
+done
+exit "$code"
