@@ -21,10 +21,9 @@ from ml_collections import ConfigDict
 
 from moejax.functional import Tree
 from moejax.parallel import processes, rules
-from moejax.training import checksums, kept
+from moejax.training import checksums, kept, peers
 from moejax.training import workdir as workdirs
 from moejax.training.kept import CheckpointConfig
-from moejax.training.peers import PeerLost
 from moejax.training.recovery import NoCheckpoint
 from moejax.training.step import TrainState
 
@@ -57,7 +56,7 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, *_):
-    if kind is not None and issubclass(kind, PeerLost):
+    if kind is not None and issubclass(kind, peers.PeerLost):
       return  # Saving needs all processes.
     self.wait()
     self._manager.close()
@@ -93,6 +92,7 @@ class Checkpoints:
       self._failed(error)
 
   def _failed(self, error: Exception) -> None:
+    peers.check(error)
     # The manager keeps the error of its thread for ever: a new one starts clean, and removes what is half written.
     for partial in self.folder.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(partial, ignore_errors=True)

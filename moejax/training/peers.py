@@ -1,8 +1,8 @@
 """When another process of the run dies: those that are left end with a sentence, and do not wait for it.
 
 It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
-of the dead process (after 100 s) or the first process itself (at once), and ends every other by SIGABRT, from a thread of
-its own.
+of the dead process (after 100 s) or the first process itself (at once), and ends every other by SIGABRT, from a thread
+of its own.
 """
 import contextlib
 import ctypes
@@ -36,16 +36,25 @@ def noticed() -> Iterator[None]:
   if jax.process_count() == 1:
     yield
     return
-  who = f'Process {jax.process_index()}'
-  with _abort_says(f'\n{who}: jax has ended this process and says why above; most likely another one has died. '
+  with _abort_says(f'\n{_who()}: jax has ended this process and says why above; most likely another one has died. '
                    f'{_NEXT}\n'):
     try:
       yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-      if isinstance(error, ValueError) and type(error) is not ValueError or not _LOST.search(str(error)):
-        raise
-      reason = str(error).splitlines()[0]
-      raise PeerLost(f'{who}: another process of the run has died ({reason}). {_NEXT}') from error
+    except Exception as error:
+      check(error)
+      raise
+
+
+def check(error: Exception) -> None:
+  """Raises `PeerLost` from `error` where that says that another process of the run has died."""
+  of_jax = isinstance(error, jax.errors.JaxRuntimeError) or type(error) is ValueError
+  if of_jax and jax.process_count() > 1 and _LOST.search(str(error)):
+    reason = str(error).splitlines()[0]
+    raise PeerLost(f'{_who()}: another process of the run has died ({reason}). {_NEXT}') from error
+
+
+def _who():
+  return f'Process {jax.process_index()}'
 
 
 @contextlib.contextmanager
