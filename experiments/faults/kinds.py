@@ -231,7 +231,8 @@ def resumed_at(text: str) -> int:
 # The share of --kills that each has; other faults are so many for 200 kills.
 KILLS = {'kill': (Kind, 0.5), 'kill_while_saving': (KillWhileSaving, 0.44), 'kill_one_of_four': (KillOneOfFour, 0.06)}
 OTHERS = {'terminate': (Terminate, 10), 'vanish': (Vanish, 5), 'corrupt': (Corrupt, 10), 'not_finite': (NotFinite, 10),
-          'spikes': (Spikes, 6), 'slow': (Slow, 2), 'stall': (Stall, 4), 'raise': (Raise, 2), 'disk_full': (DiskFull, 4)}
+          'spikes': (Spikes, 6), 'slow': (Slow, 2), 'stall': (Stall, 4), 'raise': (Raise, 2),
+          'disk_full': (DiskFull, 4)}
 
 
 def named(name: str) -> type[Kind]:

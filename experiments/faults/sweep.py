@@ -37,7 +37,7 @@ def quotas(kills: int, names: list[str]) -> dict[str, int]:
 
 
 def run(name: str, seed: str, limit: int, folder: Path) -> dict:
-  """One run that is disturbed up to `limit` times: what was injected, what it cost, and whether anything is different."""
+  """One run that is disturbed up to `limit` times: what was injected, what it cost, and what is different."""
   fault = kinds.named(name)(random.Random(seed))
   expected = undisturbed(fault, folder)
   workdir, lost, problems, injected, attempt = folder / 'run', [], [], 0, 0
