@@ -59,13 +59,13 @@ class FeedForward(nnx.Module):
       return functional.parameter(rngs, jax.nn.initializers.zeros, (*lead, size), (*lead_axes, axis))
 
     gated = activation in GATES
-    units = 'mlp' if num_experts is None else 'expert_mlp'
-    self.wi = weight((dim, hidden), ('embed', units))
-    self.wg = weight((dim, hidden), ('embed', units)) if gated else None
-    self.wo = weight((hidden, dim), (units, 'embed'))
+    width, units = ('embed', 'mlp') if num_experts is None else ('expert_embed', 'expert_mlp')
+    self.wi = weight((dim, hidden), (width, units))
+    self.wg = weight((dim, hidden), (width, units)) if gated else None
+    self.wo = weight((hidden, dim), (units, width))
     self.bi = bias(hidden, units) if use_bias else None
     self.bg = bias(hidden, units) if use_bias and gated else None
-    self.bo = bias(dim, 'embed') if use_bias else None
+    self.bo = bias(dim, width) if use_bias else None
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:

@@ -54,7 +54,7 @@ class Block(nnx.Module):
     self.dropout = dropout
     self.drop_step = stochastic_depth / max(num_layers - 1, 1)
     build = dict(dim=dim, dtype=dtype, rngs=rngs)
-    new_norm = lambda: NORMS.build(norm, f'{where}.norm', dim=dim, axis='embed', rngs=rngs)
+    new_norm = lambda: NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
 
     self.attention_norm = new_norm()
     self.attention = call(Attention, attention, f'{where}.attention', **build)

@@ -43,7 +43,7 @@ class Transformer(nnx.Module):
                    dropout=dropout, stochastic_depth=stochastic_depth, cross_attention=cross_attention)
 
     self.blocks = self.stack.build(block, rngs)
-    self.final_norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='embed', rngs=rngs)
+    self.final_norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
 
   def transform(self, x: jax.Array, context: Context, *, key: jax.Array | None,
                 train: bool) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:

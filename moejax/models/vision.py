@@ -108,7 +108,7 @@ class MapPool(nnx.Module):
     build = dict(dim=dim, dtype=dtype, rngs=rngs)
     self.query = functional.parameter(rngs, nnx.initializers.xavier_uniform(), (1, dim), (None, 'embed'))
     self.attention = call(Attention, attention, f'{where}.attention', **build)
-    self.norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='embed', rngs=rngs)
+    self.norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
     self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build)
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -27,7 +27,8 @@ _SPLIT: Table = {
     'kv_heads': 'model',
     'vocab': 'model',
 }
-_SPLIT_OVER_DATA: Table = {**_SPLIT, 'embed': 'fsdp'}
+# Experts lie over the axis `expert` already; what else is not replicated there either.
+_SPLIT_OVER_DATA: Table = {**_SPLIT, 'embed': ('fsdp', 'expert'), 'expert_embed': 'fsdp'}
 _ACTIVATIONS: Table = {
     'batch': BATCH_AXES,
     'group': BATCH_AXES,
@@ -56,7 +57,7 @@ class Rules:
   activations: Table
 
 
-# The stages of ZeRO (arXiv:1910.02054, section 5) over the mesh axis `fsdp`, each one table more.
+# The stages of ZeRO (arXiv:1910.02054, section 5), each one table more.
 _STAGES = {
     0: Rules(_SPLIT, _SPLIT, _SPLIT, _ACTIVATIONS),
     1: Rules(_SPLIT, _SPLIT, _SPLIT_OVER_DATA, _ACTIVATIONS),
@@ -69,7 +70,8 @@ def build(*, zero: Literal[0, 1, 2, 3] = 3, sequence: bool = False) -> Rules:
   """config.sharding.
 
   Args:
-    zero: what is sharded over the mesh axis `fsdp`: nothing, the optimizer's state, gradients too, parameters too.
+    zero: what is sharded over the mesh axes `fsdp` and (where it is not of an expert) `expert`: nothing; the optimizer's
+      state; gradients too; parameters too, which are gathered layer by layer.
     sequence: between attention and feed-forwards, tokens of long inputs are spread over the mesh axis `model`
       (sequence parallelism, arXiv:2205.05198, section 4.2.2).
   """
@@ -114,7 +116,7 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 def shardings(mesh: Mesh, axes: Tree, shapes: Tree, table: Table = build().parameters) -> Tree:
   """A `NamedSharding` for every parameter: `axes` are its logical names, `shapes` anything with `.shape`.
 
-  A dimension that its mesh axes do not divide is left whole.
+  A dimension that its mesh axes do not divide lies over as many of them as do, the first first.
   """
   flat_axes = flatten(axes)
   return unflatten({path: NamedSharding(mesh, _spec(mesh, table, flat_axes[path], leaf.shape))
@@ -144,8 +146,10 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
   for name, size in zip(axes, shape):
     targets = table.get(name, ())
     targets = tuple(t for t in ((targets,) if isinstance(targets, str) else targets) if t not in used)
-    shards = math.prod(mesh.shape[target] for target in targets)
-    if shards == 1 or size % shards:
+    targets = tuple(t for t in targets if mesh.shape[t] > 1)
+    while targets and size % math.prod(mesh.shape[t] for t in targets):
+      targets = targets[:-1]
+    if not targets:
       spec.append(None)
       continue
     used.update(targets)

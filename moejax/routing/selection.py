@@ -42,6 +42,31 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   return jnp.stack(chosen, axis=-1).astype(jnp.int32)
 
 
+GroupScore = Literal['max', 'top_2_sum']
+
+
+def group_limited(scores: jax.Array, groups: int, kept: int, group_score: GroupScore) -> jax.Array:
+  """`scores` with -inf where an expert is not in one of the token's `kept` best groups of experts.
+
+  Args:
+    scores: <float>[..., E].
+    groups: of E / groups experts that follow each other.
+    kept: groups a token.
+    group_score: a group's best score (DeepSeek-V2, section 2.2.2), or the sum of its two best (DeepSeek-V3, as in its
+      published code).
+
+  Returns:
+    <float>[..., E].
+  """
+  by_group = scores.reshape(*scores.shape[:-1], groups, -1)
+  best = by_group.max(-1)
+  if group_score == 'top_2_sum':
+    others = jnp.where(jnp.arange(by_group.shape[-1]) == by_group.argmax(-1)[..., None], -jnp.inf, by_group)
+    best = best + others.max(-1)
+  allowed = (top_k(best, kept)[..., None] == jnp.arange(groups)).any(-2)
+  return jnp.where(allowed[..., None], by_group, -jnp.inf).reshape(scores.shape)
+
+
 SecondExpert = Literal['all', 'sampling', 'random']
 
 
@@ -118,6 +143,41 @@ class TopK:
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, self.k)
     return _token_plan(expert, jnp.broadcast_to(valid[..., None], expert.shape), self.num_experts)
+
+
+@SELECTIONS('group_limited')
+@dataclasses.dataclass(frozen=True)
+class GroupLimited(TopK):
+  """The `k` best experts of the best groups of experts: see the function `group_limited`.
+
+  With as many groups as the mesh axis `expert` has devices, each group lies on one, and `groups_per_token` bounds the
+  devices that a token travels to.
+
+  Config besides `k`:
+    groups: a divisor of the number of experts.
+    groups_per_token: at most `groups`; together they have at least `k` experts.
+    group_score: 'max' or 'top_2_sum', of what selection ranks by.
+  """
+  groups: int
+  groups_per_token: int
+  group_score: GroupScore = 'max'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.groups < 1 or self.num_experts % self.groups:
+      raise ConfigError(f'{self.where}.groups: {self.groups} groups do not divide {self.num_experts} experts. Choose a '
+                        'divisor of num_experts.')
+    size = self.num_experts // self.groups
+    least = -(-self.k // size)
+    if not least <= self.groups_per_token <= self.groups:
+      raise ConfigError(f'{self.where}.groups_per_token must lie between {least} (for k = {self.k} experts in groups of '
+                        f'{size}) and {self.groups}, the number of groups; not {self.groups_per_token}.')
+    if self.group_score == 'top_2_sum' and size < 2:
+      raise ConfigError(f'{self.where}.group_score: groups of one expert have no two best. Choose "max".')
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    limited = group_limited(scores.select, self.groups, self.groups_per_token, self.group_score)
+    return super().__call__(dataclasses.replace(scores, select=limited), valid, key=key, train=train)
 
 
 @SELECTIONS('sample')

@@ -89,8 +89,9 @@ def test_parameters_their_shapes_and_logical_axes():
   assert {name: leaf.shape for name, leaf in layer.shapes()[0].items()} == dict(
       wi=(E, D, F), wg=(E, D, F), wo=(E, F, D), bi=(E, F), bg=(E, F), bo=(E, D))
   assert layer.axes == dict(
-      wi=('expert', 'embed', 'expert_mlp'), wg=('expert', 'embed', 'expert_mlp'), wo=('expert', 'expert_mlp', 'embed'),
-      bi=('expert', 'expert_mlp'), bg=('expert', 'expert_mlp'), bo=('expert', 'embed'))
+      wi=('expert', 'expert_embed', 'expert_mlp'), wg=('expert', 'expert_embed', 'expert_mlp'),
+      wo=('expert', 'expert_mlp', 'expert_embed'), bi=('expert', 'expert_mlp'), bg=('expert', 'expert_mlp'),
+      bo=('expert', 'expert_embed'))
   assert set(build(activation='gelu').shapes()[0]) == {'wi', 'wo'}
   dense = build(num_experts=None, use_bias=True)
   assert dense.axes == dict(wi=('embed', 'mlp'), wo=('mlp', 'embed'), bi=('mlp',), bo=('embed',))

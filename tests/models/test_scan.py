@@ -54,6 +54,6 @@ def test_a_sparse_decoder_with_router_state_and_randomness():
 
 def test_scanned_parameters_have_a_layers_axis():
   axes = functional.flatten(models.build(tiny.decoder(tiny.SWITCH, num_layers=4, layers='scan')).axes)
-  assert axes['blocks/0/1/moe/experts/wi'] == ('layers', 'expert', 'embed', 'expert_mlp')
+  assert axes['blocks/0/1/moe/experts/wi'] == ('layers', 'expert', 'expert_embed', 'expert_mlp')
   axes = functional.flatten(models.build(tiny.decoder(tiny.SWITCH, num_layers=4)).axes)
-  assert axes['blocks/3/moe/experts/wi'] == ('expert', 'embed', 'expert_mlp')
+  assert axes['blocks/3/moe/experts/wi'] == ('expert', 'expert_embed', 'expert_mlp')

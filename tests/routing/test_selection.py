@@ -140,3 +140,36 @@ def test_expert_choice_takes_every_token_once_where_there_is_one_expert():
   plan = build(1, name='expert_choice', capacity_factor=2.)(
       noiseless(jnp.zeros((1, 5, 1))), jnp.ones((1, 5), bool), key=None, train=False)
   np.testing.assert_array_equal(plan.shares(), np.ones((1, 5, 1)))
+
+
+@given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4), st.sampled_from(['max', 'top_2_sum']))
+def test_a_token_takes_its_experts_from_its_best_groups(values, kept, group_score):
+  """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts a token."""
+  scores = np.asarray(values, np.float32).reshape(1, 5, 8)
+  select = build(8, name='group_limited', k=2, groups=4, groups_per_token=kept, group_score=group_score)
+  plan = select(noiseless(scores), jnp.ones((1, 5), bool), key=None, train=False)
+  for token, chosen in enumerate(plan.expert[0].tolist()):
+    groups = scores[0, token].reshape(4, 2)
+    of_group = groups.max(1) if group_score == 'max' else groups.sum(1)
+    best = np.argsort(-of_group, kind='stable')[:kept]
+    assert len({expert // 2 for expert in chosen}) <= kept
+    ranked = sorted((e for e in range(8) if e // 2 in best), key=lambda e: (-scores[0, token, e], e))
+    assert chosen == ranked[:2]
+
+
+def test_with_all_groups_a_limit_changes_nothing():
+  scores, valid = noiseless(jax.random.normal(KEY, (2, 7, 8))), jnp.ones((2, 7), bool)
+  plans = [build(8, **config)(scores, valid, key=None, train=False).expert for config in (
+      dict(name='top_k', k=3), dict(name='group_limited', k=3, groups=4, groups_per_token=4))]
+  np.testing.assert_array_equal(*plans)
+
+
+@pytest.mark.parametrize('config, message', [
+    (dict(k=2, groups=3, groups_per_token=1), 'config.select.groups: 3 groups do not divide 8 experts'),
+    (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must lie between 2 .* and 4'),
+    (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must lie between 1 .* and 4'),
+    (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'groups of one expert have no two best'),
+])
+def test_groups_that_cannot_be_are_refused(config, message):
+  with pytest.raises(ConfigError, match=message):
+    build(8, name='group_limited', **config)
