@@ -2,7 +2,7 @@
 that does not help.
 
 A rollback takes parameters, optimizer, router state and the memory of spikes from a checkpoint. It does not turn back
-the step or the data: a batch, a random key and a learning rate belong to one step, and are used at most once. So the run
+the step or the data: a batch, a random key and a learning rate belong to one step and are used at most once. So the run
 moves past the data that it diverged on, and what it does depends on its state and its regular checkpoints alone.
 """
 import dataclasses
