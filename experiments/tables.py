@@ -57,8 +57,16 @@ def dispatch_tpu() -> str:
   return _dispatch('tpu', 'tpu', 'Not estimated yet')
 
 
+def faults() -> str:
+  """What was done to runs, and whether they survived it."""
+  path = runner.ROOT / 'experiments/faults/results.json'
+  if not path.exists():
+    return 'Not run yet: `python -m experiments.faults.sweep` does that and writes `results.json`.'
+  return importlib.import_module('experiments.faults.report').table(json.loads(path.read_text()))
+
+
 TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run,
-          'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu}
+          'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu, 'faults': faults}
 
 
 def fill(text: str) -> str:

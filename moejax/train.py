@@ -4,10 +4,11 @@ Any key can be set from the command line, `--config.training.steps=100`; a confi
 `--config=configs/x.py:tiny`. The same command goes on where the run stopped, however it stopped. From Python:
 `moejax.train.run(config, workdir)`.
 
-Exit codes: 0 finished; 1 stopped early (not finite, disk full); 2 something is wrong with the command or the config;
-128 + n stopped by signal n, with its state saved.
+Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the config;
+3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
 """
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -65,7 +66,11 @@ def in_one_sentence(binary: Callable[[], None]) -> None:
   except (ConfigError, DataError) as error:
     sys.exit(_say(error, 2))
   except Stopped as error:
-    sys.exit(_say(error, error.code))
+    _say(error, error.code)
+    if error.at_once:
+      sys.stdout.flush()
+      os._exit(error.code)
+    sys.exit(error.code)
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise

@@ -2,12 +2,15 @@
 import importlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from experiments import runner, tables
 
-STUDIES = sorted(path.parent.name for path in runner.ROOT.glob('experiments/*/sweep.py'))
+STUDIES = sorted(path.parent.name for path in runner.ROOT.glob('experiments/*/sweep.py')
+                 if 'def sweep(' in path.read_text())
 
 
 @pytest.mark.parametrize('study', STUDIES)
@@ -38,3 +41,14 @@ def test_the_newest_value_of_each_metric_counts(tmp_path):
 def test_a_failed_command_says_how_its_log_ends(tmp_path):
   with pytest.raises(RuntimeError, match='ended badly'):
     runner.measure(['python', '-c', 'raise SystemExit("ended badly")'], tmp_path / 'log', os.sched_getaffinity(0))
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_and_damaged_end_as_if_they_had_not_been(tmp_path):
+  command = [sys.executable, '-m', 'experiments.faults.sweep', '--kills=6', '--kinds=kill,kill_while_saving,corrupt,stall',
+             f'--out={tmp_path}/results.json']
+  ended = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True)
+  assert ended.returncode == 0, ended.stdout + ended.stderr
+  runs = json.loads((tmp_path / 'results.json').read_text())['runs']
+  assert sum(run['injected'] for run in runs if run['kind'].startswith('kill')) == 6
+  assert all(run['identical'] and not run['problems'] for run in runs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from moejax.analysis import history, page, parameters, plots, routes, specialisation_report
+from moejax.analysis import history, page, parameters, plots, routes, specialisation_report, trouble
 from moejax.evaluation import log as evaluations
 from moejax.evaluation import passes
 from moejax.functional import Tree, flatten
@@ -37,18 +37,20 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   series = history.series(rows)
   sections = [
       ('Learning', learning(folder, series)),
+      ('Trouble', trouble.section(series)),
       ('Balance', balance(folder, series, taken)),
       ('Specialisation', specialisation_report.section(folder, taken, setup.pipeline)),
       ('Evaluation', evaluation(workdir, setup, rows)),
       ('Model', model(setup, taken)),
       ('Config', page.details('Show the whole config', page.code(workdirs.dumps(setup.config)))),
   ]
+  head = summary(setup, rows, series, taken)
   (folder / 'index.html').write_text(
-      page.document(f'moejax run: {workdir.resolve().name}', summary(setup, rows, taken), sections), encoding='utf-8')
+      page.document(f'moejax run: {workdir.resolve().name}', head, sections), encoding='utf-8')
   return folder / 'index.html'
 
 
-def summary(setup, rows: list[dict], taken: routes.Routes) -> str:
+def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: routes.Routes) -> str:
   """The numbers to see first, and what stands out."""
   parts = parameters.count(setup.model, expert_share(taken))
   cards = {'training steps': rows[-1]['step'] if rows else 0}
@@ -60,7 +62,7 @@ def summary(setup, rows: list[dict], taken: routes.Routes) -> str:
             'sparse layers': len(taken.layers)}
   if taken.layers:
     cards['experts in a layer'] = '–'.join(str(e) for e in sorted({one.num_experts for one in taken.layers.values()}))
-  return page.cards(cards) + ''.join(page.paragraph(text) for text in remarks(taken))
+  return page.cards(cards) + ''.join(page.paragraph(text) for text in trouble.remarks(series) + remarks(taken))
 
 
 def remarks(taken: routes.Routes) -> list[str]:

@@ -1,6 +1,6 @@
 """Checkpoints: written in the background, whole or not at all, verified when read, kept while they are last or best.
 
-    checkpoints/<step>/params  router_state  opt_state  average  about
+    checkpoints/<step>/params  router_state  opt_state  skips  average  about  checksums.json
 
 Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them, over any number of
 processes. `about` holds the config, the position in the data, and a fingerprint of every item: what is read back is
@@ -11,45 +11,23 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
-from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes, rules
+from moejax.training import checksums, kept, peers
 from moejax.training import workdir as workdirs
+from moejax.training.kept import CheckpointConfig
 from moejax.training.recovery import NoCheckpoint
 from moejax.training.step import TrainState
 
-_ITEMS = ('params', 'router_state', 'opt_state', 'average')
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """config.checkpoint.
-
-  Attributes:
-    every: steps between checkpoints; the last step always has one.
-    keep: how many of the latest are kept.
-    metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
-    mode: whether the best is the largest or the smallest.
-  """
-  where: str
-  every: int = 500
-  keep: int = 2
-  metric: str | None = None
-  mode: Literal['max', 'min'] = 'max'
-
-  def __post_init__(self):
-    for name in ('every', 'keep'):
-      if getattr(self, name) < 1:
-        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
+_ITEMS = ('params', 'router_state', 'opt_state', 'skips', 'average')
 
 
 class Checkpoints:
@@ -69,20 +47,17 @@ class Checkpoints:
     self._open()
 
   def _open(self):
-    keep = [policies.LatestN(self._options.keep)]
-    score = None
-    if self._options.metric is not None:
-      score = lambda metrics: metrics['score']
-      keep.append(policies.BestN(get_metric_fn=score, reverse=self._options.mode == 'min', n=1,
-                                 keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(keep), best_fn=score, best_mode=self._options.mode,
-        cleanup_tmp_directories=True))
+        **kept.policy(self._options),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums)))
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
+    if kind is not None and issubclass(kind, peers.PeerLost):
+      return  # Saving needs all processes.
     self.wait()
     self._manager.close()
 
@@ -92,7 +67,10 @@ class Checkpoints:
     Training goes on while the files are written. A save that fails leaves the earlier ones as they were, and says so.
     """
     self.wait()
+    self._look_for_folder()
     step, items = int(state.step), _items(state)
+    if step in self._manager.all_steps():
+      return
     about = {'step': step, 'config': workdirs.dumps(self._config), 'data': processes.union(iterator.get_state()),
              'fingerprints': {name: fingerprint(tree) for name, tree in items.items()}}
     score = {'score': row[self._options.metric]} if self._options.metric in row else None
@@ -114,6 +92,7 @@ class Checkpoints:
       self._failed(error)
 
   def _failed(self, error: Exception) -> None:
+    peers.check(error)
     # The manager keeps the error of its thread for ever: a new one starts clean, and removes what is half written.
     for partial in self.folder.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(partial, ignore_errors=True)
@@ -147,16 +126,7 @@ class Checkpoints:
       NoCheckpoint: there are some, and none can be read.
     """
     def read(step):
-      items = _items(states)
-      with processes.together('read it'):
-        restored = self._manager.restore(step, args=ocp.args.Composite(
-            about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
-      for name in items:
-        _verify(name, restored[name], restored['about'])
-      found = {name: restored[name] for name in items}
-      iterator.set_state(restored['about']['data'])
-      number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
-      return dataclasses.replace(states, step=number, **found)
+      return self._read(step, states, iterator)
 
     steps = sorted(self._manager.all_steps(), reverse=True)
     _, state, damaged = _first_readable(steps, read, self.folder, self._say)
@@ -170,6 +140,52 @@ class Checkpoints:
       self._manager.close()
       self._open()
     return state
+
+  def before(self, limit: int, states: TrainState) -> tuple[int, TrainState] | None:
+    """(step, state) of the latest checkpoint from before step `limit` that can be read; None where there is none.
+
+    Only of those that `config.checkpoint.every` asked for, and that every run of this config has at this point.
+    """
+    self.wait()
+    self._manager.reload()
+    steps = [step for step in kept.latest_regular(self._manager.all_steps(), self._options) if step < limit]
+    try:
+      step, state, _ = _first_readable(sorted(steps, reverse=True), lambda step: self._read(step, states), self.folder,
+                                       self._say)
+    except NoCheckpoint:
+      return None
+    return None if state is None else (step, state)
+
+  def _read(self, step, states, iterator=None):
+    items = _items(states)
+    try:
+      with processes.together('read it'):
+        restored = self._manager.restore(step, args=ocp.args.Composite(
+            about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
+      for name in items:
+        _verify(name, restored[name], restored['about'])
+    except Exception as error:
+      checksums.explain(self.folder / str(step), error)
+      raise
+    if iterator is not None:
+      iterator.set_state(restored['about']['data'])
+    found = {name: restored[name] for name in items}
+    number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
+    return dataclasses.replace(states, step=number, **found)
+
+  def _write_checksums(self):
+    # Called when all files of a checkpoint are written, before it gets its name: it has checksums, or is incomplete.
+    if jax.process_index() == 0:
+      for partial in self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
+        checksums.write(partial)
+
+  def _look_for_folder(self):
+    vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
+    if processes.largest(bool(vanished) or not self.folder.is_dir()):
+      names = ''.join(f' {step}' for step in sorted(vanished))
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training goes on, and writes the next one now.')
+      self._manager.close()
+      self._open()
 
 
 def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:
@@ -190,6 +206,13 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
+    try:
+      return read_items(step)
+    except Exception as error:
+      checksums.explain(folder / str(step), error)
+      raise
+
+  def read_items(step):
     about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / 'about')
     def item(name):
       tree = _restore_to_host(folder / str(step) / name) if name in about['fingerprints'] else {}

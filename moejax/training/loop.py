@@ -1,7 +1,7 @@
 """The training loop: initialise or restore, iterate, log, evaluate, checkpoint, finish. The only one there is."""
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -9,7 +9,7 @@ from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import checkpoint, metrics, recovery, step, workdir
+from moejax.training import alarms, checkpoint, metrics, peers, recovery, rollback, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
 
@@ -32,11 +32,13 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
   """The loop itself; `folder` belongs to the run of `setup`."""
   total = setup.training.steps
-  iterator = setup.pipeline.train(setup.seed, setup.rows)
   signal_in_any = processes.LargestBefore()
   with (recovery.Interruption() as interruption,
-        checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints):
-    state = checkpoints.restore(step.abstract_state(setup), iterator)
+        checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints,
+        waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches,
+        peers.noticed()):
+    states = step.abstract_state(setup)
+    state = checkpoints.restore(states, batches)
     if state is None:
       state = step.init_state(setup)
     start = int(state.step)
@@ -45,27 +47,29 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
     with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
-      row, unchecked = writer.last_row, None
+      row, batches.say = writer.last_row, progress.say
+      guard = rollback.Guard(setup.recovery, state, states, checkpoints, progress.say)
+      collapse = alarms.Collapse(setup, writer.kept)
       for now in range(start + 1, total + 1):
-        batch = next(iterator)
+        try:
+          batch = batches.next(now)
+        except waiting.NoBatch as failure:
+          if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
+            checkpoints.save(state, batches, {})
+          _end_without_batch(failure, now - 1, total, checkpoints, interruption, progress.say)
         state, measured = train_step(state, setup.place(batch))
         progress.advance(now)
+        state = guard.after(now, measured, batch, state)
 
         signal = signal_in_any(interruption.signal or 0)
         stops = signal > 0
         logs = _due(now, setup.training.log_every, total)
         evaluates = bool(setup.evaluators) and _due(now, setup.evaluation.every, total)
         saves = _due(now, setup.checkpoint.every, total) or stops
-
-        # The host looks at the step before while the devices work on this one, unless this one is needed at once.
-        if unchecked is not None:
-          recovery.check_finite(*unchecked, checkpoints.last_good)
-        unchecked = now, measured, batch
         row = {}
-        if logs or evaluates or saves:
-          recovery.check_finite(*unchecked, checkpoints.last_good)
         if logs:
-          row |= metrics.fetch(measured) | progress.rate(now)
+          row |= metrics.fetch(measured) | rollback.counters(state) | progress.rate(now)
+          row |= collapse.look(now, row, progress.say)
           progress.show(now, row)
         with progress.paused():
           if evaluates:
@@ -73,11 +77,10 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           if row:
             writer.write(now, row)
           if saves:
-            checkpoints.save(state, iterator, row)
+            checkpoints.save(state, batches, row)
         if stops and now < total:
-          checkpoints.wait()
-          raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
-                                     'The same command goes on from there.', signal)
+          _end_interrupted(now, total, checkpoints, signal)
+      guard.finish()
 
     checkpoints.wait()
     if checkpoints.latest_step() != total:
@@ -85,6 +88,23 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
                                   'and run the same command again.')
   _finish(setup, Path(folder), state, row, say)
   return row
+
+
+def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints, signal: int) -> NoReturn:
+  checkpoints.wait()
+  raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
+                             'The same command goes on from there.', signal)
+
+
+def _end_without_batch(failure: waiting.NoBatch, now: int, total: int, checkpoints: checkpoint.Checkpoints,
+                       interruption: recovery.Interruption, say: Callable[[str], None]) -> NoReturn:
+  if interruption.signal is not None:
+    _end_interrupted(now, total, checkpoints, interruption.signal)
+  ended = f'Stopped after step {now} of {total}: {failure}. {checkpoints.last_good()} The same command tries again.'
+  if failure.__cause__ is None:
+    raise recovery.NoData(ended)
+  say(ended)
+  raise failure.__cause__
 
 
 def _due(now: int, every: int | None, total: int) -> bool:
@@ -105,6 +125,10 @@ def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, A
             say: Callable[[str], None]) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
+  trouble = rollback.counters(state)
+  if trouble['recovery/skipped']:
+    say('{recovery/skipped} batches were skipped, {recovery/rollbacks} rollbacks lost {recovery/lost} steps.'
+        .format(**trouble))
   for name, value in results.items():
     say(f'  {name:<32} {value:.5g}')
   say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')

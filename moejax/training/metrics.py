@@ -20,17 +20,18 @@ class MetricsWriter:
   Of several processes the first writes.
 
   Attributes:
-    last_row: the last row that was there already, {} for a new run.
+    kept: the rows that were there already.
+    last_row: the last of them, {} for a new run.
   """
 
   def __init__(self, workdir: str | Path, restored_step: int):
     workdir = Path(workdir)
-    kept = [row for row in read(workdir) if row['step'] <= restored_step]
-    self.last_row = kept[-1] if kept else {}
+    self.kept = [row for row in read(workdir) if row['step'] <= restored_step]
+    self.last_row = self.kept[-1] if self.kept else {}
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
-    write_atomically(workdir / 'metrics.jsonl', ''.join(json.dumps(row) + '\n' for row in kept))
+    write_atomically(workdir / 'metrics.jsonl', ''.join(json.dumps(row) + '\n' for row in self.kept))
     self._file = open(workdir / 'metrics.jsonl', 'a')
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=restored_step + 1)
 
@@ -41,6 +42,8 @@ class MetricsWriter:
     self._file.write(json.dumps({'step': step, **jax.tree.map(_finite_or_none, row)}) + '\n')
     self._file.flush()
     for name, value in row.items():
+      if not np.isfinite(value).all():
+        continue  # TensorBoard has no place for it, and would warn at every row.
       if isinstance(value, list):
         # A curve for each of 100 experts cannot be read; the range can.
         self._board.add_scalar(f'{name}/smallest', np.min(value), step)

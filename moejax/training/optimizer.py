@@ -233,6 +233,17 @@ def state_shardings(transform: optax.GradientTransformation, params: Tree, shard
   return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(transform.init, params))
 
 
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+  """`opt_state` whose schedule stands at `step`: the learning rate belongs to the step, whatever was skipped before it.
+
+  What else is counted are updates, as the correction of moments needs.
+  """
+  def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+  return jax.tree.map(lambda node: node._replace(count=step) if is_schedule(node) else node, opt_state,
+                      is_leaf=is_schedule)
+
+
 def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
   """`decay * average + (1 - decay) * params`, leaf by leaf (Polyak averaging with exponential forgetting)."""
   return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

@@ -1,15 +1,20 @@
-"""What ends a run early, and what is said then: a signal, a loss that is not finite, checkpoints that cannot be had."""
+"""What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 
 class Stopped(Exception):
-  """The run ended early in a way that one sentence explains; `code` is the exit code."""
+  """The run ended early in a way that one sentence explains.
+
+  Attributes:
+    code: exit code.
+    at_once: the process must not wait for its threads, which wait for what will not come.
+  """
   code = 1
+  at_once = False
 
 
 class Interrupted(Stopped):
@@ -20,8 +25,13 @@ class Interrupted(Stopped):
     self.code = 128 + signal_number
 
 
-class NotFinite(Stopped):
-  """Loss or gradients are infinite or not a number."""
+class Diverged(Stopped):
+  """Batch after batch had to be skipped, and going back did not help."""
+
+
+class NoData(Stopped):
+  """A batch did not come in time; the thread that waits for it cannot be ended but with the process."""
+  at_once = True
 
 
 class NoCheckpoint(Stopped):
@@ -56,18 +66,6 @@ class Interruption:
       raise KeyboardInterrupt
     self.signal = number
     os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
-
-
-def check_finite(step: int, metrics: dict[str, Any], batch: dict[str, Any],
-                 last_good: Callable[[], str]) -> None:
-  """Waits for step `step` and raises `NotFinite` if its update was refused; `last_good()` says where to go back to."""
-  if bool(metrics['train/finite']):
-    return
-  raise NotFinite(
-      f'Step {step}: loss {float(metrics["train/loss"])}, gradient norm {float(metrics["train/grad_norm"])}. '
-      f'{locate(metrics, batch)} The update was not applied. {last_good()} '
-      'Usual remedies: a smaller config.optimizer.schedule.peak, a longer warm-up, config.optimizer.clip=1.0, or a '
-      'z loss on the router; start them in another workdir.')
 
 
 def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:

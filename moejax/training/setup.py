@@ -16,6 +16,8 @@ from moejax.parallel import processes, rules
 from moejax.random import derive
 from moejax.training import objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.spikes import RecoveryConfig
+
 
 def default_config() -> ConfigDict:
   """What a config file starts from; it adds `model`, `objective`, `data`, and changes what it wants otherwise.
@@ -25,6 +27,7 @@ def default_config() -> ConfigDict:
       training    `Training`: steps, log_every, accumulate, average
       evaluation  `Evaluation`: every, evaluators
       checkpoint  `checkpoint.CheckpointConfig`: every, keep, metric, mode
+      recovery    `spikes.RecoveryConfig`: skip, spike, patience, max_rollbacks, slow_data, data_timeout, collapse
       mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
       sharding    `parallel.rules.build`: zero, sequence
       report      `Report`: at
@@ -35,6 +38,8 @@ def default_config() -> ConfigDict:
       training=dict(steps=1000, log_every=50, accumulate=1, average=config_dict.placeholder(float)),
       evaluation=dict(every=config_dict.placeholder(int), evaluators=dict()),
       checkpoint=dict(every=500, keep=2, metric=config_dict.placeholder(str), mode='max'),
+      recovery=dict(skip='not_finite', spike=10.0, patience=10, max_rollbacks=3, slow_data=30.0, data_timeout=600.0,
+                    collapse=0.9),
       mesh=dict(data=-1, fsdp=1, expert=1, model=1),
       sharding=dict(zero=3, sequence=False),
       report=dict(at='end')))
@@ -45,7 +50,7 @@ class Training:
   """config.training.
 
   Attributes:
-    steps: updates in all.
+    steps: batches in all.
     log_every: steps between rows of metrics.
     accumulate: microbatches a step; each device holds the activations of one at a time.
     average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
@@ -103,6 +108,7 @@ class Setup:
   training: Training
   evaluation: Evaluation
   checkpoint: CheckpointConfig
+  recovery: RecoveryConfig
   report: Report
 
   @property
@@ -136,6 +142,7 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
       objective=objectives.build(config.objective, 'config.objective'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
+      recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
       evaluators=evaluation.build(evaluated.evaluators, 'config.evaluation.evaluators', pipeline=pipeline,
                                   apply=model.apply, mesh=mesh))
   _check_best(setup)
@@ -155,6 +162,7 @@ class Sections:
   training: Mapping
   evaluation: Mapping
   checkpoint: Mapping
+  recovery: Mapping
   mesh: Mapping
   sharding: Mapping
   report: Mapping

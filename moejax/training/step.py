@@ -1,6 +1,6 @@
 """One update: what moves in a training step, and nothing else.
 
-    augmented batch -> gradients of microbatches -> their mean -> is it finite? -> optimizer -> router state -> average
+    augmented batch -> gradients of microbatches -> their mean -> is it sound? -> optimizer -> router state -> average
 
 The step is one `jax.jit`ed function over plain trees, sharded by `parallel/rules.py`; its input state is donated.
 """
@@ -16,6 +16,7 @@ from moejax.functional import Tree, merge_updates
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.training import optimizer as optimizers
+from moejax.training import spikes
 
 Metrics = dict[str, jax.Array]
 
@@ -26,16 +27,18 @@ class TrainState:
   """All that changes while training.
 
   Attributes:
-    step: <int32>[] updates done.
+    step: <int32>[] batches taken, also those that were skipped.
     params: float32 parameters of the model.
     router_state: what routers remember between steps.
     opt_state: of the optimizer.
+    skips: what is remembered of skipped batches, see `spikes.initial`.
     average: exponential moving average of `params`, or None.
   """
   step: jax.Array
   params: Tree
   router_state: Tree
   opt_state: Any
+  skips: spikes.Skips
   average: Tree | None = None
 
   @property
@@ -54,6 +57,7 @@ def state_shardings(setup) -> TrainState:
       params=rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters),
       router_state=rules.shardings(setup.mesh, setup.model.state_axes, router_state),
       opt_state=optimizers.state_shardings(setup.optimizer.transform, params, optimizer, whole),
+      skips=jax.tree.map(lambda _: whole, jax.eval_shape(spikes.initial)),
       average=None if setup.training.average is None else optimizer)
 
 
@@ -62,7 +66,8 @@ def init_function(setup) -> Callable[[], TrainState]:
   def init():
     params, router_state = setup.model.init(derive(jax.random.key(setup.seed), 'init'))
     average = None if setup.training.average is None else jax.tree.map(jnp.copy, params)
-    state = TrainState(jnp.int32(0), params, router_state, setup.optimizer.transform.init(params), average)
+    state = TrainState(jnp.int32(0), params, router_state, setup.optimizer.transform.init(params), spikes.initial(),
+                       average)
     # Without weak types, which the step would not return: it would be compiled twice.
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), state)
   return init
@@ -85,9 +90,9 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
   """The compiled step: `(state, batch) -> (state, metrics)`; `state` is donated.
 
   `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
-  `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/finite`,
-  `gradient_norm/<module>` and `router/<layer>/<metric>`. Where loss or gradients are not finite, `train/finite` is
-  False and the returned state is the given one.
+  `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
+  `recovery/in_a_row`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where `spikes.judge` refuses the update,
+  `train/skipped` is True and of the returned state only `step` and `skips` are new.
   """
   def step(state, batch):
     return train_step(setup, state, batch)
@@ -104,17 +109,22 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
     batch = setup.pipeline.augment(batch, derive(key, 'augment'))
     gradients, (router_state, metrics) = accumulate(setup, state, batch, key)
 
-  gradient_norm = optax.tree.norm(gradients)
-  finite = jnp.isfinite(metrics['train/loss']) & jnp.isfinite(gradient_norm)
+  loss, gradient_norm = metrics['train/loss'], optax.tree.norm(gradients)
+  accepted, limits = spikes.judge(setup.recovery, state.skips, loss, gradient_norm)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
     average = optimizers.moving_average(average, params, setup.training.average)
-  new = TrainState(state.step + 1, params, router_state, opt_state, average)
-  new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+  new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
+  new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
+  skips = spikes.record(state.skips, accepted, loss, gradient_norm)
+  new = dataclasses.replace(new, step=state.step + 1, skips=skips,
+                            opt_state=optimizers.at_step(new.opt_state, state.step + 1))
 
-  metrics['train/finite'] = finite
+  metrics |= limits
+  metrics['train/skipped'] = ~accepted
+  metrics['recovery/in_a_row'] = skips['in_a_row']
   metrics['train/learning_rate'] = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
   metrics['train/grad_norm'] = gradient_norm
   metrics['train/param_norm'] = optax.tree.norm(state.params)

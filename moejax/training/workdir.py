@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from moejax.config import ConfigError
 from moejax.parallel import processes
 
-# Keys that may differ when a run goes on: they change what is written and where it is computed, not what is learned.
-MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'mesh', 'sharding', 'report')
+# Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
+# trouble, not what is learned.
+MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report')
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> list[str]:

@@ -93,8 +93,8 @@ def test_nothing_is_loaded_from_anywhere(run):
 def test_every_picture_has_a_caption_and_the_page_its_sections(run):
   _, text = run
   document = Document(text)
-  assert document.headings == ['moejax run: digits <b>', 'Learning', 'Balance', 'Specialisation', 'Evaluation', 'Model',
-                               'Config']
+  assert document.headings == ['moejax run: digits <b>', 'Learning', 'Trouble', 'Balance', 'Specialisation', 'Evaluation',
+                               'Model', 'Config']
   assert len(document.all('figcaption')) == len(document.all('figure')) == len(document.all('img'))
   assert document.all('html')[0]['lang'] == 'en'
   sections = {attributes['id'] for attributes in document.all('section')}
@@ -189,7 +189,7 @@ def test_a_browser_shows_the_page_without_errors_or_requests(run):
       tab.goto(path.resolve().as_uri())
       widths = tab.eval_on_selector_all('img', 'images => images.map(image => image.complete && image.naturalWidth)')
       assert len(widths) == 7 and all(widths)
-      assert tab.locator('h2').all_inner_texts()[:3] == ['Learning', 'Balance', 'Specialisation']
+      assert tab.locator('h2').all_inner_texts()[:4] == ['Learning', 'Trouble', 'Balance', 'Specialisation']
       # Nothing is wider than the screen, also on a phone.
       assert tab.evaluate('document.documentElement.scrollWidth') <= width
       tab.screenshot(path=path.parent / f'page_{theme}.png', full_page=True)

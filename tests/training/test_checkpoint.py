@@ -5,6 +5,7 @@ Oracle: the state that was saved, and the batches that follow in an iterator tha
 import errno
 import functools
 import os
+import re
 import shutil
 
 import hypothesis
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from training_fakes import make_setup
 
-from moejax.training import checkpoint, step
+from moejax.training import checkpoint, checksums, step
 from moejax.training.recovery import NoCheckpoint
 
 
@@ -244,3 +245,45 @@ def test_evaluation_says_where_it_looked_for_checkpoints(tmp_path):
   save(tmp_path, 2)
   with pytest.raises(NoCheckpoint, match=r'no checkpoint of step 3; there are \[2\]'):
     checkpoint.restore_for_evaluation(tmp_path, step=3)
+
+
+# ---- what is missing or damaged, and what a rollback finds ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('damage, file', [
+    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* has other contents'),
+    (lose_an_item, 'average/.* is missing')])
+def test_the_file_that_is_damaged_is_named(tmp_path, damage, file):
+  save(tmp_path, 2, 4)
+  damage(tmp_path / 'checkpoints' / '4')
+  said = restore(tmp_path)[2]
+  assert re.search(f'checkpoints/4 is damaged .*{file}', said[0])
+
+
+def test_where_all_files_are_as_written_and_the_numbers_are_not_the_item_is_named(tmp_path):
+  """What the checksums cannot tell: bits that changed before they were written."""
+  save(tmp_path, 2, 4)
+  change_one_number(tmp_path / 'checkpoints' / '4')
+  checksums.write(tmp_path / 'checkpoints' / '4')
+  assert 'params differs from what was saved' in restore(tmp_path)[2][0]
+
+
+def test_checkpoints_that_vanish_are_said_and_the_next_is_written(tmp_path):
+  said = []
+  with opened(tmp_path, said) as checkpoints:
+    checkpoints.save(state_at(2), after(2), {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / 'checkpoints')
+    checkpoints.save(state_at(4), after(4), {})
+  assert said == [f'Checkpoints 2 have vanished from {tmp_path}/checkpoints. Training goes on, and writes the next one '
+                  'now.']
+  assert_equal(restore(tmp_path)[0], state_at(4))
+
+
+def test_the_regular_ones_outlast_those_of_interruptions_and_are_what_a_rollback_finds(tmp_path):
+  save(tmp_path, 2, 4, 5, 7, 9, every=2, keep=2)
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '7', '9']
+  with opened(tmp_path, every=2, keep=2) as checkpoints:
+    found = {limit: checkpoints.before(limit, step.abstract_state(setup_of())) for limit in (10, 5, 4, 2)}
+  assert {limit: at and at[0] for limit, at in found.items()} == {10: 4, 5: 4, 4: 2, 2: None}
+  assert_equal(found[10][1], state_at(4))

@@ -2,6 +2,7 @@
 
 Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
 """
+import dataclasses
 import errno
 import os
 import signal
@@ -141,14 +142,72 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path, uninterrupted, mon
   np.testing.assert_allclose(row['train/loss'], uninterrupted[1]['train/loss'], rtol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(tmp_path):
-  with pytest.raises(recovery.NotFinite) as stop:
-    run(tmp_path, TinyPipeline(poison=4))
+# ---- batches that are not finite ------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_not_finite_is_skipped_said_and_counted(tmp_path):
+  row, said = run(tmp_path, TinyPipeline(poison={4}))
+  assert any(line.startswith("Step 5: batch skipped. Loss nan, gradient norm nan. The batch itself is not finite: "
+                             "'image', examples [2].") for line in said)
+  found = metrics.read(tmp_path)
+  assert [row['train/skipped'] for row in found] == [number == 5 for number in range(1, STEPS + 1)]
+  assert [row['recovery/skipped'] for row in found] == [0] * 4 + [1] * 4
+  assert found[4]['train/loss'] is None and row['train/loss'] > 0
+  assert '1 batches were skipped, 0 rollbacks lost 0 steps.' in said
+
+
+ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3))
+
+
+def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
+  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 cannot go on, so back to 2."""
+  _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
+  line, = [line for line in said if 'rolled back' in line]
+  assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '
+                  'Training goes on with the data that follow.')
+  found = metrics.read(tmp_path)
+  assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
+  assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
+  # Step 8 took the parameters of step 2 and batch 7: what the loss is, computed without the loop.
+  setup = make_setup(**PARTS)
+  state, batches = step.init_state(setup), setup.pipeline
+  train_step = step.make_train_step(setup)
+  for number in (0, 1):
+    state, _ = train_step(state, setup.place(batches.batch(number)))
+  state = dataclasses.replace(state, step=jnp.int32(7))
+  _, measured = train_step(state, setup.place(batches.batch(7)))
+  assert found[-1]['train/loss'] == float(measured['train/loss'])
+
+
+@pytest.mark.parametrize('number', [5, 6, 7])
+def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path, number):
+  class Poisoned(StopsAt):
+    def __init__(self, *arguments):
+      super().__init__(*arguments)
+      self.poison = {4, 5}
+
+  run(tmp_path / 'undisturbed', TinyPipeline(poison={4, 5}), **ROLLBACK)
+  with pytest.raises(Exception, match='power failure'):
+    run(tmp_path / 'crashed', Poisoned(number, crash), **ROLLBACK)
+  run(tmp_path / 'crashed', TinyPipeline(poison={4, 5}), **ROLLBACK)
+  assert_same_run(tmp_path / 'crashed', (tmp_path / 'undisturbed',))
+
+
+def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp_path):
+  with pytest.raises(recovery.Diverged) as stop:
+    run(tmp_path, TinyPipeline(poison={4}), recovery=dict(patience=1, max_rollbacks=0))
   message = str(stop.value)
-  assert "Step 5: loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
+  assert "Step 5: Loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
   assert f'The last good checkpoint is {tmp_path}/checkpoints/4' in message
-  assert 'The update was not applied' in message
-  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
+  assert 'The update was not applied. 0 rollbacks did not help.' in message
+
+
+def test_where_there_is_nothing_to_go_back_to_the_run_ends(tmp_path):
+  with pytest.raises(recovery.Diverged, match='There is no checkpoint from before to roll back to.'):
+    run(tmp_path, TinyPipeline(poison={1}), recovery=dict(patience=1))
+
+
+# ---- files and data -------------------------------------------------------------------------------------------------
 
 
 def test_the_run_goes_on_when_a_checkpoint_cannot_be_written_and_the_next_can(tmp_path, uninterrupted, monkeypatch):

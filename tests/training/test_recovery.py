@@ -7,7 +7,7 @@ import pytest
 
 from moejax.training import recovery
 
-FINE = {'train/loss': 1., 'train/grad_norm': 1., 'train/finite': True, 'router/block_01/load': np.ones(4),
+FINE = {'train/loss': 1., 'train/grad_norm': 1., 'router/block_01/load': np.ones(4),
         'router/block_03/load': np.ones(4), 'router/block_03/z_loss': 1., 'gradient_norm/blocks/1/moe': 1.,
         'gradient_norm/blocks/3/moe': 1., 'gradient_norm/head': 1.}
 BATCH = {'image': np.ones((4, 2), np.float32), 'label': np.arange(4)}
@@ -33,13 +33,6 @@ def test_a_batch_that_is_not_finite_comes_before_all_else():
   image[[1, 3], 0] = np.inf
   place = recovery.locate({**FINE, 'router/block_01/load': np.full(4, NAN)}, {**BATCH, 'image': image})
   assert place == "The batch itself is not finite: 'image', examples [1, 3]."
-
-
-def test_a_finite_step_passes_and_another_stops():
-  recovery.check_finite(3, FINE, BATCH, lambda: '')
-  with pytest.raises(recovery.NotFinite, match='Step 3: loss nan.*The last one is there'):
-    bad = {**FINE, 'train/finite': False, 'train/loss': NAN}
-    recovery.check_finite(3, bad, BATCH, lambda: 'The last one is there.')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from training_fakes import EXAMPLEWISE, MODEL, TinyPipeline, make_setup
 
@@ -114,17 +115,22 @@ def test_the_average_follows_the_parameters_and_is_what_is_evaluated():
   assert steps(1)[1].evaluated is not None and steps(1)[1].average is None
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
+def test_a_step_that_is_not_finite_changes_nothing_that_is_learned_and_says_so():
   setup, train_step, init = prepared(average=0.75)
   before = jax.device_get(init())
   batch = setup.pipeline.batch(0)
   batch['image'][3] = np.nan
   after, metrics = train_step(init(), setup.place(batch))
-  assert not metrics['train/finite']
-  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(after))
+  assert metrics['train/skipped'] and metrics['recovery/in_a_row'] == 1
+  for name in ('params', 'router_state', 'average'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(before, name), jax.device_get(getattr(after, name)))
+  assert after.step == 1 and after.skips['skipped'] == 1 and after.skips['accepted'] == 0
+  schedules = [node for node in jax.tree.leaves(
+      after.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState)) if hasattr(node, '_fields')]
+  assert [node.count for node in schedules] == [1]  # the learning rate belongs to the step
   # and the next batch trains on from there
   after, metrics = train_step(after, setup.place(setup.pipeline.batch(0)))
-  assert metrics['train/finite'] and after.step == 1
+  assert not metrics['train/skipped'] and metrics['recovery/in_a_row'] == 0 and after.step == 2
 
 
 def test_the_step_is_compiled_once():

@@ -15,6 +15,7 @@ from moejax.random import derive
 from moejax.routing.router import RouterOutput
 from moejax.training import objectives, optimizer, setup
 from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.spikes import RecoveryConfig
 
 FEATURES, HIDDEN, EXPERTS, CLASSES, BATCH = 3, 8, 4, 5, 16
 
@@ -49,7 +50,7 @@ class TinyPipeline:
   """64 points in classes that a line can tell apart; the last of each batch of 4 is padding if `padded`."""
   splits = ('train', 'test')
 
-  def __init__(self, batch_size=BATCH, padded=False, poison=None):
+  def __init__(self, batch_size=BATCH, padded=False, poison=()):
     rng = np.random.default_rng(0)
     self.image = rng.normal(size=(64, 1, 1, FEATURES)).astype(np.float32)
     self.label = (self.image.reshape(64, FEATURES) @ rng.normal(size=(FEATURES, CLASSES))).argmax(-1).astype(np.int32)
@@ -64,7 +65,7 @@ class TinyPipeline:
   def batch(self, number):
     rows = np.random.default_rng(number).permutation(64)[:self.batch_size]
     image = self.image[rows].copy()
-    if number == self.poison:
+    if number in self.poison:
       image[2] = np.nan
     return {'image': image, 'label': self.label[rows], 'valid': self.valid[rows]}
 
@@ -98,7 +99,7 @@ EXAMPLEWISE = functional.functionalize(lambda rngs: TinyModel(rngs, noise=0., ba
 
 def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, evaluate=False, model=MODEL,
                **sections):
-  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation."""
+  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation, recovery."""
   config = setup.default_config()
   config.optimizer = ConfigDict(optimizer_config or dict(
       name='adamw', weight_decay=0.1, clip=1.0, schedule=dict(name='cosine', peak=0.02, warmup=2)))
@@ -121,5 +122,6 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
       evaluators={'test': accuracy(pipeline, model.apply)} if evaluate else {},
       evaluation=call(setup.Evaluation, config.evaluation, 'config.evaluation'),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
+      recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
       report=call(setup.Report, config.report, 'config.report'))
 

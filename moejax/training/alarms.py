@@ -1,0 +1,62 @@
+"""The alarm for routers that have collapsed: nearly all tokens choose one and the same expert."""
+from collections.abc import Callable
+from typing import Any
+
+from moejax.routing.selection import SELECTIONS
+
+# Logged rows in a row from which on it is no chance.
+ROWS = 3
+_NEVER_LEARNED = ('hash', 'random')
+
+
+class Collapse:
+  """Says when a router collapses, and when it has recovered.
+
+  Only learned routers can collapse, and only where there are more experts than a token chooses.
+
+  Args:
+    setup: of the run.
+    rows: those logged before, of a run that goes on.
+  """
+
+  def __init__(self, setup, rows: list[dict[str, Any]]):
+    self._limit = setup.recovery.collapse
+    self._choices = choices(setup.config.model)
+    self._rows: dict[str, int] = {}  # How many of the last rows, by layer.
+    for row in rows:
+      self.look(row['step'], row, lambda line: None)
+
+  def look(self, step: int, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, float]:
+    """Metrics to add to the `row` of step `step`: `alarm/collapse/<layer>`, 1 from the third such row in a row on.
+
+    `router/<layer>/load` [E] sums to 1 over experts; a token makes K choices, so that K times the load is the share of
+    the tokens that choose the expert.
+    """
+    alarms = {}
+    for name, load in row.items():
+      if not (self._choices and name.startswith('router/') and name.endswith('/load')) or len(load) <= self._choices:
+        continue
+      layer = name.removeprefix('router/').removesuffix('/load')
+      # A load that is not finite is null in a row that was read back.
+      loads = [share if share is not None else float('nan') for share in load]
+      share = self._choices * max(loads)
+      before = self._rows.get(layer, 0)
+      self._rows[layer] = before + 1 if share >= self._limit else 0
+      if self._rows[layer] == ROWS:
+        say(f'Step {step}: the router of {layer} has collapsed: {min(share, 1):.0%} of the tokens choose expert '
+            f'{loads.index(max(loads))} of {len(load)}. Usual remedies: more weight on its balance loss, noise on its '
+            'logits, a smaller learning rate.')
+      if before >= ROWS and not self._rows[layer]:
+        say(f'Step {step}: the router of {layer} is no longer collapsed: {share:.0%} of the tokens choose its busiest '
+            'expert.')
+      alarms[f'alarm/collapse/{layer}'] = float(self._rows[layer] >= ROWS)
+    return alarms
+
+
+def choices(model_config: dict) -> int | None:
+  """K, the choices of a token; 1 where experts choose or see all. None where there is no learned router."""
+  moe = model_config.get('moe')
+  if not moe or moe['router']['score']['name'] in _NEVER_LEARNED:
+    return None
+  where = 'config.model.moe.router.select'
+  return SELECTIONS.build(moe['router']['select'], where, num_experts=moe['num_experts']).k or 1

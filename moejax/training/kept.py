@@ -1,0 +1,57 @@
+"""When checkpoints are written, and which of them are kept."""
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from orbax.checkpoint import checkpoint_managers as policies
+
+from moejax.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """config.checkpoint.
+
+  Attributes:
+    every: steps between checkpoints; the last step always has one, and so has one at which the run is interrupted.
+    keep: how many of the latest are kept, also of those that `every` asked for.
+    metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
+    mode: whether the best is the largest or the smallest.
+  """
+  where: str
+  every: int = 500
+  keep: int = 2
+  metric: str | None = None
+  mode: Literal['max', 'min'] = 'max'
+
+  def __post_init__(self):
+    for name in ('every', 'keep'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
+
+
+def policy(options: CheckpointConfig) -> dict[str, Any]:
+  """Options of orbax's manager: what is kept is any that one of the reasons in `CheckpointConfig` asks for."""
+  keep = [policies.LatestN(options.keep), _LatestRegular(options)]
+  score = None
+  if options.metric is not None:
+    score = lambda metrics: metrics['score']
+    keep.append(policies.BestN(get_metric_fn=score, reverse=options.mode == 'min', n=1,
+                               keep_checkpoints_without_metrics=False))
+  return dict(preservation_policy=policies.AnyPreservationPolicy(keep), best_fn=score, best_mode=options.mode)
+
+
+def latest_regular(steps: Sequence[int], options: CheckpointConfig) -> list[int]:
+  """Of `steps` the last ones that `every` asked for, in order."""
+  return sorted(step for step in steps if step % options.every == 0)[-options.keep:]
+
+
+@dataclasses.dataclass
+class _LatestRegular(policies.PreservationPolicy):
+  """Keeps what a rollback may need, however often the run is interrupted, and saved, in between."""
+  options: CheckpointConfig
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    regular = latest_regular([checkpoint.step for checkpoint in checkpoints], self.options)
+    return [checkpoint.step in regular for checkpoint in checkpoints]

@@ -1,0 +1,78 @@
+"""When another process of the run dies: those that are left end with a sentence, and do not wait for it.
+
+It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
+of the dead process (after 100 s) or the first process itself (at once), and ends every other by SIGABRT, from a thread
+of its own.
+"""
+import contextlib
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+import jax
+
+from moejax.training.recovery import Stopped
+
+_LOST = re.compile(r'gloo|nccl|closed by peer|reset by peer|socket closed|coordination service|heartbeat|unavailable',
+                   re.IGNORECASE)
+_NEXT = 'Start all processes again: the same command goes on from the last checkpoint.'
+
+
+class PeerLost(Stopped):
+  """Another process of the run has died. Nothing that needs all processes can be done any more."""
+  code = 3
+  at_once = True
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[None]:
+  """Within this context a run of several processes that loses one ends with `PeerLost`, or with its exit code.
+
+  Raises:
+    PeerLost: an operation failed because another process has died.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  with _abort_says(f'\n{_who()}: jax has ended this process and says why above; most likely another one has died. '
+                   f'{_NEXT}\n'):
+    try:
+      yield
+    except Exception as error:
+      check(error)
+      raise
+
+
+def check(error: Exception) -> None:
+  """Raises `PeerLost` from `error` where that says that another process of the run has died."""
+  of_jax = isinstance(error, jax.errors.JaxRuntimeError) or type(error) is ValueError
+  if of_jax and jax.process_count() > 1 and _LOST.search(str(error)):
+    reason = str(error).splitlines()[0]
+    raise PeerLost(f'{_who()}: another process of the run has died ({reason}). {_NEXT}') from error
+
+
+def _who():
+  return f'Process {jax.process_index()}'
+
+
+@contextlib.contextmanager
+def _abort_says(message: str) -> Iterator[None]:
+  # Python's own signal handlers wait for the main thread, which may wait for the dead process. The callback that jax
+  # has for this cannot be used: it fails to pass its argument to Python.
+  text = message.encode()
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def say_and_exit(number):
+    del number
+    os.write(2, text)
+    os._exit(PeerLost.code)
+
+  libc = ctypes.CDLL(None)
+  libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+  before = libc.signal(signal.SIGABRT, ctypes.cast(say_and_exit, ctypes.c_void_p))
+  try:
+    yield
+  finally:
+    libc.signal(signal.SIGABRT, before)

@@ -1,0 +1,71 @@
+"""The alarm for collapsed routers rings where nearly all tokens choose one expert, and only where that is not legal."""
+from types import SimpleNamespace
+
+import pytest
+from ml_collections import ConfigDict
+
+from moejax.routing import papers
+from moejax.training import alarms
+from moejax.training.spikes import RecoveryConfig
+
+
+def watch(router=None, rows=(), num_experts=4):
+  model = ConfigDict(dict(moe=dict(num_experts=num_experts, router=router)) if router else {})
+  setup = SimpleNamespace(config=SimpleNamespace(model=model), recovery=RecoveryConfig('config.recovery'))
+  return alarms.Collapse(setup, rows)
+
+
+def row(step, *load):
+  return {'step': step, 'router/block_01/load': list(load)}
+
+
+def rung(collapse, loads):
+  said, alarm = [], []
+  for step, load in enumerate(loads, 1):
+    alarm += collapse.look(step, row(step, *load), said.append).values()
+  return alarm, said
+
+
+TOP_1, TOP_2 = papers.switch(), papers.vmoe(k=2)
+EVEN, ALL_TO_2 = (.25, .25, .25, .25), (.02, .02, .94, .02)
+
+
+def test_it_rings_from_the_third_row_in_a_row_and_is_said_once_when_it_begins_and_ends():
+  alarm, said = rung(watch(TOP_1), [ALL_TO_2, ALL_TO_2, EVEN, ALL_TO_2, ALL_TO_2, ALL_TO_2, ALL_TO_2, EVEN, EVEN])
+  assert alarm == [0, 0, 0, 0, 0, 1, 1, 0, 0]
+  assert len(said) == 2
+  assert said[0].startswith('Step 6: the router of block_01 has collapsed: 94% of the tokens choose expert 2 of 4.')
+  assert said[1].startswith('Step 8: the router of block_01 is no longer collapsed')
+
+
+def test_half_of_the_choices_are_all_tokens_where_each_makes_two():
+  assert rung(watch(TOP_2), [(.5, .3, .1, .1)] * 3)[0] == [0, 0, 1]
+  assert rung(watch(TOP_2), [(.4, .4, .1, .1)] * 3)[0] == [0, 0, 0]  # 80% of the tokens
+
+
+def test_a_run_that_goes_on_remembers_the_rows_before():
+  rows = [row(1, *ALL_TO_2), row(2, *ALL_TO_2)]
+  assert rung(watch(TOP_1, rows), [ALL_TO_2])[0] == [1]
+  assert rung(watch(TOP_1, [*rows, row(3, *ALL_TO_2)]), [ALL_TO_2]) == ([1], [])  # said before
+
+
+@pytest.mark.parametrize('router, load', {
+    'a hash is not learned': (papers.hash_layers(vocab_size=8), (1., 0., 0., 0.)),
+    'one expert takes all of necessity': (TOP_1, (1.,)),
+    'every token chooses both of two': (TOP_2, (.5, .5)),
+    'a dense model': (None, (1., 0., 0., 0.)),
+}.values())
+def test_it_does_not_ring_where_nothing_can_collapse(router, load):
+  assert not any(rung(watch(router), [load] * 5)[0])
+
+
+def test_a_load_that_is_not_finite_rings_nothing():
+  nan = float('nan')
+  assert rung(watch(TOP_1), [(nan, nan, nan, nan)] * 4)[0] == [0] * 4
+  assert rung(watch(TOP_1, [row(1, None, None, None, None)]), [EVEN])[0] == [0]
+
+
+def test_where_experts_choose_or_see_all_a_token_counts_once():
+  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.expert_choice())))) == 1
+  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.soft_moe())))) == 1
+  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.gshard())))) == 2
