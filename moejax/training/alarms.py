@@ -20,8 +20,7 @@ class Collapse:
   """
 
   def __init__(self, setup, rows: list[dict[str, Any]]):
-    self._limit = setup.recovery.collapse
-    self._choices = choices(setup.config.model)
+    self._limit, self._model = setup.recovery.collapse, setup.config.model
     self._rows: dict[str, int] = {}  # How many of the last rows, by layer.
     for row in rows:
       self.look(row['step'], row, lambda line: None)
@@ -34,12 +33,15 @@ class Collapse:
     """
     alarms = {}
     for name, load in row.items():
-      if not (self._choices and name.startswith('router/') and name.endswith('/load')) or len(load) <= self._choices:
+      if not (name.startswith('router/') and name.endswith('/load')):
         continue
       layer = name.removeprefix('router/').removesuffix('/load')
+      chosen = choices(self._model, layer)
+      if chosen is None or len(load) <= chosen:
+        continue
       # A load that is not finite is null in a row that was read back.
       loads = [share if share is not None else float('nan') for share in load]
-      share = self._choices * max(loads)
+      share = chosen * max(loads)
       before = self._rows.get(layer, 0)
       self._rows[layer] = before + 1 if share >= self._limit else 0
       if self._rows[layer] == ROWS:
@@ -53,9 +55,13 @@ class Collapse:
     return alarms
 
 
-def choices(model_config: dict) -> int | None:
-  """K, the choices of a token; 1 where experts choose or see all. None where there is no learned router."""
-  moe = model_config.get('moe')
+def choices(model_config: dict, layer: str) -> int | None:
+  """K, the choices of a token in 'block_03' or 'encoder_block_03'; 1 where experts choose or see all.
+
+  None where there is no learned router.
+  """
+  stack = layer.rpartition('block_')[0].rstrip('_')
+  moe = (model_config[stack] if stack else model_config).get('moe')
   if not moe or moe['router']['score']['name'] in _NEVER_LEARNED:
     return None
   where = 'config.model.moe.router.select'

@@ -65,7 +65,9 @@ def test_a_load_that_is_not_finite_rings_nothing():
   assert rung(watch(TOP_1, [row(1, None, None, None, None)]), [EVEN])[0] == [0]
 
 
-def test_where_experts_choose_or_see_all_a_token_counts_once():
-  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.expert_choice())))) == 1
-  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.soft_moe())))) == 1
-  assert alarms.choices(ConfigDict(dict(moe=dict(num_experts=4, router=papers.gshard())))) == 2
+@pytest.mark.parametrize('router, expected', [
+    (papers.expert_choice(), 1), (papers.soft_moe(), 1), (papers.gshard(), 2)], ids=['expert choice', 'soft', 'top-2'])
+def test_where_experts_choose_or_see_all_a_token_counts_once(router, expected):
+  model = dict(moe=dict(num_experts=4, router=router))
+  assert alarms.choices(ConfigDict(model), 'block_01') == expected
+  assert alarms.choices(ConfigDict(dict(encoder={}, decoder=model)), 'decoder_block_01') == expected
