@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# N processes of one run, which find one another at an address that they are told. Here all are on this machine, with two
-# simulated devices each:
+# N processes of one run, which find one another at an address that they are told. Here all are on this machine, with
+# two simulated devices each:
 #
 #   experiments/launch/host_port.sh 2 --config=configs/vmoe_digits.py --workdir=runs/two_processes
 #

@@ -77,7 +77,8 @@ def cluster(environment: Mapping[str, str]) -> str | None:
       several('MEGASCALE_NUM_SLICES') or 'TPU_PROCESS_ADDRESSES_PATH' in environment):
     return 'GKE'
   # Importing jax has set the first of these where it found TPU chips, and the second where it found none.
-  if environment.get('TPU_ML_PLATFORM') == 'JAX' and not {'TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES'} & {*environment}:
+  alone = {'TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES'} & environment.keys()
+  if environment.get('TPU_ML_PLATFORM') == 'JAX' and not alone:
     return 'Cloud TPU'
   if 'KUBERNETES_SERVICE_HOST' in environment and 'JOB_COMPLETION_INDEX' in environment:
     return 'Kubernetes'

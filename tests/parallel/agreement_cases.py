@@ -40,8 +40,9 @@ def config_of(name):
     config.objective = dict(name='classification')
   else:
     config.model = dict(name='decoder', vocab_size=17, routing_leak='slots', **body)
-    config.data = dict(name='language_model', length=12, batch_size=16, readers=4, tokenizer=dict(name='ids', num_ids=16),
-                       source=dict(name='markov_mixture', document_length=9, train_documents=64, test_documents=8))
+    config.data = dict(name='language_model', length=12, batch_size=16, readers=4,
+                       tokenizer=dict(name='ids', num_ids=16), source=dict(
+                           name='markov_mixture', document_length=9, train_documents=64, test_documents=8))
     config.objective = dict(name='language_model')
   config.mesh = {axis: int(size) for axis, size in (part.split('=') for part in mesh.split())}
   config.optimizer = dict(name='sgd', schedule=dict(name='constant', peak=1.))

@@ -13,9 +13,10 @@ def get_config(arg):
           router=papers.switch(capacity_factor=0.75), dispatch=dict(name='gather')))
   config.objective = dict(name='language_model')
   config.data = dict(
-      name='language_model', length=12, batch_size=8, readers=2, shuffle_batches=3, tokenizer=dict(name='ids', num_ids=16),
+      name='language_model', length=12, batch_size=8, readers=2, shuffle_batches=3,
+      tokenizer=dict(name='ids', num_ids=16),
       source=dict(name='markov_mixture', document_length=9, train_documents=64, test_documents=16))
-  # The schedule is slow: a choice between experts that rounding turns over would not be rounding.
+  # Slowly, or rounding would grow over the steps until it turns over a choice between experts.
   config.optimizer.schedule = dict(name='constant', peak=1e-4)
   config.training.update(steps=int(arg), log_every=1)
   config.evaluation.evaluators = dict(test=dict(name='language_model'))

@@ -35,7 +35,7 @@ def start(arguments, count, devices=2, cache=None):
           for flag in flags]
 
 
-def finish(processes, timeout=500):
+def finish(processes, timeout=900):
   """[(exit code, output, errors)] of each. None outlives this."""
   try:
     results = [(*process.communicate(timeout=timeout), process.returncode) for process in processes]

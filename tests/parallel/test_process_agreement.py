@@ -13,9 +13,11 @@ import agreement_cases
 import process_launcher
 
 
-def every_case(meshes):
-  kinds = itertools.product(('decoder', 'vision'), ('reference', 'einsum', 'gather', 'grouped'), ('scan', 'unrolled'))
-  return [f'{"/".join(kind)}/{mesh}' for kind, mesh in zip(kinds, itertools.cycle(meshes))]
+def every_dispatcher(scanned, unrolled, meshes):
+  """Every dispatcher in models of these families, with layers scanned and unrolled, over the meshes in turn."""
+  kinds = itertools.product(('reference', 'einsum', 'gather', 'grouped'), ((scanned, 'scan'), (unrolled, 'unrolled')))
+  return [f'{model}/{dispatch}/{layers}/{mesh}'
+          for (dispatch, (model, layers)), mesh in zip(kinds, itertools.cycle(meshes))]
 
 
 def on_one_device(cases):
@@ -72,10 +74,10 @@ def test_four_processes_agree_and_take_the_step_of_one_device(take_steps, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('count, meshes', [(2, ('data=2 expert=2', 'fsdp=2 model=2', 'data=4')),
-                                           (4, ('data=2 expert=4', 'expert=2 model=4', 'fsdp=4 expert=2'))])
-def test_processes_take_the_step_of_one_device_and_of_their_mesh_in_one_process_in_every_case(take_steps, count, meshes):
-  cases = every_case(meshes)
+@pytest.mark.parametrize('count, cases', [
+    (2, every_dispatcher('decoder', 'vision', ('data=2 expert=2', 'fsdp=2 model=2', 'data=4'))),
+    (4, every_dispatcher('vision', 'decoder', ('data=2 expert=4', 'expert=2 model=4', 'fsdp=4 expert=2')))])
+def test_every_dispatcher_takes_the_step_of_one_device_and_of_its_mesh_in_one_process(take_steps, count, cases):
   found = take_steps(cases, count)
   for expected in (take_steps(on_one_device(cases), devices=1), take_steps(cases, devices=2 * count)):
     for name, *both in zip(cases, found, expected, strict=True):

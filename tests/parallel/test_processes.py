@@ -61,7 +61,7 @@ def test_others_that_cannot_be_reached_are_named(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', timeout)
   monkeypatch.setattr(jax.config, 'update', lambda *option: None)  # those of this process stay as they are
   monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '4')
-  with pytest.raises(ConfigError, match='that Open MPI names, were not found: DEADLINE_EXCEEDED. Start one process alone'):
+  with pytest.raises(ConfigError, match='that Open MPI names, were not found: DEADLINE_EXCEEDED. Start one process'):
     processes.start()
 
 

@@ -27,7 +27,8 @@ def command(folder, *flags):
 
 def host_port(folder, log, cache, *flags):
   """Two processes of two devices each, with all that they say in the file `log`."""
-  environment = process_launcher.environment(2, cache) | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+  path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+  environment = process_launcher.environment(2, cache) | dict(PATH=path)
   with open(log, 'w') as file:
     return subprocess.Popen([HOST_PORT, '2', *command(folder, *flags)[2:]], stdout=file, stderr=subprocess.STDOUT,
                             env=environment, cwd=process_launcher.ROOT)
@@ -52,7 +53,7 @@ def assert_same_run(folder, undisturbed):
   for row, wanted in zip(rows, expected):
     for name, value in wanted.items():
       if not name.startswith('time/'):
-        # Batches are the same, to the row: losses of others differ in the second digit. Sums are taken in another order.
+        # The batches are the same, of others losses would differ in the second digit; sums are in another order.
         np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5, err_msg=f'step {row["step"]} {name}')
   assert any(row['router/block_00/dropped'] > 0 for row in expected)
   assert expected[-1]['eval/test/tokens'] > 0
