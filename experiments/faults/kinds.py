@@ -222,10 +222,10 @@ def _partial(folder: Path) -> list[str]:
   return [path.name for path in (folder / 'checkpoints').glob('*.orbax-checkpoint-tmp*')]
 
 
-def resumed_at(text: str) -> int:
-  """The step that a process went on after, by what it printed."""
+def resumed_at(text: str) -> int | None:
+  """The step that a process went on after, by what it printed; None where it was killed before it knew."""
   found = re.search(r'Going on after step (\d+)', text)
-  return int(found[1]) if found else 0
+  return int(found[1]) if found else 0 if 'step 1/' in text else None
 
 
 # The share of --kills that each has; other faults are so many for 200 kills.

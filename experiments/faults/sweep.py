@@ -50,7 +50,8 @@ def run(name: str, seed: str, limit: int, folder: Path) -> dict:
     disturbed = disturbs and fault.disturb(processes)
     codes = processes.finish(_HANGS)
     if attempt > 1:
-      lost.append(before - kinds.resumed_at(processes.output()))
+      went_on = kinds.resumed_at(processes.output())
+      lost += [] if went_on is None else [before - went_on]
       problems += filter(None, [fault.went_on_well(processes)])
     if codes is None:
       problems.append('a process hangs')
