@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One training run of a study.
+  """One run of a study, of `moejax.train` where a study does not say otherwise.
 
   Attributes:
     name: the variant, e.g. 'vmoe'; runs of one name differ in their seed only.
@@ -51,6 +51,10 @@ class Run:
     """The train command of this run."""
     flags = [f'--config.{key}={value}' for key, value in (('seed', self.seed), *self.overrides)]
     return ['python', '-m', 'moejax.train', f'--config={self.config}', f'--workdir={workdir}', *flags]
+
+  def metrics(self, workdir: pathlib.Path) -> dict:
+    """What its finished command left in its workdir."""
+    return last_metrics(workdir)
 
 
 def load(study: str) -> dict:
@@ -130,7 +134,7 @@ def main(study: str) -> None:
     with lock:
       results['runs'].append(dict(
           key=run.key, name=run.name, seed=run.seed, command=' '.join(command), seconds=round(seconds, 1),
-          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=last_metrics(ROOT / workdir)))
+          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=run.metrics(ROOT / workdir)))
       results['runs'].sort(key=lambda run: order.index(run['key']))
       path.write_text(json.dumps(results, indent=1) + '\n')
       print(f'{run.key}: {seconds:.0f} s, {mebibytes:.0f} MiB; {len(results["runs"])} of {len(runs)} done.', flush=True)

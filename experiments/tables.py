@@ -7,6 +7,7 @@ import json
 import re
 
 from experiments import runner
+from moejax.parallel import units
 
 README = runner.ROOT / 'README.md'
 
@@ -65,8 +66,35 @@ def faults() -> str:
   return importlib.import_module('experiments.faults.report').table(json.loads(path.read_text()))
 
 
+def pod_plans() -> str:
+  """What large models take on pods: estimates from compiled programs."""
+  if not (runner.ROOT / 'experiments/pod_plans/results.json').exists():
+    return 'Not planned yet: `python -m experiments.runner pod_plans` does that, in some minutes a model.'
+  results = runner.load('pod_plans')
+  lines = ['| model | parameters, active | chips, mesh | memory a chip | step | MFU | collectives | of the step |',
+           '|---' * 8 + '|']
+  for run in results['runs']:
+    plan = run['metrics']
+    mesh = ' '.join(f'{axis} {size}' for axis, size in plan['mesh'].items() if size > 1)
+    memory, program = plan['memory_bytes'], plan['program']
+    seconds = program['seconds']
+    sent = sum(kind['bytes'] for kind in program['collectives'].values())
+    lines.append('| ' + ' | '.join([
+        run['name'], ', '.join(f'{plan["parameters"][which] / 1e9:.1f} G' for which in ('total', 'active')),
+        f'{plan["topology"]}, {mesh}' + (f', {plan["accumulate"]} microbatches' if plan['accumulate'] > 1 else ''),
+        f'{units.size(memory["total"])} of {units.size(memory["available"])}', units.duration(seconds['step']),
+        f'{program["mfu"]:.0%}', units.size(sent), f'{seconds["communication"] / seconds["step"]:.0%}']) + ' |')
+  run = results['runs'][-1]
+  return '\n'.join(lines) + (
+      '\n\nAll fit. Nothing was run: times and MFU are estimates from programs that the chips\' own compilers made, '
+      'and memory is what these report. A step takes the longer of FLOPs / peak and bytes / memory bandwidth, and then its '
+      f'collectives, which nothing hides (`{results["command"]}`, commit {run["commit"]}, Python {run["python"]}, '
+      f'jax {run["jax"]}; the full commands are in experiments/pod_plans/results.json).')
+
+
 TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run,
-          'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu, 'faults': faults}
+          'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu,
+          'pod_plans': pod_plans, 'faults': faults}
 
 
 def fill(text: str) -> str:

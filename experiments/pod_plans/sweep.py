@@ -1,0 +1,60 @@
+"""What large models take on the pods that they fit: `moejax.compile` for each, on a machine that has no chip.
+
+Minutes and some GB of memory a model, on one core; the table is in README.md.
+"""
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+
+from experiments.runner import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Run):
+  """A training step that is compiled and not run.
+
+  Attributes:
+    topology: of chips, as after `--topology=`.
+  """
+  seed: int = 0
+  topology: str = ''
+
+  @property
+  def key(self) -> str:
+    """One model may be planned for several topologies."""
+    return re.sub(r'\W+', '_', f'{self.name} {self.topology}'.lower())
+
+  def command(self, workdir: pathlib.Path) -> list[str]:
+    """The command that plans it."""
+    flags = [f'--config.{key}={value}' for key, value in self.overrides]
+    return ['python', '-m', 'moejax.compile', f'--config={self.config}', f'--topology={self.topology}',
+            f'--out={workdir}', *flags]
+
+  def metrics(self, workdir: pathlib.Path) -> dict:
+    """The plan, its collectives summed by kind."""
+    plan = json.loads((workdir / 'plan.json').read_text())
+    if plan['program']:
+      kinds = {}
+      for row in plan['program'].pop('collectives'):
+        runs, size = kinds.get(row['kind'], (0, 0))
+        kinds[row['kind']] = (runs + row['runs'], size + row['bytes'])
+      plan['program']['collectives'] = {kind: dict(runs=runs, bytes=size) for kind, (runs, size) in kinds.items()}
+    return plan
+
+
+def sweep() -> Iterator[Planned]:
+  """Models of the papers, each with a mesh that fits."""
+  def row(name, config, topology, **overrides):
+    keys = tuple((key.replace('__', '.'), str(value)) for key, value in overrides.items())
+    return Planned(name, f'configs/{config}', overrides=keys, topology=topology)
+
+  yield row('V-MoE-15B/14', 'vmoe_imagenet21k.py:15B/14,every-2', 'v5e:16x16',
+            mesh__expert=32, mesh__fsdp=8, mesh__data=1)
+  yield row('Switch-Base/128', 'switch_c4.py:base', 'v5e:16x16', mesh__expert=128, mesh__data=2)
+  yield row('Switch-C', 'switch_c4.py:c', 'v5p:8x8x8', mesh__expert=512, mesh__data=1)
+  yield row('ST-MoE-32B', 'st_moe_c4.py:32b', 'v6e:16x16', mesh__expert=64, mesh__fsdp=4, mesh__data=1)
+  yield row('Mixtral 8x7B', 'mixtral_c4.py:8x7b', 'v5p:4x8x8', training__accumulate=4)
+  yield row('Mixtral 8x7B', 'mixtral_c4.py:8x7b', 'h100:8x8', training__accumulate=16)
+  yield row('fine-grained 16B', 'fine_grained_c4.py:16b', 'v5e:16x16', training__accumulate=18)
