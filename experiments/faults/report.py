@@ -9,11 +9,11 @@ def table(results: dict) -> str:
   for name in dict.fromkeys(run['kind'] for run in results['runs']):
     runs = [run for run in results['runs'] if run['kind'] == name]
     injected = sum(run['injected'] for run in runs)
-    lost = [steps for run in runs for steps in run['lost']] or [0]
+    lost = [steps for run in runs for steps in run['lost']]
+    cost = f'{sum(lost) / len(lost):.1f} ({max(lost)})' if lost else 'not measured'
     survived = injected - sum(bool(run['problems']) for run in runs)
     identical = sum(run['identical'] for run in runs)
-    lines.append(f'| {kinds.named(name).name} | {injected} | {survived} | {sum(lost) / len(lost):.1f} ({max(lost)}) | '
-                 f'{identical} of {len(runs)} |')
+    lines.append(f'| {kinds.named(name).name} | {injected} | {survived} | {cost} | {identical} of {len(runs)} |')
   kills = sum(run['injected'] for run in results['runs'] if run['kind'] in kinds.KILLS)
   commits = ', '.join(dict.fromkeys(run['commit'] for run in results['runs']))
   run = results['runs'][-1]
