@@ -21,7 +21,7 @@ MISTAKES = {
     'more choices than experts': (
         'vmoe_digits', {'model.moe.router.select.k': 9}, 'config.model.moe.router.select: a token cannot choose 9 of 8 experts'),
     'experts that the mesh cannot share': (
-        'vmoe_digits', {'model.moe.num_experts': 6, 'mesh.expert': 4}, 'does not divide the 6 experts'),
+        'vmoe_digits', {'model.moe.num_experts': 6, 'mesh.expert': 4}, 'make it a positive multiple of 4'),
     'a capacity that keeps nothing': (
         'vmoe_digits', {'model.moe.router.place.capacity_factor': 0.},
         'config.model.moe.router.place.capacity_factor = 0.0 keeps nothing'),

@@ -45,9 +45,9 @@ def exchanged(method, mesh, backward):
     rows, numbers = ('all-gather', n * tokens * D * FLOAT), ('all-gather', n * choices * FLOAT)
     sums, weights = ('reduce-scatter', n * tokens * D * FLOAT), ('reduce-scatter', n * choices * FLOAT)
     return [rows, numbers, numbers, sums] + backward * [rows, sums, weights]
-  # A device receives at most what all send; that is the buffer of which the way back sends what there is.
-  there, back = ('ragged-all-to-all', choices * D * FLOAT), ('ragged-all-to-all', n * choices * D * FLOAT)
-  return [('all-gather', n * E * FLOAT), there, back] + backward * [there, back]
+  # All devices together send their choices; a device could receive n times its own, but not send more than these.
+  rows = ('ragged-all-to-all', choices * D * FLOAT)
+  return [('all-gather', n * E * FLOAT)] + 2 * (1 + backward) * [rows]
 
 
 def reduced(backward):

@@ -14,7 +14,7 @@ from moejax.functional import flatten, unflatten
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes
 from moejax.routing import papers
-from moejax.training import step
+from moejax.training import spikes, step
 from moejax.training.setup import default_config, prepare
 from moejax.training.step import TrainState
 
@@ -71,8 +71,8 @@ def first_state(setup):
             for path, leaf in flatten(params).items()}
   zeros = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
   opt_state = zeros(jax.eval_shape(setup.optimizer.transform.init, setup.model.shapes()[0]))
-  return processes.spread(TrainState(np.int32(0), unflatten(params), zeros(router_state), opt_state),
-                          step.state_shardings(setup))
+  state = TrainState(np.int32(0), unflatten(params), zeros(router_state), opt_state, zeros(spikes.initial()))
+  return processes.spread(state, step.state_shardings(setup))
 
 
 def agree():
