@@ -70,7 +70,10 @@ def load(name: str) -> Topology:
 def missing(name: str) -> str | None:
   """What a machine lacks to compile for the topology `name`, in words; None: nothing."""
   if name.startswith('h100'):
-    if not any(importlib.util.find_spec(f'jax_plugins.xla_cuda{version}') for version in (12, 13)):
+    # `find_spec` of a module in a package that is not there raises.
+    plugins = importlib.util.find_spec('jax_plugins') and any(
+        importlib.util.find_spec(f'jax_plugins.xla_cuda{version}') for version in (12, 13))
+    if not plugins:
       return "jax's CUDA plugin (pip install -e '.[compile]')"
     return None if shutil.which('ptxas') else 'ptxas, of the CUDA toolkit, on the PATH'
   return None if importlib.util.find_spec('libtpu') else "libtpu (pip install -e '.[compile]')"
