@@ -16,7 +16,8 @@ from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.routing.router import RouterInputs, RouterOutput
+from moejax.routing.features import RouterInputs
+from moejax.routing.router import RouterOutput
 
 
 @dataclasses.dataclass(frozen=True)

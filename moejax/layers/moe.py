@@ -14,7 +14,8 @@ from moejax.dispatch.layouts import Dense
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing import router
-from moejax.routing.router import RouterInputs, RouterOutput
+from moejax.routing.features import RouterInputs
+from moejax.routing.router import RouterOutput
 
 
 @dataclasses.dataclass(frozen=True)

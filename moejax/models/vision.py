@@ -24,7 +24,7 @@ from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.routing.router import RouterInputs
+from moejax.routing.features import RouterInputs
 
 
 @MODELS('vision')

@@ -1,7 +1,7 @@
 """A router is six pure stages: features -> score -> select -> weigh -> place -> balance.
 
     stage     does                                    room
-    features  what the router looks at                scores.py
+    features  what the router looks at                features.py
     score     [.., D] -> logits[G,S,E], and noise     scores.py
     select    which experts a token, or which tokens an expert   selection.py
     weigh     combine weights of what was selected    weighting.py
@@ -9,9 +9,11 @@
     balance   losses, metrics, state updates          balancing.py
 
 Each stage is named in the config, so that any one can be overridden or swapped for another paper's; a paper
-(`papers/`) is the dict that names them.
+(`papers/`) is the dict that names them. Stages that few papers share have files of their own beside those.
 """
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +22,20 @@ import jax
 import jax.numpy as jnp
 
 from moejax import config as configs
+from moejax import routing
 from moejax.random import derive
 from moejax.routing import balancing
+from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.placement import PLACEMENTS
 from moejax.routing.plans import Leak, Plan, most_leaking
-from moejax.routing.scores import FEATURES, SCORES, RouterInputs, Scores
+from moejax.routing.scores import SCORES
 from moejax.routing.selection import SELECTIONS
 from moejax.routing.weighting import WEIGHTINGS, router_probs
+
+# Every file of this room, and every paper, may hold stages: a config names them, whoever wrote it.
+for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
+  if _module.name != __name__:
+    importlib.import_module(_module.name)
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +81,8 @@ class Router(nnx.Module):
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; a property of the config."""
-    return most_leaking(self.select.leak, self.place.leak(train))
+    return most_leaking(getattr(self.features, 'leak', 'causal'), self.score.leak, self.select.leak(train),
+                        self.place.leak(train))
 
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None = None,
                train: bool = False) -> RouterOutput:
@@ -98,19 +108,23 @@ class Router(nnx.Module):
     routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}
-    updates = {name: balancer.update(routed) for name, balancer in self.balance.items()} if train else {}
-    updates = {name: update for name, update in updates.items() if update}
+    balance_updates = {name: balancer.update(routed) for name, balancer in self.balance.items()}
+    updates = dict(score=self.score.update(), balance=_nonempty(balance_updates)) if train else {}
     return RouterOutput(
         plan=dataclasses.replace(placed, leak=self.leak(train)),
         losses={name: self.balance[name].coefficient * loss for name, loss in raw.items()},
         metrics=jax.lax.stop_gradient({**_metrics(routed, placed, self.select.k),
                                        **{f'{name}_loss': loss for name, loss in raw.items()}}),
-        updates={'balance': updates} if updates else {})
+        updates=_nonempty(updates))
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
   """The router that `config` describes; `where` is its config path, for errors. Raises `ConfigError`."""
   return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
+
+
+def _nonempty(updates: dict[str, dict]) -> dict[str, dict]:
+  return {name: update for name, update in updates.items() if update}
 
 
 def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str, jax.Array]:

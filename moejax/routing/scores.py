@@ -1,44 +1,19 @@
-"""Features and scores: what a router looks at, and what it thinks of every token and expert.
+"""Scores: what a router thinks of every token and expert. All of it is float32, whatever the dtype of the activations.
 
-A feature is a class with a static `width` (`None`: whole numbers) and `__call__(x, inputs) -> <float32>[G,S,width]` or
-`<int32>[G,S]`. A score is a class with two static attributes,
-
-    noisy  bool: it adds Gaussian noise whose standard deviation it reports (the load loss needs it),
-    slots  int | None: its logits are [G,S,E,slots] (Soft MoE) or [G,S,E],
-
-and `__call__(features, *, key, train) -> Scores`. All of it is float32, whatever the dtype of the activations. Noise
-and jitter live here, in training only.
+A score is a `Score` with `__call__(features, *, key, train) -> Scores`. Noise and jitter live here, in training only.
 """
 import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.routing.plans import Leak
 
-FEATURES = Registry('router feature')
 SCORES = Registry('router score')
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RouterInputs:
-  """What a router may look at besides the activations. Absent fields are None.
-
-  Attributes:
-    token_ids: <int32>[G,S] ids of the input tokens (hash routers).
-    valid: <bool>[G,S] False for padding: it is not dispatched, takes no capacity and counts in no loss.
-    positions: <int32>[G,S] position of the token in its sequence.
-  """
-  token_ids: jax.Array | None = None
-  valid: jax.Array | None = None
-  positions: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -51,11 +26,35 @@ class Scores:
     select: <float32>[G,S,E] what selection ranks by; the logits unless a stage (a balancing bias) separates the two.
     clean: <float32>[G,S,E] the logits before noise; what the importance loss and the z-loss see.
     noise_std: <float32> scalar or [G,S,E]: standard deviation of the noise added, or None (no noise: evaluation).
+    extras: what a score leaves for balancers made for it, by name.
   """
   logits: jax.Array
   select: jax.Array
   clean: jax.Array
   noise_std: jax.Array | None = None
+  extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+class Score(nnx.Module):
+  """Attributes of a score that differs in them.
+
+  Attributes:
+    noisy: it adds Gaussian noise whose standard deviation it reports (the load loss needs it).
+    slots: its logits are [G,S,E,slots] (Soft MoE), or None: [G,S,E].
+    leak: what scoring lets through from later tokens.
+  """
+
+  noisy: bool = False
+  slots: int | None = None
+  leak: ClassVar[Leak] = 'causal'
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,width] or <int32>[G,S]."""
+    raise NotImplementedError
+
+  def update(self) -> dict[str, Any]:
+    """After a training step: new values of this module's state (`functional.router_state`) by name."""
+    return {}
 
 
 def noiseless(logits: jax.Array) -> Scores:
@@ -70,32 +69,8 @@ def required(key: jax.Array | None, what: str) -> jax.Array:
   return key
 
 
-@FEATURES('token')
-class Token:
-  """The activations themselves."""
-
-  def __init__(self, *, dim: int):
-    self.width = dim
-
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """`x`: <float>[G,S,D] -> <float32>[G,S,D]."""
-    return x.astype(jnp.float32)
-
-
-@FEATURES('token_ids')
-class TokenIds:
-  """The ids of the input tokens."""
-
-  width = None
-
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """-> <int32>[G,S]. Raises ValueError where the model supplies no ids."""
-    if inputs.token_ids is None:
-      raise ValueError('the router looks at token ids, but the model gave it none (RouterInputs.token_ids is None).')
-    return inputs.token_ids
-
-
-def _vectors(dim: int | None, where: str) -> int:
+def vectors(dim: int | None, where: str) -> int:
+  """The width of the features, or a ConfigError where they are whole numbers."""
   if dim is None:
     raise ConfigError(f'{where}: needs vectors, but the features are whole numbers. '
                       "Remove features=dict(name='token_ids'), or score by 'hash'.")
@@ -103,7 +78,7 @@ def _vectors(dim: int | None, where: str) -> int:
 
 
 @SCORES('linear')
-class Linear(nnx.Module):
+class Linear(Score):
   """`x W (+ b)`, with the two kinds of noise in use.
 
   Config:
@@ -113,12 +88,10 @@ class Linear(nnx.Module):
     noise_std: standard deviation of Gaussian noise on the logits in training; '1/E' is V-MoE's.
   """
 
-  slots = None
-
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
                init_std: float | Literal['1/sqrt(D)'] = 0.02, bias: bool = False, jitter: float = 0.,
                noise_std: float | Literal['1/E'] = 0.):
-    dim = _vectors(dim, where)
+    dim = vectors(dim, where)
     init = nnx.initializers.lecun_normal() if init_std == '1/sqrt(D)' else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
     self.bias = functional.parameter(rngs, nnx.initializers.zeros, (num_experts,), (None,)) if bias else None
@@ -159,13 +132,11 @@ def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array
 
 
 @SCORES('soft_moe')
-class SoftMoE(nnx.Module):
+class SoftMoE(Score):
   """Cosine between tokens and slots times a learned scale (Soft MoE, section 2.3). `slots`: slots an expert, C."""
 
-  noisy = False
-
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: int = 1):
-    dim = _vectors(dim, where)
+    dim = vectors(dim, where)
     if slots < 1:
       raise ConfigError(f'{where}.slots is {slots}: every expert needs at least one slot.')
     self.slots = slots
@@ -178,73 +149,14 @@ class SoftMoE(nnx.Module):
     return noiseless(soft_moe_logits(features, self.phi[...], self.scale[...]))
 
 
-HashTable = Literal['random', 'balanced', 'modulo']
-
-
-@functools.lru_cache(maxsize=64)
-def hash_table(table: HashTable, vocab_size: int, num_experts: int, seed: int = 0,
-               frequencies: tuple[float, ...] | None = None) -> np.ndarray:
-  """The expert of every token id (Hash Layers, section 3.1; 'modulo' is that of 'Unified scaling laws').
-
-  Args:
-    table: 'random' draws every expert independently; 'balanced' gives the ids, most frequent first, each to the expert
-      with the least mass so far; 'modulo' is the id modulo E.
-    vocab_size: V.
-    num_experts: E.
-    seed: of 'random', and of the order among equally frequent ids of 'balanced'.
-    frequencies: V counts for 'balanced'; None: all ids equally frequent.
-
-  Returns:
-    <int32>[V].
-  """
-  if table == 'modulo':
-    return np.arange(vocab_size, dtype=np.int32) % num_experts
-  generator = np.random.default_rng(seed)
-  if table == 'random':
-    return generator.integers(num_experts, size=vocab_size, dtype=np.int32)
-  mass = np.ones(vocab_size) if frequencies is None else np.asarray(frequencies, float)
-  shuffled = generator.permutation(vocab_size)
-  experts, load = np.zeros(vocab_size, np.int32), np.zeros(num_experts)
-  for token in shuffled[np.argsort(-mass[shuffled], kind='stable')]:
-    experts[token] = np.argmin(load)
-    load[experts[token]] += mass[token]
-  return experts
-
-
-@SCORES('hash')
-class Hash:
-  """A fixed expert for every token id; nothing to learn (Hash Layers, section 3). See `hash_table` for the keys."""
-
-  noisy = False
-  slots = None
-
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: int, table: HashTable = 'random',
-               seed: int = 0, frequencies: Sequence[float] | None = None):
-    if dim is not None:
-      raise ConfigError(f"{where}: 'hash' looks at token ids. Set features=dict(name='token_ids').")
-    if frequencies is not None and (table != 'balanced' or len(frequencies) != vocab_size):
-      raise ConfigError(f"{where}.frequencies are for table='balanced', one for each of the {vocab_size} ids; "
-                        f'here are {len(frequencies)} for table={table!r}.')
-    self.num_experts = num_experts
-    self.arguments = (table, vocab_size, num_experts, seed, None if frequencies is None else tuple(frequencies))
-
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <int32>[G,S] below V. The logits are a finite stand-in for the log of a one-hot."""
-    expert = jnp.asarray(hash_table(*self.arguments))[features]
-    one_hot = expert[..., None] == jnp.arange(self.num_experts)
-    return noiseless(jnp.where(one_hot, 0., jnp.finfo(jnp.float32).min))
-
-
 @SCORES('random')
-class Random:
+class Random(Score):
   """Independent Gumbel logits: every expert is as likely as any other, whatever the token.
 
   Evaluation draws from a key made of `seed`, so that it gives the same result every time.
   """
 
   noisy = False
-  slots = None
-
   def __init__(self, *, num_experts: int, seed: int = 0):
     self.num_experts, self.seed = num_experts, seed
 

@@ -3,10 +3,9 @@
 A selection is a class with static attributes
 
     k            int | None: experts a token; None where tokens do not choose a fixed number,
-    leak         what the choice itself lets through from later tokens (`plans.Leak`),
     reads_slots  it needs logits [G,S,E,C], a score for every slot,
 
-and `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
+and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
 """
 import dataclasses
 from typing import ClassVar, Literal
@@ -134,11 +133,13 @@ class TopK:
   num_experts: int
   k: int
 
-  leak: ClassVar[Leak] = 'causal'
   reads_slots: ClassVar[bool] = False
 
   def __post_init__(self):
     _check_k(self.k, self.num_experts, self.where)
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, self.k)
@@ -212,11 +213,13 @@ class Top2:
   threshold: float = 0.5
 
   k: ClassVar[int] = 2
-  leak: ClassVar[Leak] = 'causal'
   reads_slots: ClassVar[bool] = False
 
   def __post_init__(self):
     _check_k(2, self.num_experts, self.where)
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     policy = self.second if train else self.eval_second
@@ -241,8 +244,10 @@ class ExpertChoice:
   convention: placement.Convention = 'moejax'
 
   k: ClassVar[None] = None
-  leak: ClassVar[Leak] = 'future'
   reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'future'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
@@ -259,8 +264,10 @@ class All:
   num_experts: int
 
   k: ClassVar[None] = None
-  leak: ClassVar[Leak] = 'causal'
   reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     return DensePlan(jnp.broadcast_to(valid[..., None], (*valid.shape, self.num_experts)).astype(jnp.float32))
@@ -286,8 +293,10 @@ class Soft:
   """Every slot is a mixture of the tokens (Soft MoE, equation 1)."""
 
   k: ClassVar[None] = None
-  leak: ClassVar[Leak] = 'future'
   reads_slots: ClassVar[bool] = True
+
+  def leak(self, train: bool) -> Leak:
+    return 'future'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     combine = jnp.broadcast_to(valid[..., None, None], scores.logits.shape).astype(jnp.float32)

@@ -14,7 +14,7 @@ from moejax.functional import Functional, flatten
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes, rules
 from moejax.random import derive
-from moejax.training import objectives, optimizer, step, workdir
+from moejax.training import methods, objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.spikes import RecoveryConfig
 
@@ -23,6 +23,7 @@ def default_config() -> ConfigDict:
   """What a config file starts from; it adds `model`, `objective`, `data`, and changes what it wants otherwise.
 
       seed        every random number of the run follows from it
+      method      `methods`: name, its own keys
       optimizer   `optimizer.build`: name, its own keys, clip, decay, schedule
       training    `Training`: steps, log_every, accumulate, average
       evaluation  `Evaluation`: every, evaluators
@@ -34,6 +35,7 @@ def default_config() -> ConfigDict:
   """
   return ConfigDict(dict(
       seed=0,
+      method=dict(name='plain'),
       optimizer=dict(name='adamw', weight_decay=0.0, clip=1.0, schedule=dict(name='cosine', peak=1e-3, warmup=100)),
       training=dict(steps=1000, log_every=50, accumulate=1, average=config_dict.placeholder(float)),
       evaluation=dict(every=config_dict.placeholder(int), evaluators=dict()),
@@ -102,6 +104,7 @@ class Setup:
   rules: rules.Rules
   model: Functional
   objective: objectives.Objective
+  method: Any
   optimizer: optimizer.Optimizer
   pipeline: Any
   evaluators: dict[str, Any]
@@ -140,6 +143,7 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
       config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
       evaluation=evaluated, report=call(Report, config.report, 'config.report'),
       objective=objectives.build(config.objective, 'config.objective'),
+      method=methods.METHODS.build(config.method, 'config.method'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
@@ -157,6 +161,7 @@ class Sections:
   seed: int
   model: Mapping
   objective: Mapping
+  method: Mapping
   data: Mapping
   optimizer: Mapping
   training: Mapping

@@ -168,8 +168,10 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
 
 def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax.Array, weight: jax.Array):
   """(loss, (router state, metrics)) of one microbatch, whose objective counts `weight` times."""
-  output = setup.model.apply(params, router_state, batch, key=key, train=True)
-  objective, metrics = setup.objective(output, batch)
+  def forward(key, batch):
+    return setup.model.apply(params, router_state, batch, key=key, train=True)
+
+  objective, metrics, output = setup.method(forward, setup.objective, batch, key)
   router_loss = setup.objective.router_loss(output)
   loss = weight * objective + router_loss
   logged = {f'train/{name}': weight * value for name, value in metrics.items()}

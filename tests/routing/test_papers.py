@@ -1,4 +1,4 @@
-"""What every paper's router owes, in one class over all of them: a new paper is one more line in `PAPERS`."""
+"""What every paper's router owes, in one class that finds them by name: a new paper is in it by being there."""
 import functools
 import re
 
@@ -10,25 +10,12 @@ import pytest
 
 from moejax import functional
 from moejax.routing import papers, router
-from moejax.routing.router import RouterInputs
+from moejax.routing.features import RouterInputs
 import routing_reference as reference
 
 G, S, D, E, V = 2, 12, 8, 4, 11
 
-# Capacities are tight where there is one, so that tokens are dropped.
-PAPERS = dict(
-    expert_choice=papers.expert_choice(capacity_factor=1.),
-    gshard=papers.gshard(),
-    hash_layers=papers.hash_layers(V),
-    loss_free=papers.loss_free(k=2),
-    soft_moe=papers.soft_moe(slots=2),
-    st_moe=papers.st_moe(capacity_factor=1.),
-    switch=papers.switch(capacity_factor=1., eval_capacity_factor=None),
-    top_k_dropless=papers.top_k_dropless(),
-    vmoe=papers.vmoe(capacity_factor=0.6))
-
-LEAKS = dict(expert_choice='future', gshard='slots', hash_layers='causal', loss_free='causal', soft_moe='future',
-             st_moe='slots', switch='causal', top_k_dropless='causal', vmoe='future')
+PAPERS = {name: paper.fragment(**paper.example) for name, paper in papers.PAPERS.items()}
 
 
 class Routed:
@@ -40,14 +27,16 @@ class Routed:
     self.module = build(nnx.Rngs(0))
     self.functional = functional.functionalize(build)
     self.params, self.state = self.functional.init(jax.random.key(0))
-    # Kernels of size 0.02 would make all experts alike; Soft MoE's scale makes its softmaxes sharp.
-    self.params = jax.tree.map(lambda leaf: leaf / leaf.std() if leaf.ndim else 5 * leaf, self.params)
+    # Kernels of size 0.02 or 0 would make all experts alike; Soft MoE's scale makes its softmaxes sharp.
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    self.params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) if leaf.ndim else 5 * leaf,
+                               self.params)
     self.train = jax.jit(functools.partial(self.functional.apply, train=True))
     self.eval = jax.jit(functools.partial(self.functional.apply, key=None, train=False))
 
   def __call__(self, x, ids=None, valid=None, key=0, train=True, params=None, state=None):
     ids = token_ids(0) if ids is None else ids
-    inputs = RouterInputs(token_ids=ids, valid=jnp.ones((G, S), bool) if valid is None else valid)
+    inputs = router_inputs(ids, valid)
     trees = (self.params if params is None else params, self.state if state is None else state)
     return self.train(*trees, x, inputs, key=jax.random.key(key)) if train else self.eval(*trees, x, inputs)
 
@@ -61,6 +50,19 @@ def tokens(seed):
 
 def token_ids(seed):
   return jax.random.randint(jax.random.key(seed), (G, S), 0, V)
+
+
+def router_inputs(ids, valid=None):
+  """Two documents a group, of one task each; the first of images, the second of text."""
+  second = jnp.broadcast_to(jnp.arange(S) >= S // 2, ids.shape).astype(jnp.int32)
+  row = jnp.arange(ids.shape[0])[:, None]
+  starts = jnp.arange(S) % (S // 2) == 0
+  return RouterInputs(
+      token_ids=ids, previous_ids=jnp.where(starts, 0, jnp.roll(ids, 1, axis=1)),
+      next_ids=jnp.roll(ids, -1, axis=1), valid=jnp.ones(ids.shape, bool) if valid is None else valid,
+      positions=jnp.broadcast_to(jnp.arange(S) % (S // 2), ids.shape), documents=2 * row + second,
+      tasks=(row + second) % 3, modalities=second,
+      shared=jax.random.normal(jax.random.key(17), (V, 5))[ids])
 
 
 def assert_same(one, other, **kwargs):
@@ -89,9 +91,8 @@ class TestEveryPaper:
   def test_training_with_randomness_depends_on_its_key_alone(self, name):
     one, again, other = (routed(name)(tokens(1), key=key) for key in (1, 1, 2))
     assert_same(one, again)
-    random = name in ('gshard', 'st_moe', 'switch', 'vmoe')
     differs = [(a != b).any() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other))]
-    assert any(differs) == random
+    assert any(differs) == papers.PAPERS[name].draws
 
   def test_only_training_updates_state_and_every_update_has_its_place(self, name):
     router_of = routed(name)
@@ -120,10 +121,13 @@ class TestEveryPaper:
   def test_permuting_the_experts_permutes_the_plan_and_nothing_else(self, name):
     order = np.array([2, 0, 3, 1])
     router_of = routed(name)
-    if not jax.tree.leaves(router_of.params):  # hash: the experts are named by the table
+    if not papers.PAPERS[name].exchangeable:
       return
-    axis = 1  # of E in kernel [D,E] and in phi [D,E,C]
-    params = jax.tree.map(lambda leaf: jnp.take(leaf, order, axis) if leaf.ndim > 1 else leaf, router_of.params)
+    def permuted(leaf):
+      for axis in range(leaf.ndim):
+        leaf = jnp.take(leaf, order, axis) if leaf.shape[axis] == E else leaf
+      return leaf
+    params = jax.tree.map(permuted, router_of.params)
     one = router_of(tokens(1), train=False)
     other = router_of(tokens(1), train=False, params=params)
     # Sums over experts in another order: float32 rounding.
@@ -140,8 +144,8 @@ class TestEveryPaper:
 
   @pytest.mark.parametrize('train', [True, False])
   def test_leaks_exactly_what_it_declares(self, name, train):
-    router_of, leak = routed(name), LEAKS[name]
-    assert router_of.module.leak(train) == leak
+    router_of = routed(name)
+    leak = router_of.module.leak(train)
     changed, half = [], S // 2
     for seed in range(20):
       x, ids = tokens(3 * seed), token_ids(3 * seed)
@@ -160,7 +164,7 @@ class TestEveryPaper:
   def test_routes_in_float32_whatever_the_activations(self, name):
     router_of = routed(name)
     program = jax.make_jaxpr(functools.partial(router_of.functional.apply, train=True))(
-        router_of.params, router_of.state, tokens(1).astype(jnp.bfloat16), RouterInputs(token_ids=token_ids(0)),
+        router_of.params, router_of.state, tokens(1).astype(jnp.bfloat16), router_inputs(token_ids(0)),
         key=jax.random.key(0))
     # Every variable is printed with its type where it is bound: the activations are the only one in bfloat16.
     assert len(re.findall(r':bf16\[', str(program))) == 1
@@ -184,7 +188,7 @@ class TestEveryPaper:
     router_of = routed(name)
     if not jax.tree.leaves(router_of.params):
       return
-    x, inputs = tokens(1), RouterInputs(token_ids=token_ids(0), valid=jnp.ones((G, S), bool))
+    x, inputs = tokens(1), router_inputs(token_ids(0))
     towards = jax.random.normal(jax.random.key(7), (G, S, E))
     along = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(8), leaf.shape), router_of.params)
     def value(t):
@@ -199,22 +203,19 @@ class TestEveryPaper:
     assert float(slope) == pytest.approx(float(above - below) / (2 * step), abs=3e-4)
 
 
-ONE_EXPERT = dict(
-    expert_choice=papers.expert_choice(), hash_layers=papers.hash_layers(V), loss_free=papers.loss_free(k=1),
-    soft_moe=papers.soft_moe(), switch=papers.switch(), top_k_dropless=papers.top_k_dropless(k=1),
-    vmoe=papers.vmoe(k=1))
+ALONE = {name: paper.fragment(**paper.alone) for name, paper in papers.PAPERS.items() if paper.alone is not None}
 
 
-@pytest.mark.parametrize('name', ONE_EXPERT)
+@pytest.mark.parametrize('name', ALONE)
 @pytest.mark.parametrize('sizes', [(1, 5), (3, 1)])
 def test_one_expert_and_one_token_are_no_special_cases(name, sizes):
   num_experts, num_tokens = sizes
   apply = functional.functionalize(
-      lambda rngs: router.build(ONE_EXPERT[name], 'config.router', dim=D, num_experts=num_experts, rngs=rngs))
+      lambda rngs: router.build(ALONE[name], 'config.router', dim=D, num_experts=num_experts, rngs=rngs))
   params, state = apply.init(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (1, num_tokens, D))
-  out = jax.jit(functools.partial(apply.apply, train=True))(
-      params, state, x, RouterInputs(token_ids=jnp.zeros((1, num_tokens), jnp.int32)), key=jax.random.key(2))
+  inputs = jax.tree.map(lambda a: a[:1, :num_tokens], router_inputs(jnp.zeros((G, S), jnp.int32)))
+  out = jax.jit(functools.partial(apply.apply, train=True))(params, state, x, inputs, key=jax.random.key(2))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out.losses, out.metrics, out.plan.shares())))
   assert out.metrics['dropped'] == 0
   if num_experts == 1:
@@ -222,6 +223,18 @@ def test_one_expert_and_one_token_are_no_special_cases(name, sizes):
     np.testing.assert_array_equal(out.metrics['load'], [1])
 
 
-def test_every_paper_is_in_these_tests():
-  assert set(papers.__all__) <= set(PAPERS)
-  assert set(papers.__all__) - {'gshard', 'st_moe'} == set(ONE_EXPERT)  # these two need two experts
+@pytest.mark.parametrize('name', PAPERS)
+def test_who_chooses_whom_shows_in_the_plan(name):
+  shares = np.asarray(routed(name)(tokens(1)).plan.shares())
+  chooses, (by_token, by_expert) = papers.PAPERS[name].chooses, (shares.sum(2), shares.sum(1))
+  if chooses == 'token':
+    assert by_token.max() <= PAPERS[name]['select'].get('k', 2)
+  if chooses == 'expert':
+    assert (by_expert == by_expert[0, 0]).all() and by_token.min() < by_token.max()
+  if chooses == 'together':
+    assert (by_expert == S // E).all() and (by_token == 1).all()
+  if chooses in ('fixed', 'chance'):
+    other = np.asarray(routed(name)(tokens(2)).plan.shares())
+    np.testing.assert_array_equal(shares, other)
+  if chooses == 'soft':
+    assert (shares > 0).all() or not (shares == shares.round()).all()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import scores
-from moejax.routing.scores import SCORES, RouterInputs
+from moejax.routing import features, hashing, scores
+from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.scores import SCORES
 
 G, S, D, E = 2, 5, 8, 4
 KEY = jax.random.key(0)
@@ -92,28 +93,28 @@ def test_soft_moe_logits_do_not_depend_on_the_length_of_a_token():
 
 
 def test_a_random_hash_table_is_uniform_fixed_and_its_seed_s_own():
-  table = scores.hash_table('random', 4096, 8, 42)
+  table = hashing.hash_table('random', 4096, 8, 42)
   counts = np.bincount(table, minlength=8)
   # Binomial(4096, 1/8): mean 512, deviation 21; five of them.
   assert abs(counts - 512).max() < 106
-  np.testing.assert_array_equal(table, scores.hash_table('random', 4096, 8, 42))
-  assert (table != scores.hash_table('random', 4096, 8, 43)).any()
+  np.testing.assert_array_equal(table, hashing.hash_table('random', 4096, 8, 42))
+  assert (table != hashing.hash_table('random', 4096, 8, 43)).any()
 
 
 def test_a_balanced_table_gives_equal_counts_without_frequencies():
-  assert set(collections.Counter(scores.hash_table('balanced', 22, 4, 0).tolist()).values()) == {5, 6}
+  assert set(collections.Counter(hashing.hash_table('balanced', 22, 4, 0).tolist()).values()) == {5, 6}
 
 
 def test_a_balanced_table_splits_the_mass_as_evenly_as_its_heaviest_word_allows():
   # Greedy: 8 alone is more than its share; 4+1 and 3+2 follow (8 -> a, 4 -> b, 3 -> c, 2 -> c (3 < 4), 1 -> b (4 < 5)).
   frequencies = (1., 8., 2., 4., 3.)
-  table = scores.hash_table('balanced', 5, 3, 0, frequencies)
+  table = hashing.hash_table('balanced', 5, 3, 0, frequencies)
   mass = np.bincount(table, weights=frequencies, minlength=3)
   assert sorted(mass) == [5, 5, 8]
 
 
 def test_a_modulo_table_is_the_id_modulo_e():
-  np.testing.assert_array_equal(scores.hash_table('modulo', 7, 3), [0, 1, 2, 0, 1, 2, 0])
+  np.testing.assert_array_equal(hashing.hash_table('modulo', 7, 3), [0, 1, 2, 0, 1, 2, 0])
 
 
 def test_hash_scores_make_the_hashed_expert_certain():
@@ -132,11 +133,11 @@ def test_random_scores_make_every_expert_equally_likely():
 
 def test_token_features_are_float32_and_token_ids_are_asked_for():
   x = X.astype(jnp.bfloat16)
-  assert scores.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
+  assert features.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
   ids = jnp.ones((G, S), jnp.int32)
-  assert scores.TokenIds()(x, RouterInputs(token_ids=ids)) is ids
+  assert features.TokenIds()(x, RouterInputs(token_ids=ids)) is ids
   with pytest.raises(ValueError, match='token_ids is None'):
-    scores.TokenIds()(x, RouterInputs())
+    features.TokenIds()(x, RouterInputs())
 
 
 @pytest.mark.parametrize('config, message', [

@@ -13,7 +13,7 @@ from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
-from moejax.training import objectives, optimizer, setup
+from moejax.training import methods, objectives, optimizer, setup
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.spikes import RecoveryConfig
 
@@ -118,6 +118,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
       mesh=meshes.build(config.mesh, devices=jax.devices()[:devices]),
       rules=call(rules.build, config.sharding, 'config.sharding'),
       objective=objectives.build(config.objective, 'config.objective'),
+      method=methods.METHODS.build(config.method, 'config.method'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       evaluators={'test': accuracy(pipeline, model.apply)} if evaluate else {},
       evaluation=call(setup.Evaluation, config.evaluation, 'config.evaluation'),

@@ -1,7 +1,11 @@
 """Expert Choice: experts take tokens."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('Mixture-of-Experts with Expert Choice Routing', '2202.09368', chooses='expert',
+       example=dict(capacity_factor=1.))
 def expert_choice(capacity_factor: float = 2.) -> dict[str, Any]:
   """Mixture-of-Experts with Expert Choice Routing (arXiv 2202.09368).
 

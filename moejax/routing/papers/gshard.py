@@ -1,9 +1,12 @@
 """GShard: two experts a token, the second by chance."""
 from typing import Any
 
+from moejax.routing.papers import paper
 from moejax.routing.selection import SecondExpert
 
 
+@paper('GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding', '2006.16668', draws=True,
+       alone=None)
 def gshard(second: SecondExpert = 'random', capacity_factor: float = 1.,
            eval_capacity_factor: float | None = None) -> dict[str, Any]:
   """GShard (arXiv 2006.16668).

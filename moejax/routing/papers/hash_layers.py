@@ -2,9 +2,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moejax.routing.scores import HashTable
+from moejax.routing.hashing import HashTable
+from moejax.routing.papers import paper
 
 
+@paper('Hash Layers For Large Sparse Models', '2106.04426', chooses='fixed', exchangeable=False,
+       example=dict(vocab_size=11), alone=dict(vocab_size=11))
 def hash_layers(vocab_size: int, table: HashTable = 'random',
                 frequencies: Sequence[float] | None = None) -> dict[str, Any]:
   """Hash Layers For Large Sparse Models (arXiv 2106.04426).

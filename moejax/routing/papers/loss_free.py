@@ -1,7 +1,11 @@
 """Auxiliary-loss-free balancing: a bias on the selection instead of a loss."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts', '2408.15664', example=dict(k=2),
+       alone=dict(k=1))
 def loss_free(k: int = 6, rate: float = 1e-3) -> dict[str, Any]:
   """Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts (arXiv 2408.15664).
 

@@ -1,7 +1,10 @@
 """Soft MoE: slots are mixtures of tokens."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('From Sparse to Soft Mixtures of Experts', '2308.00951', chooses='soft', example=dict(slots=2))
 def soft_moe(slots: int = 1) -> dict[str, Any]:
   """From Sparse to Soft Mixtures of Experts (arXiv 2308.00951).
 

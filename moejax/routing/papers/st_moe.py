@@ -1,7 +1,11 @@
 """ST-MoE: stable top-2 routing with a z-loss."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('ST-MoE: Designing Stable and Transferable Sparse Expert Models', '2202.08906', draws=True,
+       example=dict(capacity_factor=1.), alone=None)
 def st_moe(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2.) -> dict[str, Any]:
   """ST-MoE (arXiv 2202.08906).
 

@@ -1,7 +1,11 @@
 """Switch Transformer: one expert a token."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('Switch Transformers: Scaling to Trillion Parameter Models', '2101.03961', draws=True,
+       example=dict(capacity_factor=1., eval_capacity_factor=None))
 def switch(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2.) -> dict[str, Any]:
   """Switch Transformers (arXiv 2101.03961).
 

@@ -1,7 +1,10 @@
 """Dropless top-k, as in Mixtral."""
 from typing import Any
 
+from moejax.routing.papers import paper
 
+
+@paper('Mixtral of Experts', '2401.04088', alone=dict(k=1))
 def top_k_dropless(k: int = 2, balance: float = 0.02) -> dict[str, Any]:
   """Mixtral of Experts (arXiv 2401.04088), section 2.1; dropless since MegaBlocks (arXiv 2211.15841).
 

@@ -1,9 +1,12 @@
 """V-MoE: vision transformers with noisy top-k routing and Batch Prioritized Routing."""
 from typing import Any
 
+from moejax.routing.papers import paper
 from moejax.routing.placement import Priority
 
 
+@paper('Scaling Vision with Sparse Mixture of Experts', '2106.05974', draws=True,
+       example=dict(capacity_factor=0.6), alone=dict(k=1))
 def vmoe(k: int = 2, capacity_factor: float = 1.05, eval_capacity_factor: float | None = None,
          priority: Priority = 'batch') -> dict[str, Any]:
   """Scaling Vision with Sparse Mixture of Experts (arXiv 2106.05974).

@@ -1,0 +1,103 @@
+"""Features: what a router looks at.
+
+A feature is a class with a static `width` (`None`: whole numbers) and `__call__(x, inputs) -> <float32>[G,S,width]` or
+`<int32>[G,S]`; `leak`, where it has one, is what it lets through from later tokens (`plans.Leak`).
+"""
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import Registry
+from moejax.routing.plans import Leak
+
+FEATURES = Registry('router feature')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterInputs:
+  """What a router may look at besides the activations. Absent fields are None.
+
+  Attributes:
+    token_ids: <int32>[G,S] ids of the input tokens.
+    previous_ids: <int32>[G,S] ids of the tokens before them in their documents; 0 where there is none.
+    next_ids: <int32>[G,S] ids of the tokens after them: the answers, in a language model.
+    valid: <bool>[G,S] False for padding: it is not dispatched, takes no capacity and counts in no loss.
+    positions: <int32>[G,S] position of the token in its document.
+    documents: <int32>[G,S] which document of the batch the token is of.
+    tasks: <int32>[G,S] task, domain or language of the token's document.
+    modalities: <int32>[G,S] 0 for images, 1 for text.
+    shared: <float>[G,S,De] what a network beside the model computed for the routers of all layers.
+  """
+  token_ids: jax.Array | None = None
+  previous_ids: jax.Array | None = None
+  next_ids: jax.Array | None = None
+  valid: jax.Array | None = None
+  positions: jax.Array | None = None
+  documents: jax.Array | None = None
+  tasks: jax.Array | None = None
+  modalities: jax.Array | None = None
+  shared: jax.Array | None = None
+
+  def __getitem__(self, name: str) -> jax.Array:
+    """The field `name`. Raises ValueError where the model supplies none."""
+    value = getattr(self, name)
+    if value is None:
+      raise ValueError(f'the router looks at {name.replace("_", " ")}, but the model gave it none '
+                       f'(RouterInputs.{name} is None).')
+    return value
+
+
+@FEATURES('token')
+class Token:
+  """The activations themselves."""
+
+  def __init__(self, *, dim: int):
+    self.width = dim
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+    """`x`: <float>[G,S,D] -> <float32>[G,S,D]."""
+    return x.astype(jnp.float32)
+
+
+@FEATURES('token_ids')
+class TokenIds:
+  """The ids of the input tokens."""
+
+  width: ClassVar[None] = None
+  field: ClassVar[str] = 'token_ids'
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+    """-> <int32>[G,S]. Raises ValueError where the model supplies no ids."""
+    return inputs[self.field]
+
+
+@FEATURES('previous_ids')
+class PreviousIds(TokenIds):
+  """The ids of the tokens before."""
+
+  field = 'previous_ids'
+
+
+@FEATURES('next_ids')
+class NextIds(TokenIds):
+  """The ids of the tokens after: an oracle that looks at the answers (Hash Layers, section 5)."""
+
+  field = 'next_ids'
+  leak: ClassVar[Leak] = 'future'
+
+
+@FEATURES('positions')
+class Positions(TokenIds):
+  """The positions of the tokens in their documents."""
+
+  field = 'positions'
+
+
+@FEATURES('tasks')
+class Tasks(TokenIds):
+  """The task, domain or language of the tokens' documents."""
+
+  field = 'tasks'
