@@ -110,15 +110,15 @@ def environment() -> dict:
       python=platform.python_version(), **{name: metadata.version(name) for name in ('jax', 'flax', 'optax')})
 
 
-def main(study: str) -> None:
-  """Runs what a study still lacks."""
+def main(study: str, starts: tuple[str, ...] = ()) -> None:
+  """Runs what a study still lacks; of the runs whose keys begin with one of `starts`, where any are given."""
   runs = list(importlib.import_module(f'experiments.{study}.sweep').sweep())
   path = ROOT / 'experiments' / study / 'results.json'
   results = load(study) if path.exists() else dict(command=f'python -m experiments.runner {study}', runs=[])
   order = [run.key for run in runs]
   done = {run['key'] for run in results['runs']}
-  waiting = [run for run in runs if run.key not in done]
-  print(f'{study}: {len(runs)} runs, {len(runs) - len(waiting)} done.', flush=True)
+  waiting = [run for run in runs if run.key not in done and run.key.startswith(starts or '')]
+  print(f'{study}: {len(runs)} runs, {len(done)} done, {len(waiting)} to do.', flush=True)
   free, lock = queue.Queue(), threading.Lock()
   # A run that is alone, as a study of what a command costs is, has the machine for itself.
   for cores in [{core} for core in os.sched_getaffinity(0)] if len(runs) > 1 else [os.sched_getaffinity(0)]:

@@ -1,15 +1,16 @@
 """The README's instructions for adding a routing paper work as they stand: its code is run from its text."""
+import functools
+import os
 import re
+import shutil
+import subprocess
+import sys
 import textwrap
 
-import jax
-import numpy as np
 import pytest
-from flax import nnx
 
 from experiments.runner import ROOT
-from moejax.routing import papers, scores
-from moejax.training import setup
+from moejax.routing import papers
 
 TEXT = (ROOT / 'README.md').read_text()
 
@@ -20,21 +21,24 @@ def blocks():
   return [textwrap.dedent(block) for block in re.findall(r'```python\n(.*?)\n *```', section, re.S)]
 
 
-def test_a_new_paper_costs_a_stage_a_fragment_a_config_and_a_test(blocks, monkeypatch):
-  stage, fragment, config, test = blocks
-  monkeypatch.setattr(scores.SCORES, '_constructors', dict(scores.SCORES._constructors))
-  exec(stage, dict(vars(scores)))
-  namespace = {}
-  exec(fragment, namespace)
-  monkeypatch.setattr(papers, 'x_moe', namespace['x_moe'], raising=False)
-
-  exec(config, namespace)
-  built = setup.prepare(namespace['get_config']())
-  assert built.config.model.moe.router.score.name == 'cosine'
-
-  names = dict(SCORES=scores.SCORES, jax=jax, np=np, nnx=nnx)
-  exec(test, names)
-  names['test_cosine_logits_do_not_depend_on_the_length_of_a_token']()
+def test_a_new_paper_costs_one_file_one_config_and_one_test(blocks, tmp_path):
+  """As a user would: three files in a copy of the checkout, and the tests that find them by name."""
+  paper, config, test = blocks
+  for folder in ('moejax', 'configs', 'tests/routing', 'experiments'):
+    shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__', '*.png'))
+  for file in ('tests/conftest.py', 'tests/test_configs.py', 'pytest.ini'):
+    shutil.copy(ROOT / file, tmp_path / file)
+  (tmp_path / 'moejax/routing/papers/nearest_centre.py').write_text(paper)
+  (tmp_path / 'configs/nearest_centre_digits.py').write_text(config)
+  (tmp_path / 'tests/routing/test_nearest_centre.py').write_text(test)
+  run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True)
+  tests = run([sys.executable, '-m', 'pytest', '-n0', '-q', '-p', 'no:cacheprovider', '-k', 'nearest_centre',
+               'tests/routing', 'tests/test_configs.py'], env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+  assert tests.returncode == 0, tests.stdout[-3000:]
+  # One test of its own, every contract of every router, and the config: documented, traced, stepped.
+  assert int(re.search(r'(\d+) passed', tests.stdout)[1]) >= 15
+  table = run([sys.executable, '-m', 'moejax.systems'], env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+  assert 'Nearest centre\n' in table.stdout, table.stderr
 
 
 def test_the_router_that_the_readme_spells_out_is_the_papers():

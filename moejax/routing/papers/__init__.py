@@ -26,7 +26,7 @@ class Paper:
   Attributes:
     fragment: the function, with the paper's numbers as defaults.
     title: of the paper.
-    arxiv: its id.
+    arxiv: its id there, or where else it appeared.
     chooses: who chooses whom.
     draws: whether training draws random numbers.
     exchangeable: whether permuting the experts' parameters permutes their tokens and changes nothing else.
