@@ -38,6 +38,10 @@ class _Rows:
     """b: <float>[E,D] -> the same, to be added where parts are summed."""
     return b if self.part is None else self.part.once(b)
 
+  def whole(self, y):
+    """y: <float>[..,D] -> the sum over all parts."""
+    return y if self.part is None else jax.lax.psum(y, self.part.axes)
+
   def bernoulli(self, key, p, shape):
     """<bool> of `shape`."""
     draw = self.part.bernoulli if self.part else lambda key, p, width: jax.random.bernoulli(key, p, (width,))
@@ -105,6 +109,10 @@ class Dense:
   def once(self, b):
     """b: <float>[D] -> the same."""
     return b
+
+  def whole(self, y):
+    """y: <float>[..,D] -> the same."""
+    return y
 
   def bernoulli(self, key, p, shape):
     """<bool>[..,F]."""

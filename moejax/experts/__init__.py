@@ -28,6 +28,9 @@ class Layout(Protocol):
   def once(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,D] -> what to add to a result that may be one part of a sum over shards of the hidden units."""
 
+  def whole(self, y: jax.Array) -> jax.Array:
+    """y: <float>[..,D], maybe one part of a sum over shards of the hidden units -> that sum, for what comes after."""
+
   def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
 
@@ -82,4 +85,4 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
   return EXPERTS.build(config, where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs)
 
 
-from moejax.experts import feed_forward  # noqa: E402,F401  (registers itself)
+from moejax.experts import feed_forward, residual_stack  # noqa: E402,F401  (they register themselves)

@@ -1,7 +1,7 @@
 """The transformer block: attention, then a feed-forward layer or a mixture of experts, each on a normalised branch."""
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,10 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
+
+
+# Where the mixture of a sparse block goes: in the place of the dense feed-forward, or after it as a layer of its own.
+SparseForm = Literal['replace', 'insert']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +48,16 @@ class Block(nnx.Module):
   """`x + attention(norm(x))`, then `x + cross_attention(norm(x))` in a decoder with a memory, then `x + f(norm(x))`,
   where f is a feed-forward layer in a dense block and a mixture of experts in a sparse one.
 
-  ST-MoE (2202.08906) follows the mixture with one more dense feed-forward branch: `extra_feed_forward`.
+  With `sparse_form='insert'` a sparse block is a dense one with `x + mixture(x)` after it: a branch without a norm,
+  whose experts normalise for themselves (BASE layers, 2103.16716). ST-MoE (2202.08906) follows the mixture with one
+  more dense feed-forward branch: `extra_feed_forward`.
   Dropout is on every branch; `stochastic_depth` is the rate of the last block, and grows linearly from 0 at the first.
   """
 
   def __init__(self, kind: str, *, where: str, dim: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                attention: Mapping, feed_forward: Mapping, moe: Mapping | None, norm: Mapping,
-               extra_feed_forward: Mapping | None = None, dropout: float = 0., stochastic_depth: float = 0.,
-               cross_attention: bool = False):
+               extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace', dropout: float = 0.,
+               stochastic_depth: float = 0., cross_attention: bool = False):
     self.dropout = dropout
     self.drop_step = stochastic_depth / max(num_layers - 1, 1)
     build = dict(dim=dim, dtype=dtype, rngs=rngs)
@@ -64,7 +70,8 @@ class Block(nnx.Module):
     self.feed_forward_norm = new_norm()
     if kind == 'sparse' and moe is None:
       raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
-    self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build) if kind == 'dense' else None
+    has_dense = kind == 'dense' or sparse_form == 'insert'
+    self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build) if has_dense else None
     self.moe = MoE(moe, f'{where}.moe', **build) if kind == 'sparse' else None
     has_extra = kind == 'sparse' and extra_feed_forward is not None
     self.extra_norm = new_norm() if has_extra else None
@@ -88,10 +95,13 @@ class Block(nnx.Module):
                                       key=derive(key, 'cross_attention'), train=train)
       x = add(x, attended, 'cross_attention')
 
-    normalised = self.feed_forward_norm(x)
-    if self.moe is None:
-      return add(x, self.feed_forward(normalised, key=derive(key, 'feed_forward'), train=train), 'feed_forward'), None
-    mixed, output = self.moe(normalised, context.inputs, key=derive(key, 'moe'), train=train)
+    unmixed = self.feed_forward_norm(x)
+    if self.feed_forward is not None:
+      x = add(x, self.feed_forward(unmixed, key=derive(key, 'feed_forward'), train=train), 'feed_forward')
+      if self.moe is None:
+        return x, None
+      unmixed = x
+    mixed, output = self.moe(unmixed, context.inputs, key=derive(key, 'moe'), train=train)
     x = add(x, mixed, 'moe')
     if self.extra_feed_forward is not None:
       extra = self.extra_feed_forward(self.extra_norm(x), key=derive(key, 'extra_feed_forward'), train=train)

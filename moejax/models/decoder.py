@@ -7,7 +7,7 @@ from flax import nnx
 
 from moejax.functional import Tree
 from moejax.layers.attention import attention_mask
-from moejax.layers.blocks import Context
+from moejax.layers.blocks import Context, SparseForm
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import POSITIONS
@@ -35,16 +35,17 @@ class Decoder(Transformer):
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, num_layers: int, attention: Mapping,
                feed_forward: Mapping, moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
-               extra_feed_forward: Mapping | None = None, norm: Mapping = dict(name='rms_norm'),
-               positions: Mapping = dict(name='rope'), embedding_init: Mapping = dict(name='normal', std=0.02),
+               extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace',
+               norm: Mapping = dict(name='rms_norm'), positions: Mapping = dict(name='rope'),
+               embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dropout: float = 0., stochastic_depth: float = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
     dtype = compute_dtype(dtype)
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
-                     extra_feed_forward=extra_feed_forward, dropout=dropout, stochastic_depth=stochastic_depth,
-                     layers=layers, remat=remat)
+                     extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
+                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
     causality.check(self.stack.distinct(self.blocks), where, routing_leak)
     self.dropout = dropout
     self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',

@@ -12,7 +12,7 @@ from moejax.config import ConfigError, call
 from moejax.functional import Tree
 from moejax.layers import initializers
 from moejax.layers.attention import Attention
-from moejax.layers.blocks import Context
+from moejax.layers.blocks import Context, SparseForm
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Linear
 from moejax.layers.feed_forward import FeedForward
@@ -43,8 +43,8 @@ class VisionTransformer(Transformer):
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, dim: int,
                num_layers: int, attention: Mapping, feed_forward: Mapping, channels: int = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
-               extra_feed_forward: Mapping | None = None, norm: Mapping = dict(name='layer_norm'),
-               positions: Mapping = dict(name='learned'),
+               extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace',
+               norm: Mapping = dict(name='layer_norm'), positions: Mapping = dict(name='learned'),
                pool: Literal['gap', 'token', 'map'] = 'gap', head_init: Literal['zeros', 'fan_in'] = 'zeros',
                head_bias: float | Literal['-log(num_classes)'] = 0., dropout: float = 0., stochastic_depth: float = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
@@ -54,8 +54,8 @@ class VisionTransformer(Transformer):
     dtype = compute_dtype(dtype)
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
-                     extra_feed_forward=extra_feed_forward, dropout=dropout, stochastic_depth=stochastic_depth,
-                     layers=layers, remat=remat)
+                     extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
+                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
     self.dtype, self.dropout, self.pool, self.patch_size = dtype, dropout, pool, patch_size
     self.image_shape = (image_size, image_size, channels)
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)

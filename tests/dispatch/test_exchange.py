@@ -112,6 +112,16 @@ def test_experts_fewer_than_the_devices_are_sharded_inside(dispatch, router, mes
   check(dispatch, mesh, router, num_experts=2, experts=GATED)
 
 
+STACK = dict(name='residual_stack', hidden=F, sublayers=2)
+
+
+@pytest.mark.parametrize('dispatch, router, mesh', [
+    (GATHER, CAPACITY, MESHES['one of each']), (ALL_GATHER, DROPLESS, dict(data=1, expert=4, model=2))],
+    ids=['all_to_all', 'inside'])
+def test_a_residual_stack_sums_the_shards_of_its_hidden_units_between_sublayers(dispatch, router, mesh):
+  check(dispatch, mesh, router, num_experts=E if router is CAPACITY else 2, experts=STACK)
+
+
 @pytest.mark.parametrize('dispatch', [GATHER, ALL_GATHER, RAGGED], ids=['gather', 'all_gather', 'ragged_all_to_all'])
 def test_slot_plans_travel_too(dispatch):
   check(dispatch, MESHES['expert 4'], CHOICE)

@@ -1,0 +1,73 @@
+"""Residual experts: a stack of pre-norm feed-forward branches around a residual stream of each expert's own."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.experts import EXPERTS, Layout
+from moejax.experts.feed_forward import FeedForward
+from moejax.kernels.activations import Activation
+from moejax.random import derive
+
+
+@EXPERTS('residual_stack')
+class ResidualStack(nnx.Module):
+  """What `sublayers` branches `x <- x + act(LN(x) Wi + bi) Wo + bo` add to a row: `F(x) - x` (BASE layers, 2103.16716).
+
+  `Wo` starts at zero, so each expert starts as the identity. A layer that is added to the residual stream `x` with the
+  combine weight `a` gives `x + a (F(x) - x) = a F(x) + (1-a) x`, the mixture of BASE layers, StableMoE and X-MoE; what
+  no expert computes passes through unchanged. `sparse_form='insert'` of the model shows it `x` itself.
+  """
+
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int,
+               sublayers: int = 1, activation: Activation = 'relu', use_bias: bool = True):
+    """Initialises all sublayers; the defaults are fairseq's.
+
+    Args:
+      where: config path, for errors.
+      dim: D.
+      num_experts: E, or None for a single stack without expert axis.
+      dtype: dtype of the computation.
+      rngs: source of the initial values.
+      hidden: F of each branch.
+      sublayers: branches, one after the other.
+      activation: of each branch; gated ones have a third matrix.
+      use_bias: whether the matrices have biases.
+    """
+    if sublayers < 1:
+      raise ConfigError(f'{where}.sublayers must be at least 1, not {sublayers}.')
+    self.dtype = dtype
+    self.sublayers = nnx.List([
+        Sublayer(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
+                 activation=activation, use_bias=use_bias) for _ in range(sublayers)])
+
+  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    """rows: <float>[..,D] as `layout` says -> <float>[..,D] of the computation's dtype: the update alone."""
+    stream, updates = rows.astype(self.dtype), []
+    for depth, sublayer in enumerate(self.sublayers):
+      if updates:
+        stream = stream + layout.whole(updates[-1])
+      updates.append(sublayer(stream, layout, key=derive(key, depth), train=train))
+    return sum(updates)
+
+
+class Sublayer(FeedForward):
+  """One branch: a layer norm of each expert's own (`norm_scale`, `norm_bias` [E,D]), then its feed-forward."""
+
+  def __init__(self, *, dim: int, num_experts: int | None, rngs: nnx.Rngs, **feed_forward):
+    super().__init__(dim=dim, num_experts=num_experts, rngs=rngs, **feed_forward)
+    self.wo[...] = jnp.zeros_like(self.wo[...])
+    shape, axes = ((dim,), ('embed',)) if num_experts is None else ((num_experts, dim), ('expert', 'expert_embed'))
+    self.norm_scale = functional.parameter(rngs, nnx.initializers.ones, shape, axes)
+    self.norm_bias = functional.parameter(rngs, nnx.initializers.zeros, shape, axes)
+
+  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    """rows: <float>[..,D] as `layout` says -> <float>[..,D]. Statistics are float32, epsilon torch's 1e-5."""
+    x = rows.astype(jnp.float32)
+    x -= x.mean(-1, keepdims=True)
+    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
+    normalised = x * layout.per_row(self.norm_scale[...]) + layout.per_row(self.norm_bias[...])
+    return super().__call__(normalised, layout, key=key, train=train)
