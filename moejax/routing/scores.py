@@ -57,9 +57,15 @@ class Score(nnx.Module):
     return {}
 
 
-def noiseless(logits: jax.Array) -> Scores:
+def noiseless(logits: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
   """Scores that are `logits` for every purpose."""
-  return Scores(logits=logits, select=logits, clean=logits)
+  return Scores(logits=logits, select=logits, clean=logits, extras=dict(extras))
+
+
+def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
+  """`clean` logits <float32>[G,S,E] with Gaussian noise of one standard deviation for all."""
+  logits = clean + noise_std * jax.random.normal(key, clean.shape)
+  return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))
 
 
 def required(key: jax.Array | None, what: str) -> jax.Array:
@@ -111,8 +117,7 @@ class Linear(Score):
       clean += self.bias[...]
     if not (train and self.noisy):
       return noiseless(clean)
-    logits = clean + self.noise_std * jax.random.normal(noise_key, clean.shape)
-    return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(self.noise_std))
+    return gaussian(clean, self.noise_std, noise_key)
 
 
 def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array:

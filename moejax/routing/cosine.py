@@ -1,0 +1,123 @@
+"""Cosine scores: the direction of a token, maybe projected to few dimensions, against one direction for each expert.
+
+Codebases differ in everything but the product, so each choice is a key. Their columns:
+
+                      X-MoE                     torchscale            Tutel (GMoE)
+    projection        16, no bias               16, no bias           256, bias
+    unit length       tokens and experts        experts               tokens and experts
+    temperature       divides, at least 1e-4    none                  exp(min(theta, log 100)) multiplies
+    starts at         0.07                                            0.5, that is theta = log 2
+    experts start     orthogonal, gain 0.1      orthogonal, 0.32      normal, 0.01
+"""
+import math
+from typing import Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.routing.scores import SCORES, Score, Scores, gaussian, noiseless, required, vectors
+
+Normalize = Literal['both', 'experts', 'none']
+Temperature = Literal['none', 'divide', 'exponential']
+
+LEAST_TEMPERATURE = 1e-4
+LARGEST_SCALE = 100.
+
+
+def unit(x: jax.Array, epsilon: float) -> jax.Array:
+  """<float32>[..,D] over its length, or over `epsilon` where that is more (torch's `normalize`)."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), epsilon**2))
+
+
+def cosines(x: jax.Array, experts: jax.Array, normalize: Normalize, epsilon: float) -> jax.Array:
+  """Products of tokens and experts, those of unit length that `normalize` says (X-MoE, equation 5).
+
+  Args:
+    x: <float32>[G,S,D].
+    experts: <float32>[E,D].
+    normalize: 'both', 'experts', or 'none': the logits of a linear router.
+    epsilon: of `unit`.
+
+  Returns:
+    <float32>[G,S,E].
+  """
+  if normalize == 'both':
+    x = unit(x, epsilon)
+  if normalize != 'none':
+    experts = unit(experts, epsilon)
+  return jnp.einsum('gsd,ed->gse', x, experts, precision=jax.lax.Precision.HIGHEST)
+
+
+def rescaled(rows: jax.Array, length: float) -> jax.Array:
+  """<float32>[E,D] with rows of `length`, whose gradient is that of the rescaled rows, as if they were stored so."""
+  return rows + jax.lax.stop_gradient(length * unit(rows, 1e-12) - rows)
+
+
+@SCORES('cosine')
+class Cosine(Score):
+  """Cosines between projected tokens and expert embeddings, over a temperature. Leaves the cosines in `extras`.
+
+  Config:
+    project: width that tokens are projected to, or None: they are not.
+    project_bias: adds a bias to the projection. Both start as torch's Linear does, uniform within 1/sqrt(D).
+    normalize: which sides have unit length: see `cosines`.
+    epsilon: least length that is divided by: 1e-4 in X-MoE, 1e-12 in Tutel.
+    temperature: what is learnt: 'divide' a temperature that divides, 'exponential' the logarithm of a scale that
+      multiplies, at most 100; 'none': the temperature is 1.
+    temperature_init: what it starts at, in either form.
+    init: how expert embeddings start: 'orthogonal' with a gain, 'normal' with a standard deviation, of `init_scale`.
+    rescale: length of the rows of expert embeddings at every use, or None. torchscale sets it in storage.
+    noise_std: as of score 'linear'.
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: int | None = None,
+               project_bias: bool = False, normalize: Normalize = 'both', epsilon: float = 1e-4,
+               temperature: Temperature = 'none', temperature_init: float = 0.07,
+               init: Literal['orthogonal', 'normal'] = 'orthogonal', init_scale: float = 0.1,
+               rescale: float | None = None, noise_std: float | Literal['1/E'] = 0.):
+    dim = vectors(dim, where)
+    if project is None and project_bias:
+      raise ConfigError(f'{where}.project_bias: there is no projection to add a bias to. Set project, or remove it.')
+    if temperature_init <= 0:
+      raise ConfigError(f'{where}.temperature_init must be above 0, not {temperature_init}.')
+    bound = dim**-0.5
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+    width = dim if project is None else project
+    self.kernel = None if project is None else functional.parameter(rngs, uniform, (dim, width), ('embed', None))
+    self.bias = functional.parameter(rngs, uniform, (width,), (None,)) if project_bias else None
+    draw = nnx.initializers.orthogonal(init_scale) if init == 'orthogonal' else nnx.initializers.normal(init_scale)
+    self.experts = functional.parameter(rngs, draw, (num_experts, width), (None, None))
+    start = {'divide': temperature_init, 'exponential': -math.log(temperature_init)}
+    self.temperature = None if temperature == 'none' else functional.parameter(
+        rngs, nnx.initializers.constant(start[temperature]), (), ())
+    self.form, self.normalize, self.epsilon, self.rescale = temperature, normalize, epsilon, rescale
+    self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
+    self.noisy = self.noise_std > 0
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D]."""
+    x = features
+    if self.kernel is not None:
+      x = jnp.einsum('gsd,dp->gsp', x, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+    if self.bias is not None:
+      x += self.bias[...]
+    experts = self.experts[...] if self.rescale is None else rescaled(self.experts[...], self.rescale)
+    similar = cosines(x, experts, self.normalize, self.epsilon)
+    clean = similar * self.scale()
+    extras = dict(cosine=similar)
+    if not (train and self.noisy):
+      return noiseless(clean, extras)
+    return gaussian(clean, self.noise_std, required(key, 'score "cosine" with noise'), extras)
+
+  def scale(self) -> jax.Array | float:
+    """What cosines are multiplied by."""
+    match self.form:
+      case 'none':
+        return 1.
+      case 'divide':
+        return 1 / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)
+      case 'exponential':
+        return jnp.exp(jnp.minimum(self.temperature[...], math.log(LARGEST_SCALE)))

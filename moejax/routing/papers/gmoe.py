@@ -1,0 +1,69 @@
+"""GMoE: V-MoE with a cosine router, which generalises across domains."""
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.papers import paper
+from moejax.routing.selection import top_k
+
+
+def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) -> jax.Array:
+  """Half the importance loss and half the load loss of V-MoE, as Tutel has them.
+
+  Tutel's load is the chance that noise lifts an expert's *probability* above the k-th best noisy *logit*; it divides
+  by unbiased variances, E/(E-1) times V-MoE's.
+
+  Args:
+    logits: <float32>[G,S,E], with noise.
+    clean: <float32>[G,S,E], without.
+    k: K.
+    valid: <bool>[G,S].
+  """
+  num_experts = clean.shape[-1]
+  probs = jax.nn.softmax(clean, axis=-1)
+  threshold = jnp.take_along_axis(logits, top_k(logits, k)[..., -1:], axis=-1)
+  lifted = jax.scipy.stats.norm.cdf((probs - threshold) * num_experts)
+  def squared_variation(values):
+    total = jnp.sum(jnp.where(valid[..., None], values, 0), axis=1)
+    unbiased = total.var(-1) * num_experts / max(num_experts - 1, 1)
+    return unbiased / (total.mean(-1)**2 + 1e-10)
+  some = valid.any(axis=1)
+  of_group = (squared_variation(probs) + squared_variation(lifted)) / 2
+  return jnp.sum(jnp.where(some, of_group, 0)) / jnp.maximum(some.sum(), 1)
+
+
+@BALANCERS('tutel')
+class Tutel(Balancer):
+  """See `tutel_loss`; the noise is taken to be Tutel's own, of standard deviation 1/E."""
+
+  def __init__(self, *, where: str, k: int | None, coefficient: float):
+    if k is None:
+      raise ConfigError(f'{where} counts the choices of tokens, and here tokens choose no fixed number of experts.')
+    self.k, self.coefficient = k, coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return tutel_loss(routed.scores.logits, routed.scores.clean, self.k, routed.valid)
+
+
+@paper('Sparse Mixture-of-Experts are Domain Generalizable Learners', '2206.04046', draws=True,
+       example=dict(dim=6, capacity_factor=1.), alone=dict(dim=6))
+def gmoe(k: int = 1, dim: int = 256, capacity_factor: float = 1.5,
+         balance: Literal['tutel', 'vmoe'] = 'tutel') -> dict[str, Any]:
+  """Sparse Mixture-of-Experts are Domain Generalizable Learners (arXiv 2206.04046).
+
+  Section 4: the cosine router of X-MoE in the experts layers of V-MoE. Numbers as in its code, which is Tutel's: a
+  projection to `dim` dimensions with a bias, both sides of unit length, a learnt scale exp(min(theta, log 100)) that
+  starts at 2, noise of 1/E, k = 1, capacity factor 1.5 by batch priority, and 0.01 times the mean of importance and
+  load loss in Tutel's form (`balance='vmoe'`: in V-MoE's).
+  """
+  losses = dict(tutel=dict(tutel=0.01), vmoe=dict(importance=0.005, load=0.005))
+  return dict(
+      score=dict(name='cosine', project=dim, project_bias=True, normalize='both', epsilon=1e-12,
+                 temperature='exponential', temperature_init=0.5, init='normal', init_scale=0.01, noise_std='1/E'),
+      select=dict(name='top_k', k=k),
+      weigh=dict(name='softmax', order='before', renormalize='before' if k > 1 else 'never'),
+      place=dict(name='capacity', capacity_factor=capacity_factor, convention='tutel', priority='batch'),
+      balance=losses[balance])

@@ -1,0 +1,71 @@
+"""X-MoE: cosine routing in few dimensions, against representation collapse."""
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
+from moejax.routing.papers import paper
+
+
+def fixed_temperature_loss(cosine: jax.Array, expert: jax.Array, routed: jax.Array, valid: jax.Array,
+                           temperature: float) -> jax.Array:
+  """`E sum_e (F_e + 1e-6) P_e`, where P_e is the mean of a softmax over cosines at a fixed temperature.
+
+  F_e is the share of first choices. From code of X-MoE's authors that others carry on: 1 + 1e-6 E at uniform routing.
+
+  Args:
+    cosine: <float32>[G,S,E].
+    expert: <int32>[G,S,K].
+    routed: <bool>[G,S,K].
+    valid: <bool>[G,S].
+    temperature: whatever the router's own has become.
+  """
+  probs = jax.nn.softmax(cosine / temperature, axis=-1)
+  # The probabilities sum to 1, so what is added to every share adds E * 1e-6, and no gradient.
+  some = valid.any(axis=1)
+  added = 1e-6 * cosine.shape[-1] * some.sum() / jnp.maximum(some.sum(), 1)
+  return switch_loss(probs, expert, routed, valid, 'fairseq') + added
+
+
+@BALANCERS('fixed_temperature')
+class FixedTemperature(Balancer):
+  """See `fixed_temperature_loss`; for score 'cosine'."""
+
+  def __init__(self, *, where: str, k: int | None, coefficient: float, temperature: float = 0.07):
+    if k is None:
+      raise ConfigError(f'{where} counts the choices of tokens, and here tokens choose no fixed number of experts.')
+    self.where, self.coefficient, self.temperature = where, coefficient, temperature
+
+  def loss(self, routed: Routed) -> jax.Array:
+    if 'cosine' not in routed.scores.extras:
+      raise ConfigError(f"{self.where} needs cosines: set score=dict(name='cosine', ...).")
+    return fixed_temperature_loss(routed.scores.extras['cosine'], routed.plan.expert, routed.plan.kept, routed.valid,
+                                  self.temperature)
+
+
+@paper('On the Representation Collapse of Sparse Mixture of Experts', '2204.09179', example=dict(dim=6))
+def xmoe(form: Literal['paper', 'torchscale'] = 'paper', dim: int = 16, balance: float = 0.01) -> dict[str, Any]:
+  """On the Representation Collapse of Sparse Mixture of Experts (arXiv 2204.09179).
+
+  Section 3: tokens are projected to `dim` dimensions (half the number of experts in the paper, 16 for 32) and compared
+  with expert embeddings on the unit sphere, over a learnt temperature. The best expert's weight is the sigmoid of its
+  score, and the rest of the token passes by it: use experts `residual_stack`, inserted. The authors' later release in
+  torchscale is another router: experts alone have unit length, there is no temperature, and the rest is a Switch
+  router with fairseq's capacity (form='torchscale').
+  """
+  project = dict(name='cosine', project=dim, epsilon=1e-4, init='orthogonal')
+  if form == 'torchscale':
+    return dict(
+        score=project | dict(normalize='experts', init_scale=0.32, rescale=1.5),
+        select=dict(name='top_k', k=1),
+        weigh=dict(name='softmax', order='before', renormalize='never'),
+        place=dict(name='capacity', capacity_factor=1., eval_capacity_factor=0.25, convention='fairseq'),
+        balance=dict(switch=dict(coefficient=balance, convention='fairseq')))
+  return dict(
+      score=project | dict(normalize='both', init_scale=0.1, temperature='divide', temperature_init=0.07),
+      select=dict(name='top_k', k=1),
+      weigh=dict(name='sigmoid', renormalize='never'),
+      place=dict(name='dropless'),
+      balance=dict(fixed_temperature=dict(coefficient=balance)))
