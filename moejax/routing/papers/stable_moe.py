@@ -1,0 +1,191 @@
+"""StableMoE: routing that is learnt early, distilled into a router of token ids alone, and then left as it is."""
+import dataclasses
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.papers import paper
+from moejax.routing.scores import SCORES, Score, Scores, vectors
+
+Words = Literal['unigram', 'bigram']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WithIds:
+  """Tokens and which they are.
+
+  Attributes:
+    x: <float32>[G,S,D].
+    ids: <int32>[G,S].
+    previous: <int32>[G,S] ids of the tokens before; the token's own at the start of a document.
+  """
+  x: jax.Array
+  ids: jax.Array
+  previous: jax.Array
+
+
+@FEATURES('token_with_ids')
+class TokenWithIds:
+  """The activations beside token ids, for score 'distilled'."""
+
+  def __init__(self, *, dim: int):
+    self.width = dim
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs) -> WithIds:
+    """`x`: <float>[G,S,D]. Raises ValueError where the model supplies no ids or positions."""
+    ids = inputs['token_ids']
+    return WithIds(x.astype(jnp.float32), ids, jnp.where(inputs['positions'] == 0, ids, inputs['previous_ids']))
+
+
+@SCORES('distilled')
+class Distilled(Score):
+  """Logits `h e` for weights; selection by them in stage 1, and in stage 2 by a router of word embeddings, `z e'`.
+
+  Evaluation always selects by `z e'`. At the end of stage 1 these are copied into the router's state, from which
+  stage 2 reads them, so that no momentum or weight decay of the optimizer moves a route. Leaves `distilled`
+  <float32>[G,S,E] (`z e'`, with gradients) and `stage_1` <bool>[] in `extras`.
+
+  Config:
+    vocab_size: V.
+    stage_1_steps: training steps of stage 1.
+    width: of word embeddings.
+    words: z is the embedding of the token, or the mean of its own and the one before ('bigram').
+    gain: of the orthogonal start of e and e'.
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: int,
+               stage_1_steps: int, width: int = 50, words: Words = 'unigram', gain: float = 0.1):
+    dim = vectors(dim, where)
+    if stage_1_steps < 1:
+      raise ConfigError(f'{where}.stage_1_steps must be at least 1, not {stage_1_steps}: stage 2 distils stage 1.')
+    self.where, self.stage_1_steps, self.words = where, stage_1_steps, words
+    orthogonal, normal = nnx.initializers.orthogonal(gain), nnx.initializers.normal(1.)
+    self.experts = functional.parameter(rngs, orthogonal, (num_experts, dim), (None, 'embed'))
+    self.words_table = functional.parameter(rngs, normal, (vocab_size, width), ('vocab', None))
+    self.words_experts = functional.parameter(rngs, orthogonal, (num_experts, width), (None, None))
+    self.step = functional.router_state(jnp.zeros((), jnp.int32), ())
+    self.frozen_table = functional.router_state(jnp.zeros((vocab_size, width)), ('vocab', None))
+    self.frozen_experts = functional.router_state(jnp.zeros((num_experts, width)), (None, None))
+
+  def __call__(self, features: WithIds, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: those of 'token_with_ids'. Raises ConfigError for others, while tracing."""
+    if not isinstance(features, WithIds):
+      raise ConfigError(f"{self.where}: 'distilled' looks at tokens and their ids. "
+                        "Set features=dict(name='token_with_ids').")
+    logits = _product(features.x, self.experts[...])
+    table, experts = self._live_or_frozen()
+    z = table[features.ids]
+    if self.words == 'bigram':
+      z = (z + table[features.previous]) / 2
+    distilled = _product(z, experts)
+    stage_1 = self.step[...] < self.stage_1_steps
+    select = jnp.where(stage_1, logits, distilled) if train else distilled
+    return Scores(logits=logits, select=select, clean=logits, extras=dict(distilled=distilled, stage_1=stage_1))
+
+  def update(self) -> dict[str, Any]:
+    """The next step, and what stage 2 reads."""
+    table, experts = self._live_or_frozen()
+    return dict(step=self.step[...] + 1, frozen_table=table, frozen_experts=experts)
+
+  def _live_or_frozen(self):
+    # The first step of stage 2 still reads the parameters: they are what the last of stage 1 left.
+    live = self.step[...] <= self.stage_1_steps
+    return (jnp.where(live, self.words_table[...], self.frozen_table[...]),
+            jnp.where(live, self.words_experts[...], self.frozen_experts[...]))
+
+
+def _product(x, experts):
+  return jnp.einsum('gsd,ed->gse', x, experts, precision=jax.lax.Precision.HIGHEST)
+
+
+def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array) -> jax.Array:
+  """Mean over tokens of the cross entropy of the word router with the greedy choice (StableMoE, section 3.2).
+
+  Args:
+    distilled: <float32>[G,S,E], `z e'`.
+    taught: <int32>[G,S], the expert with the largest `h e`.
+    valid: <bool>[G,S].
+  """
+  log_probs = jax.nn.log_softmax(distilled, axis=-1)
+  entropy = -jnp.take_along_axis(log_probs, taught[..., None], axis=-1)[..., 0]
+  return jnp.sum(jnp.where(valid, entropy, 0)) / jnp.maximum(valid.sum(), 1)
+
+
+def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.Array:
+  """`1/T sum_e (n_e - n)/n sum_{t of e} sigmoid(h_t e)`, n_e tokens of expert e and n their mean (StableMoE, eq. 6).
+
+  0 where all experts have as many tokens. The gradient lowers scores of experts with more than their share, and raises
+  those of the others. The paper sums over tokens, as it does for its language model's loss; here both are means.
+
+  Args:
+    logits: <float32>[G,S,E], `h e`.
+    expert: <int32>[G,S] the greedy choice.
+    valid: <bool>[G,S].
+  """
+  chosen = (expert[..., None] == jnp.arange(logits.shape[-1])) & valid[..., None]
+  load = chosen.sum(1)
+  mean = jnp.maximum(load.mean(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+  scores = jnp.sum(jnp.where(chosen, jax.nn.sigmoid(logits), 0), axis=1)
+  return jnp.sum((load - mean) / mean * scores) / jnp.maximum(valid.sum(), 1)
+
+
+class _InStage1(Balancer):
+  """A loss of stage 1: exactly 0, with exactly no gradient, after it."""
+
+  def __init__(self, *, where: str, coefficient: float):
+    self.where, self.coefficient = where, coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    scores = routed.scores
+    if 'stage_1' not in scores.extras:
+      raise ConfigError(f"{self.where} is for score=dict(name='distilled', ...).")
+    greedy = jnp.argmax(scores.logits, axis=-1)
+    return jnp.where(scores.extras['stage_1'], self.of(scores, greedy, routed.valid), 0.)
+
+  def of(self, scores: Scores, greedy: jax.Array, valid: jax.Array) -> jax.Array:
+    """The loss in stage 1. greedy: <int32>[G,S]."""
+    raise NotImplementedError
+
+
+@BALANCERS('distillation')
+class Distillation(_InStage1):
+  """See `distillation_loss`."""
+
+  def of(self, scores, greedy, valid):
+    return distillation_loss(scores.extras['distilled'], greedy, valid)
+
+
+@BALANCERS('stable_moe')
+class Balance(_InStage1):
+  """See `balance_loss`."""
+
+  def of(self, scores, greedy, valid):
+    return balance_loss(scores.logits, greedy, valid)
+
+
+@paper('StableMoE: Stable Routing Strategy for Mixture of Experts', '2204.08396',
+       example=dict(vocab_size=11, stage_1_steps=5, capacity_factor=1.), alone=dict(vocab_size=11, stage_1_steps=5))
+def stable_moe(vocab_size: int, stage_1_steps: int, words: Words = 'unigram', capacity_factor: float = 2.,
+               balance: float = 0.3, distillation: float = 0.3) -> dict[str, Any]:
+  """StableMoE: Stable Routing Strategy for Mixture of Experts (arXiv 2204.08396).
+
+  Section 3.2, stage 1 (a tenth of the paper's training): greedy routing by `h e` with a balance loss, distilled into
+  a router of word embeddings of width 50. Section 3.3, stage 2: the distilled router, frozen. The weight is the sigmoid
+  of `h e` in both, and the rest of the token passes by: use experts `residual_stack`, inserted. As in the published
+  code: both losses count 0.3, evaluation takes the distilled router in stage 1 too, an expert takes at most twice its
+  share of the tokens.
+  """
+  return dict(
+      features=dict(name='token_with_ids'),
+      score=dict(name='distilled', vocab_size=vocab_size, stage_1_steps=stage_1_steps, words=words),
+      select=dict(name='top_k', k=1),
+      weigh=dict(name='sigmoid', renormalize='never'),
+      place=dict(name='capacity', capacity_factor=capacity_factor),
+      balance=dict(stable_moe=dict(coefficient=balance), distillation=dict(coefficient=distillation)))
