@@ -6,6 +6,8 @@
     gather     SlotPlan, TokenPlan with capacity             reads of rows into buffers [E,G*C,D]
     grouped    TokenPlan with or without capacity, SlotPlan  one sort, then a grouped matmul over [T*K,D]
 
+and, for experts that come in segments (MultiHash layers), `segments`.
+
 All give the same outputs and gradients, dropout included: each (token, expert) draws its own dropout mask.
 """
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher, build
@@ -13,5 +15,6 @@ from moejax.dispatch.einsum import Einsum
 from moejax.dispatch.gather import Gather
 from moejax.dispatch.grouped import Grouped
 from moejax.dispatch.reference import Reference
+from moejax.dispatch.segments import Segments
 
-__all__ = ['DISPATCHERS', 'Dispatcher', 'build', 'Einsum', 'Gather', 'Grouped', 'Reference']
+__all__ = ['DISPATCHERS', 'Dispatcher', 'build', 'Einsum', 'Gather', 'Grouped', 'Reference', 'Segments']

@@ -1,14 +1,18 @@
-"""Routers without anything to learn: a fixed expert for every token id (Hash Layers, arXiv 2106.04426)."""
+"""Routers without anything to learn: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import ConfigError
+from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.plans import Leak, Plan, TokenPlan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
+from moejax.routing.selection import SELECTIONS
 
 HashTable = Literal['random', 'balanced', 'modulo']
 
@@ -43,22 +47,120 @@ def hash_table(table: HashTable, vocab_size: int, num_experts: int, seed: int = 
   return experts
 
 
+def clustered_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> tuple[int, ...]:
+  """The cluster of every token id among E clusters of their embeddings: like words share an expert (section 3.1).
+
+  Args:
+    embeddings: <float>[V,..] e.g. those of a trained dense model.
+    num_experts: E.
+    seed: of k-means.
+
+  Returns:
+    V experts, for `table` of score 'hash'.
+  """
+  return tuple(_clusters(embeddings, num_experts, seed).tolist())
+
+
+def dispersed_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> tuple[int, ...]:
+  """`clustered_table` the other way round: each cluster is dealt out to all experts, so that like words part.
+
+  Experts get equally many ids of each cluster, give or take one, and of all clusters together.
+  """
+  shuffled = np.random.default_rng(seed).permutation(len(embeddings))
+  by_cluster = shuffled[np.argsort(_clusters(embeddings, num_experts, seed)[shuffled], kind='stable')]
+  table = np.zeros(len(embeddings), int)
+  table[by_cluster] = np.arange(len(embeddings)) % num_experts
+  return tuple(table.tolist())
+
+
+def _clusters(embeddings, count, seed):
+  from sklearn.cluster import KMeans  # needed by whoever makes a table, by no one who reads it
+  return KMeans(count, n_init=4, random_state=seed).fit_predict(np.asarray(embeddings, float))
+
+
+def pair_hash(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
+  """<int32> of the same shape below `buckets`: as good as random in the pair, and the same everywhere and always.
+
+  Multiplications and shifts of 32 bits (the finaliser of MurmurHash3), once for each of the pair.
+  """
+  def mix(h):
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+  h = mix(mix(first.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)) + second.astype(jnp.uint32))
+  return (h % jnp.uint32(buckets)).astype(jnp.int32)
+
+
+@FEATURES('bigrams')
+class Bigrams:
+  """A hash below `buckets` of the token's id and the one before it."""
+
+  width: ClassVar[None] = None
+
+  def __init__(self, *, buckets: int):
+    self.buckets = buckets
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+    """-> <int32>[G,S]. Raises ValueError where the model supplies no ids."""
+    return pair_hash(inputs['previous_ids'], inputs['token_ids'], self.buckets)
+
+
 @SCORES('hash')
 class Hash(Score):
-  """A fixed expert for every token id; nothing to learn (Hash Layers, section 3). See `hash_table` for the keys."""
+  """Fixed experts for every token id; nothing to learn (Hash Layers, section 3). See `hash_table` for most keys.
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: int, table: HashTable = 'random',
-               seed: int = 0, frequencies: Sequence[float] | None = None):
+  Config:
+    table: of a kind, or V experts, as `clustered_table` and `dispersed_table` make them.
+    hashes: N tables, of the seeds from `seed` on (MultiHash layers, section 3.2). What each says is in the `extras`:
+      `experts` <int32>[G,S,N].
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: int,
+               table: HashTable | tuple[int, ...] = 'random', seed: int = 0,
+               frequencies: Sequence[float] | None = None, hashes: int = 1):
     if dim is not None:
       raise ConfigError(f"{where}: 'hash' looks at token ids. Set features=dict(name='token_ids').")
     if frequencies is not None and (table != 'balanced' or len(frequencies) != vocab_size):
       raise ConfigError(f"{where}.frequencies are for table='balanced', one for each of the {vocab_size} ids; "
                         f'here are {len(frequencies)} for table={table!r}.')
     self.num_experts = num_experts
-    self.arguments = (table, vocab_size, num_experts, seed, None if frequencies is None else tuple(frequencies))
+    if isinstance(table, str):
+      if hashes < 1 or (hashes > 1 and table == 'modulo'):
+        raise ConfigError(f"{where}.hashes is {hashes}: with table={table!r} there can be 1"
+                          f"{' or more' if table != 'modulo' else ' only, as all would be the same'}.")
+      frequencies = None if frequencies is None else tuple(frequencies)
+      tables = [hash_table(table, vocab_size, num_experts, seed + n, frequencies) for n in range(hashes)]
+    else:
+      if len(table) != vocab_size or not all(0 <= expert < num_experts for expert in table) or hashes != 1:
+        raise ConfigError(f'{where}.table must name an expert below {num_experts} for each of the {vocab_size} ids, '
+                          f'and be the only one (hashes=1); here are {len(table)} for {hashes} hashes.')
+      tables = [table]
+    self.tables = tuple(tuple(int(expert) for expert in table) for table in tables)  # static: part of the program
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <int32>[G,S] below V. The logits are a finite stand-in for the log of a one-hot."""
-    expert = jnp.asarray(hash_table(*self.arguments))[features]
-    one_hot = expert[..., None] == jnp.arange(self.num_experts)
-    return noiseless(jnp.where(one_hot, 0., jnp.finfo(jnp.float32).min))
+    """`features`: <int32>[G,S] below V. The logits are a finite stand-in for the log of a mean of one-hots."""
+    experts = jnp.asarray(np.array(self.tables, np.int32).T)[features]
+    share = jnp.mean((experts[..., None] == jnp.arange(self.num_experts)).astype(jnp.float32), axis=2)
+    return noiseless(jnp.where(share > 0, jnp.log(share), jnp.finfo(jnp.float32).min), dict(experts=experts))
+
+
+@SELECTIONS('hashed')
+@dataclasses.dataclass(frozen=True)
+class Hashed:
+  """Choice n of a token is what hash n of score 'hash' says, be it the same expert as another's. `k`: hashes, N."""
+  where: str
+  num_experts: int
+  k: int
+
+  reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    experts = scores.extras.get('experts')
+    if experts is None or experts.shape[-1] != self.k:
+      raise ConfigError(f"{self.where}.k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")
+    kept = jnp.broadcast_to(valid[..., None], experts.shape)
+    return TokenPlan(expert=experts, weight=jnp.ones(experts.shape, jnp.float32), kept=kept,
+                     num_experts=self.num_experts)

@@ -131,7 +131,8 @@ def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str,
   shares, computed = routed.plan.shares(), placed.shares()
   # Demand: the choices of a token; where tokens do not choose, to be seen at all.
   demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
-  served = jnp.minimum((computed > 0).sum(-1), demand)
+  # A token may choose an expert twice.
+  served = jnp.minimum((computed > 0).sum(-1), demand) if k is None else computed.sum(-1)
   def token_mean(values):
     return jnp.sum(jnp.where(routed.valid, values, 0)) / jnp.maximum(routed.valid.sum(), 1)
   return dict(

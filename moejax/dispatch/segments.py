@@ -1,0 +1,71 @@
+"""Dispatch to experts that come in segments: the n-th choice of a token says whose n-th segment it passes."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.dispatch import layouts
+from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.kernels import Name
+from moejax.routing.plans import TokenPlan
+
+
+@DISPATCHERS('segments')
+@dataclasses.dataclass(frozen=True)
+class Segments(Dispatcher):
+  """For each of N choices tokens are sorted by expert, multiplied, and put back: once for the hidden layer, of which
+  all segments are then side by side, and once for the output. On a mesh as the compiler partitions it.
+
+  Attributes:
+    implementation: of the grouped matmul; None picks by platform and shape.
+  """
+  implementation: Name | None = None
+
+  @classmethod
+  def supports(cls, plan_type, placed):
+    """None, of experts in general: these have to come in segments."""
+    return False
+
+  def check(self, plan):
+    """Raises ConfigError unless `plan` is a dropless TokenPlan."""
+    if not isinstance(plan, TokenPlan) or plan.capacity is not None:
+      raise ConfigError(f"{self.where}: dispatcher 'segments' runs what the router of MultiHash layers plans, tokens "
+                        'that name their experts without a capacity. Use papers.multi_hash, or another dispatcher.')
+
+  def run(self, plan, x, experts):
+    """See `Dispatcher.run`. A segment of the output is weighted by its choice. Raises ConfigError for other experts."""
+    module, choices = experts.experts, plan.expert.shape[-1]
+    if getattr(module, 'segments', None) != choices:
+      raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
+                        f'segments={choices}, ...), or another dispatch.')
+    tokens = x.reshape(-1, x.shape[-1])
+    journeys = [_Journey.of(jnp.where(plan.kept[..., n], plan.expert[..., n], plan.num_experts).reshape(-1),
+                            plan.num_experts, self.implementation) for n in range(choices)]
+    hidden = jnp.concatenate([journey(tokens, lambda rows, layout: module.up(n, rows, layout))
+                              for n, journey in enumerate(journeys)], axis=-1)
+    weight = plan.kept_weight.reshape(-1, choices)
+    y = [weight[:, n, None] * journey(hidden, lambda rows, layout: module.down(n, rows, layout))
+         for n, journey in enumerate(journeys)]
+    return jnp.concatenate(y, axis=-1).reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Journey:
+  # order <int32>[T] sorts tokens by expert, position is its inverse; those without an expert come last.
+  order: jax.Array
+  position: jax.Array
+  layout: layouts.Ragged
+
+  @classmethod
+  def of(cls, expert, num_experts, implementation):
+    order = jnp.argsort(expert, stable=True)
+    position = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
+    sizes = jnp.bincount(expert, length=num_experts)
+    return cls(order, position, layouts.Ragged(expert[order], sizes, layouts.row_ids(order, expert[order], num_experts),
+                                               implementation))
+
+  def __call__(self, rows, compute):
+    y = compute(layouts.take_rows(rows[None], self.order[None], self.position[None, :, None])[0], self.layout)
+    y = jnp.where((self.layout.expert < self.layout.group_sizes.size)[:, None], y, 0)
+    return layouts.take_rows(y[None], self.position[None], self.order[None, :, None])[0]
