@@ -135,5 +135,5 @@ def shrink_layers(side):
       moe.shared.hidden = 16
     if isinstance(moe.group, int):
       moe.group = 32
-    if moe.router.score.name == 'hash':
+    if 'vocab_size' in moe.router.score:
       moe.router.score.vocab_size = 384

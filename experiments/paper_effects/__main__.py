@@ -1,0 +1,27 @@
+"""`python -m experiments.paper_effects [name ...]`: runs what all effects, or those named, still lack; judges.
+
+Results go to results.json, verdicts to summary.json, of which `python -m moejax.systems --write` makes docs/systems.md.
+Interrupt it at any time; the same command goes on.
+"""
+import sys
+
+from experiments import runner
+from experiments.paper_effects import effect, sweep
+
+
+def main(names: list[str]) -> None:
+  """Runs, judges, prints."""
+  known = sweep.effects()
+  if unknown := [name for name in names if name not in known]:
+    sys.exit(f'There is no effect {", ".join(unknown)}. There are: {", ".join(known)}.')
+  runner.main('paper_effects', tuple(f'{name}.' for name in names))
+  found = effect.summary(known, runner.load('paper_effects'))
+  path = sweep.FOLDER / 'summary.json'
+  effect.write(path, found)
+  for name in names or known:
+    print(f'{name}: ' + (f'{found[name]["verdict"]}. {found[name]["claim"]}' if name in found else 'not measured yet.'))
+  print(f'Verdicts: {path.relative_to(runner.ROOT)}. Next: python -m moejax.systems --write (fills docs/systems.md)')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

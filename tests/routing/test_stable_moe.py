@@ -1,0 +1,182 @@
+"""StableMoE's stages: what each routes by, what it trains, and that stage 2 is frozen; its losses by hand."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.routing import papers, router
+from moejax.routing.features import RouterInputs
+from moejax.routing.papers.stable_moe import balance_loss, distillation_loss
+
+G, S, D, E, V, STAGE_1 = 2, 12, 8, 4, 11, 3
+
+
+@functools.cache
+def built(words='unigram'):
+  fragment = papers.stable_moe(V, STAGE_1, words=words) | dict(place=dict(name='dropless'))
+  fragment['score'] = fragment['score'] | dict(gain=1., width=5)
+  model = functional.functionalize(
+      lambda rngs: router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=rngs))
+  return model, jax.jit(functools.partial(model.apply, train=True)), jax.jit(functools.partial(model.apply, train=False))
+
+
+def initial(words='unigram'):
+  return built(words)[0].init(jax.random.key(0))
+
+
+def at(state, step):
+  return functional.merge_updates(state, dict(score=dict(step=jnp.int32(step))))
+
+
+def batch(seed):
+  ids = jax.random.randint(jax.random.key(seed), (G, S), 0, V)
+  positions = jnp.broadcast_to(jnp.arange(S), ids.shape)
+  x = jax.random.normal(jax.random.key(100 + seed), (G, S, D))
+  return x, RouterInputs(token_ids=ids, positions=positions,
+                         previous_ids=jnp.where(positions == 0, 0, jnp.roll(ids, 1, axis=1)))
+
+
+def greedy(params, x):
+  return np.argmax(np.asarray(x) @ np.asarray(params['score']['experts']).T, axis=-1)
+
+
+def by_word(params, ids):
+  table, experts = (np.asarray(params['score'][name]) for name in ('words_table', 'words_experts'))
+  return np.argmax(table @ experts.T, axis=-1)[np.asarray(ids)]
+
+
+def test_stage_1_routes_by_the_token_and_weighs_by_its_sigmoid():
+  params, state = initial()
+  x, inputs = batch(0)
+  plan = built()[1](params, state, x, inputs).plan
+  np.testing.assert_array_equal(plan.expert[..., 0], greedy(params, x))
+  logits = np.asarray(x) @ np.asarray(params['score']['experts']).T
+  np.testing.assert_allclose(plan.weight[..., 0], 1 / (1 + np.exp(-logits.max(-1))), rtol=1e-5)
+
+
+def test_evaluation_is_distilled_in_stage_1_too():
+  params, state = initial()
+  x, inputs = batch(0)
+  chosen = built()[2](params, state, x, inputs).plan
+  np.testing.assert_array_equal(chosen.expert[..., 0], by_word(params, inputs.token_ids))
+  assert (chosen.expert[..., 0] != greedy(params, x)).any()
+  # The weight is still that of the token and the expert it goes to.
+  logits = np.take_along_axis(np.asarray(x) @ np.asarray(params['score']['experts']).T, np.asarray(chosen.expert), -1)
+  np.testing.assert_allclose(chosen.weight, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_stage_2_routes_are_a_function_of_the_id_that_no_step_changes():
+  """Trained with AdamW, whose momentum and weight decay move parameters without gradients."""
+  model, train, evaluate = built()
+  params, state = initial()
+  optimizer = optax.adamw(0.05, weight_decay=0.1)
+  moments = optimizer.init(params)
+
+  @jax.jit
+  def step(params, state, moments, x, inputs):
+    def loss(params):
+      out = model.apply(params, state, x, inputs, train=True)
+      return sum(out.losses.values()) + jnp.mean(out.plan.weight * jnp.sin(x[..., :1])), out
+    gradients, out = jax.grad(loss, has_aux=True)(params)
+    updates, moments = optimizer.update(gradients, moments, params)
+    return optax.apply_updates(params, updates), functional.merge_updates(state, out.updates), moments, out
+
+  frozen, probe = None, batch(99)
+  for number in range(12):
+    x, inputs = batch(number)
+    params_before = params
+    params, state, moments, out = step(params, state, moments, x, inputs)
+    if number < STAGE_1:
+      np.testing.assert_array_equal(out.plan.expert[..., 0], greedy(params_before, x))
+    else:
+      frozen = params_before if frozen is None else frozen  # what the last step of stage 1 left
+      np.testing.assert_array_equal(out.plan.expert[..., 0], by_word(frozen, inputs.token_ids))
+      evaluated = evaluate(params, state, *probe).plan.expert[..., 0]
+      np.testing.assert_array_equal(evaluated, by_word(frozen, probe[1].token_ids))
+  assert (by_word(params, np.arange(V)) != by_word(frozen, np.arange(V))).any()  # it took a copy to hold them still
+  # A checkpoint in stage 2 holds all that routing needs.
+  restored = jax.tree.map(jnp.asarray, jax.device_get(state))
+  np.testing.assert_array_equal(evaluate(params, restored, *probe).plan.expert[..., 0],
+                                by_word(frozen, probe[1].token_ids))
+
+
+@pytest.mark.parametrize('step, moved', [(STAGE_1 - 1, {'experts', 'words_table', 'words_experts'}),
+                                         (STAGE_1, {'experts'}), (STAGE_1 + 5, {'experts'})])
+def test_gradients_reach_the_word_router_in_stage_1_alone(step, moved):
+  model = built()[0]
+  params, state = initial()
+  def loss(params):
+    out = model.apply(params, at(state, step), *batch(0), train=True)
+    return sum(out.losses.values()) + out.plan.weight.sum()
+  gradients = jax.grad(loss)(params)['score']
+  assert {name for name, leaf in gradients.items() if leaf.any()} == moved
+
+
+def test_the_distillation_loss_reaches_the_word_router_and_nothing_else():
+  model = built()[0]
+  params, state = initial()
+  gradients = jax.grad(lambda p, x: model.apply(p, state, x, batch(0)[1], train=True).losses['distillation'],
+                       argnums=(0, 1))(params, batch(0)[0])
+  assert not gradients[0]['score']['experts'].any() and not gradients[1].any()
+  assert gradients[0]['score']['words_table'].any() and gradients[0]['score']['words_experts'].any()
+
+
+def test_losses_are_0_in_stage_2():
+  params, state = initial()
+  for step, some in ((STAGE_1 - 1, True), (STAGE_1, False)):
+    losses = built()[1](params, at(state, step), *batch(0)).losses
+    assert set(losses) == {'stable_moe', 'distillation'} and all(bool(loss) == some for loss in losses.values())
+
+
+def test_both_losses_are_those_derived_by_hand():
+  # Two experts, four tokens, greedy choices 0 0 0 1: mean load 2, so expert 0 counts (3-2)/2 = 1/2, expert 1 -1/2.
+  # sigmoid(ln 3) = 3/4, sigmoid(0) = 1/2. Sum: 1/2 (3/4 + 3/4 + 1/2) - 1/2 (3/4) = 1 - 3/8 = 5/8; over 4 tokens 5/32.
+  ln3 = float(np.log(3))
+  logits = jnp.float32([[[ln3, 0], [ln3, -9], [0, -1], [-5, ln3]]])
+  valid = jnp.ones((1, 4), bool)
+  assert float(balance_loss(logits, jnp.array([[0, 0, 0, 1]]), valid)) == pytest.approx(5 / 32, rel=1e-6)
+  # softmax(ln 3, 0) = (3/4, 1/4): teaching 0 costs ln(4/3), teaching 1 costs ln 4; their mean.
+  taught = distillation_loss(jnp.float32([[[ln3, 0], [ln3, 0]]]), jnp.array([[0, 1]]), jnp.ones((1, 2), bool))
+  assert float(taught) == pytest.approx((np.log(4 / 3) + np.log(4)) / 2, rel=1e-6)
+
+
+def test_the_balance_loss_is_0_at_equal_loads_and_pushes_away_from_the_fuller_expert():
+  logits = jax.random.normal(jax.random.key(0), (1, 8, E))
+  valid = jnp.ones((1, 8), bool)
+  assert float(balance_loss(logits, jnp.arange(8)[None] % E, valid)) == 0
+  gradient = jax.grad(balance_loss)(logits, jnp.array([[0, 0, 0, 0, 1, 1, 2, 2]]), valid)[0]
+  assert (gradient[:4, 0] > 0).all()  # 4 tokens, mean 2: descending lowers their scores
+  assert not gradient[4:].any()  # exactly the mean
+
+
+def test_bigrams_are_means_with_the_word_before_in_the_document():
+  params, state = initial('bigram')
+  x, inputs = batch(0)
+  plan = built('bigram')[2](params, state, x, inputs).plan
+  table, experts = (np.asarray(params['score'][name], np.float64) for name in ('words_table', 'words_experts'))
+  ids = np.asarray(inputs.token_ids)
+  for g, s in np.ndindex(G, S):
+    before = ids[g, s - 1] if s else ids[g, s]  # a first word is its own neighbour
+    assert plan.expert[g, s, 0] == np.argmax((table[ids[g, s]] + table[before]) / 2 @ experts.T)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(features=dict(name='token')), "config.router.score: 'distilled' looks at tokens and their ids"),
+    (dict(score=dict(name='linear'), features=dict(name='token')), 'stable_moe is for score'),
+])
+def test_parts_that_do_not_fit_are_refused_while_tracing(change, message):
+  fragment = papers.stable_moe(V, STAGE_1) | change
+  model = functional.functionalize(
+      lambda rngs: router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=rngs))
+  with pytest.raises(ConfigError, match=message):
+    jax.eval_shape(functools.partial(model.apply, train=True), *model.shapes(), *batch(0))
+
+
+def test_a_stage_1_of_no_steps_is_refused():
+  with pytest.raises(ConfigError, match='config.router.score.stage_1_steps must be at least 1'):
+    router.build(papers.stable_moe(V, 0), 'config.router', dim=D, num_experts=E, rngs=None)
