@@ -1,0 +1,56 @@
+"""Recurrent layers: states that run along a sequence, and start again with each document."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.layers import initializers
+
+State = tuple[jax.Array, jax.Array]
+
+
+def lstm_step(state: State, projected: jax.Array, recurrent: jax.Array) -> State:
+  """One step of an LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+  Gates lie in the order of PyTorch and Flax: input, forget, candidate, output.
+
+  Args:
+    state: (h, c), <float>[B,D] each.
+    projected: <float>[B,4D] what the input adds to the gates, biases included.
+    recurrent: <float>[D,4D].
+
+  Returns:
+    The next (h, c).
+  """
+  hidden, cell = state
+  i, f, g, o = jnp.split(projected + hidden @ recurrent, 4, axis=-1)
+  cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+  return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+class LSTM(nnx.Module):
+  """An LSTM over sequences, as wide as its input. The bias of the forget gate starts at 1 (Jozefowicz et al. 2015)."""
+
+  def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.dtype = dtype
+    fan_in = initializers.fan_in(in_axis=0, out_axis=1)
+    self.kernel = functional.parameter(rngs, fan_in, (dim, 4 * dim), ('embed', None))
+    self.recurrent_kernel = functional.parameter(rngs, fan_in, (dim, 4 * dim), ('embed', None))
+    ones_to_forget = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[dim:2 * dim].set(1)
+    self.bias = functional.parameter(rngs, ones_to_forget, (4 * dim,), (None,))
+
+  def __call__(self, x: jax.Array, starts: jax.Array) -> jax.Array:
+    """x: <float>[B,S,D], starts: <bool>[B,S] where a document starts, from a state of zeros -> <dtype>[B,S,D]."""
+    cast = lambda w: w[...].astype(self.dtype)
+    projected = x.astype(self.dtype) @ cast(self.kernel) + cast(self.bias)
+    recurrent = cast(self.recurrent_kernel)
+
+    def step(state, inputs):
+      projected, start = inputs
+      state = jax.tree.map(lambda s: jnp.where(start[:, None], 0, s), state)
+      state = lstm_step(state, projected, recurrent)
+      return state, state[0]
+
+    zeros = jnp.zeros((x.shape[0], x.shape[-1]), self.dtype)
+    _, hidden = jax.lax.scan(step, (zeros, zeros), (projected.swapaxes(0, 1), starts.swapaxes(0, 1)))
+    return hidden.swapaxes(0, 1)

@@ -1,0 +1,137 @@
+"""Classifiers of patches whose experts are sums of filters: the model of "Towards Understanding MoE" (2208.02813)."""
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError, call
+from moejax.functional import Tree
+from moejax.models.output import ModelOutput
+from moejax.models.registry import MODELS
+from moejax.models.vision import patchify
+from moejax.random import derive
+from moejax.routing import router
+from moejax.routing.features import RouterInputs
+from moejax.routing.router import RouterOutput
+
+Activation = Literal['cubic', 'linear']
+
+
+def filter_experts(patches: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> jax.Array:
+  """`f_e(x)_y = sum over the J filters of class y and the P patches of (w . x_p + b)^3` (equation 3.2, with a bias).
+
+  Args:
+    patches: <float32>[B,P,D].
+    kernel: <float32>[E,D,Y,J].
+    bias: <float32>[E,Y,J].
+    activation: 'linear' leaves the cube out.
+
+  Returns:
+    <float32>[B,E,Y].
+  """
+  response = jnp.einsum('bpd,edyj->bpeyj', patches, kernel) + bias
+  return (response**3 if activation == 'cubic' else response).sum((1, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+  """config.model.moe.experts.
+
+  Attributes:
+    filters: J, filters a class.
+    activation: see `filter_experts`.
+    init_scale: the initial values are those of a convolution of PyTorch, uniform within 1 / sqrt(D), times this.
+  """
+  filters: int = 8
+  activation: Activation = 'cubic'
+  init_scale: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+  """config.model.moe.
+
+  Attributes:
+    num_experts: E.
+    experts: see `Filters`.
+    router: the stages of the router (`moejax.routing`); it sees the sum of the patches.
+  """
+  num_experts: int
+  experts: dict
+  router: dict
+
+
+class Experts(nnx.Module):
+  """The filters of all experts, all of which see all examples: they are too small to be worth dispatching."""
+
+  def __init__(self, config: Mapping, where: str, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs):
+    config = call(Filters, config, where)
+    self.activation = config.activation
+    limit = config.init_scale * dim**-0.5
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+    shape, axes = (num_classes, config.filters), (None, 'expert_mlp')
+    self.kernel = functional.parameter(rngs, uniform, (num_experts, dim, *shape), ('expert', 'expert_embed', *axes))
+    self.bias = functional.parameter(rngs, uniform, (num_experts, *shape), ('expert', *axes))
+
+  def __call__(self, patches: jax.Array) -> jax.Array:
+    """<float32>[B,P,D] -> <float32>[B,E,Y]."""
+    return filter_experts(patches, self.kernel[...], self.bias[...], self.activation)
+
+
+class Mixture(nnx.Module):
+  """Routes whole examples by the sum of their patches."""
+
+  def __init__(self, config: Mapping, where: str, *, dim: int, num_classes: int, rngs: nnx.Rngs):
+    config = call(MixtureConfig, config, where)
+    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
+    self.experts = Experts(config.experts, f'{where}.experts', num_experts=config.num_experts, dim=dim,
+                           num_classes=num_classes, rngs=rngs)
+
+  def __call__(self, patches: jax.Array, valid: jax.Array | None, *, key: jax.Array | None,
+               train: bool) -> tuple[jax.Array, RouterOutput]:
+    """patches: <float32>[B,P,D], valid: <bool>[B] -> (<float32>[B,Y], what the router said over one group of B)."""
+    inputs = RouterInputs(valid=None if valid is None else valid[None])
+    output = self.router(patches.sum(1)[None], inputs, key=derive(key, 'router'), train=train)
+    with jax.named_scope('dispatch'):  # by which their work is told from the model's own
+      scores = self.experts(patches)
+    return jnp.einsum('be,bey->by', output.plan.to_dense().weight[0], scores), output
+
+
+class Layer(nnx.Module):
+  """What holds the mixture, so that its parameters have the paths of other models'."""
+
+  def __init__(self, moe: Mixture):
+    self.moe = moe
+
+
+@MODELS('patch_mixture')
+class PatchMixture(nnx.Module):
+  """Images to classes: every image is one token of one sparse layer, and that layer is the model.
+
+  Config keys:
+    image_size, channels, patch_size, num_classes: sizes; patch_size divides image_size.
+    moe: see `MixtureConfig`.
+    output: 'probabilities' puts a softmax over the scores, on top of which the objective has its own, as in the
+      published code: the loss of two classes cannot fall below log(1 + 1/e) = 0.3133. 'logits': without.
+  """
+
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, moe: Mapping,
+               channels: int = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
+    if image_size % patch_size:
+      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
+                        'use a divisor of image_size.')
+    self.patch_size, self.output = patch_size, output
+    mixture = Mixture(moe, f'{where}.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
+    self.blocks = nnx.List([Layer(mixture)])
+
+  def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
+    """batch: image <float>[B,H,W,C], and optionally valid <bool>[B]."""
+    patches = patchify(batch['image'].astype(jnp.float32), self.patch_size)
+    scores, routed = self.blocks[0].moe(patches, batch.get('valid'), key=key, train=train)
+    logits = jax.nn.softmax(scores, axis=-1) if self.output == 'probabilities' else scores
+    updates = {'blocks': {'0': dict(moe=dict(router=routed.updates))}} if routed.updates else {}
+    return ModelOutput(logits, scores, {'block_00': dataclasses.replace(routed, updates={})}, updates)

@@ -1,0 +1,31 @@
+"""Weightings for scores that already are what enters the output."""
+import dataclasses
+
+import jax
+
+from moejax.routing.plans import Plan
+from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+
+
+@WEIGHTINGS('as_scored')
+@dataclasses.dataclass(frozen=True)
+class AsScored:
+  """The scores themselves, which are shares of the experts in the output: not negative (DSelect-k, COMET)."""
+
+  def gates(self, logits: jax.Array) -> jax.Array:
+    return logits
+
+  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+    return plan.scale(plan.pick(logits))
+
+  def after_drops(self, plan: Plan) -> Plan:
+    return plan
+
+
+@WEIGHTINGS('logit')
+@dataclasses.dataclass(frozen=True)
+class Logit(AsScored):
+  """The logits themselves, of either sign ("Towards Understanding Mixture of Experts", section 3)."""
+
+  def gates(self, logits: jax.Array) -> jax.Array:
+    return softmax_over_experts(logits)

@@ -1,0 +1,127 @@
+"""Noisy top-k gating: noise of a learned size, and balance losses over what is, and might have been, chosen.
+
+Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), equations 3-11, with the details of
+`noisy_top_k_gating` in Tensor2Tensor (`utils/expert_utils.py`).
+"""
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, squared_coefficient_of_variation
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
+from moejax.routing.selection import top_k
+
+
+def learned_noise_std(raw: jax.Array, floor: float) -> jax.Array:
+  """`softplus(raw) + floor` (equation 4; the floor of 0.01 is in Tensor2Tensor alone): of the shape of `raw`."""
+  return jax.nn.softplus(raw) + floor
+
+
+@SCORES('noisy_linear')
+class NoisyLinear(Score):
+  """`x W + normal * softplus(x W_noise)`, the noise in training only (equation 4).
+
+  Config:
+    init_std: standard deviation of both kernels at the start; 0 (appendix A): all experts equally likely.
+    noise_floor: least standard deviation of the noise: 0.01 in Tensor2Tensor, 0 in the paper.
+  """
+
+  noisy = True
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.,
+               noise_floor: float = 1e-2):
+    shape, init = (vectors(dim, where), num_experts), nnx.initializers.normal(init_std)
+    self.kernel = functional.parameter(rngs, init, shape, ('embed', None))
+    self.noise_kernel = functional.parameter(rngs, init, shape, ('embed', None))
+    self.noise_floor = noise_floor
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D]; the standard deviation of the noise is [G,S,E]."""
+    product = lambda kernel: jnp.einsum('gsd,de->gse', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
+    clean = product(self.kernel)
+    if not train:
+      return noiseless(clean)
+    std = learned_noise_std(product(self.noise_kernel), self.noise_floor)
+    logits = clean + std * jax.random.normal(required(key, 'score "noisy_linear"'), clean.shape)
+    return Scores(logits=logits, select=logits, clean=clean, noise_std=std)
+
+
+def chosen(logits: jax.Array, k: int) -> jax.Array:
+  """<bool> of the shape of `logits` <float32>[..., E]: whether among the `k` largest; ties to the lowest index."""
+  return (top_k(logits, k)[..., None] == jnp.arange(logits.shape[-1])).any(-2)
+
+
+def prob_in_top_k(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int) -> jax.Array:
+  """Probability to be among the k best if the noise of this expert alone were drawn again (equations 8-9).
+
+  The threshold is the k-th largest of the *other* noisy logits: the (k+1)-th of all for an expert that is chosen, the
+  k-th for one that is not. V-MoE's load loss takes the k-th for both.
+
+  Args:
+    logits: <float32>[..., E], with noise.
+    clean: <float32>[..., E], without.
+    noise_std: <float32>[..., E] of the noise; None (or k = E): whether it is chosen, without gradient.
+    k: K.
+
+  Returns:
+    <float32>[..., E].
+  """
+  is_in = chosen(logits, k)
+  if noise_std is None or k == logits.shape[-1]:
+    return is_in.astype(jnp.float32)
+  best = jnp.take_along_axis(logits, top_k(logits, k + 1), axis=-1)
+  threshold = jnp.where(is_in, best[..., k:], best[..., k - 1:k])
+  return jax.scipy.stats.norm.cdf((clean - threshold) / noise_std)
+
+
+def over_tokens(values: jax.Array, valid: jax.Array) -> jax.Array:
+  """<float32>[G,S,...] -> [G,...]: the sum over the valid tokens of every group; `valid` <bool>[G,S]."""
+  return jnp.sum(jnp.where(valid.reshape(*valid.shape, *(1,) * (values.ndim - 2)), values, 0), axis=1)
+
+
+def imbalance(amounts: jax.Array, valid: jax.Array) -> jax.Array:
+  """Mean over the groups that have a valid token of CV^2 over experts; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
+  some = valid.any(axis=1)
+  return jnp.sum(jnp.where(some, squared_coefficient_of_variation(amounts), 0)) / jnp.maximum(some.sum(), 1)
+
+
+@BALANCERS('gate_importance')
+class GateImportance(Balancer):
+  """CV^2 over experts of the weights that tokens give them (equations 6-7): of sparse weights, with noise.
+
+  'importance' is V-MoE's: of the softmax over all experts, without noise.
+  """
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return imbalance(over_tokens(routed.plan.to_dense().weight, routed.valid), routed.valid)
+
+
+def check_noise(noisy: bool, k: int | None, where: str):
+  """Raises ConfigError unless tokens choose experts by scores with noise."""
+  if k is None:
+    raise ConfigError(f'{where} is for tokens that choose a number of experts, which this selection does not let them. '
+                      'Remove it.')
+  if not noisy:
+    raise ConfigError(f"{where}: without noise the load loss has no gradient. Use score 'noisy_linear'.")
+
+
+@BALANCERS('smooth_load')
+class SmoothLoad(Balancer):
+  """CV^2 over experts of the sum over tokens of `prob_in_top_k` (equations 10-11).
+
+  Without noise (at evaluation), of the counts themselves.
+  """
+
+  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float):
+    check_noise(noisy, k, where)
+    self.k, self.coefficient = k, coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    scores = routed.scores
+    prob = prob_in_top_k(scores.logits, scores.clean, scores.noise_std, self.k)
+    return imbalance(over_tokens(prob, routed.valid), routed.valid)
