@@ -226,6 +226,10 @@ class DensePlan:
     """E."""
     return self.weight.shape[2]
 
+  def to_dense(self) -> 'DensePlan':
+    """Itself."""
+    return self
+
   def pick(self, values: jax.Array) -> jax.Array:
     """<float>[G,S,E], as it is."""
     return values

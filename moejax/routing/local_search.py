@@ -1,0 +1,97 @@
+"""Local search for the order of the experts: a permutation that is learned, then frozen (COMET, 2306.02824).
+
+A tree puts experts that follow each other close together, and which should be close is not known beforehand.
+"""
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from optax import assignment
+
+from moejax import functional
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.smooth_step import EPSILON
+
+# At the first and the last step of the search, as in mazumder-lab/COMET.
+TEMPERATURES, ITERATIONS = (1e-3, 1e-7), (20, 150)
+
+
+def sinkhorn(logits: jax.Array, iterations: int | jax.Array, at_most: int) -> jax.Array:
+  """`exp(logits)` with its rows and then its columns normalised, `iterations` times: nearly doubly stochastic.
+
+  Args:
+    logits: <float32>[E,E].
+    iterations: may be traced.
+    at_most: bound on them, which fixes the shape of the program.
+
+  Returns:
+    <float32>[E,E] whose columns sum to 1.
+  """
+  def once(logits, i):
+    normalised = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    normalised = normalised - jax.nn.logsumexp(normalised, axis=0, keepdims=True)
+    return jnp.where(i < iterations, normalised, logits), None
+  return jnp.exp(jax.lax.scan(once, logits, jnp.arange(at_most))[0])
+
+
+def schedule(step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+  """(temperature, iterations) of a step: the logarithm of the first and the second on straight lines over `steps`."""
+  progress = jnp.clip(step / steps, 0, 1)
+  low, high = (jnp.log10(jnp.float32(t)) for t in TEMPERATURES)
+  iterations = ITERATIONS[0] + (ITERATIONS[1] - ITERATIONS[0]) * progress
+  return 10 ** (low + (high - low) * progress), iterations.astype(jnp.int32)
+
+
+def hardened(soft: jax.Array) -> jax.Array:
+  """The permutation matrix with the largest sum of products with `soft` <float32>[E,E] (Hungarian algorithm)."""
+  rows, columns = assignment.hungarian_algorithm(-soft)
+  return jnp.zeros_like(soft).at[rows, columns].set(1.)
+
+
+class LocalSearch(nnx.Module):
+  """`steps` training steps of a soft permutation, colder and closer to a permutation with each; then that permutation.
+
+  State: `step`, and `soft`, the last soft permutation, of which evaluation takes the nearest permutation at any time.
+  """
+
+  def __init__(self, *, num_experts: int, steps: int, rngs: nnx.Rngs):
+    self.steps = steps
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+    self.logits = functional.parameter(rngs, uniform, (num_experts, num_experts), (None, None))
+    self.step = functional.router_state(jnp.zeros((), jnp.int32), ())
+    self.soft = functional.router_state(jnp.eye(num_experts), (None, None))
+
+  def __call__(self, train: bool) -> jax.Array:
+    """<float32>[E,E]: row e says where the share of leaf e goes."""
+    if not train:
+      return hardened(self.soft[...])
+    return jax.lax.cond(self.step[...] < self.steps, self._searched, lambda: hardened(self.soft[...]))
+
+  def update(self) -> dict[str, Any]:
+    """The state after a training step."""
+    soft = jax.lax.cond(self.step[...] < self.steps, lambda: jax.lax.stop_gradient(self._searched()),
+                        lambda: self.soft[...])
+    return dict(step=self.step[...] + 1, soft=soft)
+
+  def _searched(self):
+    temperature, iterations = schedule(self.step[...], self.steps)
+    return sinkhorn(self.logits[...] / temperature, iterations, ITERATIONS[1])
+
+
+def permutation_entropy(soft: jax.Array) -> jax.Array:
+  """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, and of it with its rows normalised; 0 for a
+  permutation."""
+  rows = soft / soft.sum(1, keepdims=True)
+  return -jnp.sum(soft * jnp.log(soft + EPSILON)) - jnp.sum(rows * jnp.log(rows + EPSILON))
+
+
+@BALANCERS('permutation_entropy')
+class PermutationEntropy(Balancer):
+  """See `permutation_entropy`."""
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return permutation_entropy(routed.scores.extras['permutation'])

@@ -1,0 +1,104 @@
+"""DSelect-k: at most k experts, by codes that are continuously differentiable."""
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.papers import paper
+from moejax.routing.scores import SCORES, Score, Scores, vectors
+from moejax.routing.smooth_step import EPSILON, binary_codes, reduced, select_by_code, smooth_step
+
+# What a gate looks at: the 'example', or nothing but the 'task', of which there may be only one.
+Gate = Literal['example', 'task']
+
+
+@SCORES('dselect_k')
+class DSelectK(Score):
+  """`q = sum_i softmax_i(w) r_i`, where selector i is a product of smooth steps of its code z_i (section 3).
+
+  The shares of the experts, of which at most k are not 0 once every |z| is gamma/2 or more.
+
+  Config:
+    k: selectors, the bound on the experts of a token.
+    gate: 'example': z and w are linear in the features; 'task': parameters, of each of `tasks`, with
+      features=dict(name='tasks') where those are several.
+    tasks: number of tasks.
+    gamma: width of the step.
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int, gate: Gate = 'example',
+               tasks: int = 1, gamma: float = 1.):
+    if gate == 'task' and (tasks > 1) != (dim is None):
+      raise ConfigError(f"{where}.tasks is {tasks}: the gate 'task' needs features=dict(name='tasks') for several tasks, "
+                        'and no other features than vectors for one.')
+    if gate == 'example' and tasks > 1:
+      raise ConfigError(f"{where}.tasks is for gate='task'. Remove it.")
+    self.num_experts, self.k, self.gate, self.gamma = num_experts, k, gate, gamma
+    self.bits = binary_codes(num_experts).shape[1]
+
+    def parameter(limit, size):
+      # Without bounds of its own, `RandomUniform` of Keras is within 0.05.
+      uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+      return functional.parameter(rngs, uniform, size, (None,) * len(size))
+
+    rows = (vectors(dim, where),) if gate == 'example' else (tasks,)
+    self.codes = parameter(gamma / 100, (*rows, k * self.bits))
+    self.weights = parameter(0.05, (*rows, k))
+    self.codes_bias = parameter(gamma / 100, (k * self.bits,)) if gate == 'example' else None
+    self.weights_bias = parameter(0.05, (k,)) if gate == 'example' else None
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D], or <int32>[G,S] tasks. The logits are q; extras: `selectors` [G,S,K,E]."""
+    shape = features.shape[:2]
+    if self.gate == 'task':
+      rows = features if features.ndim == 2 else jnp.zeros(shape, jnp.int32)
+      codes, weights = self.codes[...][rows], self.weights[...][rows]
+    else:
+      product = lambda kernel: jnp.einsum('gsd,dz->gsz', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
+      codes, weights = product(self.codes) + self.codes_bias[...], product(self.weights) + self.weights_bias[...]
+    steps = smooth_step(codes.reshape(*shape, self.k, self.bits), self.gamma)
+    selectors = select_by_code(steps, self.num_experts)
+    shares = jnp.einsum('gsk,gske->gse', jax.nn.softmax(weights, axis=-1), selectors,
+                        precision=jax.lax.Precision.HIGHEST)
+    return Scores(logits=shares, select=shares, clean=shares, extras=dict(selectors=selectors))
+
+
+@BALANCERS('reachable')
+class Reachable(Balancer):
+  """`sum_i 1 / sum_e r_ie` where E is no power of two: keeps selectors off the codes that name no expert (section 3).
+
+  Without it the shares of a token may sum to less than 1. The sum is kept above 1e-6, below which it has no gradient.
+  `reduction`: see `SelectorEntropy`.
+  """
+
+  def __init__(self, *, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):
+    self.coefficient, self.reduction = coefficient, reduction
+
+  def loss(self, routed: Routed) -> jax.Array:
+    reached = routed.scores.extras['selectors'].sum(-1)
+    return reduced(jnp.sum(1 / jnp.maximum(reached, EPSILON), axis=-1), routed.valid, self.reduction)
+
+
+@paper('DSelect-k: Differentiable Selection in the Mixture of Experts with Applications to Multi-Task Learning',
+       '2106.03760', chooses='soft', exchangeable=False, example=dict(k=2), alone=dict(k=2))
+def dselect_k(k: int = 2, gate: Gate = 'example', tasks: int = 1, gamma: float = 1., entropy: float = 1e-6,
+              reachable: float = 1.) -> dict[str, Any]:
+  """DSelect-k (arXiv 2106.03760).
+
+  Section 3: k selectors over binary codes of the experts, steps of width gamma = 1; all experts are computed while
+  training. Initial values, the entropy loss (1e-6, a sum over examples) and, for E that are no power of two, the
+  loss that keeps shares on real experts, as in google-research/dselect_k_moe. `gate='task'` is the static gate.
+  """
+  reduction = 'sum' if gate == 'example' else 'mean'
+  return dict(
+      features=dict(name='tasks' if tasks > 1 else 'token'),
+      score=dict(name='dselect_k', k=k, gate=gate, tasks=tasks, gamma=gamma),
+      select=dict(name='all'),
+      weigh=dict(name='as_scored'),
+      place=dict(name='dropless'),
+      balance=dict(selector_entropy=dict(coefficient=entropy, reduction=reduction),
+                   reachable=dict(coefficient=reachable, reduction=reduction)))

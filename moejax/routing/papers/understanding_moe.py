@@ -1,0 +1,42 @@
+"""Towards understanding MoE: top-1 with uniform noise, weighted by the noisy logit itself."""
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.routing.papers import paper
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
+
+
+@SCORES('uniform_noise')
+class UniformNoise(Score):
+  """`x W`, in training plus a draw from [0, 1) for every token and expert (section 3). W starts at 0."""
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs):
+    shape = (vectors(dim, where), num_experts)
+    self.kernel = functional.parameter(rngs, nnx.initializers.zeros, shape, ('embed', None))
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D]."""
+    clean = jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+    if not train:
+      return noiseless(clean)
+    logits = clean + jax.random.uniform(required(key, 'score "uniform_noise"'), clean.shape)
+    return Scores(logits=logits, select=logits, clean=clean)
+
+
+@paper('Towards Understanding Mixture of Experts in Deep Learning', '2208.02813', draws=True)
+def understanding_moe(weight: Literal['logit', 'softmax'] = 'logit', balance: float = 0.) -> dict[str, Any]:
+  """Towards Understanding Mixture of Experts in Deep Learning (arXiv 2208.02813).
+
+  Section 3: the expert with the largest logit plus uniform noise. In uclaml/MoE its output is multiplied by that noisy
+  logit in the experiments on synthetic data, by the softmax of it, with a balance loss of 0.01, in those on images.
+  """
+  return dict(
+      score=dict(name='uniform_noise'),
+      select=dict(name='top_k', k=1),
+      weigh=dict(name=weight),
+      place=dict(name='dropless'),
+      balance=dict(switch=dict(coefficient=balance, convention='gshard')) if balance else {})
