@@ -11,7 +11,7 @@ A source (`SOURCES`) gives examples by index, a tokenizer (`TOKENIZERS`) turns t
 from collections.abc import Mapping
 
 from moejax.data import images, language_model, span_corruption  # registers pipelines
-from moejax.data import hubs, image_files, records, synthetic, text_files  # registers sources
+from moejax.data import cluster_patches, hubs, image_files, records, synthetic, text_files  # registers sources
 from moejax.data.pipeline import PIPELINES, Pipeline
 from moejax.data.source import SOURCES, DataError, Source
 from moejax.data.tokenizers import TOKENIZERS, Tokenizer

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config import ConfigError, Registry, call
 from moejax.functional import Functional, Tree, flatten, unflatten
+from moejax.training import normalized_descent
 
 OPTIMIZERS = Registry('optimizer')
 SCHEDULES = Registry('schedule')
@@ -52,7 +53,7 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
   own = {k: v for k, v in config.items() if k not in ('schedule', 'clip', 'decay')}
   schedule = SCHEDULES.build(common.schedule, f'{where}.schedule', steps=steps)
   mask = decay_mask(model, common.decay, f'{where}.decay')
-  transform = OPTIMIZERS.build(own, where, schedule=schedule, mask=mask)
+  transform = OPTIMIZERS.build(own, where, schedule=schedule, mask=mask, axes=model.axes)
   if common.clip is not None:
     transform = optax.chain(optax.clip_by_global_norm(common.clip), transform)
   return Optimizer(transform, schedule)
@@ -107,6 +108,21 @@ def sgd(*, schedule: Schedule, mask: Tree, momentum: float | None = None, nester
   return optax.chain(
       optax.trace(momentum, nesterov) if momentum is not None else optax.identity(),
       optax.add_decayed_weights(weight_decay, mask=mask),
+      optax.scale_by_learning_rate(schedule))
+
+
+@OPTIMIZERS('normalized_sgd')
+def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: float | None = None,
+                   others: float = 1.0, weight_decay: float = 0.0):
+  """Gradient descent with momentum on experts' gradients of equal size (2208.02813, equation 3.4), decay before it.
+
+  `others`: the learning rate of all other parameters, routers first of all, as a multiple of the experts'.
+  """
+  return optax.chain(
+      normalized_descent.normalized_by_expert(axes),
+      optax.add_decayed_weights(weight_decay, mask=mask),
+      optax.trace(momentum) if momentum is not None else optax.identity(),
+      normalized_descent.scale_others(axes, others),
       optax.scale_by_learning_rate(schedule))
 
 
