@@ -1,0 +1,119 @@
+"""Assignment: every token to one expert, no expert with more than its equal share, decided for all of them at once.
+
+`auction` is the balanced assignment of BASE layers; `within_shares` is the reassignment that FastMoE calls SWIPE. Both
+are used without gradient, and leave padding out.
+"""
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.placement import slots_in_order
+from moejax.routing.plans import Leak, TokenPlan
+
+
+def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax.Array:
+  """Every expert keeps its first claimants; the other tokens, in order, fill what is left, lowest expert first.
+
+  One step of SWIPE, with the tokens and experts of all of FastMoE's workers in one group (`swipe_once` there).
+
+  Args:
+    expert: <int32>[G,S] whom a token claims; E claims nobody.
+    routed: <bool>[G,S]; others take no slot.
+    slots: <int32>[G,E] slots of every expert, together at least as many as routed tokens.
+
+  Returns:
+    <int32>[G,S] below E; meaningless where not routed.
+  """
+  num_experts = slots.shape[-1]
+  claims = (expert[..., None] == jnp.arange(num_experts)) & routed[..., None]
+  earlier = slots_in_order(expert[..., None], routed[..., None], num_experts)
+  kept = claims & (earlier < slots[:, None])
+  moved = routed & ~kept.any(-1)
+  # The n-th moved token goes to the first expert up to which there are more than n free slots.
+  free = jnp.cumsum(slots - kept.sum(1), axis=-1)
+  nth = jnp.cumsum(moved, axis=1) - 1
+  target = jnp.sum(nth[..., None] >= free[:, None], axis=-1)
+  return jnp.where(moved, target, expert).astype(jnp.int32)
+
+
+def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: int = 1000) -> jax.Array:
+  """Tokens to experts by an auction, so that each has its share and the total score is close to the largest possible.
+
+  The auction of fairseq's `balanced_assignment` (BASE layers, section 3.1, after Bertsekas): in every round each expert
+  bids for the c tokens of highest value to it, by how much they exceed the next one plus eps = max(spread / 50, 1e-4);
+  who bids most for a token holds it, and it becomes dearer for all others by that bid. What an expert holds it keeps
+  for a bid of eps alone. It ends when every token has a bid, within about eps a token of the best assignment. After
+  `rounds` rounds experts no longer insist on what they hold: that ends soon, farther from the best.
+
+  Here c = ceil(n/E) for n valid tokens. Where E does not divide n, tokens that nobody prefers fill up the last shares,
+  so that an expert may end with fewer. Scores that are not finite count as the smallest finite one.
+
+  Args:
+    scores: <float32>[S,E].
+    valid: <bool>[S]; other tokens do not take part.
+    rounds: with insistence.
+    last_round: after which the tokens still without a bid fill the free slots in order. No auction is known to need
+      it, but a loop on a pod should not depend on that.
+
+  Returns:
+    <int32>[S] at most ceil(n/E) valid tokens to an expert; meaningless where not valid.
+  """
+  tokens, num_experts = scores.shape
+  count = valid.sum()
+  share = (count + num_experts - 1) // num_experts
+  usable = valid[:, None] & jnp.isfinite(scores)
+  lowest = jnp.min(jnp.where(usable, scores, jnp.inf))
+  highest = jnp.max(jnp.where(usable, scores, -jnp.inf))
+  # Shifted to a maximum of 0: prices rise by steps of the spread, which would drown in a large common offset.
+  worth = jnp.where(usable, scores, lowest) - highest
+  worth = jnp.where(usable.any(), worth, 0.)
+  spread = jnp.where(usable.any(), highest - lowest, 0.)
+  eps = jnp.maximum(spread / 50, 1e-4)
+  # Up to E-1 tokens that nobody prefers, and one that nobody may have, for the expert that takes everything.
+  worth = jnp.pad(worth.T, ((0, 0), (0, num_experts)), constant_values=-spread / 2)
+  active = jnp.concatenate([valid, jnp.arange(num_experts) < num_experts * share - count])
+  experts = jnp.arange(num_experts)[:, None]
+  most = -(-tokens // num_experts)
+
+  def play(state):
+    turn, value, cost, holder, _ = state
+    order = jnp.argsort(-value, axis=1, stable=True)[:, :most + 1]
+    best = jnp.take_along_axis(value, order, axis=1)
+    following = jnp.take(best, share, axis=1)[:, None]
+    margin = jnp.where(jnp.isfinite(following), best - following, 0.)
+    offer = jnp.where(jnp.arange(most + 1) < share, margin + eps, 0.)
+    bids = jnp.zeros_like(value).at[experts, order].set(offer)
+    insists = (turn > 0) & (turn < rounds)
+    bids = jnp.where(insists & (holder == experts), eps, bids)
+    price, has_bid = bids.max(0), bids.max(0) > 0
+    holder = jnp.where(has_bid, jnp.argmax(bids, axis=0), num_experts)
+    cost = cost + price
+    value = jnp.where(holder == experts, jnp.where(turn < rounds, 0., worth), worth - cost)
+    return turn + 1, jnp.where(active, value, -jnp.inf), cost, holder, jnp.all(has_bid | ~active)
+
+  start = (0, jnp.where(active, worth, -jnp.inf), jnp.zeros(len(active)), jnp.full(len(active), num_experts), False)
+  *_, holder, _ = jax.lax.while_loop(lambda state: ~state[-1] & (state[0] < last_round), play, start)
+  shares = jnp.broadcast_to(share, (1, num_experts))
+  return within_shares(holder[None, :tokens], valid[None], shares)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTogether:
+  """Base of selections in which tokens and experts are assigned together in training, and tokens choose at evaluation.
+
+  So training looks at later tokens and evaluation does not: decoders accept that by `routing_leak='train'`.
+  """
+  where: str
+  num_experts: int
+
+  reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'future' if train else 'causal'
+
+  def plan(self, expert: jax.Array, valid: jax.Array) -> TokenPlan:
+    """A plan of weights one. `expert`: <int32>[G,S,K]."""
+    return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32),
+                     kept=jnp.broadcast_to(valid[..., None], expert.shape), num_experts=self.num_experts)

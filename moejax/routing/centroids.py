@@ -1,0 +1,20 @@
+"""Centroids: one vector an expert, and how much a token points its way (BASE layers and those built on them)."""
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, vectors
+
+
+@SCORES('centroids')
+class Centroids(Score):
+  """`<x, w_e>` with vectors that start orthogonal, as in fairseq's `BaseLayer`. `gain`: their length at the start."""
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: float = 0.1):
+    self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim, where), num_experts),
+                                       ('embed', None))
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D]."""
+    return noiseless(jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST))

@@ -1,0 +1,49 @@
+"""BASE layers: a balanced assignment of tokens to experts, in place of a loss."""
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.assignment import TrainedTogether, auction
+from moejax.routing.papers import paper
+from moejax.routing.plans import Plan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS
+
+
+@SELECTIONS('auction')
+@dataclasses.dataclass(frozen=True)
+class Auction(TrainedTogether):
+  """Training: the balanced assignment of the group's tokens to experts (`assignment.auction`); evaluation: the best.
+
+  A group is what fairseq calls a worker, which first trades its tokens for those of others at random. With the batch
+  as one group there is nobody to trade with.
+
+  Config:
+    rounds: after which the auction settles for less.
+  """
+  rounds: int = 100
+
+  k: ClassVar[int] = 1
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    if not train:
+      return self.plan(jnp.argmax(scores.select, axis=-1)[..., None], valid)
+    assign = jax.vmap(lambda scores, valid: auction(scores, valid, self.rounds))
+    return self.plan(assign(jax.lax.stop_gradient(scores.select), valid)[..., None], valid)
+
+
+@paper('BASE Layers: Simplifying Training of Large, Sparse Models', '2103.16716', chooses='together')
+def base(rounds: int = 100) -> dict[str, Any]:
+  """BASE Layers (arXiv 2103.16716).
+
+  Section 3.1: in training tokens go to experts by a linear assignment that gives each the same number; equation 2: at
+  evaluation to the expert of highest affinity, as many as like. The output is x + a (F_e(x) - x) with a = sigmoid(x.w_e),
+  the only way of a gradient to the centroids w, for experts that return F_e(x) - x. Auction and centroids as in fairseq.
+  """
+  return dict(
+      score=dict(name='centroids', gain=0.1),
+      select=dict(name='auction', rounds=rounds),
+      weigh=dict(name='sigmoid', renormalize='never'),
+      place=dict(name='dropless'))

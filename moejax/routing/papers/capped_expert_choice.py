@@ -1,0 +1,112 @@
+"""Capped Expert Choice: experts take tokens, but of each token only so many."""
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing import optimal_transport, placement
+from moejax.routing.papers import paper
+from moejax.routing.plans import Leak, Plan, SlotPlan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS, expert_choice
+
+
+def capped_plan(gates: jax.Array, valid: jax.Array, slots: int, cap: float, epsilon: float,
+                iterations: int) -> jax.Array:
+  """The relaxed choice A of equation 3: experts take `slots` tokens each, and a token at most `cap` experts.
+
+  An expert more, of score zero, takes what is left of every token's `cap`, so that both sides have fixed sums. With
+  padding experts take fewer: at most all tokens there are, or an equal share of what the cap allows.
+
+  Args:
+    gates: <float32>[S,E] probabilities.
+    valid: <bool>[S].
+    slots: C.
+    cap: b.
+    epsilon: weight of the entropy.
+    iterations: of the solver (`optimal_transport.bounded`).
+
+  Returns:
+    <float32>[S,E] between 0 and 1.
+  """
+  num_experts = gates.shape[1]
+  tokens = valid.astype(jnp.float32)
+  count = tokens.sum()
+  taken = jnp.minimum(jnp.minimum(slots, count), cap * count / num_experts)
+  scores = jnp.pad(jnp.where(valid, gates.T, 0.), ((0, 1), (0, 0)))
+  of_experts = jnp.append(jnp.full(num_experts, taken), cap * count - num_experts * taken)
+  upper = jnp.append(jnp.ones(num_experts), cap)[:, None] * tokens
+  return optimal_transport.bounded(scores, of_experts, cap * tokens, upper, epsilon, iterations)[:-1].T
+
+
+Ranking = Literal['plan', 'plan_times_gate']
+
+
+@SELECTIONS('capped_expert_choice')
+@dataclasses.dataclass(frozen=True)
+class CappedExpertChoice:
+  """Every expert takes the C tokens that a plan gives it in which no token is given to more than `cap` experts.
+
+  The cap is as good as the plan: with a large epsilon, or few iterations, single tokens exceed it.
+
+  Config:
+    capacity_factor: experts a token on average.
+    cap: experts a token at most; at least `capacity_factor`.
+    epsilon: weight of the entropy in the plan, at most 1.
+    iterations: of the solver.
+    rank: 'plan' ranks tokens by the plan, as the paper; 'plan_times_gate' by its product with the probability, which
+      is the weight as well, as lingvo.
+    convention: how C is computed (`placement.capacity`).
+  """
+  where: str
+  num_experts: int
+  capacity_factor: float = 2.
+  cap: float = 2.
+  epsilon: float = 0.001
+  iterations: int = 100
+  rank: Ranking = 'plan'
+  convention: placement.Convention = 'moejax'
+
+  k: ClassVar[None] = None
+  reads_slots: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.cap < self.capacity_factor:
+      raise ConfigError(f'{self.where}.cap is {self.cap}: experts that take {self.capacity_factor} times an equal share '
+                        f'need tokens to be taken that often. Set at least {self.capacity_factor}.')
+    if not 0 < self.epsilon <= 1:
+      raise ConfigError(f'{self.where}.epsilon must be above 0 and at most 1, not {self.epsilon}.')
+
+  def leak(self, train: bool) -> Leak:
+    return 'future'
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    tokens = valid.shape[1]
+    slots = placement.capacity(tokens, self.num_experts, 1, self.capacity_factor, self.convention)
+    slots = placement.checked_slots(slots, tokens, self.capacity_factor, f'{self.where}.capacity_factor')
+    gates = jax.lax.stop_gradient(jax.nn.softmax(scores.select, axis=-1))
+    plan = jax.vmap(lambda gates, valid: capped_plan(gates, valid, slots, self.cap, self.epsilon, self.iterations))(
+        gates, valid)
+    token, filled = expert_choice(plan if self.rank == 'plan' else plan * gates, valid, slots)
+    chosen = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    return chosen if self.rank == 'plan' else chosen.scale(chosen.pick(plan))
+
+
+@paper('Mixture-of-Experts with Expert Choice Routing', '2202.09368', chooses='expert',
+       example=dict(capacity_factor=1.))
+def capped_expert_choice(capacity_factor: float = 2., cap: float = 2., epsilon: float = 0.001, iterations: int = 100,
+                         rank: Ranking = 'plan') -> dict[str, Any]:
+  """Expert Choice with at most `cap` experts a token: section 3.3 of arXiv 2202.09368, equation 3.
+
+  max <S, A> + epsilon H(A) over choices A between 0 and 1 in which every expert takes C tokens and every token at most
+  `cap` experts; then every expert's C best tokens by A, weighted by their probability. No auxiliary loss; not causal.
+  lingvo's `OptimalTransportOnlogits` has epsilon = 0.1, 50 iterations and `rank='plan_times_gate'`.
+  """
+  return dict(
+      score=dict(name='linear', init_std=0.02),
+      select=dict(name='capped_expert_choice', capacity_factor=capacity_factor, cap=cap, epsilon=epsilon,
+                  iterations=iterations, rank=rank),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='dropless'))

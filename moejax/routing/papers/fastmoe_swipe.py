@@ -1,0 +1,69 @@
+"""FastMoE's SWIPE gate: top-k, with tokens moved from experts that are full to those that are not."""
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing.assignment import TrainedTogether, within_shares
+from moejax.routing.papers import paper
+from moejax.routing.plans import Plan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS, top_k
+
+
+def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
+  """`within_shares` choice after choice, over slots that all choices share (`SwipeGate` of FastMoE).
+
+  First choices may take all slots of an expert, so that only all choices together are balanced; a token that is moved
+  may meet an expert twice.
+
+  Args:
+    expert: <int32>[G,S,K].
+    valid: <bool>[G,S].
+    num_experts: E.
+
+  Returns:
+    <int32>[G,S,K] at most ceil(n*K/E) choices to an expert, where n valid tokens are in the group.
+  """
+  choices = expert.shape[-1]
+  share = -(-valid.sum(1, keepdims=True) * choices // num_experts)
+  slots, moved = jnp.broadcast_to(share, (len(expert), num_experts)), []
+  for choice in range(choices):
+    moved.append(within_shares(expert[..., choice], valid, slots))
+    slots = slots - jnp.sum((moved[-1][..., None] == jnp.arange(num_experts)) & valid[..., None], axis=1)
+  return jnp.stack(moved, axis=-1)
+
+
+@SELECTIONS('swipe')
+@dataclasses.dataclass(frozen=True)
+class Swipe(TrainedTogether):
+  """Training: the `k` best experts, or others where those are full (see `swipe`); evaluation: the `k` best."""
+  k: int
+
+  def __post_init__(self):
+    if not 1 <= self.k <= self.num_experts:
+      raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
+                        f'Allowed: 1 to {self.num_experts}.')
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    expert = top_k(scores.select, self.k)
+    return self.plan(swipe(expert, valid, self.num_experts) if train else expert, valid)
+
+
+# Tokens that are moved go to the lowest expert with a free slot.
+@paper('FastMoE: A Fast Mixture-of-Expert Training System', '2103.13262', chooses='together', exchangeable=False,
+       alone=dict(k=1))
+def fastmoe_swipe(k: int = 2) -> dict[str, Any]:
+  """The gate 'swipe' of FastMoE (arXiv 2103.13262), which its repository adds to those of the paper.
+
+  Training: every expert computes exactly k/E of the tokens, by moving those that come too late; weights are a softmax
+  over the logits of the experts that a token ends at. Evaluation: plain top-k without a limit. Score with a bias, as
+  `NaiveGate`. A worker is one expert here.
+  """
+  return dict(
+      score=dict(name='linear', init_std='1/sqrt(D)', bias=True),
+      select=dict(name='swipe', k=k),
+      weigh=dict(name='softmax', order='after', renormalize='never'),
+      place=dict(name='dropless'))

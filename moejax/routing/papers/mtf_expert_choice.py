@@ -1,0 +1,93 @@
+"""Expert Choice as Mesh TensorFlow has it: softmax over tokens, an average over experts, and a loss."""
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing import placement
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.papers import paper
+from moejax.routing.plans import Leak, Plan, SlotPlan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS, expert_choice
+
+
+def softmax_over_tokens(logits: jax.Array, valid: jax.Array) -> jax.Array:
+  """<float32>[G,S,E] -> the same, summing to 1 over the valid tokens <bool>[G,S] of a group, and 0 elsewhere."""
+  valid = valid[..., None]
+  return jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min), axis=1) * valid
+
+
+def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+  """`n sum_t P_t^2` with P_t the mean over experts of their softmax over the n tokens: 1 where tokens get the same.
+
+  The loss of `_expert_selection_gating` in Mesh TensorFlow, a mean over groups (those with a token, here).
+
+  Args:
+    logits: <float32>[G,S,E].
+    valid: <bool>[G,S].
+  """
+  share = softmax_over_tokens(logits, valid).mean(-1)
+  by_group = valid.sum(1) * jnp.sum(share**2, axis=1)
+  return by_group.sum() / jnp.maximum(valid.any(1).sum(), 1)
+
+
+@BALANCERS('tokens')
+class Tokens(Balancer):
+  """See `token_balance_loss`."""
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return token_balance_loss(routed.scores.logits, routed.valid)
+
+
+@SELECTIONS('mtf_expert_choice')
+@dataclasses.dataclass(frozen=True)
+class MtfExpertChoice:
+  """Every expert takes its C best tokens; the weight is its softmax over tokens, over the number of experts they have.
+
+  The weights are made here, where it is known which tokens there are; `weigh=dict(name='one')` leaves them.
+
+  Config:
+    capacity_factor: C is Mesh TensorFlow's capacity, at least 4.
+    eval_capacity_factor: at evaluation.
+  """
+  where: str
+  num_experts: int
+  capacity_factor: float = 1.25
+  eval_capacity_factor: float = 2.
+
+  k: ClassVar[None] = None
+  reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'future'
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    tokens = valid.shape[1]
+    factor = 'capacity_factor' if train else 'eval_capacity_factor'
+    slots = placement.capacity(tokens, self.num_experts, 1, getattr(self, factor), 'mesh_tensorflow')
+    slots = placement.checked_slots(slots, tokens, getattr(self, factor), f'{self.where}.{factor}')
+    token, filled = expert_choice(scores.select, valid, slots)
+    plan = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    experts = jnp.maximum(plan.shares().sum(-1, keepdims=True), 1)
+    return plan.scale(plan.pick(softmax_over_tokens(scores.logits, valid) / experts))
+
+
+@paper('Mixture-of-Experts with Expert Choice Routing', '2202.09368', chooses='expert', draws=True)
+def mtf_expert_choice(capacity_factor: float = 1.25, eval_capacity_factor: float = 2.) -> dict[str, Any]:
+  """Expert Choice (arXiv 2202.09368) as `expert_selection` of Mesh TensorFlow, which differs from the paper.
+
+  The softmax is over the tokens of a group, not over experts; the output is a mean over the experts of a token, not a
+  sum; a loss of 0.01 evens out what tokens get. Input jitter of 1e-2 (by its default policy) in training.
+  """
+  return dict(
+      score=dict(name='linear', init_std=0.02, jitter=0.01),
+      select=dict(name='mtf_expert_choice', capacity_factor=capacity_factor,
+                  eval_capacity_factor=eval_capacity_factor),
+      weigh=dict(name='one'),
+      place=dict(name='dropless'),
+      balance=dict(tokens=0.01))

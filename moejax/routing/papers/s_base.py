@@ -1,0 +1,63 @@
+"""S-BASE: the balanced assignment of BASE, relaxed to a transport plan that Sinkhorn's iterations find."""
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing import optimal_transport
+from moejax.routing.assignment import TrainedTogether
+from moejax.routing.papers import paper
+from moejax.routing.plans import Plan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS
+
+
+@SELECTIONS('sinkhorn')
+@dataclasses.dataclass(frozen=True)
+class Sinkhorn(TrainedTogether):
+  """Training: the largest entry of a token's row in the entropic transport plan; evaluation: the best expert.
+
+  The plan gives every expert the same mass, so that the choices are nearly balanced.
+
+  Config:
+    epsilon: weight of the entropy: the smaller, the closer the choices are to an assignment.
+    iterations: of Sinkhorn.
+  """
+  epsilon: float = 1.
+  iterations: int = 20
+
+  k: ClassVar[int] = 1
+
+  def __post_init__(self):
+    if self.epsilon <= 0 or self.iterations < 1:
+      raise ConfigError(f'{self.where}: epsilon must be above 0 and iterations at least 1, '
+                        f'not {self.epsilon} and {self.iterations}.')
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    select = scores.select
+    if train:
+      def transport(scores, valid):
+        tokens = valid.astype(jnp.float32)
+        experts = jnp.full(self.num_experts, tokens.sum() / self.num_experts)
+        return optimal_transport.sinkhorn(scores, tokens, experts, self.epsilon, self.iterations)
+      select = jax.vmap(transport)(jax.lax.stop_gradient(select), valid)
+    return self.plan(jnp.argmax(select, axis=-1)[..., None], valid)
+
+
+@paper('Unified Scaling Laws for Routed Language Models', '2202.01169', chooses='together',
+       example=dict(epsilon=0.2, capacity_factor=1.))
+def s_base(epsilon: float = 1., iterations: int = 20, capacity_factor: float = 2.) -> dict[str, Any]:
+  """S-BASE of Unified Scaling Laws for Routed Language Models (arXiv 2202.01169).
+
+  Section 3.2.1: training routes each token to the largest entry of its row in the transport plan between tokens and
+  experts of equal mass, regularised by entropy; evaluation to its best expert. The output is weighted by the softmax
+  probability. No code was published: regularisation and iterations are those of the KL baseline of
+  google-research/vmoe (epsilon 1, 20 iterations), the capacity is twice an equal share.
+  """
+  return dict(
+      score=dict(name='linear', init_std=0.02),
+      select=dict(name='sinkhorn', epsilon=epsilon, iterations=iterations),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='capacity', capacity_factor=capacity_factor))

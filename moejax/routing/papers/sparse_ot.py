@@ -1,0 +1,141 @@
+"""Sparsity-constrained optimal transport: a transport plan with few non-zeros chooses; and its two baselines."""
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing import optimal_transport, placement
+from moejax.routing.papers import paper
+from moejax.routing.plans import Leak, Plan, SlotPlan, TokenPlan
+from moejax.routing.scores import Scores
+from moejax.routing.selection import SELECTIONS, expert_choice, top_k
+
+Regularizer = Literal['sparse', 'quadratic', 'entropy']
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport:
+  """Base of selections by an optimal transport plan between tokens, one each, and experts, an equal share each.
+
+  Config:
+    regularizer: 'sparse': quadratic, with as many non-zeros as are taken; 'quadratic' without that limit; 'entropy':
+      Sinkhorn on the logits, where the other two look at their softmax.
+    strength: of the regulariser (gamma, or epsilon).
+    iterations: of Adam, or of Sinkhorn.
+    learning_rate: of Adam.
+  """
+  where: str
+  num_experts: int
+  regularizer: Regularizer = 'sparse'
+  strength: float = 1.
+  iterations: int = 20
+  learning_rate: float = 1e-2
+
+  reads_slots: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.strength <= 0 or self.iterations < 1:
+      raise ConfigError(f'{self.where}: strength must be above 0 and iterations at least 1, '
+                        f'not {self.strength} and {self.iterations}.')
+
+  def leak(self, train: bool) -> Leak:
+    return 'future'
+
+  def transport(self, scores: Scores, valid: jax.Array, limit: int, side: Literal['tokens', 'experts']) -> jax.Array:
+    """<float32>[G,S,E]: where sparse, with at most `limit` tokens an expert, or experts a token (`side` has the limit).
+    """
+    logits = jax.lax.stop_gradient(scores.select)
+
+    def of_group(logits, valid):
+      tokens = valid.astype(jnp.float32)
+      experts = jnp.full(self.num_experts, tokens.sum() / self.num_experts)
+      if self.regularizer == 'entropy':
+        return optimal_transport.sinkhorn(logits, tokens, experts, self.strength, self.iterations)
+      problem = jax.nn.softmax(logits, axis=-1), tokens, experts
+      if side == 'tokens':
+        problem = problem[0].T, experts, tokens
+      k = limit if self.regularizer == 'sparse' else len(problem[1])
+      plan = optimal_transport.sparse(*problem, k, self.strength, self.iterations, self.learning_rate)
+      return plan if side == 'experts' else plan.T
+
+    return jax.vmap(of_group)(logits, valid)
+
+
+@SELECTIONS('transport_to_experts')
+@dataclasses.dataclass(frozen=True)
+class TransportToExperts(Transport):
+  """Each expert takes the C tokens of which the plan gives it most, and none of which it gives nothing.
+
+  Config besides that of `Transport`:
+    capacity_factor: of C.
+    convention: how C is computed (`placement.capacity`).
+  """
+  capacity_factor: float = 1.
+  convention: placement.Convention = 'vmoe'
+
+  k: ClassVar[None] = None
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    tokens = valid.shape[1]
+    slots = placement.capacity(tokens, self.num_experts, 1, self.capacity_factor, self.convention)
+    slots = placement.checked_slots(slots, tokens, self.capacity_factor, f'{self.where}.capacity_factor')
+    plan = self.transport(scores, valid, slots, 'experts')
+    token, filled = expert_choice(plan, valid, slots)
+    chosen = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    return dataclasses.replace(chosen, filled=filled & (chosen.pick(plan) > 0))
+
+
+@SELECTIONS('transport_to_tokens')
+@dataclasses.dataclass(frozen=True)
+class TransportToTokens(Transport):
+  """Each token takes the `k` experts to which the plan gives most of it, and none to which it gives nothing."""
+  k: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 1 <= self.k <= self.num_experts:
+      raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
+                        f'Allowed: 1 to {self.num_experts}.')
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    plan = self.transport(scores, valid, self.k, 'tokens')
+    expert = top_k(plan, self.k)
+    chosen = TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32), num_experts=self.num_experts,
+                       kept=jnp.broadcast_to(valid[..., None], expert.shape))
+    return dataclasses.replace(chosen, kept=chosen.kept & (chosen.pick(plan) > 0))
+
+
+@paper('Sparsity-Constrained Optimal Transport', '2209.15466', chooses='expert',
+       example=dict(strength=2.))
+def sparse_ot(regularizer: Regularizer = 'sparse', capacity_factor: float = 1., strength: float = 1.,
+              iterations: int = 20) -> dict[str, Any]:
+  """Sparsity-Constrained Optimal Transport (arXiv 2209.15466), section 6.
+
+  Each expert takes the tokens of its column in a transport plan with at most C non-zeros a column; the plan selects,
+  the softmax weighs. `KSparseProjectionTransportTopItemsPerExpertRouter` of google-research/vmoe: similarity is the
+  softmax over experts, gamma = 1, 20 steps of Adam with 0.01. Its baselines: `regularizer='quadratic'` and 'entropy'.
+  No auxiliary loss, no noise. Not causal.
+  """
+  return dict(
+      score=dict(name='linear', init_std='1/sqrt(D)'),
+      select=dict(name='transport_to_experts', regularizer=regularizer, capacity_factor=capacity_factor,
+                  strength=strength, iterations=iterations),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='dropless'))
+
+
+@paper('Sparsity-Constrained Optimal Transport', '2209.15466', example=dict(capacity_factor=0.6), alone=dict(k=1))
+def sparse_ot_tokens(k: int = 2, regularizer: Regularizer = 'sparse', capacity_factor: float = 1.05,
+                     strength: float = 1., iterations: int = 20) -> dict[str, Any]:
+  """As `sparse_ot`, with at most k experts a token in place of at most C tokens an expert.
+
+  `KSparseProjectionTransportTopExpertsPerItemRouter` of google-research/vmoe: the k largest entries of a token's row,
+  placed under V-MoE's capacity, those of the largest gates first.
+  """
+  return dict(
+      score=dict(name='linear', init_std='1/sqrt(D)'),
+      select=dict(name='transport_to_tokens', k=k, regularizer=regularizer, strength=strength, iterations=iterations),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='capacity', capacity_factor=capacity_factor, convention='vmoe'))

@@ -1,0 +1,127 @@
+"""Strictly balanced gating: in training every expert takes its best tokens, at inference those above a threshold."""
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.routing import placement
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.papers import paper
+from moejax.routing.plans import Leak, Plan, SlotPlan, TokenPlan
+from moejax.routing.scores import SCORES, Linear, Scores
+from moejax.routing.selection import SELECTIONS, expert_choice
+from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+
+
+@SCORES('linear_with_thresholds')
+class LinearWithThresholds(Linear):
+  """The score 'linear', and for every expert a threshold on its gates, which the balancer 'threshold' trains.
+
+  Thresholds start at 1/E, the gate of an expert that is like all others.
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.02):
+    super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
+    self.threshold = functional.parameter(rngs, nnx.initializers.constant(1 / num_experts), (num_experts,), (None,))
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    scores = super().__call__(features, key=key, train=train)
+    return dataclasses.replace(scores, extras={**scores.extras, 'threshold': self.threshold[...]})
+
+
+@SELECTIONS('batchwise')
+@dataclasses.dataclass(frozen=True)
+class Batchwise:
+  """Training: each expert takes the m = k*S/E tokens of its group with the largest gates; evaluation: all above the
+  threshold of the score 'linear_with_thresholds' (Shazeer et al. 2017, equations 18 and 19).
+
+  Config:
+    experts_per_token: k, on average.
+  """
+  where: str
+  num_experts: int
+  experts_per_token: float
+
+  k: ClassVar[None] = None
+  reads_slots: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    return 'future' if train else 'causal'
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    gates = softmax_over_experts(scores.select)
+    if not train:
+      expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32), gates.shape)
+      return TokenPlan(expert=expert, weight=jnp.ones(gates.shape, jnp.float32), num_experts=self.num_experts,
+                       kept=(gates > scores.extras['threshold']) & valid[..., None])
+    tokens = valid.shape[1]
+    slots = placement.capacity(tokens, self.num_experts, 1, self.experts_per_token)
+    slots = placement.checked_slots(slots, tokens, self.experts_per_token, f'{self.where}.experts_per_token')
+    token, filled = expert_choice(gates, valid, slots)
+    return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+
+
+@WEIGHTINGS('softmax_over_takers')
+@dataclasses.dataclass(frozen=True)
+class SoftmaxOverTakers:
+  """Softmax over the experts that took the token, however many they are (Shazeer et al. 2017, equation 16)."""
+
+  def gates(self, logits: jax.Array) -> jax.Array:
+    return softmax_over_experts(logits)
+
+  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+    taken = plan.shares() > 0
+    weight = jax.nn.softmax(jnp.where(taken, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    return plan.scale(plan.pick(weight))
+
+  def after_drops(self, plan: Plan) -> Plan:
+    return plan
+
+
+def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, valid: jax.Array) -> jax.Array:
+  """`sum_e (above_te - taken_te) (gate_te - threshold_e)`, a mean over valid tokens t: 0 where both masks are the same.
+
+  Shazeer et al. 2017, equation 20, there a sum over tokens. An expert with more tokens above its threshold than it took
+  raises it.
+
+  Args:
+    gates: <float32>[G,S,E].
+    threshold: <float32>[E].
+    taken: <bool>[G,S,E] by the batchwise choice.
+    valid: <bool>[G,S].
+  """
+  above = gates > threshold
+  misplaced = (above.astype(jnp.float32) - taken) * (gates - threshold)
+  return jnp.sum(misplaced * valid[..., None]) / jnp.maximum(valid.sum(), 1)
+
+
+@BALANCERS('threshold')
+class Threshold(Balancer):
+  """See `threshold_loss`."""
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return threshold_loss(routed.probs, routed.scores.extras['threshold'], routed.plan.shares() > 0, routed.valid)
+
+
+@paper('Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer', '1701.06538',
+       chooses='expert', example=dict(k=1))
+def strictly_balanced(k: float = 4., coefficient: float = 1.) -> dict[str, Any]:
+  """Strictly balanced gating: appendix F of The Sparsely-Gated Mixture-of-Experts Layer (arXiv 1701.06538).
+
+  Equations 16 and 18: softmax gates; each expert keeps the k|X|/n largest of the batch, and a token's gates are
+  normalised over the experts that kept it. Equations 19 and 20: at inference gates above a learned threshold an expert,
+  trained by a loss of its own. No noise, and no other loss. `k`: experts a token on average. The paper says neither
+  how much the loss counts nor where thresholds start: 1, as a mean over tokens, and 1/n.
+  """
+  return dict(
+      score=dict(name='linear_with_thresholds', init_std=0.02),
+      select=dict(name='batchwise', experts_per_token=k),
+      weigh=dict(name='softmax_over_takers'),
+      place=dict(name='dropless'),
+      balance=dict(threshold=coefficient))
