@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import top_k
@@ -31,11 +32,13 @@ class Routed:
     probs: <float32>[G,S,E] router probabilities (`weighting.router_probs`).
     plan: what was selected, before capacity.
     valid: <bool>[G,S].
+    inputs: what else the router looked at.
   """
   scores: Scores
   probs: jax.Array
   plan: Plan
   valid: jax.Array
+  inputs: RouterInputs = RouterInputs()
 
 
 class Balancer(nnx.Module):
@@ -71,14 +74,14 @@ def _choosing(k: int | None, where: str) -> int:
   return k
 
 
-def _token_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-  # [G,S,...] -> [G,...]: mean over the valid tokens of every group; 0 for a group without.
+def token_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+  """<float>[G,S,...] -> [G,...]: mean over the valid tokens of every group; 0 for a group without."""
   valid = valid.reshape(*valid.shape, *(1,) * (values.ndim - 2))
   return jnp.sum(jnp.where(valid, values, 0), axis=1) / jnp.maximum(valid.sum(1), 1)
 
 
-def _group_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-  # [G] -> scalar: mean over the groups with a valid token.
+def group_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+  """<float>[G] -> scalar: mean over the groups with a valid token."""
   some = valid.any(axis=1)
   return jnp.sum(jnp.where(some, values, 0)) / jnp.maximum(some.sum(), 1)
 
@@ -97,8 +100,8 @@ def importance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
     logits: <float32>[G,S,E], without noise.
     valid: <bool>[G,S].
   """
-  importance = _token_mean(jax.nn.softmax(logits, axis=-1), valid)
-  return _group_mean(squared_coefficient_of_variation(importance), valid)
+  importance = token_mean(jax.nn.softmax(logits, axis=-1), valid)
+  return group_mean(squared_coefficient_of_variation(importance), valid)
 
 
 def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int, valid: jax.Array) -> jax.Array:
@@ -119,7 +122,7 @@ def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, 
     chosen = (margin >= 0).astype(jnp.float32)
   else:
     chosen = jax.scipy.stats.norm.cdf(margin / noise_std)
-  return _group_mean(squared_coefficient_of_variation(_token_mean(chosen, valid)), valid)
+  return group_mean(squared_coefficient_of_variation(token_mean(chosen, valid)), valid)
 
 
 Convention = Literal['moejax', 'gshard', 'fairseq', 'flaxformer', 'mixtral', 'deepspeed']
@@ -154,10 +157,10 @@ def switch_loss(probs: jax.Array, expert: jax.Array, routed: jax.Array, valid: j
   if convention == 'mixtral':
     probs, expert, routed, valid = (a.reshape(1, -1, *a.shape[2:]) for a in (probs, expert, routed, valid))
   chosen = (expert[..., None] == jnp.arange(num_experts)) & routed[..., None]
-  share = _token_mean(chosen.sum(2).astype(jnp.float32), valid)
+  share = token_mean(chosen.sum(2).astype(jnp.float32), valid)
   if convention not in ('flaxformer', 'mixtral'):
     share /= jnp.maximum(share.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-  return _group_mean(num_experts * jnp.sum(share * _token_mean(probs, valid), axis=-1), valid)
+  return group_mean(num_experts * jnp.sum(share * token_mean(probs, valid), axis=-1), valid)
 
 
 def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:

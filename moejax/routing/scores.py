@@ -88,17 +88,20 @@ class Linear(Score):
   """`x W (+ b)`, with the two kinds of noise in use.
 
   Config:
-    init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE).
+    init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE), or
+      'xavier/2' (Glorot's uniform with gain 1/2; SpeechMoE).
     bias: adds a bias, zero at the start.
     jitter: multiplies the features by U(1-jitter, 1+jitter) in training (Switch Transformer, appendix C).
     noise_std: standard deviation of Gaussian noise on the logits in training; '1/E' is V-MoE's.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
-               init_std: float | Literal['1/sqrt(D)'] = 0.02, bias: bool = False, jitter: float = 0.,
+               init_std: float | Literal['1/sqrt(D)', 'xavier/2'] = 0.02, bias: bool = False, jitter: float = 0.,
                noise_std: float | Literal['1/E'] = 0.):
     dim = vectors(dim, where)
-    init = nnx.initializers.lecun_normal() if init_std == '1/sqrt(D)' else nnx.initializers.normal(init_std)
+    named = {'1/sqrt(D)': nnx.initializers.lecun_normal(),
+             'xavier/2': nnx.initializers.variance_scaling(0.25, 'fan_avg', 'uniform')}
+    init = named[init_std] if init_std in named else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
     self.bias = functional.parameter(rngs, nnx.initializers.zeros, (num_experts,), (None,)) if bias else None
     self.jitter = jitter

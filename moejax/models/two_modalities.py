@@ -1,0 +1,141 @@
+"""One tower for images and text, trained so that an image and its text come out alike (LIMoE, 2206.02770).
+
+All blocks are shared. A modality has of its own how its tokens are embedded, their positions, and a projection at the end.
+The tokens of an image and of its text form one sequence, so that they are routed in one group and compete for the same
+experts; a mask keeps attention within each.
+"""
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError
+from moejax.functional import Tree
+from moejax.layers import initializers
+from moejax.layers.attention import attention_mask
+from moejax.layers.blocks import Context
+from moejax.layers.dropout import dropout as drop
+from moejax.layers.embeddings import Embedding, Linear
+from moejax.layers.positions import Learned, PositionEncoding
+from moejax.layers.stack import Layers, Remat
+from moejax.layers.transformer import Transformer
+from moejax.models.output import ModelOutput
+from moejax.models.registry import MODELS, Dtype, compute_dtype
+from moejax.models.vision import patchify
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.routing.features import RouterInputs
+from moejax.routing.modality_entropy import MODALITIES
+from moejax.routing.router import RouterOutput
+
+
+@MODELS('two_modalities')
+class TwoModalities(Transformer):
+  """Images and texts to unit vectors, whose products times a learned scale are the logits.
+
+  Config keys besides those of `Transformer`:
+    image_size, channels, patch_size: of the images; patch_size divides image_size.
+    vocab_size, text_length: of the texts.
+    dim, embedding_dim: widths of the tower and of what is compared.
+    scale: what the learned scale (the inverse temperature) starts at.
+  """
+
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, vocab_size: int, text_length: int,
+               dim: int, embedding_dim: int, num_layers: int, attention: Mapping, feed_forward: Mapping,
+               channels: int = 3, moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
+               norm: Mapping = dict(name='layer_norm'), scale: float = 10., dropout: float = 0.,
+               stochastic_depth: float = 0., layers: Layers = 'unrolled', remat: Remat = 'none',
+               dtype: Dtype = 'float32'):
+    if image_size % patch_size:
+      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
+                        'use a divisor of image_size.')
+    if scale <= 0:
+      raise ConfigError(f'{where}.scale must be above 0, not {scale}: its logarithm is what is learned.')
+    dtype = compute_dtype(dtype)
+    super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
+                     feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse, dropout=dropout,
+                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
+    self.patch_size, self.dropout = patch_size, dropout
+    fan_in = initializers.fan_in(in_axis=0, out_axis=1)
+    build = dict(dtype=dtype, rngs=rngs)
+    self.image_embedding = Linear(shape=(patch_size**2 * channels, dim), axes=(None, 'embed'), init=fan_in,
+                                  bias_init=nnx.initializers.zeros, **build)
+    self.image_positions = Learned(dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
+    self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=dict(name='normal', std=0.02), where=where, **build)
+    self.text_positions = Learned(dim=dim, rngs=rngs, length=text_length)
+    head = lambda: Linear(shape=(dim, embedding_dim), axes=('embed', None), init=fan_in, **build)
+    self.image_head, self.text_head = head(), head()
+    self.log_scale = functional.parameter(rngs, nnx.initializers.constant(math.log(scale)), (), ())
+
+  def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
+    """Encodes what the batch has: image <float>[B,H,W,C], or tokens and segments <int32>[B,N] (0 is padding), or both;
+    and optionally valid <bool>[B]: pairs that are False take no expert's capacity.
+
+    Returns:
+      Features are the means over the tokens of the images, <float>[B,D] (of the texts, where there are no images).
+      `extras` holds unit vectors <float32>[B,embedding_dim] of the modalities by name; the logits are empty but where
+      there are both.
+    """
+    parts, segments, modalities = [], [], []
+    if 'image' in batch:
+      x = self.image_embedding(patchify(batch['image'], self.patch_size))
+      parts.append(self.image_positions.embed(x, jnp.arange(x.shape[1])))
+      segments.append(jnp.ones(x.shape[:2], jnp.int32))
+      modalities += [MODALITIES.index('image')] * x.shape[1]
+    if 'tokens' in batch:
+      x = self.text_embedding(batch['tokens'])
+      parts.append(self.text_positions.embed(x, jnp.arange(x.shape[1])))
+      segments.append(jnp.where(batch['segments'] > 0, 2, 0))
+      modalities += [MODALITIES.index('text')] * x.shape[1]
+    x, segments = jnp.concatenate(parts, axis=1), jnp.concatenate(segments, axis=1)
+    if 'valid' in batch:
+      segments = jnp.where(batch['valid'][:, None], segments, 0)
+    modalities = jnp.broadcast_to(jnp.array(modalities, jnp.int32), segments.shape)
+
+    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'sequence', 'embed'))
+    context = Context(RouterInputs(valid=segments > 0, modalities=modalities), PositionEncoding(),
+                      mask=attention_mask(segments, segments, causal=False))
+    x, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)
+
+    pooled, extras = {}, {}
+    for number, (name, head) in enumerate(zip(MODALITIES, (self.image_head, self.text_head))):
+      if name == 'image' and 'image' in batch or name == 'text' and 'tokens' in batch:
+        pooled[name] = masked_mean(x, (modalities == number) & (segments > 0))
+        extras[name] = unit(head(pooled[name], jnp.float32))
+    logits = jnp.zeros((0, 0), jnp.float32)
+    if len(extras) == 2:
+      logits = jnp.exp(self.log_scale[...]) * jnp.einsum('ie,te->it', extras['image'], extras['text'],
+                                                         precision=jax.lax.Precision.HIGHEST)
+      routers = {depth: with_success(router, modalities, segments > 0) for depth, router in routers.items()}
+    return ModelOutput(logits, next(iter(pooled.values())), routers, updates, extras)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """<float>[B,S,D], <bool>[B,S] -> <float>[B,D]: mean over the tokens that the mask counts, 0 where there are none."""
+  total = jnp.sum(jnp.where(mask[..., None], x, 0), axis=1, dtype=jnp.float32)
+  return (total / jnp.maximum(mask.sum(1, keepdims=True), 1)).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """<float32>[...,D] of length 1; a zero vector, whose direction is unknown, stays zero."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
+
+
+def with_success(router: RouterOutput, modalities: jax.Array, valid: jax.Array) -> RouterOutput:
+  """`router` with the metrics `<modality>_success`, the share of a modality's tokens that some expert computes.
+
+  Args:
+    router: of a plan over any grouping of the tokens.
+    modalities: <int32>[B,S].
+    valid: <bool>[B,S].
+  """
+  computed = (router.plan.shares().sum(-1) > 0).reshape(valid.shape)
+  rates = {}
+  for number, name in enumerate(MODALITIES):
+    members = valid & (modalities == number)
+    rates[f'{name}_success'] = jnp.sum(members & computed) / jnp.maximum(members.sum(), 1)
+  return dataclasses.replace(router, metrics={**router.metrics, **rates})

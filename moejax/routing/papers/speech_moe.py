@@ -1,0 +1,88 @@
+"""SpeechMoE: routers that also see what a network beside the model makes of the sound."""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.papers import paper
+
+
+@FEATURES('with_shared')
+class WithShared:
+  """What a network beside the model made of the token, then the activations (SpeechMoE, section 3.1).
+
+  Config:
+    shared_dim: width of that network.
+  """
+
+  def __init__(self, *, dim: int, shared_dim: int):
+    self.width = shared_dim + dim
+
+  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+    """`x`: <float>[G,S,D] -> <float32>[G,S,shared_dim+D]. Raises ValueError where the model has no such network."""
+    return jnp.concatenate([inputs['shared'].astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
+
+
+def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
+  """Mean over valid tokens of `|p / |p|_2|_1`: 1 for a certain router, sqrt(E) at uniform (SpeechMoE, section 3.3).
+
+  Args:
+    probs: <float32>[G,S,E] summing to 1 over E.
+    valid: <bool>[G,S].
+  """
+  norms = jnp.sum(probs, axis=-1) * jax.lax.rsqrt(jnp.sum(probs**2, axis=-1))
+  return jnp.sum(jnp.where(valid, norms, 0)) / jnp.maximum(valid.sum(), 1)
+
+
+def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
+  """`E * sum_e (mean_t p_te)^2` over the valid tokens of all groups: 1 if balanced, E collapsed (section 3.3).
+
+  Args:
+    probs: <float32>[G,S,E] summing to 1 over E.
+    valid: <bool>[G,S].
+  """
+  mean = jnp.sum(jnp.where(valid[..., None], probs, 0), axis=(0, 1)) / jnp.maximum(valid.sum(), 1)
+  return probs.shape[-1] * jnp.sum(mean**2)
+
+
+@BALANCERS('sparsity')
+class Sparsity(Balancer):
+  """See `sparsity_loss`."""
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return sparsity_loss(routed.probs, routed.valid)
+
+
+@BALANCERS('mean_importance')
+class MeanImportance(Balancer):
+  """See `mean_importance_loss`."""
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return mean_importance_loss(routed.probs, routed.valid)
+
+
+@paper('SpeechMoE: Scaling to Large Acoustic Models with Dynamic Routing Mixture of Experts', '2105.03036',
+       example=dict(shared_dim=5), alone=dict(shared_dim=5))
+def speech_moe(shared_dim: int, sparsity: float = 0.15, importance: float = 0.15) -> dict[str, Any]:
+  """SpeechMoE (arXiv 2105.03036).
+
+  Section 3.1: p = softmax(W [shared; x]), where `shared`, of width `shared_dim`, comes from the shared embedding network
+  and carries no gradient back to it. Section 3.2: the output is p times that of the best expert. Section 3.3: sparsity
+  and mean importance losses. Without bias and capacity, kernel of gain 1/2, coefficients: tencent-ailab/3m-asr, by the
+  same group, whose losses these are; those of the paper itself may differ.
+  """
+  return dict(
+      features=dict(name='with_shared', shared_dim=shared_dim),
+      score=dict(name='linear', init_std='xavier/2'),
+      select=dict(name='top_k', k=1),
+      weigh=dict(name='softmax', order='before', renormalize='never'),
+      place=dict(name='dropless'),
+      balance=dict(sparsity=sparsity, mean_importance=importance))
