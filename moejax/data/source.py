@@ -3,8 +3,11 @@
 An example is a dict with either
     image  uint8 in [0, 255] or float in [0, 1], [H,W] or [H,W,C]; or the bytes of a JPEG or PNG file
     label  a whole number, or a sequence of them (multi-label)
+    text   str, a caption, where the source has them
 or  text   str, one document
 or  tokens <int32>[n], one document that is tokenized already
+or  frames <float32>[n,C], features of a recording
+    text   str, what is said in it
 
 Constructing a source touches no file, so that configs whose data is elsewhere can be built and traced; `open` reads.
 """
@@ -170,10 +173,10 @@ def expand(pattern: str, where: str) -> list[str]:
   return paths
 
 
-def require(module: str, package: str, needed_by: str) -> ModuleType:
+def require(module: str, package: str, needed_by: str, extra: str = 'data') -> ModuleType:
   """Imports `module`. Raises ImportError that names `package` and the extra to install."""
   try:
     return importlib.import_module(module)
   except ImportError as error:
     raise ImportError(f"{needed_by} needs the package {package}, which cannot be imported ({error}): "
-                      f"pip install 'moejax[data]'.") from error
+                      f"pip install 'moejax[{extra}]'.") from error

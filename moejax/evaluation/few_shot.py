@@ -60,7 +60,7 @@ def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh:
                       f'{shots} shots. Ask for fewer.')
   examples = _pick(split, order)
   rows = processes.local_rows(mesh, split.batch_size)
-  return [processes.place(mesh, {name: _padded(x[start:start + split.batch_size], split.batch_size)[rows]
+  return [processes.place(mesh, {name: padded(x[start:start + split.batch_size], split.batch_size)[rows]
                                  for name, x in examples.items()})
           for start in range(0, len(order), split.batch_size)]
 
@@ -131,6 +131,6 @@ def _pick(split, indices):
   return {name: np.stack([found[i][name] for i in indices.tolist()]) for name in split.spec}
 
 
-def _padded(rows, size):
-  # Zeros are padding: `valid` is False there.
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
+  """`rows: [n,...]` and zeros up to `size`: padding, as `valid` is False there."""
   return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from moejax.config import ConfigError, Registry
+from moejax.layers import ctc
 
 OBJECTIVES = Registry('objective')
 
@@ -127,6 +128,57 @@ class Seq2Seq(_Tokens):
 
   needs = (('encoder_tokens',), ('decoder_tokens',), ('decoder_targets',), ('loss_mask',))
   targets = 'decoder_targets'
+
+
+@OBJECTIVES('contrastive')
+@dataclasses.dataclass(frozen=True)
+class Contrastive(Objective):
+  """Which text of the batch belongs to each image, and which image to each text: the mean of two cross entropies.
+
+  As ConVIRT (2010.00747), CLIP and LIMoE. All pairs of the batch that are valid are candidates, on whichever device.
+  """
+  needs = (('image',), ('tokens',), ('valid',))
+
+  def weight(self, batch):
+    return batch['valid'].astype(jnp.float32).sum()
+
+  def __call__(self, output, batch):
+    valid, metrics, losses = batch['valid'], {}, []
+    for name, logits in (('image_to_text', output.logits), ('text_to_image', output.logits.T)):
+      logits = jnp.where(valid[None], logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+      own = jnp.arange(len(logits))
+      losses.append(_mean(optax.softmax_cross_entropy_with_integer_labels(logits, own), valid))
+      metrics[f'{name}_accuracy'] = _mean(logits.argmax(-1) == own, valid)
+    loss = sum(losses) / 2
+    return loss, {'cross_entropy': loss, **metrics}
+
+
+@OBJECTIVES('ctc')
+@dataclasses.dataclass(frozen=True)
+class CTC(Objective):
+  """Connectionist temporal classification (Graves et al. 2006), a mean over utterances.
+
+  `shared` is the coefficient of the same loss on the head of the model's shared network, where it has one. An utterance
+  with too few frames for its labels counts as 0, as in tencent-ailab/3m-asr, whose coefficient is 0.01.
+  """
+  needs = (('frames',), ('segments',), ('targets',), ('loss_mask',))
+  shared: float = 0.01
+
+  def weight(self, batch):
+    return _spoken(batch).astype(jnp.float32).sum()
+
+  def __call__(self, output, batch):
+    loss = _mean(ctc.loss(output.logits, **ctc.arguments(batch)), _spoken(batch))
+    metrics = {'ctc_loss': loss}
+    if 'shared_logits' in output.extras:
+      shared = _mean(ctc.loss(output.extras['shared_logits'], **ctc.arguments(batch)), _spoken(batch))
+      loss, metrics = loss + self.shared * shared, {**metrics, 'shared_ctc_loss': shared}
+    return loss, metrics
+
+
+def _spoken(batch: Batch) -> jax.Array:
+  # <bool>[B]: False for rows that fill up a batch.
+  return (batch['segments'] > 0).any(-1)
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:

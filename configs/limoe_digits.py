@@ -1,0 +1,34 @@
+"""LIMoE on handwritten digits with templated captions ('a bold narrow seven leaning left').
+
+System: LIMoE
+Paper: Mustafa et al. 2022, "Multimodal Contrastive Learning with LIMoE: the Language-Image Mixture of Experts"
+  (arXiv 2206.02770), at the smallest size that shows it: 16 patches and 6 words a pair, 8 experts in layers 1 and 3.
+  The soft minimum of experts is 5 for images and 2 for text, the share of the experts that 20 and 9 of 32 are.
+Command: python -m moejax.train --config=configs/limoe_digits.py --workdir=runs/limoe_digits
+Cost: TODO
+Result: TODO
+Proof: numbers: tests/routing/test_modality_entropy.py::test_entropies_and_thresholds_are_those_derived_by_hand,
+  tests/training/test_contrastive_and_ctc.py::test_the_contrastive_loss_is_that_of_a_loop_over_pairs
+Differs: there is no published code; thresholds and coefficients are second-hand, and the text tower pools by the mean.
+"""
+from moejax.routing import papers
+from moejax.training.setup import default_config
+
+
+def get_config():
+  config = default_config()
+  config.model = dict(
+      name='two_modalities', image_size=8, channels=1, patch_size=2, vocab_size=256, text_length=6, dim=64,
+      embedding_dim=32, num_layers=4, attention=dict(heads=4), feed_forward=dict(hidden=256),
+      sparse=dict(name='every', n=2),
+      moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=256, init='identical'),
+               router=papers.limoe(image_experts=5., text_experts=2.), dispatch=dict(name='gather'),
+               group=176))  # 8 pairs of 16 patches and 6 words
+  config.objective = dict(name='contrastive')
+  config.data = dict(name='image_text', source=dict(name='digits_with_captions'), image_size=8, channels=1,
+                     tokenizer=dict(name='hashed_words', vocab_size=256), length=6, batch_size=64)
+  config.optimizer = dict(name='adamw', weight_decay=0.1, clip=1.0, schedule=dict(name='cosine', peak=2e-3, warmup=100))
+  config.training.steps = 800
+  config.evaluation = dict(every=200, evaluators=dict(test=dict(name='retrieval'), zero_shot=dict(name='zero_shot')))
+  config.checkpoint = dict(every=200, keep=2, metric='eval/zero_shot/accuracy', mode='max')
+  return config

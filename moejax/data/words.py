@@ -1,0 +1,36 @@
+"""The tokenizer 'hashed_words': whole words as ids, for captions, without a file."""
+import dataclasses
+import re
+import zlib
+
+import numpy as np
+
+from moejax.config import ConfigError
+from moejax.data.tokenizers import TOKENIZERS, Tokenizer
+
+
+@TOKENIZERS('hashed_words')
+@dataclasses.dataclass(frozen=True)
+class HashedWords(Tokenizer):
+  """A word is its CRC-32 modulo the ids there are: the same id everywhere, though two words may share one.
+
+  Ids 0 and 1 are the start and the end. Case does not count. A hash cannot be undone: `decode` spells ids.
+  """
+  where: str
+  vocab_size: int
+  start = 0
+  end = 1
+
+  def __post_init__(self):
+    if self.vocab_size < 3:
+      raise ConfigError(f'{self.where}.vocab_size must be 3 or more, not {self.vocab_size}: two ids are special.')
+
+  def encode(self, document):
+    text = self.text(document)
+    # A word takes the white space around it, so that all bytes are counted.
+    words = re.findall(r'^\s*\S+\s*|\S+\s*', text)
+    ids = [2 + zlib.crc32(word.strip().lower().encode('utf-8')) % (self.vocab_size - 2) for word in words]
+    return np.array(ids, np.int32), np.array([len(word.encode('utf-8')) for word in words], np.int32)
+
+  def decode(self, ids):
+    return ' '.join(f'#{id}' for id in np.asarray(ids) if id > 1)

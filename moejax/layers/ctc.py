@@ -1,0 +1,77 @@
+"""Connectionist temporal classification: frames to labels without knowing when each is said (Graves et al. 2006).
+
+A path names a label or the blank, 0, for every frame; it spells what is left when repetitions are merged and then blanks
+removed. Axes: B utterances, S frames, N labels, V labels there are and the blank.
+"""
+import jax
+import jax.numpy as jnp
+import optax
+
+BLANK = 0
+
+
+def arguments(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Of a batch of speech, the arguments of the functions below."""
+  return dict(frames=batch['segments'] > 0, targets=batch['targets'], counted=batch['loss_mask'] > 0)
+
+
+def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+  """Minus the log of the total probability of the paths that spell the targets; 0 where there is none.
+
+  Args:
+    logits: <float>[B,S,V].
+    frames: <bool>[B,S], first those that are True.
+    targets: <int32>[B,N], none of them the blank.
+    counted: <bool>[B,N], first those that are True.
+
+  Returns:
+    <float32>[B].
+  """
+  losses = optax.ctc_loss(logits.astype(jnp.float32), 1. - frames, targets, 1. - counted, blank_id=BLANK)
+  return jnp.where(alignable(frames, targets, counted), losses, 0)
+
+
+def alignable(frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+  """<bool>[B]: whether there are as many frames as labels and, between equal neighbours, blanks. Arguments as `loss`."""
+  repeated = (targets[:, 1:] == targets[:, :-1]) & counted[:, 1:]
+  return frames.sum(-1) >= counted.sum(-1) + repeated.sum(-1)
+
+
+def greedy(logits: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What the most probable path spells.
+
+  Args:
+    logits: <float>[B,S,V].
+    frames: <bool>[B,S].
+
+  Returns:
+    <int32>[B,S] the label of each frame, and <bool>[B,S] whether it is spelt: no blank, padding or repetition.
+  """
+  labels = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  before = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=BLANK)[:, :-1]
+  return labels, frames & (labels != BLANK) & (labels != before)
+
+
+def edit_distance(labels: jax.Array, spelt: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+  """Fewest insertions, deletions and substitutions between what is spelt and the targets (Levenshtein 1966).
+
+  Args:
+    labels, spelt: <int32>[B,S], <bool>[B,S]; labels not spelt are passed over.
+    targets, counted: <int32>[B,N], <bool>[B,N], first those that are True.
+
+  Returns:
+    <int32>[B].
+  """
+  places = jnp.arange(targets.shape[1] + 1)
+
+  def step(row, label_and_spelt):
+    # row[b, n]: the distance of what was spelt so far to the first n targets.
+    label, spelt = label_and_spelt
+    changed = row[:, :-1] + (label[:, None] != targets)
+    below = jnp.concatenate([row[:, :1] + 1, jnp.minimum(row[:, 1:] + 1, changed)], axis=1)
+    # The last way, min over m <= n of below[m] + (n - m), is a running minimum.
+    inserted = places + jax.lax.cummin(below - places, axis=1)
+    return jnp.where(spelt[:, None], inserted, row), None
+
+  row, _ = jax.lax.scan(step, jnp.broadcast_to(places, (len(targets), len(places))), (labels.T, spelt.T))
+  return jnp.take_along_axis(row, counted.sum(-1, keepdims=True), axis=1)[:, 0]
