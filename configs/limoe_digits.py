@@ -3,7 +3,7 @@
 System: LIMoE
 Paper: Mustafa et al. 2022, "Multimodal Contrastive Learning with LIMoE: the Language-Image Mixture of Experts"
   (arXiv 2206.02770), at the smallest size that shows it: 16 patches and 6 words a pair, 8 experts in layers 1 and 3.
-  The soft minimum of experts is 5 for images and 2 for text, the share of the experts that 20 and 9 of 32 are.
+  The soft minimum of experts is 4 for images and 2 for text; 20 and 9 of 32 there.
 Command: python -m moejax.train --config=configs/limoe_digits.py --workdir=runs/limoe_digits
 Cost: TODO
 Result: TODO
@@ -22,7 +22,7 @@ def get_config():
       embedding_dim=32, num_layers=4, attention=dict(heads=4), feed_forward=dict(hidden=256),
       sparse=dict(name='every', n=2),
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=256, init='identical'),
-               router=papers.limoe(image_experts=5., text_experts=2.), dispatch=dict(name='gather'),
+               router=papers.limoe(image_experts=4., text_experts=2.), dispatch=dict(name='gather'),
                group=176))  # 8 pairs of 16 patches and 6 words
   config.objective = dict(name='contrastive')
   config.data = dict(name='image_text', source=dict(name='digits_with_captions'), image_size=8, channels=1,

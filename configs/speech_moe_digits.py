@@ -16,6 +16,8 @@ Differs: losses and coefficients (0.15, 0.15, 0.01) are those that the same grou
   are those of a transformer over the whole recording, where the paper has streaming memory layers; nothing is trained
   beforehand.
 """
+from ml_collections import config_dict
+
 from moejax.routing import papers
 from moejax.training.setup import default_config
 
@@ -29,7 +31,8 @@ def get_config():
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=128), router=papers.speech_moe(shared_dim=32),
                dispatch=dict(name='grouped'), group='batch'))
   config.objective = dict(name='ctc', shared=0.01)
-  config.data = dict(name='speech', source=dict(name='spoken_digits', path=None), length=48, labels=5, batch_size=64)
+  config.data = dict(name='speech', source=dict(name='spoken_digits', path=config_dict.placeholder(str)), length=48,
+                     labels=5, batch_size=64)
   config.optimizer = dict(name='adamw', weight_decay=0.05, clip=1.0, schedule=dict(name='cosine', peak=2e-3, warmup=100))
   config.training.steps = 600
   config.evaluation = dict(every=200, evaluators=dict(test=dict(name='label_error_rate')))

@@ -47,13 +47,25 @@ def section(folder: Path, routes: Routes, pipeline) -> str:
     return page.paragraph('This model is dense: there are no experts that could specialise.')
   if 'image' in routes.batch:
     labels = class_labels(routes)
-    return specialities(folder, 'class', labels) + soft_reading(folder, routes, labels) + image_patches(folder, routes)
+    modality = specialities(folder, 'modality', modality_labels(routes)) if 'tokens' in routes.batch else ''
+    return modality + specialities(folder, 'class', labels) + soft_reading(folder, routes, labels) + image_patches(folder, routes)
   parts = []
   for prefix, title in SIDES.items():
     layers = [name for name in routes.layers if name.startswith(prefix)]
     if f'{prefix}tokens' in routes.batch and layers:
       parts.append(f'<h3>{title}</h3>' + text(folder, routes, pipeline.tokenizer, prefix, layers))
-  return ''.join(parts)
+  return ''.join(parts) or page.paragraph('There is no view of what experts of such a model specialise in.')
+
+
+def modality_labels(routes: Routes) -> Labels:
+  """Whether a token is of an image or of its text, which follows it."""
+  padding = routes.batch['segments'] == 0
+  shares = {}
+  for name, layer in routes.layers.items():
+    real = np.pad(~padding, ((0, 0), (layer.weight.shape[1] - padding.shape[1], 0)), constant_values=True)
+    shares[name] = specialisation.shares(layer.weight)[real].astype(np.float64)
+  text = np.broadcast_to(np.arange(real.shape[1]) >= real.shape[1] - padding.shape[1], real.shape)[real]
+  return Labels('modality', 'tokens', ['image', 'text'], specialisation.membership(text.astype(int), 2), shares)
 
 
 def class_labels(routes: Routes, field: str = 'weight') -> Labels:
@@ -110,7 +122,8 @@ def soft_reading(folder: Path, routes: Routes, written: Labels) -> str:
 
 def image_patches(folder: Path, routes: Routes) -> str:
   """Images of different classes with their patches in the colour of their first expert."""
-  grids = {name: grid for name, layer in routes.layers.items() if (grid := patch_grid(layer.weight.shape[1]))}
+  words = routes.batch['tokens'].shape[1] if 'tokens' in routes.batch else 0  # they follow the patches
+  grids = {name: grid for name, layer in routes.layers.items() if (grid := patch_grid(layer.weight.shape[1] - words))}
   most = max(layer.num_experts for layer in routes.layers.values())
   if not grids or most > style.MOST_COLOURS:
     return '' if grids else page.paragraph('Tokens of this model are no grid of patches, so they are not drawn.')
@@ -118,7 +131,7 @@ def image_patches(folder: Path, routes: Routes) -> str:
   maps = {}
   for name in spread(list(grids), 4):
     prefix, side = grids[name]
-    maps[name] = routes.layers[name].first[chosen, prefix:].reshape(-1, side, side)
+    maps[name] = routes.layers[name].first[chosen, prefix:prefix + side * side].reshape(-1, side, side)
   titles = [f'class {routes.batch["label"][i]}' if 'label' in routes.batch else '' for i in chosen]
   return page.picture(
       folder, 'patches', lambda: plots.patches(routes.batch['image'][chosen], maps, titles, most),
