@@ -9,6 +9,8 @@ or  tokens <int32>[n], one document that is tokenized already
 or  frames <float32>[n,C], features of a recording
     text   str, what is said in it
 
+and, where the source has `tasks`, `task`: which of them the example is of.
+
 Constructing a source touches no file, so that configs whose data is elsewhere can be built and traced; `open` reads.
 """
 import abc
@@ -62,10 +64,12 @@ class Source(abc.ABC):
     where: config path.
     splits: names that `open` knows.
     num_classes: labels are below it; None where there are no labels.
+    tasks: names of the tasks, domains or languages that the examples are of; () where they do not say.
   """
   where: str
   splits: tuple[str, ...] = ('train', 'test')
   num_classes: int | None = None
+  tasks: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def open(self, split: str) -> Examples | Stream:

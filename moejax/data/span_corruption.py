@@ -4,7 +4,7 @@ import numpy as np
 from moejax.config import ConfigError
 from moejax.data.packing import FirstFitWindow
 from moejax.data.pipeline import PIPELINES
-from moejax.data.text_pipeline import TextPipeline
+from moejax.data.text_pipeline import Balance, TextPipeline
 
 
 @PIPELINES('span_corruption')
@@ -12,7 +12,8 @@ class SpanCorruption(TextPipeline):
   """Spans of the encoder's text are replaced by sentinels; the decoder writes each sentinel and what it stands for.
 
   Batches of encoder_tokens, encoder_segments, encoder_positions <int32>[B,length]; decoder_tokens, decoder_targets,
-  decoder_segments, decoder_positions, target_bytes <int32>[B,target_length]; loss_mask <float32>[B,target_length].
+  decoder_segments, decoder_positions, target_bytes <int32>[B,target_length]; loss_mask <float32>[B,target_length]; and,
+  where the source has tasks, encoder_tasks and decoder_tasks.
 
   Documents are cut into chunks of `chunk_length` tokens, the most whose corrupted form fits `length`; each is corrupted
   anew every epoch, and whole chunks are packed. A last chunk of one token, in which nothing could be left, is dropped.
@@ -24,12 +25,13 @@ class SpanCorruption(TextPipeline):
     noise_density: share of tokens that the decoder writes.
     mean_span: mean length of a span.
     sentinels: how many there are.
+    balance: of what training batches are made in equal parts; see `TextPipeline`.
   """
 
   def __init__(self, where, source: dict, tokenizer: dict, length: int, batch_size: int, noise_density: float = 0.15,
                mean_span: float = 3.0, sentinels: int = 100, shuffle_batches: int = 16, threads: int = 0,
-               readers: int = 1):
-    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers)
+               readers: int = 1, balance: Balance = 'examples'):
+    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
     if not 0 < noise_density < 1:
       raise ConfigError(f'{where}.noise_density must be between 0 and 1, not {noise_density}.')
     if mean_span < 1:
@@ -46,18 +48,24 @@ class SpanCorruption(TextPipeline):
 
   @property
   def lengths(self):
-    encoder = {f'encoder_{name}': self.length for name in ('tokens', 'segments', 'positions')}
-    decoder = {f'decoder_{name}': self.target_length for name in ('tokens', 'targets', 'segments', 'positions')}
+    tasks = ('tasks',) if self.source.tasks else ()
+    encoder = {f'encoder_{name}': self.length for name in ('tokens', 'segments', 'positions', *tasks)}
+    decoder = {f'decoder_{name}': self.target_length for name in ('tokens', 'targets', 'segments', 'positions', *tasks)}
     return {**encoder, **decoder, 'target_bytes': self.target_length}
 
-  def prepare(self, ids, num_bytes, seed):
+  def prepare(self, ids, num_bytes, seed, task=None):
     if self.tokenizer.end is None:
       raise ConfigError(f'{self.where}.tokenizer: span corruption ends its texts with an end token, and this tokenizer '
                         'has none. Use another.')
     rng = np.random.default_rng(seed)
     starts = range(0, len(ids) - 1, self.chunk_length)
     chunks = [slice(start, start + self.chunk_length) for start in starts]
-    return [self._corrupt(ids[chunk], num_bytes[chunk], rng) for chunk in chunks]
+    pieces = [self._corrupt(ids[chunk], num_bytes[chunk], rng) for chunk in chunks]
+    if self.source.tasks:
+      for piece in pieces:
+        for side, arrays in piece.items():
+          arrays[f'{side}_tasks'] = np.full(len(arrays[f'{side}_tokens']), task, np.int32)
+    return pieces
 
   def window(self, num_rows):
     return FirstFitWindow(num_rows, {'encoder': self.length, 'decoder': self.target_length})

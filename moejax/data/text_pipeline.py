@@ -2,6 +2,7 @@
 import abc
 import sys
 from collections.abc import Iterator
+from typing import Literal
 
 import grain
 import jax
@@ -15,16 +16,30 @@ from moejax.data.source import SOURCES, Example, Stream
 from moejax.data.tokenizers import TOKENIZERS
 
 
+Balance = Literal['examples', 'tasks']
+
+
 class TextPipeline(Pipeline):
   """Attributes:
     tokenizer: text -> ids.
     vocab_size: all ids of batches are below it.
     shuffle_batches: training shuffles the rows of that many batches among themselves.
+    balance: 'examples': training sees every document equally often; 'tasks': each of the source's tasks makes an equal
+      part of every training batch, in rows of its own (DEMix, section 3).
   """
 
   def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int,
-               readers: int):
-    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
+               readers: int, balance: Balance):
+    built = SOURCES.build(source, f'{where}.source')
+    if balance == 'tasks' and not built.tasks:
+      raise ConfigError(f"{where}.balance is 'tasks', but the source {source['name']!r} has none. Use the source "
+                        "'mixture'.")
+    self.balance, self._shares = balance, len(built.tasks) if balance == 'tasks' else 1
+    if batch_size % self._shares:
+      raise ConfigError(f'{where}.batch_size must be a multiple of {self._shares}, the number of tasks that share it '
+                        f'equally; not {batch_size}.')
+    # A task is read by readers of its own, so that where they stand is remembered like that of any reader.
+    super().__init__(where, built, batch_size, threads, readers * self._shares)
     if shuffle_batches < 1:
       raise ConfigError(f'{where}.shuffle_batches must be 1 or more, not {shuffle_batches}.')
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
@@ -32,8 +47,8 @@ class TextPipeline(Pipeline):
     self.shuffle_batches = shuffle_batches
 
   @abc.abstractmethod
-  def prepare(self, ids: np.ndarray, num_bytes: np.ndarray, seed: tuple[int, ...]):
-    """What `window` takes of a document: ids <int32>[n] and the bytes that each stands for."""
+  def prepare(self, ids: np.ndarray, num_bytes: np.ndarray, seed: tuple[int, ...], task: int | None = None):
+    """What `window` takes of a document: ids <int32>[n], the bytes that each stands for, and the task where known."""
 
   @abc.abstractmethod
   def window(self, num_rows: int) -> Window:
@@ -62,9 +77,11 @@ class TextPipeline(Pipeline):
         documents = endless(examples, seed, reader, self.readers).random_map(
             lambda example, rng: self._document(example, (int(rng.integers(2**32)),)))
       else:
-        order = Order(len(examples), seed)
-        documents = grain.MapDataset.range(reader, sys.maxsize, self.readers).map(
-            lambda position: self._document(examples[order.at(position)], (seed, position)))
+        share, part = reader % self._shares, reader // self._shares
+        shared = examples.parts[share] if self.balance == 'tasks' else examples
+        order, own = Order(len(shared), seed), (seed,) if self.balance == 'examples' else (seed, share)
+        documents = grain.MapDataset.range(part, sys.maxsize, self.readers // self._shares).map(
+            lambda position: self._document(shared[order.at(position)], (*own, position)))
         documents = documents.to_iter_dataset(self.read_options())
       part = self.batch_size // self.readers
       batches = Packing(documents, self.window, part, self.shuffle_batches, (seed, reader))
@@ -90,12 +107,12 @@ class TextPipeline(Pipeline):
                         f'Set it to {self.vocab_size} or more.')
 
   def describe(self):
-    return {'vocab_size': self.vocab_size, 'lengths': self.lengths,
+    return {'vocab_size': self.vocab_size, 'lengths': self.lengths, 'tasks': self.source.tasks,
             'documents': {split: None if isinstance(self.open(split), Stream) else len(self.open(split))
                           for split in self.splits}}
 
   def _document(self, example: Example, seed):
-    return self.prepare(*self.tokenizer.encode(example), seed)
+    return self.prepare(*self.tokenizer.encode(example), seed, example.get('task'))
 
   def _ordered(self, split, function) -> grain.IterDataset:
     examples = self.open(split)

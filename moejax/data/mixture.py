@@ -1,0 +1,139 @@
+"""Several sources as one, whose examples say which of them they are from; and text that every machine has."""
+import bisect
+import dataclasses
+import functools
+import glob
+import os
+import tokenize
+from collections.abc import Mapping
+from typing import Any
+
+from moejax.config import ConfigError
+from moejax.data.source import SOURCES, DataError, Source, Stream, holdout, require
+from moejax.data.text_files import Documents
+
+# Three domains of text that people wrote, of about 12, 11 and 0.5 million characters, on any machine with moejax[data].
+DOMAINS = dict(code=dict(name='python_library'), dialogue=dict(name='chitchat'), prose=dict(name='python_prose'))
+
+
+@SOURCES('mixture')
+class Mixture(Source):
+  """The examples of several sources, one source after the other, each with its `task`.
+
+  Config:
+    sources: `{name: source}`; the default is `DOMAINS`. A task's id is the place of its name in alphabetical order.
+  """
+
+  def __init__(self, *, where: str, sources: dict = DOMAINS):
+    self.where, self.tasks = where, tuple(sorted(sources))
+    if not self.tasks:
+      raise ConfigError(f'{where}.sources is empty: name the sources to be mixed.')
+    self._sources = [SOURCES.build(sources[name], f'{where}.sources.{name}') for name in self.tasks]
+    self.splits = tuple(split for split in self._sources[0].splits
+                        if all(split in source.splits for source in self._sources))
+
+  def open(self, split: str) -> 'Mixed':
+    """Raises DataError also where one of the sources can only be read in order."""
+    self.check_split(split)
+    parts = [source.open(split) for source in self._sources]
+    for source, part in zip(self._sources, parts):
+      if isinstance(part, Stream) or not len(part):
+        raise DataError(f'{source.where}: a mixture needs sources with examples by index, and at least one in '
+                        f'{split!r}.')
+    return Mixed(parts)
+
+
+class Mixed:
+  """The examples of `parts` one after the other; `task` is which part an example is from."""
+
+  def __init__(self, parts: list):
+    self.parts = [Labelled(part, task) for task, part in enumerate(parts)]
+    self._starts = [sum(map(len, parts[:index])) for index in range(len(parts) + 1)]
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    which = bisect.bisect_right(self._starts, index) - 1
+    return self.parts[which][index - self._starts[which]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """The examples of one source, each with `task`."""
+  examples: Any
+  task: int
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return {**self.examples[index], 'task': self.task}
+
+
+class _Installed(Source):
+  """Documents that came with installed software: `texts` in order, of which a part is held out."""
+  where: str
+  test_fraction: float
+  split_seed: int
+
+  def open(self, split):
+    self.check_split(split)
+    chosen = holdout(len(self.texts), float(self.test_fraction), self.split_seed)[split]
+    return Documents([self.texts[index] for index in chosen])
+
+
+@SOURCES('python_library')
+@dataclasses.dataclass(frozen=True)
+class PythonLibrary(_Installed):
+  """The modules of Python's standard library, about 700 of them, as the running interpreter has them; not its tests."""
+  where: str
+  test_fraction: float = 0.1
+  split_seed: int = 0
+
+  @functools.cached_property
+  def texts(self) -> list[str]:
+    folder = os.path.dirname(os.__file__)
+    paths = sorted(glob.glob(os.path.join(folder, '**', '*.py'), recursive=True))
+    return [text for path in paths if not _foreign(os.path.relpath(path, folder)) if (text := _source_text(path))]
+
+
+@SOURCES('python_prose')
+@dataclasses.dataclass(frozen=True)
+class PythonProse(_Installed):
+  """English prose, paragraph by paragraph: Python's language reference, as `help` prints it, and scikit-learn's
+  descriptions of its data sets."""
+  where: str
+  test_fraction: float = 0.1
+  split_seed: int = 0
+
+  @functools.cached_property
+  def texts(self) -> list[str]:
+    topics = require('pydoc_data.topics', 'python', 'The source python_prose').topics
+    package = require('sklearn', 'scikit-learn', 'The source python_prose')
+    paths = sorted(glob.glob(os.path.join(os.path.dirname(package.__file__), 'datasets', 'descr', '*.rst')))
+    texts = [topics[name] for name in sorted(topics)]
+    for path in paths:
+      with open(path, encoding='utf-8') as file:
+        texts.append(file.read())
+    return [text for whole in texts for text in _paragraphs(whole)]
+
+
+def _foreign(path: str) -> bool:
+  folders = path.split(os.sep)[:-1]
+  return any(folder in ('site-packages', 'test', 'tests', 'idle_test') for folder in folders)
+
+
+def _source_text(path: str) -> str:
+  with tokenize.open(path) as file:  # reads the encoding that the file declares
+    return file.read()
+
+
+def _paragraphs(text: str, least: int = 1000) -> list[str]:
+  """`text` in pieces of whole paragraphs, each of `least` characters or a little more but for the last."""
+  pieces, piece = [], ''
+  for paragraph in text.split('\n\n'):
+    piece += paragraph + '\n\n'
+    if len(piece) >= least:
+      pieces, piece = [*pieces, piece], ''
+  return pieces + [piece] * bool(piece.strip())
