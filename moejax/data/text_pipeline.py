@@ -105,6 +105,10 @@ class TextPipeline(Pipeline):
     if size < self.vocab_size:
       raise ConfigError(f'{where}.vocab_size is {size}, but {self.where} gives ids below {self.vocab_size}. '
                         f'Set it to {self.vocab_size} or more.')
+    for path, count in _entries(model_config, where, 'num_tasks'):
+      if count < len(self.source.tasks) or not self.source.tasks:
+        raise ConfigError(f'{path} is {count}, but {self.source.where} has {len(self.source.tasks)} tasks. Make them '
+                          "agree; sources without tasks can be mixed with the source 'mixture'.")
 
   def describe(self):
     return {'vocab_size': self.vocab_size, 'lengths': self.lengths, 'tasks': self.source.tasks,
@@ -123,3 +127,12 @@ class TextPipeline(Pipeline):
 
   def _with_loss_mask(self, batch):
     return {**batch, 'loss_mask': (batch[self.target_segments] > 0).astype(np.float32)}
+
+
+def _entries(config, where, name):
+  """(path, value) of every key of `config`, or of a dict inside it, that is `name`."""
+  for key, value in config.items():
+    if key == name:
+      yield f'{where}.{key}', value
+    elif hasattr(value, 'items'):
+      yield from _entries(value, f'{where}.{key}', name)

@@ -52,11 +52,15 @@ class RouterOutput:
       over valid tokens; and each loss before its coefficient, as `<name>_loss`.
     updates: new values of the router's state, as a nested dict over its paths; empty for most routers, and always
       outside training.
+    probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
+    extras: what the score left for others (`Scores.extras`).
   """
   plan: Plan
   losses: dict[str, jax.Array]
   metrics: dict[str, jax.Array]
   updates: dict[str, Any]
+  probs: jax.Array | None = None
+  extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 class Router(nnx.Module):
@@ -66,7 +70,7 @@ class Router(nnx.Module):
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
     self.num_experts = num_experts
-    self.features = FEATURES.build(features, f'{where}.features', dim=dim)
+    self.features = FEATURES.build(features, f'{where}.features', dim=dim, rngs=rngs)
     self.score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
     self.select = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
     if self.select.reads_slots != (self.score.slots is not None):
@@ -116,7 +120,9 @@ class Router(nnx.Module):
         losses={name: self.balance[name].coefficient * loss for name, loss in raw.items()},
         metrics=jax.lax.stop_gradient({**_metrics(routed, placed, self.select.k),
                                        **{f'{name}_loss': loss for name, loss in raw.items()}}),
-        updates=_nonempty(updates))
+        updates=_nonempty(updates),
+        probs=routed.probs,
+        extras=scores.extras)
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:

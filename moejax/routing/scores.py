@@ -155,20 +155,3 @@ class SoftMoE(Score):
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]; logits [G,S,E,C]."""
     return noiseless(soft_moe_logits(features, self.phi[...], self.scale[...]))
-
-
-@SCORES('random')
-class Random(Score):
-  """Independent Gumbel logits: every expert is as likely as any other, whatever the token.
-
-  Evaluation draws from a key made of `seed`, so that it gives the same result every time.
-  """
-
-  noisy = False
-  def __init__(self, *, num_experts: int, seed: int = 0):
-    self.num_experts, self.seed = num_experts, seed
-
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <float32>[G,S,D] or <int32>[G,S]; only their shape is used."""
-    key = required(key, 'score "random"') if train else jax.random.key(self.seed)
-    return noiseless(jax.random.gumbel(key, (*features.shape[:2], self.num_experts)))

@@ -35,9 +35,17 @@ class Objective:
   where: str
   router_losses: Literal['sum', 'mean'] = 'sum'
 
-  def weight(self, batch: Batch) -> jax.Array:
-    """<float32>[] How many examples or tokens of `batch` the loss is a mean over."""
+  def counted(self, batch: Batch) -> jax.Array:
+    """[B] or [B,S] Which examples or tokens of `batch` the loss is a mean over."""
     raise NotImplementedError
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """<float32>[] How many they are."""
+    return self.counted(batch).astype(jnp.float32).sum()
+
+  def mean(self, values: jax.Array, batch: Batch) -> jax.Array:
+    """The mean over them of `values` <float>[B] or [B,S]."""
+    return _mean(values, self.counted(batch))
 
   def __call__(self, output: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """(loss, metrics) of a `ModelOutput`: means over what `weight` counts. Without the routers' losses."""
@@ -69,8 +77,8 @@ class Classification(Objective):
     if self.loss == 'sigmoid' and self.label_smoothing:
       raise ConfigError(f'{self.where}.label_smoothing is for loss="softmax"; set it to 0 for loss="sigmoid".')
 
-  def weight(self, batch):
-    return batch['valid'].astype(jnp.float32).sum()
+  def counted(self, batch):
+    return batch['valid']
 
   def __call__(self, output, batch):
     logits = output.logits.astype(jnp.float32)
@@ -96,8 +104,13 @@ class _Tokens(Objective):
   targets: ClassVar[str]
   z_loss: float = 0.0
 
-  def weight(self, batch):
-    return batch['loss_mask'].astype(jnp.float32).sum()
+  def counted(self, batch):
+    return batch['loss_mask']
+
+  def log_likelihood(self, output: Any, batch: Batch) -> jax.Array:
+    """<float32>[B,S] Log-probability of every target."""
+    log_probs = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
+    return jnp.take_along_axis(log_probs, batch[self.targets][..., None], axis=-1)[..., 0]
 
   def __call__(self, output, batch):
     targets, mask = batch[self.targets], batch['loss_mask']

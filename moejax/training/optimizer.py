@@ -45,17 +45,25 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
     schedule: dict(name=...), one of `SCHEDULES`.
     clip: gradients are scaled down to this global norm where theirs is larger; None: never.
     decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
+    gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are multiplied,
+      before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for its experts
+      (every expert's gradient is a mean over its own domain); fairseq scales those of experts by 1/sqrt(E).
 
   Raises:
-    ConfigError: also where `decay` is no regular expression, or matches no parameter.
+    ConfigError: also where `decay` or `gradient_scale` is no regular expression, or matches no parameter.
   """
-  common = call(_Common, {k: config[k] for k in ('schedule', 'clip', 'decay') if k in config}, where)
-  own = {k: v for k, v in config.items() if k not in ('schedule', 'clip', 'decay')}
+  shared = [field.name for field in dataclasses.fields(_Common) if field.name != 'where']
+  common = call(_Common, {k: config[k] for k in shared if k in config}, where)
+  own = {k: v for k, v in config.items() if k not in shared}
   schedule = SCHEDULES.build(common.schedule, f'{where}.schedule', steps=steps)
   mask = decay_mask(model, common.decay, f'{where}.decay')
   transform = OPTIMIZERS.build(own, where, schedule=schedule, mask=mask, axes=model.axes)
   if common.clip is not None:
     transform = optax.chain(optax.clip_by_global_norm(common.clip), transform)
+  if common.gradient_scale is not None:
+    scale = call(_GradientScale, common.gradient_scale, f'{where}.gradient_scale')
+    mask = matching(model, scale.parameters, f'{scale.where}.parameters')
+    transform = optax.chain(optax.masked(optax.scale(scale.factor), mask), transform)
   return Optimizer(transform, schedule)
 
 
@@ -65,10 +73,22 @@ class _Common:
   schedule: dict
   clip: float | None = None
   decay: str | None = None
+  gradient_scale: dict | None = None
 
   def __post_init__(self):
     if self.clip is not None and self.clip <= 0:
       raise ConfigError(f'{self.where}.clip must be positive, or None for no clipping; not {self.clip!r}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class _GradientScale:
+  where: str
+  parameters: str
+  factor: float
+
+  def __post_init__(self):
+    if self.factor <= 0:
+      raise ConfigError(f'{self.where}.factor must be positive, not {self.factor!r}.')
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------
@@ -190,14 +210,20 @@ def decay_mask(model: Functional, decay: str | None, where: str) -> Tree:
   axes, shapes = flatten(model.axes), flatten(model.shapes()[0])
   if decay is None:
     return unflatten({path: decayed_by_default(path, axes[path], shapes[path].shape) for path in shapes})
+  return matching(model, decay, where)
+
+
+def matching(model: Functional, expression: str, where: str) -> Tree:
+  """Whether the path of each parameter has the regular `expression` in it. Raises ConfigError where none has."""
+  paths = flatten(model.shapes()[0])
   try:
-    pattern = re.compile(decay)
+    pattern = re.compile(expression)
   except re.error as error:
-    raise ConfigError(f'{where}: {decay!r} is not a regular expression ({error}).') from None
-  mask = {path: bool(pattern.search(path)) for path in shapes}
+    raise ConfigError(f'{where}: {expression!r} is not a regular expression ({error}).') from None
+  mask = {path: bool(pattern.search(path)) for path in paths}
   if not any(mask.values()):
-    raise ConfigError(f'{where}: {decay!r} is found in no parameter path; there are '
-                      f'{", ".join(sorted(shapes)[:8])}, ...')
+    raise ConfigError(f'{where}: {expression!r} is found in no parameter path; there are '
+                      f'{", ".join(sorted(paths)[:8])}, ...')
   return unflatten(mask)
 
 

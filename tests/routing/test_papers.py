@@ -194,7 +194,7 @@ class TestEveryPaper:
     def value(t):
       params = jax.tree.map(lambda leaf, direction: leaf + t * direction, router_of.params, along)
       out = router_of.functional.apply(params, router_of.state, x, inputs, key=jax.random.key(0), train=True)
-      dense = out.plan.shares() if hasattr(out.plan, 'combine') else out.plan.to_dense().weight
+      dense = out.plan.to_dense().weight if hasattr(out.plan, 'to_dense') else out.plan.shares()
       return jnp.mean(dense * towards) + sum(out.losses.values())
     value_and_slope = jax.jit(jax.value_and_grad(value))
     step = 1e-3  # no choice changes; float32 differences are good to about 1e-7/1e-3

@@ -1,0 +1,49 @@
+"""RL-R: routing as a policy, learned with REINFORCE."""
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from moejax import functional
+from moejax.routing.papers import paper
+from moejax.routing.scores import SCORES, Linear, Scores, vectors
+
+
+@SCORES('policy')
+class Policy(Linear):
+  """A linear score, and a linear guess of the reward that is to come: `Scores.extras['value']` <float32>[G,S].
+
+  The guess reads the activations without changing them.
+  """
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.02):
+    super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
+    zeros = nnx.initializers.zeros
+    self.value = functional.parameter(rngs, zeros, (vectors(dim, where),), ('embed',))
+    self.value_bias = functional.parameter(rngs, zeros, (), ())
+
+  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+    """`features`: <float32>[G,S,D]."""
+    scores = super().__call__(features, key=key, train=train)
+    value = jnp.einsum('gsd,d->gs', jax.lax.stop_gradient(features), self.value[...],
+                       precision=jax.lax.Precision.HIGHEST)
+    scores.extras['value'] = value + self.value_bias[...]
+    return scores
+
+
+@paper('Unified Scaling Laws for Routed Language Models', '2202.01169', draws=True)
+def rl_routing(weight: Literal['probability', 'one'] = 'probability', balance: float = 0.01) -> dict[str, Any]:
+  """RL-R of Unified Scaling Laws for Routed Language Models (arXiv 2202.01169), section 3.3.
+
+  The softmax over experts is a policy: training draws one expert a token from it, evaluation takes the best. It is
+  learned from the log-probability that the model then gives to the next token, against a learned baseline:
+  `config.method = dict(name='reinforce')`. `weight`: of the drawn expert's output; with 'one' nothing but REINFORCE and
+  the balance loss (of coefficient `balance`) moves the router.
+  """
+  return dict(
+      score=dict(name='policy', init_std=0.02),
+      select=dict(name='sample', k=1),
+      weigh=dict(name='softmax', order='before', renormalize='never') if weight == 'probability' else dict(name='one'),
+      place=dict(name='dropless'),
+      balance=dict(switch=balance) if balance else {})
