@@ -80,13 +80,17 @@ class FeedForward(nnx.Module):
 
     rows = rows.astype(self.dtype)
     gate = None if self.wg is None else affine(rows, self.wg, self.bg)
-    hidden = activate(self.activation, affine(rows, self.wi, self.bi), gate)
+    hidden = self.scaled(activate(self.activation, affine(rows, self.wi, self.bi), gate), layout)
     if train and self.dropout:
       if key is None:
         raise ValueError('dropout in training needs a key.')
       keep = layout.bernoulli(key, 1 - self.dropout, hidden.shape)
       hidden = jnp.where(keep, hidden / (1 - self.dropout), 0)
     return affine(hidden, self.wo, None if self.bo is None else layout.once(self.bo[...]))
+
+  def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
+    """hidden: <float>[..,F] as `layout` says; what experts that scale their hidden units do otherwise."""
+    return hidden
 
   def block(self, train: bool) -> Block | None:
     """These experts as a fused block; None where hidden units are dropped, which no kernel does."""

@@ -44,6 +44,17 @@ class Context:
   memory_mask: jax.Array | None = None
 
 
+class Norms(nnx.Module):
+  """The norms of a block, taken out of it: what layers have of their own where all else is shared."""
+
+  NAMES = ('attention_norm', 'cross_attention_norm', 'feed_forward_norm', 'extra_norm')
+
+  def __init__(self, block: 'Block'):
+    for name in self.NAMES:
+      setattr(self, name, getattr(block, name))
+      setattr(block, name, None)
+
+
 class Block(nnx.Module):
   """`x + attention(norm(x))`, then `x + cross_attention(norm(x))` in a decoder with a memory, then `x + f(norm(x))`,
   where f is a feed-forward layer in a dense block and a mixture of experts in a sparse one.
@@ -78,24 +89,28 @@ class Block(nnx.Module):
     self.extra_feed_forward = (call(FeedForward, extra_feed_forward, f'{where}.extra_feed_forward', **build)
                                if has_extra else None)
 
-  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any,
-               train: bool) -> tuple[jax.Array, RouterOutput | None]:
-    """x: <float>[B,S,D] -> the same, and what the router said. The updates of the output are nested by attribute."""
+  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any, train: bool,
+               norms: Norms | None = None) -> tuple[jax.Array, RouterOutput | None]:
+    """x: <float>[B,S,D] -> the same, and what the router said. The updates of the output are nested by attribute.
+
+    `norms`: in place of the block's own, which have been taken out.
+    """
+    norms = norms or self
     def add(x, branch, name):
       branch = drop(branch, self.dropout, key=derive(key, f'{name}_dropout'), train=train)
       if self.drop_step:
         branch = drop(branch, self.drop_step * depth, key=derive(key, f'{name}_depth'), train=train, shared_axes=(1, 2))
       return rules.constrain(x + branch.astype(x.dtype), ('batch', 'sequence', 'embed'))
 
-    attended = self.attention(self.attention_norm(x), mask=context.mask, bias=context.bias, encoding=context.encoding,
+    attended = self.attention(norms.attention_norm(x), mask=context.mask, bias=context.bias, encoding=context.encoding,
                               positions=context.inputs.positions, key=derive(key, 'attention'), train=train)
     x = add(x, attended, 'attention')
     if self.cross_attention is not None:
-      attended = self.cross_attention(self.cross_attention_norm(x), context.memory, mask=context.memory_mask,
+      attended = self.cross_attention(norms.cross_attention_norm(x), context.memory, mask=context.memory_mask,
                                       key=derive(key, 'cross_attention'), train=train)
       x = add(x, attended, 'cross_attention')
 
-    unmixed = self.feed_forward_norm(x)
+    unmixed = norms.feed_forward_norm(x)
     if self.feed_forward is not None:
       x = add(x, self.feed_forward(unmixed, key=derive(key, 'feed_forward'), train=train), 'feed_forward')
       if self.moe is None:
@@ -104,7 +119,7 @@ class Block(nnx.Module):
     mixed, output = self.moe(unmixed, context.inputs, key=derive(key, 'moe'), train=train)
     x = add(x, mixed, 'moe')
     if self.extra_feed_forward is not None:
-      extra = self.extra_feed_forward(self.extra_norm(x), key=derive(key, 'extra_feed_forward'), train=train)
+      extra = self.extra_feed_forward(norms.extra_norm(x), key=derive(key, 'extra_feed_forward'), train=train)
       x = add(x, extra, 'extra_feed_forward')
     updates = dict(moe=dict(router=output.updates)) if output.updates else {}
     return x, dataclasses.replace(output, updates=updates)

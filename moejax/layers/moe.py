@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -11,6 +12,8 @@ from moejax import dispatch
 from moejax import experts
 from moejax.config import ConfigError, call
 from moejax.dispatch.layouts import Dense
+from moejax.layers import initializers
+from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing import router
@@ -30,6 +33,8 @@ class MoEConfig:
     group: tokens that are routed together, and share a capacity: all of the 'batch', those of one 'sequence', or this
       many (the largest divisor of B*S that is not above).
     shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
+    shared_gate: how the two are added: their 'sum' (the figures of DeepSpeed-MoE, 2201.05596, section 4.1.1), or with two
+      weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
   num_experts: int
   experts: dict
@@ -37,6 +42,7 @@ class MoEConfig:
   dispatch: dict
   group: Literal['batch', 'sequence'] | int = 'batch'
   shared: dict | None = None
+  shared_gate: Literal['sum', 'softmax'] = 'sum'
 
 
 class MoE(nnx.Module):
@@ -57,6 +63,11 @@ class MoE(nnx.Module):
                                  dtype=dtype, rngs=rngs)
     self.shared = None if config.shared is None else experts.build(
         config.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+    if config.shared_gate == 'softmax' and self.shared is None:
+      raise ConfigError(f'{where}.shared_gate = "softmax" weighs a shared expert, and there is none: set {where}.shared.')
+    self.shared_gate = None if config.shared_gate == 'sum' else Linear(
+        shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
+        bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
 
   def __call__(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, RouterOutput]:
@@ -83,7 +94,11 @@ class MoE(nnx.Module):
       y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
     y = y.reshape(batch, length, dim)
     if self.shared is not None:
-      y = y + self.shared(x, Dense(), key=derive(key, 'shared'), train=train).astype(y.dtype)
+      shared = self.shared(x, Dense(), key=derive(key, 'shared'), train=train).astype(y.dtype)
+      if self.shared_gate is not None:
+        share = jax.nn.softmax(self.shared_gate(x), axis=-1).astype(y.dtype)
+        y, shared = share[..., :1] * y, share[..., 1:] * shared
+      y = y + shared
     return y, routed
 
 

@@ -1,4 +1,7 @@
-"""Which layers are sparse. A layout is named in the config: `sparse=dict(name='every', n=2)`; layers count from 0."""
+"""Which layers are sparse, and with how many experts.
+
+A layout is named in the config: `sparse=dict(name='every', n=2)`; layers count from 0.
+"""
 from collections.abc import Mapping
 
 from moejax.config import ConfigError, Registry
@@ -19,6 +22,25 @@ def kinds(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
   return tuple('sparse' if layer in sparse else 'dense' for layer in range(num_layers))
 
 
+def mixtures(moe: Mapping | None, where: str, kinds: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Mapping]]:
+  """(kinds, `moe` of each sparse kind). Where `moe.num_experts` is a list, one for each sparse layer, first to last,
+  layers with different numbers are of different kinds: 'sparse of 32', 'sparse of 64' (the pyramid of DeepSpeed-MoE,
+  2201.05596, section 4.1).
+
+  Raises:
+    ConfigError: the list is not as long as there are sparse layers.
+  """
+  if moe is None or not isinstance(moe.get('num_experts'), (list, tuple)):
+    return kinds, {} if moe is None else {'sparse': moe}
+  numbers = list(moe['num_experts'])
+  if len(numbers) != kinds.count('sparse') or not all(type(number) is int for number in numbers):
+    raise ConfigError(f'{where}.num_experts = {numbers} must be one whole number for each of the '
+                      f'{kinds.count("sparse")} sparse layers, or a single one for all of them.')
+  rest = iter(numbers)
+  named = tuple(f'sparse of {next(rest)}' if kind == 'sparse' else kind for kind in kinds)
+  return named, {f'sparse of {number}': {**moe, 'num_experts': number} for number in numbers}
+
+
 @LAYOUTS('none')
 def none():
   """No layer."""
@@ -32,9 +54,12 @@ def layers(*, indices: tuple[int, ...]):
 
 
 @LAYOUTS('every')
-def every(*, num_layers: int, n: int):
-  """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4."""
-  return range(n - 1, num_layers, n)
+def every(*, num_layers: int, n: int, first: int | None = None):
+  """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4.
+
+  `first`: where they start instead; GLaM's blocks have the mixture before the dense layer: n=2, first=0.
+  """
+  return range(n - 1 if first is None else first, num_layers, n)
 
 
 @LAYOUTS('last')

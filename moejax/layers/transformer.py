@@ -1,16 +1,24 @@
 """A stack of blocks and the norm after it: what is common to all models."""
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.layers import placement
-from moejax.layers.blocks import Block, Context, SparseForm
+from moejax.layers.blocks import Block, Context, Norms, SparseForm
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Layers, Remat, Stack
 from moejax.routing.router import RouterOutput
+
+
+# What layers share. 'all': one block, used at every depth (ALBERT, 1909.11942); 'all_but_norms': one attention, one
+# router and one set of experts, but norms of its own in every layer, by which a token may meet other experts at another
+# depth (WideNet, 2107.11817).
+Sharing = Literal['none', 'all', 'all_but_norms']
 
 
 class Transformer(nnx.Module):
@@ -20,13 +28,16 @@ class Transformer(nnx.Module):
     num_layers: L.
     attention: of every block; see `Attention`.
     feed_forward: of dense blocks; see `FeedForward`.
-    moe: of sparse blocks; see `MoE`. May be None where no layer is sparse.
+    moe: of sparse blocks; see `MoE`. May be None where no layer is sparse. Its `num_experts` may be a list, one for
+      each sparse layer.
     sparse: which layers are sparse; see `placement`.
     extra_feed_forward: of one more dense branch after each mixture of experts (ST-MoE), or None.
     sparse_form: a mixture of experts replaces the feed-forward of its block, or is inserted after it (BASE layers).
     norm: of every branch and at the end; see `norms`.
     dropout: on every branch.
     stochastic_depth: rate at which branches of the last block are dropped; linear in depth from 0 at the first.
+    sharing: which parameters all layers share; see `Sharing`. The state of a shared router becomes the mean of what the
+      layers make of it.
     layers: scanned (only distinct blocks are compiled) or unrolled.
     remat: what of each block is kept for the backward pass.
   """
@@ -35,23 +46,45 @@ class Transformer(nnx.Module):
                feed_forward: Mapping, norm: Mapping, moe: Mapping | None = None,
                sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
                sparse_form: SparseForm = 'replace', dropout: float = 0., stochastic_depth: float = 0.,
-               layers: Layers = 'unrolled', remat: Remat = 'none', cross_attention: bool = False):
-    self.stack = Stack(placement.kinds(sparse, f'{where}.sparse', num_layers), layers, remat)
+               layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
+               cross_attention: bool = False):
+    kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
+    if sharing != 'none' and len(set(kinds)) > 1:
+      raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe make '
+                        f'{" and ".join(sorted(set(kinds)))} ones. Make all sparse or none, or share nothing.')
+    self.stack, self.sharing = Stack(kinds, layers, remat), sharing
 
     def block(kind: str, rngs: nnx.Rngs) -> Block:
-      return Block(kind, where=where, dim=dim, num_layers=num_layers, dtype=dtype, rngs=rngs, attention=attention,
-                   feed_forward=feed_forward, moe=moe, norm=norm, extra_feed_forward=extra_feed_forward,
-                   sparse_form=sparse_form, dropout=dropout, stochastic_depth=stochastic_depth,
-                   cross_attention=cross_attention)
+      return Block('dense' if kind == 'dense' else 'sparse', where=where, dim=dim, num_layers=num_layers, dtype=dtype,
+                   rngs=rngs, attention=attention, feed_forward=feed_forward, moe=mixtures.get(kind), norm=norm,
+                   extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
+                   stochastic_depth=stochastic_depth, cross_attention=cross_attention)
 
-    self.blocks = self.stack.build(block, rngs)
+    def own(kind: str, rngs: nnx.Rngs) -> nnx.Module:
+      return {'none': lambda: block(kind, rngs), 'all': nnx.Module, 'all_but_norms': lambda: Norms(block(kind, rngs))}[
+          sharing]()
+
+    self.blocks = self.stack.build(own, rngs)
+    self.shared = None if sharing == 'none' else block(kinds[0], rngs)
+    if sharing == 'all_but_norms':
+      Norms(self.shared)  # takes them out
     self.final_norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
 
   def transform(self, x: jax.Array, context: Context, *, key: jax.Array | None,
                 train: bool) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:
     """x: <float>[B,S,D] -> (the same, router outputs by depth, router state that changes)."""
-    def step(block, x, key, depth):
-      return block(x, context, key=key, depth=depth, train=train)
+    def step(own, x, key, depth):
+      norms = own if self.sharing == 'all_but_norms' else None
+      block = own if self.sharing == 'none' else self.shared
+      return block(x, context, key=key, depth=depth, train=train, norms=norms)
 
     x, routers, updates = self.stack.run(self.blocks, step, x, key)
+    if updates and self.sharing != 'none':
+      by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
+      mean = lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0).astype(leaves[0].dtype)
+      return self.final_norm(x), routers, dict(shared=jax.tree.map(mean, *by_layer.values()))
     return self.final_norm(x), routers, dict(blocks=updates) if updates else {}
+
+  def distinct_blocks(self) -> Iterator[Block]:
+    """Blocks for reading what is static in them; one for all layers that are scanned together, or share it."""
+    yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]

@@ -1,7 +1,7 @@
 """How many parameters a model has, and how many of them a token meets."""
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,7 +21,7 @@ def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
   for path, leaf in flatten(model.shapes()[0]).items():
     size = math.prod(leaf.shape)
     total += size
-    active += size * (met[_stack(path)][0] if '/moe/experts/' in path else 1)
+    active += size * (met[_experts_of(model, path, leaf)].share if '/moe/experts/' in path else 1)
   return dict(total=total, active=round(active))
 
 
@@ -40,26 +40,39 @@ def forward_flops(model: Functional, batch: Any) -> float:
   experts = 0.
   for path, leaf in flatten(params).items():
     if '/moe/experts/' in path:
-      share, tokens = met[_stack(path)]
-      experts += 2 * math.prod(leaf.shape) * share * tokens
+      one = met[_experts_of(model, path, leaf)]
+      uses = one.layers if _SHARED.search(path) else 1
+      experts += 2 * math.prod(leaf.shape) * one.share * one.tokens * uses
   return outside + experts
 
 
-def _experts_met(model: Functional, batch: Any) -> dict[str, tuple[float, int]]:
-  """{stack: (share of its experts that a token meets, tokens)} of each stack ('', 'encoder' or 'decoder')."""
+_SHARED = re.compile(r'(?:^|/)shared/')
+
+
+class _Met(NamedTuple):
+  share: float  # of a layer's experts, that a token meets
+  tokens: int
+  layers: int
+
+
+def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, int], _Met]:
+  """For each stack ('', 'encoder' or 'decoder') and number of experts. What differs in neither has one kind of router."""
   routers = jax.eval_shape(lambda *args: model.apply(*args), *model.shapes(), batch).routers
-  # All sparse layers of one stack have the same experts and the same kind of router.
-  plans = {depth.rpartition('block_')[0].rstrip('_'): router.plan for depth, router in routers.items()}
-  return {stack: (experts_per_token(plan) / plan.num_experts, _tokens(plan)) for stack, plan in plans.items()}
+  keys = {depth: (depth.rpartition('block_')[0].rstrip('_'), router.plan.num_experts)
+          for depth, router in routers.items()}
+  return {key: _Met(experts_per_token(routers[depth].plan) / key[1], _tokens(routers[depth].plan),
+                    list(keys.values()).count(key)) for depth, key in keys.items()}
+
+
+def _experts_of(model: Functional, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, int]:
+  # Stack and number of experts that a parameter of experts belongs to; scanned layers lie on an axis before that.
+  stack = re.split(r'(?:^|/)(?:blocks|shared)/', path)[0]
+  return stack, leaf.shape[flatten(model.axes)[path].index('expert')]
 
 
 def _tokens(plan: Plan) -> int:
   groups, of_group = jax.tree.leaves(plan)[0].shape[:2]
   return groups * (plan.num_tokens if isinstance(plan, SlotPlan) else of_group)
-
-
-def _stack(path: str) -> str:
-  return path.partition('blocks/')[0].rstrip('/')
 
 
 def experts_per_token(plan: Plan) -> float:

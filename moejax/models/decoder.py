@@ -12,7 +12,7 @@ from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import POSITIONS
 from moejax.layers.stack import Layers, Remat
-from moejax.layers.transformer import Transformer
+from moejax.layers.transformer import Sharing, Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -40,13 +40,14 @@ class Decoder(Transformer):
                embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dropout: float = 0., stochastic_depth: float = 0.,
-               layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
+               layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
+               dtype: Dtype = 'float32'):
     dtype = compute_dtype(dtype)
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
                      extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
-                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
-    causality.check(self.stack.distinct(self.blocks), where, routing_leak)
+                     stochastic_depth=stochastic_depth, layers=layers, remat=remat, sharing=sharing)
+    causality.check(self.distinct_blocks(), where, routing_leak)
     self.dropout = dropout
     self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',
                                dtype=dtype, rngs=rngs)

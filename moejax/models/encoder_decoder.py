@@ -54,7 +54,7 @@ class EncoderDecoder(nnx.Module):
 
     self.encoder, self.encoder_encoding = side(encoder, 'encoder')
     self.decoder, self.decoder_encoding = side(decoder, 'decoder')
-    causality.check(self.decoder.stack.distinct(self.decoder.blocks), f'{where}.decoder', routing_leak)
+    causality.check(self.decoder.distinct_blocks(), f'{where}.decoder', routing_leak)
     self.head = TokenHead(head, vocab_size=vocab_size, dim=dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:

@@ -19,7 +19,7 @@ from moejax.layers.feed_forward import FeedForward
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import POSITIONS
 from moejax.layers.stack import Layers, Remat
-from moejax.layers.transformer import Transformer
+from moejax.layers.transformer import Sharing, Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
@@ -47,7 +47,8 @@ class VisionTransformer(Transformer):
                norm: Mapping = dict(name='layer_norm'), positions: Mapping = dict(name='learned'),
                pool: Literal['gap', 'token', 'map'] = 'gap', head_init: Literal['zeros', 'fan_in'] = 'zeros',
                head_bias: float | Literal['-log(num_classes)'] = 0., dropout: float = 0., stochastic_depth: float = 0.,
-               layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
+               layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
+               dtype: Dtype = 'float32'):
     if image_size % patch_size:
       raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
                         'use a divisor of image_size.')
@@ -55,7 +56,7 @@ class VisionTransformer(Transformer):
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
                      extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
-                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
+                     stochastic_depth=stochastic_depth, layers=layers, remat=remat, sharing=sharing)
     self.dtype, self.dropout, self.pool, self.patch_size = dtype, dropout, pool, patch_size
     self.image_shape = (image_size, image_size, channels)
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)

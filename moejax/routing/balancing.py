@@ -32,12 +32,14 @@ class Routed:
     probs: <float32>[G,S,E] router probabilities (`weighting.router_probs`).
     plan: what was selected, before capacity.
     valid: <bool>[G,S].
+    placed: what is left of the plan after capacity.
     inputs: what else the router looked at.
   """
   scores: Scores
   probs: jax.Array
   plan: Plan
   valid: jax.Array
+  placed: Plan | None = None
   inputs: RouterInputs = RouterInputs()
 
 

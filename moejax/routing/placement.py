@@ -19,7 +19,8 @@ from moejax.routing.scores import required
 
 PLACEMENTS = Registry('router placement')
 
-Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel']
+Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel', 'fastmoe',
+                     'widenet']
 Priority = Literal['position', 'batch', 'probability', 'random']
 Order = Literal['choice', 'token']
 
@@ -39,6 +40,8 @@ _CONVENTIONS: dict[str, tuple[Callable[[int, int, int, float], int], int]] = {
     'fairseq': (lambda s, e, k, f: int(k * f * math.ceil(s / e)), 0),
     'lingvo': (lambda s, e, k, f: _up_to_multiple_of_4(int(s * f / e)), 0),
     'tutel': (lambda s, e, k, f: k * int(f * math.ceil(s / e)), 0),
+    'fastmoe': (lambda s, e, k, f: math.ceil(f * s) * k // e, 0),
+    'widenet': (lambda s, e, k, f: int(s * f * k // e) - 1, 0),
 }
 
 
@@ -54,6 +57,8 @@ def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: C
       fairseq           int(K*factor*ceil(S/E))
       lingvo            int(S*factor/E), up to a multiple of 4      K does not count
       tutel             K*int(factor*ceil(S/E))
+      fastmoe           floor(ceil(factor*S)*K/E)                   its GShard gate
+      widenet           floor(S*K*factor/E) - 1                     as released
 
   Args:
     tokens: S.

@@ -109,8 +109,8 @@ class Router(nnx.Module):
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
     placed = self.weigh.after_drops(self.place(selected, selected.pick(gates), **stage('place')))
-    routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid,
-                             inputs=inputs)
+    routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid, placed=placed,
+                              inputs=inputs)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}
     balance_updates = {name: balancer.update(routed) for name, balancer in self.balance.items()}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.random import derive
 from moejax.routing.plans import Leak
 
 SCORES = Registry('router score')
@@ -85,42 +86,55 @@ def vectors(dim: int | None, where: str) -> int:
 
 @SCORES('linear')
 class Linear(Score):
-  """`x W (+ b)`, with the two kinds of noise in use.
+  """`x W (+ b)`, with the kinds of noise in use.
 
   Config:
     init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE), or
       'xavier/2' (Glorot's uniform with gain 1/2; SpeechMoE).
     bias: adds a bias, zero at the start.
     jitter: multiplies the features by U(1-jitter, 1+jitter) in training (Switch Transformer, appendix C).
+    dropout: share of the features dropped in training (Switch Transformer, appendix C).
     noise_std: standard deviation of Gaussian noise on the logits in training; '1/E' is V-MoE's.
+    logit_jitter: adds U(-jitter, jitter) to the logits in training (FastMoE's Switch gate).
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
                init_std: float | Literal['1/sqrt(D)', 'xavier/2'] = 0.02, bias: bool = False, jitter: float = 0.,
-               noise_std: float | Literal['1/E'] = 0.):
+               dropout: float = 0., noise_std: float | Literal['1/E'] = 0., logit_jitter: float = 0.):
     dim = vectors(dim, where)
     named = {'1/sqrt(D)': nnx.initializers.lecun_normal(),
              'xavier/2': nnx.initializers.variance_scaling(0.25, 'fan_avg', 'uniform')}
     init = named[init_std] if init_std in named else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
     self.bias = functional.parameter(rngs, nnx.initializers.zeros, (num_experts,), (None,)) if bias else None
-    self.jitter = jitter
+    if not 0 <= dropout < 1:
+      raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
+    self.jitter, self.dropout, self.logit_jitter = jitter, dropout, logit_jitter
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]. The clean logits are those before Gaussian noise, jittered or not."""
-    if train and (self.jitter or self.noisy):
+    if train and (self.jitter or self.dropout or self.noisy or self.logit_jitter):
       jitter_key, noise_key = jax.random.split(required(key, 'score "linear" with noise'))
     if train and self.jitter:
       features *= jax.random.uniform(jitter_key, features.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
+    if train and self.dropout:
+      keep = jax.random.bernoulli(derive(key, 'dropout'), 1 - self.dropout, features.shape)
+      features = jnp.where(keep, features / (1 - self.dropout), 0)
     # The default precision of a float32 product is bfloat16 on TPU and TF32 on GPU.
     clean = jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
     if self.bias is not None:
       clean += self.bias[...]
-    if not (train and self.noisy):
+    if not train:
       return noiseless(clean)
-    return gaussian(clean, self.noise_std, noise_key)
+    logits = clean
+    if self.logit_jitter:
+      logits += jax.random.uniform(derive(key, 'logits'), clean.shape, minval=-self.logit_jitter,
+                                   maxval=self.logit_jitter)
+    if not self.noisy:
+      return Scores(logits=logits, select=logits, clean=clean)
+    return dataclasses.replace(gaussian(logits, self.noise_std, noise_key), clean=clean)
 
 
 def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array:

@@ -65,4 +65,5 @@ def choices(model_config: dict, layer: str) -> int | None:
   if not moe or moe['router']['score']['name'] in _NEVER_LEARNED:
     return None
   where = 'config.model.moe.router.select'
-  return SELECTIONS.build(moe['router']['select'], where, num_experts=moe['num_experts']).k or 1
+  experts = moe['num_experts'] if isinstance(moe['num_experts'], int) else max(moe['num_experts'])
+  return SELECTIONS.build(moe['router']['select'], where, num_experts=experts).k or 1

@@ -25,6 +25,10 @@ def test_st_moe_base_has_three_of_twelve():
   assert sparse_layers(12, name='every', n=4) == [3, 7, 11]
 
 
+def test_glam_starts_with_a_sparse_layer():
+  assert sparse_layers(8, name='every', n=2, first=0) == [0, 2, 4, 6]
+
+
 def test_soft_moe_replaces_the_last_six():
   assert sparse_layers(12, name='top', n=6) == [6, 7, 8, 9, 10, 11]
 

@@ -1,0 +1,37 @@
+"""The expert of lucidrains/st-moe-pytorch: a gated feed-forward whose hidden units have learned scales."""
+import math
+
+import jax
+from flax import nnx
+
+from moejax import functional
+from moejax.experts import EXPERTS, Layout
+from moejax.experts.feed_forward import FeedForward
+
+
+@EXPERTS('scaled_geglu')
+class ScaledGEGLU(FeedForward):
+  """`(scale * gelu(x Wg + bg) * (x Wi + bi)) Wo + bo`, with `scale` [F], ones at the start.
+
+  Weights and biases start as U(-1/sqrt(n), 1/sqrt(n)) with n the outputs of their map (2F for Wi and Wg together). Its
+  gelu is exact there, and the tanh approximation here. Config: `hidden`, int(4*D*2/3) there.
+  """
+
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int):
+    super().__init__(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
+                     activation='geglu', use_bias=True)
+    for name, outputs in dict(wi=2 * hidden, wg=2 * hidden, bi=2 * hidden, bg=2 * hidden, wo=dim, bo=dim).items():
+      old = getattr(self, name)
+      bound = 1 / math.sqrt(outputs)
+      init = lambda key, shape, dtype, bound=bound: jax.random.uniform(key, shape, dtype, -bound, bound)
+      setattr(self, name, functional.parameter(rngs, init, old.shape, old.get_metadata()['axes']))
+    lead, axes = ((), ('mlp',)) if num_experts is None else ((num_experts,), ('expert', 'expert_mlp'))
+    self.scale = functional.parameter(rngs, nnx.initializers.ones, (*lead, hidden), axes)
+
+  def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
+    """hidden: <float>[..,F] as `layout` says."""
+    return hidden * layout.per_row(self.scale[...].astype(hidden.dtype))
+
+  def block(self, train: bool) -> None:
+    """No kernel scales hidden units."""
+    return None

@@ -1,0 +1,181 @@
+"""Which of a token's further choices count: second experts by policy, and experts to fall back on.
+
+    select 'top_n'    further experts kept by a policy with a threshold for each rank (Mesh TensorFlow, st-moe-pytorch)
+    select 'ranked'   one expert, and the next best in case it is full
+    place 'retry'     the next best where the expert is full (no-token-left-behind; Switch Transformer, section 6)
+    place 'straight_through'  a capacity whose dispatch has a gradient too (st-moe-pytorch)
+"""
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import ConfigError
+from moejax.routing.placement import PLACEMENTS, Capacity, slots_in_order
+from moejax.routing.plans import Leak, Plan, SoftPlan, TokenPlan
+from moejax.routing.scores import Scores, required
+from moejax.routing.selection import SELECTIONS, TopK, top_k
+from moejax.routing.weighting import normalized
+
+Policy = Literal['all', 'none', 'threshold', 'random']
+PolicyGate = Literal['renormalized', 'probability']
+
+
+def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, ...],
+                    key: jax.Array | None) -> jax.Array:
+  """Which choices of a token count; the first always does (Mesh TensorFlow; for more than two st-moe-pytorch).
+
+  Args:
+    gates: <float32>[G,S,K] of the chosen experts, best first.
+    policy: 'all'; 'none' of the further ones; 'threshold': gate above its threshold; 'random': with probability
+      min(1, gate / threshold).
+    thresholds: K - 1 of them, for the second choice and on.
+    key: of 'random'.
+
+  Returns:
+    <bool>[G,S,K].
+  """
+  first, further = jnp.ones(gates[..., :1].shape, bool), gates[..., 1:]
+  least = jnp.asarray(thresholds, jnp.float32)
+  match policy:
+    case 'all':
+      counts = jnp.ones(further.shape, bool)
+    case 'none':
+      counts = jnp.zeros(further.shape, bool)
+    case 'threshold':
+      counts = further > least
+    case 'random':
+      counts = jax.random.uniform(key, further.shape) * least < further
+  return jnp.concatenate([first, counts], axis=-1)
+
+
+@SELECTIONS('top_n')
+@dataclasses.dataclass(frozen=True)
+class TopN(TopK):
+  """The `k` best experts, of which the further ones count by a policy: see `further_choices`.
+
+  Config besides `k`:
+    policy, eval_policy: in training and at evaluation, whose draws are the same at every call.
+    threshold: one for all further choices, or one for each of the k - 1.
+    gate: what is compared with it: probabilities 'renormalized' over the k, or as they are ('probability': fairseq).
+  """
+  policy: Policy = 'random'
+  eval_policy: Policy = 'random'
+  threshold: float | tuple[float, ...] = 0.2
+  gate: PolicyGate = 'renormalized'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if len(self._thresholds()) != self.k - 1:
+      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} numbers for {self.k - 1} further choices: '
+                        'give one for each, or a single one.')
+
+  def _thresholds(self) -> tuple[float, ...]:
+    return (self.threshold,) * (self.k - 1) if isinstance(self.threshold, (int, float)) else tuple(self.threshold)
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    policy = self.policy if train else self.eval_policy
+    if policy == 'random':
+      key = required(key, 'select "top_n" with policy="random"') if train else jax.random.key(0)
+    plan = super().__call__(scores, valid, key=key, train=train)
+    gates = plan.pick(jax.nn.softmax(scores.logits, axis=-1))
+    gates = normalized(gates) if self.gate == 'renormalized' else gates
+    counts = further_choices(jax.lax.stop_gradient(gates), policy, self._thresholds(), key)
+    return dataclasses.replace(plan, kept=plan.kept & counts)
+
+
+@SELECTIONS('ranked')
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+  """The best expert of each token, and the next `alternatives` best for place 'retry' to fall back on."""
+  where: str
+  num_experts: int
+  alternatives: int = 3
+
+  k: ClassVar[int] = 1
+  reads_slots: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if not 0 <= self.alternatives < self.num_experts:
+      raise ConfigError(f'{self.where}.alternatives must lie between 0 and {self.num_experts - 1}: a token has that many '
+                        f'experts besides the best; not {self.alternatives}.')
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
+
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    expert = top_k(scores.select, 1 + self.alternatives)
+    kept = valid[..., None] & (jnp.arange(expert.shape[-1]) == 0)
+    return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32), kept=kept,
+                     num_experts=self.num_experts)
+
+
+def slots_with_retries(expert: jax.Array, routed: jax.Array, num_experts: int,
+                       capacity: int) -> tuple[jax.Array, jax.Array]:
+  """Round after round, the tokens that have no slot yet ask their next expert, in the order of positions.
+
+  Args:
+    expert: <int32>[G,S,K], best first.
+    routed: <bool>[G,S]; others take no slot.
+    num_experts: E.
+    capacity: C.
+
+  Returns:
+    kept <bool>[G,S,K], at most one a token, and slot <int32>[G,S,K] of those.
+  """
+  taken = jnp.zeros((len(expert), num_experts), jnp.int32)
+  waiting, kept, slots = routed, [], []
+  for choice in jnp.moveaxis(expert, -1, 0):
+    names = choice[..., None] == jnp.arange(num_experts)
+    slot = slots_in_order(choice[..., None], waiting[..., None], num_experts)[..., 0]
+    slot += jnp.sum(jnp.where(names, taken[:, None], 0), axis=-1)
+    fits = waiting & (slot < capacity)
+    taken += jnp.sum(names & fits[..., None], axis=1)
+    waiting &= ~fits
+    kept.append(fits)
+    slots.append(slot)
+  return jnp.stack(kept, axis=-1), jnp.stack(slots, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InOrder(Capacity):
+  # A capacity whose slots go by position, which is all that its kind knows.
+
+  def __post_init__(self):
+    super().__post_init__()
+    if (self.priority, self.order) != ('position', 'choice'):
+      raise ConfigError(f'{self.where}: slots are given out by position and choice here. Remove priority and order, or '
+                        "use name='capacity'.")
+
+
+@PLACEMENTS('retry')
+@dataclasses.dataclass(frozen=True)
+class Retry(_InOrder):
+  """A capacity where a token whose expert is full goes to the next best: see `slots_with_retries`, and select 'ranked'.
+
+  Config: capacity_factor, eval_capacity_factor, convention and min_capacity of 'capacity'.
+  """
+
+  def leak(self, train: bool) -> Leak:
+    return 'slots'
+
+  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+    slots = self.slots(plan.expert.shape[1], train)
+    kept, slot = slots_with_retries(plan.expert, plan.kept[..., 0], self.num_experts, slots)
+    return dataclasses.replace(plan, kept=kept, slot=slot, capacity=slots)
+
+
+@PLACEMENTS('straight_through')
+@dataclasses.dataclass(frozen=True)
+class StraightThrough(_InOrder):
+  """A capacity whose dispatch is 1 in value and the combine weight in gradient: `1 + w - stop_gradient(w)`.
+
+  So the router also learns from how an expert's output changes with its input. Makes a SoftPlan (dispatch 'einsum').
+
+  Config: capacity_factor, eval_capacity_factor, convention and min_capacity of 'capacity'.
+  """
+
+  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> SoftPlan:
+    soft = super().__call__(plan, gates, key=key, train=train).to_slots().to_soft()
+    return dataclasses.replace(soft, dispatch=soft.dispatch + soft.combine - jax.lax.stop_gradient(soft.combine))
