@@ -1,10 +1,14 @@
 """Mixtral's layer on dialogues, at the active compute of configs/dense_chitchat.py: two of 8 experts, none dropped.
 
+System: Mixtral
 Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088); dropless as in MegaBlocks (arXiv 2211.15841). Each
   expert is half as wide as the dense feed-forward.
 Command: python -m moejax.train --config=configs/mixtral_chitchat.py --workdir=runs/mixtral_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
+Proof: implementation: tests/oracles/test_transformers_models.py::test_sparse_decoder_equals_mixtral
+Differs: the paper gives no balance loss. That of transformers is followed, which pools the tokens of all layers; here
+  every layer has its own, and they are added up.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -1,11 +1,19 @@
 """ST-MoE on dialogues, at the active compute of configs/t5_chitchat.py plus one dense feed-forward a sparse layer.
 
-Paper: Zoph et al. 2022, "ST-MoE: Designing Stable and Transferable Sparse Expert Models" (arXiv 2202.08906): top-2 with
-  capacity, router z-loss, every second layer (the paper's models: every fourth) sparse and followed by one more dense feed-forward. In the decoder the routing
-  lets later bytes compete for slots, as in the paper's models: routing_leak='slots'.
+System: ST-MoE
+Paper: Zoph et al. 2022, "ST-MoE: Designing Stable and Transferable Sparse Expert Models" (arXiv 2202.08906): top-2
+  with capacity, router z-loss, every second layer (the paper's models: every fourth) sparse and followed by one more
+  dense feed-forward. In the decoder the routing lets later bytes compete for slots, as in the paper's models:
+  routing_leak='slots'.
 Command: python -m moejax.train --config=configs/st_moe_chitchat.py --workdir=runs/st_moe_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
+Proof: numbers:
+  tests/routing/test_balancing.py::test_the_z_loss_at_zero_logits_is_the_squared_logarithm_of_e_and_its_gradient_two_log_z_softmax_over_t,
+  tests/routing/test_selection.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
+  tests/routing/test_weighting.py::test_the_survivor_of_two_experts_has_the_weight_of_its_convention
+Differs: flaxformer's port has neither renormalisation nor a second expert by chance; Mesh TensorFlow, in which the
+  paper's models were trained, is followed.
 """
 from configs import t5_chitchat
 from moejax.routing import papers

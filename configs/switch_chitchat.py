@@ -1,10 +1,17 @@
 """Switch Transformer as a decoder on dialogues, at the active compute of configs/dense_chitchat.py.
 
+System: Switch Transformer
 Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961): one of 8 experts for each byte in each layer;
   capacity is given out by position, so that no byte depends on a later one.
 Command: python -m moejax.train --config=configs/switch_chitchat.py --workdir=runs/switch_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
+Proof: implementation:
+  tests/oracles/test_transformers_models.py::test_sparse_encoder_decoder_equals_switch_transformers,
+  tests/oracles/test_transformers_routers.py::test_switch_equals_its_sparse_layer,
+  tests/routing/test_further_choices.py::test_retries_are_those_of_a_loop_over_rounds_and_tokens
+Differs: the layers of this decoder are all sparse and have SwiGLU, the paper's encoder-decoder has every second one
+  and ReLU. Transformers' capacity is a number of slots a sequence; Mesh TensorFlow's factor is followed.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

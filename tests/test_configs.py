@@ -134,7 +134,10 @@ def shrink_layers(side):
     side.extra_feed_forward.hidden = 16
   if 'moe' in side:
     moe = side.moe
-    moe.num_experts = 8 if moe.router.select.get('k', 1) > 4 else 4
+    if isinstance(moe.num_experts, list):  # a pyramid, of a number for each sparse layer
+      side.num_layers *= len(moe.num_experts)
+    else:
+      moe.num_experts = 8 if moe.router.select.get('k', 1) > 4 else 4
     moe.experts.hidden = 16
     if moe.get('shared'):
       moe.shared.hidden = 16

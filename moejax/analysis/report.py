@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from moejax.analysis import history, page, parameters, plots, routes, specialisation_report, trouble
 from moejax.evaluation import log as evaluations
@@ -212,8 +211,9 @@ def model(setup, taken: routes.Routes) -> str:
 
 
 def expert_share(taken: routes.Routes) -> float:
-  """K/E, a mean over layers; 1 for a dense model."""
-  return float(np.mean([layer.experts_per_token / layer.num_experts for layer in taken.layers.values()] or [1.]))
+  """Experts that a token meets in all layers over all that there are; 1 for a dense model."""
+  layers = taken.layers.values()
+  return sum(layer.experts_per_token for layer in layers) / sum(layer.num_experts for layer in layers) if layers else 1.
 
 
 def _split(setup):

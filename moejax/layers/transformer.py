@@ -61,8 +61,13 @@ class Transformer(nnx.Module):
                    stochastic_depth=stochastic_depth, cross_attention=cross_attention)
 
     def own(kind: str, rngs: nnx.Rngs) -> nnx.Module:
-      return {'none': lambda: block(kind, rngs), 'all': nnx.Module, 'all_but_norms': lambda: Norms(block(kind, rngs))}[
-          sharing]()
+      match sharing:
+        case 'none':
+          return block(kind, rngs)
+        case 'all':
+          return nnx.Module()
+        case 'all_but_norms':
+          return Norms(block(kind, rngs))
 
     self.blocks = self.stack.build(own, rngs)
     self.shared = None if sharing == 'none' else block(kinds[0], rngs)

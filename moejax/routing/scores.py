@@ -114,7 +114,7 @@ class Linear(Score):
     self.noisy = self.noise_std > 0
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <float32>[G,S,D]. The clean logits are those before Gaussian noise, jittered or not."""
+    """`features`: <float32>[G,S,D]. The clean logits are those of the features as they are scored, jittered or not."""
     if train and (self.jitter or self.dropout or self.noisy or self.logit_jitter):
       jitter_key, noise_key = jax.random.split(required(key, 'score "linear" with noise'))
     if train and self.jitter:

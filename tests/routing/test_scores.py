@@ -67,6 +67,7 @@ def test_jitter_multiplies_the_features_within_its_bounds():
 
 
 @pytest.mark.parametrize('config', [dict(name='linear', noise_std='1/E'), dict(name='linear', jitter=0.1),
+                                    dict(name='linear', dropout=0.1), dict(name='linear', logit_jitter=0.1),
                                     dict(name='random')])
 def test_noise_needs_a_key_in_training_and_none_at_evaluation(config):
   score = build(**config)
@@ -148,6 +149,7 @@ def test_token_features_are_float32_and_token_ids_are_asked_for():
     (dict(name='hash', dim=None, vocab_size=4, table='sorted'), r"one of 'random', 'balanced', 'modulo'"),
     (dict(name='hash', dim=None), r'config\.score\.vocab_size is missing'),
     (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a number or one of '1/E'"),
+    (dict(name='linear', dropout=1.), r'config\.score\.dropout must be at least 0 and below 1'),
     (dict(name='soft_moe', slots=0), r'config\.score\.slots is 0'),
 ])
 def test_scores_that_cannot_be_built_say_where_and_why(config, message):

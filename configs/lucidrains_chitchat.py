@@ -1,0 +1,28 @@
+"""The options of lucidrains/st-moe-pytorch on dialogues: three experts a byte, a threshold for each rank.
+
+System: st-moe-pytorch
+Paper: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906), as read by lucidrains/st-moe-pytorch and mixture-of-experts:
+  further experts by chance, at evaluation too; gradient through dispatch; gated experts with a learned scale for each
+  hidden unit; one more feed-forward after the mixture. Later bytes compete for slots: routing_leak='slots'.
+Command: python -m moejax.train --config=configs/lucidrains_chitchat.py --workdir=runs/lucidrains_chitchat
+Cost: about four minutes on 2 CPU cores.
+Expected: close to configs/gshard_chitchat.py; not measured.
+Proof: identities: tests/routing/test_further_choices.py::test_each_rank_counts_as_often_as_its_threshold_says,
+  tests/routing/test_further_choices.py::test_straight_through_gives_dispatch_the_gradient_of_the_weights,
+  tests/experts/test_scaled_geglu.py::test_is_the_loop_over_rows
+Differs: coordinate-descent top-k and Gumbel noise on its logits, both off by default there, are left out.
+"""
+from configs import dense_chitchat
+from moejax.routing import papers
+
+
+def get_config():
+  config = dense_chitchat.get_config()
+  config.model.routing_leak = 'slots'
+  config.model.sparse = dict(name='every', n=2)
+  config.model.extra_feed_forward = dict(hidden=128, activation='geglu')
+  config.model.moe = dict(
+      num_experts=8, experts=dict(name='scaled_geglu', hidden=128),
+      router=papers.lucidrains(n=3, threshold=(0.2, 0.4), straight_through=True),
+      dispatch=dict(name='einsum'), group='sequence')
+  return config
