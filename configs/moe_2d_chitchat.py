@@ -6,7 +6,7 @@ Paper: Shazeer et al. 2018, "Mesh-TensorFlow" (arXiv 1811.02084), whose library 
 Command: python -m moejax.train --config=configs/moe_2d_chitchat.py --workdir=runs/moe_2d_chitchat
 Cost: about four minutes on 2 CPU cores.
 Result: Expected: like configs/gshard_chitchat.py.
-Proof: implementation, numbers: tests/oracles/test_mixture_of_experts.py::test_moe_2d_is_the_hierarchical_layer_of_lucidrains,
+Proof: implementation: tests/oracles/test_mixture_of_experts.py::test_moe_2d_is_the_hierarchical_layer_of_lucidrains,
   tests/routing/test_hierarchical.py::test_moe_2d_is_a_loop_over_slots
 Differs: the inner balance loss is a mean over the tokens whose first choice is the group, before anything is dropped; in
   Mesh TensorFlow and lucidrains it is over the slots of the group, empty ones too. There the inner gate may group the
