@@ -7,6 +7,8 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -99,19 +101,30 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
         flops=_flops(setup, state, batch) / len(topology.devices), model_flops=3 * forward_flops(setup.model, batch))
   available = topology.chip.memory
-  with stage(f'compiling it for {topology.name}'):
-    try:
-      compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
-        raise
-      memory = memories.of_refused(setup, state, batch, available, str(error))
-      return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
-  with stage('reading the program'):
-    memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
-    program = _read(compiled.as_text(), setup, topology, known['flops'])
+  with tempfile.TemporaryDirectory() as dump:
+    with stage(f'compiling it for {topology.name}'):
+      try:
+        compiled = lowered.compile(compiler_options={'xla_dump_to': dump, 'xla_dump_hlo_as_text': True})
+      except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
+          raise
+        memory = memories.of_refused(setup, state, batch, available, str(error))
+        return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
+    with stage('reading the program'):
+      memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
+      program = _read(_text(compiled, pathlib.Path(dump)), setup, topology, known['flops'])
   return Plan(**known, memory=memory, program=program,
               advice=None if memory.fits else advise(setup, memory, topology))
+
+
+def _text(compiled, dump: pathlib.Path) -> str:
+  """The text of an optimised program; `dump` is where its compiler wrote what it had."""
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError:
+    # XLA cannot read back what libtpu 0.0.52 makes of some asynchronous operations ("async-update instruction should
+    # have 1 operands"). Only the compiler itself can print them.
+    return next(dump.glob('**/*step*.after_codegen.txt')).read_text()
 
 
 def as_dict(found: Plan) -> dict[str, Any]:

@@ -233,3 +233,16 @@ def test_a_step_that_is_refused_in_a_compile_for_tpu_still_gives_a_plan():
   # Two layers of 8 experts of two matrices [2048, 2**17], their gradients and two moments.
   assert found.memory.total >= 4 * 4 * 2 * 8 * 2 * 2048 * 2**17
   assert 'experts with their gradients and optimizer state' in found.advice
+
+
+def test_a_compile_for_tpu_that_cannot_be_read_back_is_read_as_its_compiler_printed_it(monkeypatch):
+  if lack := topologies.missing('v5e'):
+    pytest.skip(f'needs {lack}')
+  topology = topologies.load('v5e:2x4')
+  plan = lambda: ahead_of_time.plan(setup.prepare(images(), topology.devices), topology).program
+  read = plan()
+
+  def unreadable(compiled):
+    raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure: async-update instruction should have 1 operands')
+  monkeypatch.setattr(jax.stages.Compiled, 'as_text', unreadable)
+  assert plan() == read
