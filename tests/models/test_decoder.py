@@ -113,3 +113,10 @@ def test_tied_heads_share_the_embedding():
 def test_configs_that_cannot_be_built_are_refused(change, message):
   with pytest.raises(ConfigError, match=message):
     models.build(tiny.decoder() | change)
+
+
+def test_an_oracle_s_router_is_accepted_only_by_name():
+  router = papers.hash_layers(13, of='next_ids')
+  with pytest.raises(ConfigError, match='looking at later ones'):
+    models.build(tiny.decoder(router, routing_leak='train'))
+  models.build(tiny.decoder(router, routing_leak='oracle'))

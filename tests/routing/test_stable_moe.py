@@ -25,8 +25,21 @@ def built(words='unigram'):
   return model, jax.jit(functools.partial(model.apply, train=True)), jax.jit(functools.partial(model.apply, train=False))
 
 
+@functools.cache
 def initial(words='unigram'):
-  return built(words)[0].init(jax.random.key(0))
+  """(params, state)"""
+  return jax.jit(built(words)[0].init)(jax.random.key(0))
+
+
+@jax.jit
+def gradients_of(params, state, x, inputs):
+  """Of (all losses and the weight, the distillation loss alone); the latter also by what is routed."""
+  def total(params):
+    out = built()[0].apply(params, state, x, inputs, train=True)
+    return sum(out.losses.values()) + out.plan.weight.sum()
+  def taught(params, x):
+    return built()[0].apply(params, state, x, inputs, train=True).losses['distillation']
+  return jax.grad(total)(params), jax.grad(taught, argnums=(0, 1))(params, x)
 
 
 def at(state, step):
@@ -108,22 +121,16 @@ def test_stage_2_routes_are_a_function_of_the_id_that_no_step_changes():
 @pytest.mark.parametrize('step, moved', [(STAGE_1 - 1, {'experts', 'words_table', 'words_experts'}),
                                          (STAGE_1, {'experts'}), (STAGE_1 + 5, {'experts'})])
 def test_gradients_reach_the_word_router_in_stage_1_alone(step, moved):
-  model = built()[0]
   params, state = initial()
-  def loss(params):
-    out = model.apply(params, at(state, step), *batch(0), train=True)
-    return sum(out.losses.values()) + out.plan.weight.sum()
-  gradients = jax.grad(loss)(params)['score']
-  assert {name for name, leaf in gradients.items() if leaf.any()} == moved
+  gradients, _ = gradients_of(params, at(state, step), *batch(0))
+  assert {name for name, leaf in gradients['score'].items() if leaf.any()} == moved
 
 
 def test_the_distillation_loss_reaches_the_word_router_and_nothing_else():
-  model = built()[0]
   params, state = initial()
-  gradients = jax.grad(lambda p, x: model.apply(p, state, x, batch(0)[1], train=True).losses['distillation'],
-                       argnums=(0, 1))(params, batch(0)[0])
-  assert not gradients[0]['score']['experts'].any() and not gradients[1].any()
-  assert gradients[0]['score']['words_table'].any() and gradients[0]['score']['words_experts'].any()
+  _, (gradients, of_x) = gradients_of(params, state, *batch(0))
+  assert {name for name, leaf in gradients['score'].items() if leaf.any()} == {'words_table', 'words_experts'}
+  assert not of_x.any()
 
 
 def test_losses_are_0_in_stage_2():
@@ -167,7 +174,7 @@ def test_bigrams_are_means_with_the_word_before_in_the_document():
 
 @pytest.mark.parametrize('change, message', [
     (dict(features=dict(name='token')), "config.router.score: 'distilled' looks at tokens and their ids"),
-    (dict(score=dict(name='linear'), features=dict(name='token')), 'stable_moe is for score'),
+    (dict(score=dict(name='linear'), features=dict(name='token')), 'config.router.balance.distillation is for score'),
 ])
 def test_parts_that_do_not_fit_are_refused_while_tracing(change, message):
   fragment = papers.stable_moe(V, STAGE_1) | change
