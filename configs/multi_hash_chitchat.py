@@ -1,8 +1,8 @@
 """MultiHash layers on dialogues: each half of a byte's feed-forward is that of another hash of the byte.
 
 System: MultiHash layers
-Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426), section 3.2: two hash functions over
-  8 experts make up to 64 feed-forwards.
+Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426), section 3.2: two hash functions
+  over 8 experts make up to 64 feed-forwards.
 Command: python -m moejax.train --config=configs/multi_hash_chitchat.py --workdir=runs/multi_hash_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: as configs/hash_chitchat.py.

@@ -1,8 +1,8 @@
 """StableMoE as a decoder on dialogues: routing learnt in the first tenth of training, then distilled and frozen.
 
 System: StableMoE
-Paper: Dai et al. 2022, "StableMoE: Stable Routing Strategy for Mixture of Experts" (arXiv 2204.08396), section 3: one of
-  8 residual experts for each byte, in a layer of its own between two blocks.
+Paper: Dai et al. 2022, "StableMoE: Stable Routing Strategy for Mixture of Experts" (arXiv 2204.08396), section 3: one
+  of 8 residual experts for each byte, in a layer of its own between two blocks.
 Command: python -m moejax.train --config=configs/stable_moe_chitchat.py --workdir=runs/stable_moe_chitchat
 Cost: about two minutes on 2 CPU cores.
 Result: Expected: a little below configs/dense_chitchat.py, and no byte changes its expert after step 30.

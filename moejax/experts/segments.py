@@ -35,8 +35,8 @@ class Segments(nnx.Module):
     if num_experts is None:
       raise ConfigError(f'{where}: an expert that all tokens share has no segments to choose. Use feed_forward.')
     if segments < 1 or dim % segments or hidden % segments:
-      raise ConfigError(f'{where}.segments: {segments} segments do not divide the width {dim} and {hidden} hidden units. '
-                        'Choose a divisor of both.')
+      raise ConfigError(f'{where}.segments: {segments} segments do not divide the width {dim} and {hidden} hidden '
+                        'units. Choose a divisor of both.')
     self.where, self.dtype, self.segments, self.activation = where, dtype, segments, activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),
@@ -55,6 +55,7 @@ class Segments(nnx.Module):
     """rows: <float>[..,F] as `layout` says, whole hidden layers -> <float>[..,D/N], that segment of the output."""
     return layout.matmul(rows.astype(self.dtype), self.wo[...][segment].astype(self.dtype))
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
     """Raises ConfigError: rows of one expert are not enough."""
     raise ConfigError(f"{self.where}: experts 'segments' need dispatch=dict(name='segments').")

@@ -7,8 +7,8 @@ from flax import nnx
 from moejax.config import ConfigError
 
 # 'slots' accepts routers whose only leak is that later tokens compete for buffer slots, as published top-2 decoders do;
-# 'train' those that leak as they like in training and not in evaluation, as BASE layers do. 'oracle' accepts any: a model
-# that is shown the answers, to see what routing by them would be worth (Hash Layers, section 5).
+# 'train' those that leak as they like in training and not in evaluation, as BASE layers do. 'oracle' accepts any: a
+# model that is shown the answers, to see what routing by them would be worth (Hash Layers, section 5).
 RoutingLeak = Literal['refuse', 'slots', 'train', 'oracle']
 _WHY = {
     'future': 'routes each token by looking at later ones, so the model would be trained on the answers',

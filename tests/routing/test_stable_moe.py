@@ -22,7 +22,7 @@ def built(words='unigram'):
   fragment['score'] = fragment['score'] | dict(gain=1., width=5)
   model = functional.functionalize(
       lambda rngs: router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=rngs))
-  return model, jax.jit(functools.partial(model.apply, train=True)), jax.jit(functools.partial(model.apply, train=False))
+  return model, *(jax.jit(functools.partial(model.apply, train=train)) for train in (True, False))
 
 
 @functools.cache
