@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moejax import functional as functional_lib
 from moejax import models
 from moejax.config import ConfigError
 from moejax.layers.recurrent import LSTM
@@ -28,12 +29,10 @@ run = jax.jit(lambda x, starts: lstm()(x, starts))
 
 def test_the_lstm_is_that_of_flax():
   ours = lstm()
-  theirs = nnx.LSTMCell(D, D, rngs=nnx.Rngs(0))
-  for number, gate in enumerate('ifgo'):
-    part = slice(number * D, (number + 1) * D)
-    getattr(theirs, f'i{gate}').kernel.value = ours.kernel[...][:, part]
-    getattr(theirs, f'h{gate}').kernel.value = ours.recurrent_kernel[...][:, part]
-    getattr(theirs, f'h{gate}').bias.value = ours.bias[...][part]
+  theirs = nnx.OptimizedLSTMCell(D, D, rngs=nnx.Rngs(0))
+  theirs.dense_i.kernel[...] = ours.kernel[...]
+  theirs.dense_h.kernel[...] = ours.recurrent_kernel[...]
+  theirs.dense_h.bias[...] = ours.bias[...]
   carry, expected = (jnp.zeros((B, D)), jnp.zeros((B, D))), []
   for t in range(S):
     carry, hidden = theirs(carry, X[:, t])
@@ -101,14 +100,12 @@ def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture
   """By its own layers, one after the other; each of them is tested by itself."""
   functional = model(mixture_output=mixture_output)
   params = built[1]
-  out = functional.apply(params, {}, dict(tokens=TOKENS))
+  out = jax.jit(functional.apply)(params, {}, dict(tokens=TOKENS))
   assert list(out.routers) == ['block_01']
 
   def recurrent(x, weights):
-    layer = LSTM(dim=8, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    for name in weights:
-      getattr(layer, name)[...] = weights[name]
-    return layer(x, jnp.broadcast_to(jnp.arange(6) == 0, TOKENS.shape))
+    layer = functional_lib.functionalize(lambda rngs: LSTM(dim=8, dtype=jnp.float32, rngs=rngs))
+    return layer.apply(weights, {}, x, jnp.broadcast_to(jnp.arange(6) == 0, TOKENS.shape))
 
   x = params['embedding']['table'][TOKENS]
   x = x + recurrent(x, params['blocks']['0']['lstm'])

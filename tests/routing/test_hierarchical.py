@@ -152,7 +152,7 @@ def test_second_choices_are_drawn_at_both_levels_and_weights_do_not_know():
   np.testing.assert_allclose(hierarchical.hierarchical_weights(plan.expert, logits, N)[0, 0], [.81, .09, .1], rtol=1e-4)
 
 
-def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_n_plus_m_where_all_choose_one():
+def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_where_all_choose_one():
   module = build(moe_2d())
   loss = module.balance['hierarchical_switch']
   outer, inner = np.zeros((1, N * M, N)), np.zeros((1, N * M, N, M))
