@@ -6,7 +6,7 @@ Paper: Ibrahim et al. 2023, "COMET: Learning Cardinality Constrained Mixture of 
 Command: python -m moejax.train --config=configs/comet_digits.py --workdir=runs/comet_digits
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: the accuracy of V-MoE within a point, and an entropy of weights that falls from log 8.
-Proof: numbers: tests/routing/test_smooth_step.py::test_codes_and_trees_are_those_of_loops,
+Proof: identities: tests/routing/test_smooth_step.py::test_codes_and_trees_are_those_of_loops,
   tests/routing/test_smooth_step.py::test_one_tree_over_two_experts_is_the_smooth_step,
   tests/routing/test_local_search.py::test_it_searches_then_keeps_the_nearest_permutation_whatever_the_logits_become
 Differs: experts are the feed-forwards of a vision transformer, and all are computed, at evaluation too. As in the
@@ -18,5 +18,6 @@ from moejax.routing import papers
 
 def get_config():
   config = vmoe_digits.get_config()
-  config.model.moe.update(router=papers.comet(k=2, search_steps=100), dispatch=dict(name='reference'))
+  config.model.moe.router = papers.comet(k=2, search_steps=100)
+  config.model.moe.dispatch = dict(name='reference')
   return config

@@ -1,15 +1,18 @@
 """Sparsely-gated mixture of experts between two LSTMs, on dialogues.
 
 System: Sparsely-gated MoE
-Paper: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), section 5.1 and appendix C.1: four
-  of 16 experts for each byte, noise of a learned size, importance and load losses, a sigmoid on the mixture's output.
+Paper: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), section 5.1 and appendix C.1:
+  four of 16 experts for each byte, noise of a learned size, importance and load losses, a sigmoid on the mixture's
+  output.
 Command: python -m moejax.train --config=configs/sparsely_gated_chitchat.py --workdir=runs/sparsely_gated_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: experts evenly used (largest share of choices below 0.15), and the loss of a small LSTM.
-Proof: implementation: tests/routing/test_noisy.py::test_prob_in_top_k_is_the_frequency_of_being_chosen_when_one_noise_is_drawn_again,
-  tests/routing/test_noisy.py::test_losses_of_a_case_worked_out_by_hand, tests/layers/test_recurrent.py::test_the_lstm_is_that_of_flax
-Differs: the floor of 0.01 under the noise is in Tensor2Tensor and not in the paper, and followed; the loss weights are
-  the paper's 0.1, not its 0.01. Smaller than any model of the paper, and over bytes instead of words.
+Proof: numbers:
+  tests/routing/test_noisy.py::test_prob_in_top_k_is_the_frequency_of_being_chosen_when_one_noise_is_drawn_again,
+  tests/routing/test_noisy.py::test_losses_of_a_case_worked_out_by_hand,
+  tests/layers/test_recurrent.py::test_the_lstm_is_that_of_flax
+Differs: the floor of 0.01 under the noise is in Tensor2Tensor and not in the paper, and followed; the loss weights
+  are the paper's 0.1, not its 0.01. Smaller than any model of the paper, and over bytes instead of words.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

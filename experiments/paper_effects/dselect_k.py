@@ -1,4 +1,4 @@
-"""DSelect-k: which experts a differentiable gate finds, and which top-k does (section 5.1 of the paper, fixed experts)."""
+"""DSelect-k: which experts a differentiable gate finds, and which top-k does, where experts are fixed."""
 from experiments.paper_effects.effect import Effect
 
 EFFECT = Effect(

@@ -1,4 +1,4 @@
-"""The recurrent language model of the first sparse layers: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
+"""The language model of the first sparse layers: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal

@@ -82,7 +82,7 @@ def over_tokens(values: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def imbalance(amounts: jax.Array, valid: jax.Array) -> jax.Array:
-  """Mean over the groups that have a valid token of CV^2 over experts; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
+  """CV^2 over experts, a mean over the groups with a valid token; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
   some = valid.any(axis=1)
   return jnp.sum(jnp.where(some, squared_coefficient_of_variation(amounts), 0)) / jnp.maximum(some.sum(), 1)
 

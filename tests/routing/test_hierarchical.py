@@ -1,4 +1,4 @@
-"""Hierarchical gates against loops over tokens, the flat gate that they are with one expert a group, and hand counts."""
+"""Hierarchical gates against loops over tokens, the flat gates that they are with one group or one expert in each."""
 import dataclasses
 
 import jax
@@ -12,6 +12,7 @@ import routing_reference as reference
 from moejax.config import ConfigError
 from moejax.random import derive
 from moejax.routing import hierarchical, papers, router
+from moejax.routing import moe_2d as moe_2d_stages
 from moejax.routing.balancing import Routed
 from moejax.routing.features import RouterInputs
 from moejax.routing.plans import TokenPlan
@@ -38,7 +39,8 @@ def levels(scores, *names):
 
 
 def test_the_sum_of_a_group_is_the_primary_gate():
-  outer, inner = (jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32) for shape in ((S, N), (S, N, M)))
+  generator = np.random.default_rng(2)
+  outer, inner = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((S, N), (S, N, M)))
   again, inside = hierarchical.two_levels(hierarchical.joint_logits(outer, inner), N)
   np.testing.assert_allclose(again, outer, atol=1e-6)
   np.testing.assert_allclose(jax.nn.softmax(inside, axis=-1), jax.nn.softmax(inner, axis=-1), atol=1e-6)
@@ -47,8 +49,8 @@ def test_the_sum_of_a_group_is_the_primary_gate():
 def test_weights_and_losses_are_those_of_a_loop_over_tokens_in_float64():
   """Equations 12 to 14: weights G_i G_ij, importance their sum, load the product of the loads of both levels."""
   module, key = build(papers.hierarchical(**NOISY)), jax.random.key(3)
-  out = module(X, RouterInputs(), key=key, train=True)
-  scores = module.score(X, key=derive(key, 'score'), train=True)  # what the router drew
+  out = reference.run(module, X, RouterInputs(), key=key, train=True)
+  scores = reference.run(module.score, X, key=derive(key, 'score'), train=True)  # what the router drew
   outer, outer_clean, outer_std = levels(scores, 'outer', 'outer_clean', 'outer_std')
   inner, inner_clean, inner_std = levels(scores, 'inner', 'inner_clean', 'inner_std')
 
@@ -77,7 +79,7 @@ def test_weights_and_losses_are_those_of_a_loop_over_tokens_in_float64():
 
 def test_with_one_group_it_is_the_flat_gate():
   module = build(papers.hierarchical(groups=1, groups_per_token=1, per_group=2))
-  plan = module(X, RouterInputs(), train=False).plan
+  plan = reference.run(module, X, RouterInputs(), train=False).plan
   logits = X[0] @ np.asarray(module.score.inner[...])[:, 0]
   for t in range(S):
     best = np.argsort(-logits[t])[:2]
@@ -115,8 +117,8 @@ def test_moe_2d_is_a_loop_over_slots(capacity_factor, second_level_factor, slots
   module = build(moe_2d(capacity_factor=capacity_factor, second_level_factor=second_level_factor))
   # max(min(10, int(10 * factor / 3)), 4) of a group, and max(min(T, int(T * second / 4)), 4) of an expert.
   assert module.place.slots(S, True) == slots
-  plan = module(X, RouterInputs(), key=jax.random.key(0), train=True).plan
-  outer, inner = levels(module.score(X, key=None, train=False), 'outer', 'inner')
+  plan = reference.run(module, X, RouterInputs(), key=jax.random.key(0), train=True).plan
+  outer, inner = levels(reference.run(module.score, X, key=None, train=False), 'outer', 'inner')
   expected = np.zeros((S, E))
   for entry, weight in loop_of_moe_2d(outer, inner, *slots).items():
     expected[entry] = weight
@@ -129,7 +131,7 @@ def test_moe_2d_with_one_expert_a_group_is_the_flat_top_2():
   flat = build(papers.gshard(second='all') | dict(place=dict(name='capacity', capacity_factor=1.,
                                                             convention='mesh_tensorflow')), num_experts=N)
   flat.score.kernel[...] = module.score.outer[...]
-  ours, theirs = (m(X, RouterInputs(), key=jax.random.key(0), train=True).plan for m in (module, flat))
+  ours, theirs = (reference.run(m, X, RouterInputs(), key=jax.random.key(0), train=True).plan for m in (module, flat))
   for name in ('expert', 'kept'):
     np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
   np.testing.assert_array_equal(np.where(ours.kept, ours.slot, 0), np.where(theirs.kept, theirs.slot, 0))
@@ -142,7 +144,7 @@ def test_second_choices_are_drawn_at_both_levels_and_weights_do_not_know():
   low = np.log(1 / 9)
   logits = hierarchical.joint_logits(jnp.broadcast_to(jnp.asarray([0, low, -9.]), (1, 4000, 3)),
                                      jnp.broadcast_to(jnp.asarray([[0, low, -9., -9.]] * 3), (1, 4000, 3, 4)))
-  select = hierarchical.HierarchicalTop2(where='', num_experts=E, groups=N)
+  select = moe_2d_stages.HierarchicalTop2(where='', num_experts=E, groups=N)
   plan = select(noiseless(logits), jnp.ones((1, 4000), bool), key=jax.random.key(0), train=True)
   np.testing.assert_array_equal(plan.expert[0, 0], [0, 1, 4])
   kept = np.asarray(plan.kept[0])
@@ -169,7 +171,7 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
 
 
 def test_a_second_group_that_is_no_second_group_is_no_choice():
-  place = hierarchical.TwoLevelCapacity(where='', num_experts=4, groups=2, capacity_factor=9., second_level_factor=9.)
+  place = moe_2d_stages.TwoLevelCapacity(where='', num_experts=4, groups=2, capacity_factor=9., second_level_factor=9.)
   plan = TokenPlan(expert=jnp.asarray([[[0, 1]] * 5]), weight=jnp.ones((1, 5, 2)), kept=jnp.ones((1, 5, 2), bool),
                    num_experts=4)
   assert place(plan, plan.weight, key=None, train=True).kept.all()

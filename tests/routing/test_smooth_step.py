@@ -1,4 +1,4 @@
-"""Differentiable sparse gates: what the papers claim of them, as identities; gradients against differences in float64."""
+"""Differentiable sparse gates: what the papers say of them, as identities; gradients against float64 differences."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ from moejax.config import ConfigError
 from moejax.routing import papers, router, smooth_step
 from moejax.routing.features import RouterInputs
 from moejax.routing.papers.comet import mixture_of_leaves
+from routing_reference import run
 
 D = 3
 
@@ -102,7 +103,7 @@ def assign(module, **values):
 @pytest.mark.parametrize('name', ['dselect_k', 'comet'])
 def test_a_saturated_gate_has_at_most_k_experts_whose_weights_sum_to_one(name):
   module = gate(name, scale=1e4, k=3)  # every |z| is far above gamma / 2
-  weight = np.asarray(module(X, RouterInputs(), train=True).plan.weight)
+  weight = np.asarray(run(module, X, RouterInputs(), train=True).plan.weight)
   assert (np.count_nonzero(weight, axis=-1) <= 3).all() and (np.count_nonzero(weight, axis=-1) > 1).any()
   np.testing.assert_allclose(weight.sum(-1), 1, rtol=1e-5)
 
@@ -111,7 +112,7 @@ def test_a_saturated_gate_has_at_most_k_experts_whose_weights_sum_to_one(name):
 def test_a_gate_starts_with_all_experts_alike(name):
   fragment = getattr(papers, name)(k=2)
   module = router.build(fragment, 'config.router', dim=D, num_experts=8, rngs=nnx.Rngs(0))
-  weight = module(X, RouterInputs(), train=True).plan.weight
+  weight = run(module, X, RouterInputs(), train=True).plan.weight
   # Steps start within 1.5 * 0.01 * (1 + |x|_1) / gamma of 1/2, leaves within 0.05 (1 + |x|_1) of 0; |x|_1 < 6 here.
   np.testing.assert_allclose(weight, 1 / 8, atol=0.08)
   assert np.abs(X).sum(-1).max() < 6
@@ -127,18 +128,18 @@ def test_dselect_k_is_the_mixture_of_its_selectors():
   w = np.exp(x @ score['weights'] + score['weights_bias'])
   expected = sum(w[i] / w.sum() * np.kron(np.kron([1 - s[i, 0], s[i, 0]], [1 - s[i, 1], s[i, 1]]),
                                           [1 - s[i, 2], s[i, 2]]) for i in range(2))
-  np.testing.assert_allclose(module(X, RouterInputs(), train=True).plan.weight[0, 0], expected, rtol=1e-5)
+  np.testing.assert_allclose(run(module, X, RouterInputs(), train=True).plan.weight[0, 0], expected, rtol=1e-5)
 
 
 def test_the_static_gate_of_dselect_k_looks_at_the_task_alone():
   module = gate('dselect_k', scale=0.3, k=2, gate='task', tasks=2)
   tasks = jnp.asarray([[0, 0, 1, 1, 0], [1, 0, 1, 0, 0]])
-  weight = np.asarray(module(X, RouterInputs(tasks=tasks), train=True).plan.weight)
+  weight = np.asarray(run(module, X, RouterInputs(tasks=tasks), train=True).plan.weight)
   for task in (0, 1):
     rows = weight[np.asarray(tasks) == task]
     np.testing.assert_array_equal(rows, np.broadcast_to(rows[0], rows.shape))
   assert not np.allclose(weight[0, 0], weight[0, 2])
-  weight = np.asarray(gate('dselect_k', scale=0.3, k=2, gate='task')(X, RouterInputs(), train=True).plan.weight)
+  weight = np.asarray(run(gate('dselect_k', scale=0.3, k=2, gate='task'), X, RouterInputs(), train=True).plan.weight)
   np.testing.assert_array_equal(weight, np.broadcast_to(weight[0, 0], weight.shape))
 
 
@@ -154,7 +155,7 @@ def test_one_tree_over_two_experts_is_the_smooth_step():
   assign(module, leaves=np.zeros((D, 1, 2)), leaves_bias=np.zeros((1, 2)))
   z = np.asarray(X) @ np.asarray(module.score.nodes[...])[:, 0] + np.asarray(module.score.nodes_bias[...])[0]
   left = smooth_step.smooth_step(jnp.asarray(z[..., 0]), 1.)
-  np.testing.assert_allclose(module(X, RouterInputs(), train=True).plan.weight, np.stack([left, 1 - left], -1),
+  np.testing.assert_allclose(run(module, X, RouterInputs(), train=True).plan.weight, np.stack([left, 1 - left], -1),
                              rtol=1e-5, atol=1e-6)
 
 
@@ -225,9 +226,9 @@ def test_codes_that_name_no_expert_cost_what_they_take():
   """E = 3, one selector, both bits at s: codes 00, 01, 10 have (1-s)^2 + 2 s(1-s) = 1 - s^2; s(z = .25) = 27/32."""
   module = gate('dselect_k', num_experts=3, k=1, gate='task')
   assign(module, codes=[[0.25, 0.25]])
-  out = module(X, RouterInputs(), train=True)
+  out = run(module, X, RouterInputs(), train=True)
   reached = 1 - (27 / 32)**2
   assert float(out.metrics['reachable_loss']) == pytest.approx(1 / reached, rel=1e-5)
   np.testing.assert_allclose(out.plan.weight.sum(-1), reached, rtol=1e-5)
   assign(module, codes=[[9., 9.]])  # wholly on the code that names none
-  assert np.isfinite(float(module(X, RouterInputs(), train=True).losses['reachable']))
+  assert np.isfinite(float(run(module, X, RouterInputs(), train=True).losses['reachable']))

@@ -1,7 +1,7 @@
 """The learning problem of "Towards Understanding MoE" (2208.02813) on its own data: cubic or linear experts.
 
-`python -m experiments.paper_effects.programs.clusters --variant=nonlinear --seed=0 --out=FOLDER` trains on 4,000 examples
-at once for 500 steps, or until the loss is 0.314, close to its least value of log(1 + 1/e) = 0.3133, and writes
+`python -m experiments.paper_effects.programs.clusters --variant=nonlinear --seed=0 --out=FOLDER` trains on 4,000
+examples at once for 500 steps, or until the loss is 0.314, close to its least value of log(1 + 1/e) = 0.3133. It writes
 `test/accuracy` and `test/dispatch_entropy`: what an expert's examples leave open about their cluster, in nats.
 """
 import argparse

@@ -30,11 +30,11 @@ class DSelectK(Score):
     gamma: width of the step.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int, gate: Gate = 'example',
-               tasks: int = 1, gamma: float = 1.):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int,
+               gate: Gate = 'example', tasks: int = 1, gamma: float = 1.):
     if gate == 'task' and (tasks > 1) != (dim is None):
-      raise ConfigError(f"{where}.tasks is {tasks}: the gate 'task' needs features=dict(name='tasks') for several tasks, "
-                        'and no other features than vectors for one.')
+      raise ConfigError(f"{where}.tasks is {tasks}: the gate 'task' needs features=dict(name='tasks') for several "
+                        'tasks, and vectors for one.')
     if gate == 'example' and tasks > 1:
       raise ConfigError(f"{where}.tasks is for gate='task'. Remove it.")
     self.num_experts, self.k, self.gate, self.gamma = num_experts, k, gate, gamma

@@ -1,7 +1,7 @@
 """Hierarchical mixtures of experts: gates that choose groups, and gates that choose in them."""
 from typing import Any
 
-from moejax.routing.hierarchical import SecondChoice
+from moejax.routing.moe_2d import SecondChoice
 from moejax.routing.papers import paper
 
 
