@@ -228,7 +228,7 @@ def test_who_chooses_whom_shows_in_the_plan(name):
   shares = np.asarray(routed(name)(tokens(1)).plan.shares())
   chooses, (by_token, by_expert) = papers.PAPERS[name].chooses, (shares.sum(2), shares.sum(1))
   if chooses == 'token':
-    assert by_token.max() <= PAPERS[name]['select'].get('k', 2)
+    assert by_token.max() <= routed(name).module.select.k
   if chooses == 'expert':
     assert (by_expert == by_expert[0, 0]).all() and by_token.min() < by_token.max()
   if chooses == 'together':

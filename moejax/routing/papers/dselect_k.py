@@ -72,13 +72,16 @@ class Reachable(Balancer):
   """`sum_i 1 / sum_e r_ie` where E is no power of two: keeps selectors off the codes that name no expert (section 3).
 
   Without it the shares of a token may sum to less than 1. The sum is kept above 1e-6, below which it has no gradient.
-  `reduction`: see `SelectorEntropy`.
+  Where every code names an expert, the loss is 0. `reduction`: see `SelectorEntropy`.
   """
 
-  def __init__(self, *, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):
+  def __init__(self, *, num_experts: int, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):
     self.coefficient, self.reduction = coefficient, reduction
+    self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 
   def loss(self, routed: Routed) -> jax.Array:
+    if self.all_codes_name_experts:
+      return jnp.zeros(())
     reached = routed.scores.extras['selectors'].sum(-1)
     return reduced(jnp.sum(1 / jnp.maximum(reached, EPSILON), axis=-1), routed.valid, self.reduction)
 
