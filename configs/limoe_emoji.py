@@ -2,7 +2,7 @@
 
 Paper: Mustafa et al. 2022, "Multimodal Contrastive Learning with LIMoE: the Language-Image Mixture of Experts"
   (arXiv 2206.02770): 64 patches and at most 8 words a pair, 8 experts in layers 1 and 3. Needs `pip install
-  'moejax[pairs]'`: 1,889 emoji, of which 300 are held out, so what is learnt says little about new ones.
+  'moejax[pairs]'`: 1,898 emoji, of which 300 are held out, so what is learnt says little about new ones.
 Command: python -m moejax.train --config=configs/limoe_emoji.py --workdir=runs/limoe_emoji
 Cost: TODO
 Result: TODO
