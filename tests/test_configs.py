@@ -97,7 +97,7 @@ def tiny(config, folder):
       model.dim = 16
     for side in sides:
       shrink_layers(side)
-    config.data.batch_size = 8
+    config.data.batch_size = 24 if config.data.get('balance') == 'tasks' else 8
     if data.name == 'images':
       model.update(image_size=8, patch_size=2, channels=1, num_classes=10)
       data.source = dict(name='digits')
@@ -109,7 +109,9 @@ def tiny(config, folder):
       data.source = dict(name='speakers', num_features=model.num_features, train_examples=16)
     else:
       (folder / 'corpus.txt').write_text('the quick brown fox jumps over the lazy dog. ' * 40)
-      data.source = dict(name='text', files=dict(train=str(folder / 'corpus.txt')))
+      text = dict(name='text', files=dict(train=str(folder / 'corpus.txt')))
+      data.source = {'mixture': lambda old: dict(name='mixture', sources=dict.fromkeys(old.sources, text))}.get(
+          data.source.name, lambda _: text)(data.source)
       data.tokenizer = dict(name='bytes')
       data.length = 32
       model.vocab_size = 384

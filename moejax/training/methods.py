@@ -83,8 +83,8 @@ class Reinforce:
 
   Config:
     coefficient: of the surrogate; 0 leaves the objective alone.
-    baseline: what is subtracted from the reward: what the router 'learned' to expect (score 'policy'), the mean over the
-      'batch', or nothing ('none').
+    baseline: what is subtracted from the reward: what the router 'learned' to expect (score 'policy'), the mean over
+      the 'batch', or nothing ('none').
     entropy: coefficient of the policy's entropy, which is to be large.
     value: coefficient of the squared error of the learned baseline.
   """
@@ -112,8 +112,8 @@ class Reinforce:
       baseline = objective.mean(reward, batch) if self.baseline == 'batch' else jnp.float32(0)
       if self.baseline == 'learned':
         if 'value' not in router.extras:
-          raise ConfigError(f"config.method.baseline: the router {layer} learns none. Set router.score.name='policy', or "
-                            "baseline to 'batch' or 'none'.")
+          raise ConfigError(f"config.method.baseline: the router {layer} learns none. Set router.score.name='policy', "
+                            "or baseline to 'batch' or 'none'.")
         baseline = router.extras['value'].reshape(reward.shape)
         totals['value_loss'] += objective.mean(jnp.square(reward - baseline), batch)
       advantage = reward - jax.lax.stop_gradient(baseline)

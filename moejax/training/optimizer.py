@@ -45,8 +45,8 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
     schedule: dict(name=...), one of `SCHEDULES`.
     clip: gradients are scaled down to this global norm where theirs is larger; None: never.
     decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
-    gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are multiplied,
-      before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for its experts
+    gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are
+      multiplied, before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for its experts
       (every expert's gradient is a mean over its own domain); fairseq scales those of experts by 1/sqrt(E).
 
   Raises:

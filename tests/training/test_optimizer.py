@@ -199,3 +199,27 @@ def test_gradient_norms_are_reported_by_module():
   tree = {'a': {'wi': jnp.array([3., 0.]), 'wo': jnp.array([[4.]])}, 'head': jnp.array([2.])}
   norms = optimizer.norms_by_module(tree)
   assert {name: float(norm) for name, norm in norms.items()} == {'a': 5., 'head': 2.}
+
+
+# ---- scaled gradients -----------------------------------------------------------------------------------------------
+
+
+def test_the_gradients_of_named_parameters_are_scaled_before_they_are_clipped():
+  params = MODEL.init(jax.random.key(0))[0]
+  gradients = jax.tree.map(jnp.ones_like, params)
+  scaled = jax.tree.map(jnp.ones_like, params) | {'wi': 4 * jnp.ones_like(params['wi'])}
+  for clip in (None, 1.0):
+    keys = dict(name='sgd', schedule=CONSTANT, clip=clip)
+    one = build(dict(keys, gradient_scale=dict(parameters='^wi$', factor=4.))).transform
+    other = build(keys).transform
+    found, _ = one.update(gradients, one.init(params), params)
+    expected, _ = other.update(scaled, other.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_scales_that_cannot_be_applied_are_refused():
+  for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' is found in no parameter path"),
+                         (dict(parameters='wi', factor=0.), 'gradient_scale.factor must be positive'),
+                         (dict(parameters='wi'), 'gradient_scale.factor is missing')):
+    with pytest.raises(ConfigError, match=message):
+      build(dict(name='sgd', schedule=CONSTANT, gradient_scale=scale))

@@ -79,15 +79,15 @@ class StraightThrough:
     return plan
 
 
-@paper('Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of-Experts', '2205.12701', chooses='fixed',
-       draws=True, example=dict(num_tasks=3, relaxation='gumbel'), alone=dict(num_tasks=3))
+@paper('Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of-Experts', '2205.12701',
+       chooses='fixed', draws=True, example=dict(num_tasks=3, relaxation='gumbel'), alone=dict(num_tasks=3))
 def cross_task(num_tasks: int, relaxation: Relaxation = 'straight_through', width: int | None = None, hidden: int = 64,
                start: float = 2., decay: float = 3e-4, end: float = 0.1, trainable: bool = True) -> dict[str, Any]:
   """Eliciting and Understanding Cross-Task Skills with Task-Level MoE (arXiv 2205.12701).
 
   Section 4: in every layer a router of its own, two products on a vector of the task, picks one expert with
-  straight-through Gumbel-softmax, temperature max(2 exp(-3e-4 step), 0.1); no balance loss. The second of its two stages
-  is `relaxation='softmax', start=300., decay=1e-4, end=1., trainable=False`: from the average of the experts to the
+  straight-through Gumbel-softmax, temperature max(2 exp(-3e-4 step), 0.1); no balance loss. The second of its two
+  stages is `relaxation='softmax', start=300., decay=1e-4, end=1., trainable=False`: from the average of the experts to the
   routes found. Evaluation takes the noise away (the published code draws there too).
   """
   weigh = (dict(name='straight_through') if relaxation == 'straight_through' else

@@ -4,8 +4,8 @@ from typing import Any
 from moejax.routing.papers import paper
 
 
-@paper('Sparsely Activated Mixture-of-Experts are Robust Multi-Task Learners', '2204.07689', alone=dict(num_tasks=3, k=1),
-       example=dict(num_tasks=3))
+@paper('Sparsely Activated Mixture-of-Experts are Robust Multi-Task Learners', '2204.07689',
+       example=dict(num_tasks=3), alone=dict(num_tasks=3, k=1))
 def task_aware(num_tasks: int, k: int = 2, task_width: int | None = None) -> dict[str, Any]:
   """Sparsely Activated Mixture-of-Experts are Robust Multi-Task Learners (arXiv 2204.07689).
 

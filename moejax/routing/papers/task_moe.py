@@ -10,8 +10,8 @@ def task_moe(num_tasks: int, level: Literal['token', 'sentence', 'task'] = 'task
              capacity_factor: float | None = None) -> dict[str, Any]:
   """Beyond Distillation: Task-level Mixture-of-Experts (arXiv 2110.03742).
 
-  Section 3: two experts as in GShard, whose router sees the token, the mean of the sentence's tokens, or a vector of the
-  task, which is learned; by task, all its tokens have the same two experts in a layer, which `surgery.extract_task` takes
+  Section 3: two experts as in GShard, whose router sees the token, the mean of the sentence's tokens, or a learned
+  vector of the task; by task, all its tokens have the same two experts in a layer, which `surgery.extract_task` takes
   out. Best in the paper: tokens in the encoder and tasks in the decoder. Gates are renormalised over the two, and the
   second expert is always taken, as in lingvo's `Top2Gating`. Balance loss over tokens, coefficient 0.01, whatever
   routes them.

@@ -1,0 +1,24 @@
+"""Task-level MoE on three domains of text: two of eight experts for each domain in each layer.
+
+System: Task-level MoE
+Paper: Kudugunta et al. 2021, "Beyond Distillation" (arXiv 2110.03742), section 3: routing by task; a dense model of the
+  experts of one task is taken out with `moejax.surgery.extract_task`.
+Data: as configs/dense_domains.py, whose active compute it has.
+Command: python -m moejax.train --config=configs/task_moe_domains.py --workdir=runs/task_moe_domains
+Cost: about three minutes on 2 CPU cores.
+Result: Expected: a lower perplexity than configs/dense_domains.py, at the cost of a dense model once a task is extracted.
+Proof: identities: tests/surgery/test_extract_task.py::test_the_extracted_model_is_the_full_one_for_its_task,
+  tests/routing/test_task_routing.py::test_the_mean_of_a_sentence_is_that_of_a_loop_over_its_tokens
+Differs: nothing known. Here no capacity (extraction needs none to overflow), and no translation: the domain is the task.
+"""
+from configs import dense_domains
+from moejax.routing import papers
+
+
+def get_config():
+  config = dense_domains.get_config()
+  config.model.sparse = dict(name='every', n=1)
+  config.model.moe = dict(
+      num_experts=8, experts=dict(name='feed_forward', hidden=128, activation='gelu'),
+      router=papers.task_moe(num_tasks=3), dispatch=dict(name='grouped'), group='sequence')
+  return config

@@ -1,0 +1,56 @@
+"""How much the loss of a THOR model depends on which random experts it is evaluated with.
+
+Writes `spread`, the variance over twelve draws, and `loss`, their mean.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+
+from configs import thor_t5_chitchat
+from moejax import evaluation, models
+from moejax.training import setup, step
+
+DRAWS = 12
+ALPHA = {'alpha 0': 0.0, 'alpha 5': 5.0}
+
+
+def config(variant: str, seed: int, steps: int = 150):
+  """The shipped config, narrow and short."""
+  made = thor_t5_chitchat.get_config()
+  made.seed, made.method.alpha = seed, ALPHA[variant]
+  made.model.update(dim=48)
+  for side in (made.model.encoder, made.model.decoder):
+    side.feed_forward.hidden = side.moe.experts.hidden = 96
+  made.data.update(length=64, batch_size=16)
+  made.data.source.test_fraction = 0.003
+  made.training.steps = steps
+  return made
+
+
+def main(variant: str, seed: int, out: pathlib.Path) -> None:
+  """Trains, and evaluates with other draws of the experts each time."""
+  built = setup.prepare(config(variant, seed))
+  state, train_step, batches = step.init_state(built), step.make_train_step(built), built.pipeline.train(seed)
+  for _ in range(built.training.steps):
+    state, _ = train_step(state, built.place(next(batches)))
+  losses = []
+  for draw in range(DRAWS):
+    model_config = built.config.model.copy_and_resolve_references()
+    for side in (model_config.encoder, model_config.decoder):
+      side.moe.router.score.seed = 1000 * seed + draw
+    evaluators = evaluation.build(dict(test=dict(name='seq2seq')), pipeline=built.pipeline, mesh=built.mesh,
+                                  apply=models.build(model_config, 'config.model').apply)
+    losses.append(evaluators['test'](state.params, state.router_state)['loss'])
+  row = dict(step=built.training.steps, spread=statistics.variance(losses), loss=statistics.mean(losses))
+  out.mkdir(parents=True, exist_ok=True)
+  (out / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--variant', choices=ALPHA, required=True)
+  parser.add_argument('--seed', type=int, required=True)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  arguments = parser.parse_args()
+  main(arguments.variant, arguments.seed, arguments.out)

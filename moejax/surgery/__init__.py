@@ -1,0 +1,1 @@
+"""Surgery: models made of the parameters of other models."""

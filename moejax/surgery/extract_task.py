@@ -1,0 +1,105 @@
+"""The dense model that a task uses, out of a sparse one that routes by task (arXiv 2110.03742, section 3.3)."""
+import copy
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from moejax import models
+from moejax.functional import Tree, flatten, unflatten
+
+# How each parameter of an expert joins those of others to one wider feed-forward: the axis of the hidden units.
+_HIDDEN_AXIS = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0}
+
+
+def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
+                 side: str | None = None) -> tuple[dict, Tree, Tree]:
+  """The experts of `task`, side by side in one feed-forward a layer; their weights are multiplied into `wo` and `bo`.
+
+  Its output is that of the full model for that task: the same sum, written as one product.
+
+  Args:
+    config: `config.model`, with `layers='unrolled'` and experts 'feed_forward'.
+    params, state: of that model.
+    task: what the batches of the task have in `tasks`.
+    side: 'encoder' or 'decoder' of such a model, the other of which stays as it is; None: the whole decoder-only model.
+
+  Returns:
+    `(config, params, state)` of the dense model.
+
+  Raises:
+    ValueError: the routes of the task depend on more than the task, or the layers would differ in width.
+  """
+  config = copy.deepcopy(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
+  part = config if side is None else config[side]
+  where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
+  if part.get('layers', 'unrolled') != 'unrolled' or part['moe']['experts']['name'] != 'feed_forward':
+    raise ValueError(f'{where}: what can be extracted are feed-forward experts of unrolled layers.')
+  weights = routes(config, params, state, task, '' if side is None else f'{side}_')
+  flat, new = flatten(params), {}
+  for path, leaf in flat.items():
+    if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix):
+      new[path] = leaf
+  for depth, weight in weights.items():
+    here = f'{prefix}blocks/{depth}/'
+    experts = {name: flat[f'{here}moe/experts/{name}'] for name in (*_HIDDEN_AXIS, 'bo')
+               if f'{here}moe/experts/{name}' in flat}
+    new |= {f'{here}feed_forward/{name}': leaf for name, leaf in side_by_side(experts, weight).items()}
+
+  expert = dict(part.pop('moe')['experts'])
+  part.pop('sparse')
+  widths = {leaf.shape[1] for path, leaf in new.items()
+            if path.startswith(prefix) and path.endswith('/feed_forward/wi')}
+  if len(widths) > 1:
+    raise ValueError(f'{where}: the feed-forwards would have widths of {sorted(widths)}, and a dense model has one. '
+                     'Train with dense layers as wide as the experts that a task uses.')
+  kept = {name: expert[name] for name in ('activation', 'use_bias') if name in expert}
+  part['feed_forward'] = {**part['feed_forward'], **kept, 'hidden': widths.pop()}
+  gone = {path for path in flatten(state) if path.startswith(f'{prefix}blocks/')}
+  state = unflatten({path: leaf for path, leaf in flatten(state).items() if path not in gone})
+  return config, unflatten(new), state
+
+
+def routes(config: Mapping, params: Tree, state: Tree, task: int, prefix: str = '') -> dict[int, np.ndarray]:
+  """`{depth: <float32>[E]}`, the combine weights of the task's tokens in every sparse layer.
+
+  Args:
+    prefix: of the routers' names: '', 'encoder_' or 'decoder_'.
+
+  Raises:
+    ValueError: tokens of the task have different weights, or no expert.
+  """
+  ids = jnp.arange(16, dtype=jnp.int32).reshape(2, 8) % config['vocab_size']
+  names = ('',) if config['name'] == 'decoder' else ('encoder_', 'decoder_')
+  batch = {f'{name}{field}': value for name in names
+           for field, value in (('tokens', ids), ('tasks', jnp.full_like(ids, task)))}
+  routers = jax.jit(models.build(config).apply)(params, state, batch).routers
+  found = {}
+  for name, router in routers.items():
+    if not name.startswith(f'{prefix}block_'):
+      continue
+    plan = router.plan
+    weight = np.asarray(plan.to_dense().weight if hasattr(plan, 'to_dense') else plan.shares())
+    weight = weight.reshape(-1, weight.shape[-1])
+    if (weight != weight[0]).any() or not weight.any():
+      raise ValueError(f'{name}: tokens of task {task} do not all have the same experts. Extract from a model that '
+                       'routes by task alone, without a capacity.')
+    found[int(name.rpartition('_')[2])] = weight[0]
+  return found
+
+
+def side_by_side(experts: Mapping[str, jax.Array], weight: np.ndarray) -> dict[str, jax.Array]:
+  """One feed-forward whose output is the weighted sum of those experts that have a weight.
+
+  Args:
+    experts: parameters of `experts.feed_forward`, with a leading axis E.
+    weight: <float32>[E].
+  """
+  chosen = np.flatnonzero(weight)
+  joined = {}
+  for name, leaf in experts.items():
+    parts = [leaf[e] * (weight[e] if name in ('wo', 'bo') else 1) for e in chosen]
+    joined[name] = sum(parts) if name == 'bo' else jnp.concatenate(parts, axis=_HIDDEN_AXIS[name])
+  return joined

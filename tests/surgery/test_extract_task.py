@@ -1,0 +1,106 @@
+"""What is extracted for a task against the full model on batches of that task."""
+import ast
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import models
+from moejax.functional import flatten, unflatten
+from moejax.routing import papers
+from moejax.surgery.extract_task import extract_task, side_by_side
+
+ATTENTION = dict(heads=2)
+ROUTERS = {
+    'task_moe': papers.task_moe(num_tasks=3), 'demix': papers.demix(num_domains=3),
+    'cross_task': papers.cross_task(num_tasks=3, width=4)}
+
+
+def sparse(router, **experts):
+  moe = dict(num_experts=4, experts=dict(name='feed_forward', hidden=8, **experts), router=router,
+             dispatch=dict(name='reference'), group='sequence')
+  return dict(num_layers=2, attention=ATTENTION, feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=moe)
+
+
+@functools.cache
+def full(name, activation='gelu'):
+  config = dict(name='decoder', vocab_size=13, dim=8,
+                **sparse(ROUTERS[name], activation=activation, use_bias=activation == 'gelu'))
+  return config, *drawn(config)
+
+
+def drawn(config):
+  """Parameters of which none is zero, and the first state; drawn here, as the initialisers take longer than the test."""
+  draw, (params, state) = np.random.default_rng(0), models.build(config).shapes()
+  values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), 0.4, leaf.shape))
+            for path, leaf in flatten(params).items()}
+  return unflatten(values), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+
+
+def logits(config, params, state, batch):
+  return np.asarray(compiled(repr(config))(params, state, batch).logits)
+
+
+@functools.cache
+def compiled(config):
+  return jax.jit(models.build(ast.literal_eval(config)).apply)
+
+
+TOKENS = jax.random.randint(jax.random.key(5), (3, 7), 0, 13)
+
+
+@pytest.mark.parametrize('name, activation', [('task_moe', 'gelu'), ('task_moe', 'swiglu'), ('demix', 'gelu'),
+                                              ('cross_task', 'swiglu')])
+def test_the_extracted_model_is_the_full_one_for_its_task(name, activation):
+  config, params, state = full(name, activation)
+  outputs = []
+  for task in (0, 2):
+    dense, dense_params, dense_state = extract_task(config, params, state, task)
+    assert 'moe' not in dense and dense_state == {}
+    assert dense['feed_forward']['hidden'] == (16 if name == 'task_moe' else 8)
+    outputs.append(logits(dense, dense_params, dense_state, dict(tokens=TOKENS)))
+    expected = logits(config, params, state, dict(tokens=TOKENS, tasks=jnp.full_like(TOKENS, task)))
+    # The same products; only sums over hidden units are of two experts at once: float32 rounding.
+    np.testing.assert_allclose(outputs[-1], expected, rtol=1e-4, atol=1e-5)
+  assert not np.allclose(outputs[0], outputs[1], atol=1e-2)
+
+
+def test_the_parameters_of_a_single_expert_are_the_very_same():
+  config, params, state = full('demix')
+  _, dense, _ = extract_task(config, params, state, 2)
+  for depth in '01':
+    for name, leaf in params['blocks'][depth]['moe']['experts'].items():
+      np.testing.assert_array_equal(dense['blocks'][depth]['feed_forward'][name], leaf[2])
+
+
+def test_one_side_of_an_encoder_decoder_can_be_extracted_while_the_other_routes_tokens():
+  config = dict(name='encoder_decoder', vocab_size=13, dim=8, encoder=sparse(papers.top_k_dropless(k=2)),
+                decoder=sparse(papers.task_moe(num_tasks=3)))
+  params, state = drawn(config)
+  tasks = jnp.ones_like(TOKENS)
+  batch = dict(encoder_tokens=TOKENS, decoder_tokens=TOKENS[:, ::-1], encoder_tasks=tasks, decoder_tasks=tasks)
+  parts = extract_task(config, params, state, 1, side='decoder')
+  assert 'moe' in parts[0]['encoder'] and 'moe' not in parts[0]['decoder']
+  np.testing.assert_allclose(logits(*parts, batch), logits(config, params, state, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_multiplied_into_what_comes_last():
+  # Two experts of one hidden unit, relu: 0.25 * 2 * relu(3 x) + 0.75 * 5 * relu(x) has the rows 0.5 and 3.75.
+  experts = dict(wi=jnp.array([[[3.]], [[1.]], [[7.]]]), wo=jnp.array([[[2.]], [[5.]], [[9.]]]))
+  joined = side_by_side(experts, np.array([0.25, 0.75, 0.], np.float32))
+  np.testing.assert_array_equal(joined['wi'], [[3., 1.]])
+  np.testing.assert_array_equal(joined['wo'], [[0.5], [3.75]])
+
+
+def test_what_does_not_route_by_task_alone_is_refused():
+  config = dict(name='decoder', vocab_size=13, dim=8, **sparse(papers.top_k_dropless(k=2)))
+  params, state = drawn(config)
+  with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
+    extract_task(config, params, state, 0)
+  with pytest.raises(ValueError, match='feed-forward experts of unrolled layers'):
+    extract_task({**config, 'layers': 'scan'}, params, state, 0)
+  mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
+  with pytest.raises(ValueError, match=r'widths of \[8, 16\], and a dense model has one'):
+    extract_task(mixed, *drawn(mixed), 0)
