@@ -53,9 +53,10 @@ def theirs_top_2(logits, fraction, **options):
   import transformers
   from transformers.models.nllb_moe import modeling_nllb_moe as theirs
   config = transformers.NllbMoeConfig(
-      num_experts=E, d_model=E, expert_capacity=None, router_bias=False, router_dtype='float32',
-      second_expert_policy='all', moe_eval_capacity_token_fraction=-1 if fraction is None else fraction, **options)
+      num_experts=E, d_model=E, router_bias=False, router_dtype='float32',
+      second_expert_policy='all', moe_eval_capacity_token_fraction=-1. if fraction is None else fraction, **options)
   module = theirs.NllbMoeTop2Router(config).eval()
+  module.expert_capacity = None  # what makes it count slots itself; the config takes whole numbers only
   first, weights = module.route_tokens(torch.tensor(logits))
   return first.numpy(), weights.detach().numpy()
 

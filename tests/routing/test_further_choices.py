@@ -5,6 +5,7 @@ import functools
 
 from hypothesis import given
 from hypothesis import strategies as st
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,13 +123,13 @@ def switch(values, **options):
 
 def test_no_token_is_left_behind_where_there_are_as_many_slots_as_tokens_and_all_experts_are_asked():
   values = jax.random.normal(KEY, (G, S, E)) + 2 * jnp.arange(E)  # nearly all prefer the last expert
-  dropped, retry = (switch(values, overflow=overflow) for overflow in ('drop', 'retry'))
+  dropped, retry = (switch(values, exploration='argmax', overflow=overflow) for overflow in ('drop', 'retry'))
   assert dropped.metrics['dropped'] > 0.5 and retry.metrics['dropped'] == 0
   np.testing.assert_array_equal(dropped.metrics['load'], retry.metrics['load'])  # demand: first choices
   # The weight is the probability of the expert that a token ends at.
   weight, probs = retry.plan.to_dense().weight, jax.nn.softmax(values, axis=-1)
   assert (jnp.sum(weight > 0, -1) == 1).all()
-  np.testing.assert_allclose(weight.sum(-1), jnp.where(weight > 0, probs, 0).sum(-1), rtol=0.05)  # but for the jitter
+  np.testing.assert_allclose(weight.sum(-1), jnp.where(weight > 0, probs, 0).sum(-1), rtol=1e-5)
 
 
 def test_switch_max_keeps_those_who_want_it_most():
@@ -140,20 +141,19 @@ def test_switch_max_keeps_those_who_want_it_most():
 
 @pytest.mark.parametrize('exploration', ['jitter', 'argmax', 'sample', 'dropout'])
 def test_explorations_of_switch(exploration):
-  """Logits (1, 0): by 1% jitter never the second expert, by a sample with probability 1/(1+e) = 0.27; dropout makes the
-  first feature 0 with probability 0.1, and then ties go to the first expert: never, but weights change."""
-  values = jnp.broadcast_to(jnp.float32([1., 0, -9, -9]), (1, 2048, E))
+  """Logits (1, 0, 0, 0), p = e/(e + 3) = 0.475 of the first. By 1% of jitter it is always the best; a sample is each of
+  the others with probability 0.175; dropout leaves 1/0.9, p = 0.503, or with probability 0.1 a tie, p = 1/4."""
+  values = jnp.broadcast_to(jnp.float32([1., 0, 0, 0]), (1, 2048, E))
   config = papers.switch(exploration=exploration) | dict(place=dict(name='dropless'))
   built = functional.functionalize(lambda rngs: router.build(config, 'router', dim=E, num_experts=E, rngs=rngs))
   plan = jax.jit(functools.partial(built.apply, train=True))(dict(score=dict(kernel=jnp.eye(E))), {}, values,
                                                              RouterInputs(), key=KEY).plan
   second = float((plan.expert == 1).mean())
-  assert second == pytest.approx(0.269 if exploration == 'sample' else 0, abs=0.05)
-  # Weights: p of the first is e/(1+e) = 0.731, 0.752 with the feature over 0.9, 1/2 without it.
+  assert second == pytest.approx(0.175 if exploration == 'sample' else 0, abs=0.04)  # standard error 0.008
   weight = np.asarray(plan.weight[0, :, 0])
   if exploration == 'dropout':
-    np.testing.assert_allclose(np.sort(np.unique(weight.round(2))), [0.5, 0.75])
-    assert (weight < 0.6).mean() == pytest.approx(0.1, abs=0.03)
+    np.testing.assert_allclose(np.unique(weight.round(3)), [0.25, 0.503])
+    assert (weight < 0.3).mean() == pytest.approx(0.1, abs=0.03)
   if exploration in ('argmax', 'jitter'):
     assert (weight.std() > 1e-4) == (exploration == 'jitter')
 
@@ -208,4 +208,5 @@ def test_straight_through_gives_dispatch_the_gradient_of_the_weights():
 def test_places_that_know_positions_alone_refuse_priorities():
   config = papers.switch(overflow='retry')
   with pytest.raises(ConfigError, match=r'router\.place: slots are given out by position and choice here'):
-    router.build(config | dict(place=config['place'] | dict(priority='batch')), 'router', dim=E, num_experts=E, rngs=None)
+    router.build(config | dict(place=config['place'] | dict(priority='batch')), 'router', dim=E, num_experts=E,
+                 rngs=nnx.Rngs(0))
