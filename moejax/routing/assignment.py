@@ -44,8 +44,9 @@ def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: 
   The auction of fairseq's `balanced_assignment` (BASE layers, section 3.1, after Bertsekas): in every round each expert
   bids for the c tokens of highest value to it, by how much they exceed the next one plus eps = max(spread / 50, 1e-4);
   who bids most for a token holds it, and it becomes dearer for all others by that bid. What an expert holds it keeps
-  for a bid of eps alone. It ends when every token has a bid, within about eps a token of the best assignment. After
-  `rounds` rounds experts no longer insist on what they hold: that ends soon, farther from the best.
+  for a bid of eps alone. It ends when every token has a bid: as a rule within eps a token of the best assignment, though
+  that is no theorem for this variant, and many equal scores can cost some eps. After `rounds` rounds experts no longer
+  insist on what they hold, which ends soon, farther from the best.
 
   Here c = ceil(n/E) for n valid tokens. Where E does not divide n, tokens that nobody prefers fill up the last shares,
   so that an expert may end with fewer. Scores that are not finite count as the smallest finite one.

@@ -1,4 +1,5 @@
-"""Selection: which experts a token, or which tokens an expert. Gives a plan whose weights are one.
+"""Selection: which experts a token, or which tokens an expert. Gives a plan whose weights are one, or what the selection
+itself found, which weighting multiplies.
 
 A selection is a class with static attributes
 

@@ -1,0 +1,25 @@
+"""BASE layers as a decoder on dialogues, at the active compute of configs/dense_chitchat.py.
+
+System: BASE layers
+Paper: Lewis et al. 2021, "BASE Layers: Simplifying Training of Large, Sparse Models" (arXiv 2103.16716), section 3.
+  All 2,048 bytes of a batch are assigned together, 256 to each of 8 experts; at evaluation each takes its best expert.
+Command: python -m moejax.train --config=configs/base_chitchat.py --workdir=runs/base_chitchat
+Cost: about three minutes on 2 CPU cores.
+Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
+Proof: numbers: tests/routing/test_assignment.py::test_the_total_score_is_within_eps_a_token_of_the_best_assignment,
+  tests/routing/test_assignment.py::test_every_expert_gets_the_same_number_of_tokens
+Differs: Training looks at later bytes of the batch, as published (routing_leak='train'). The published layer is one stack
+  of residual feed-forwards put between two blocks, x + a (F(x) - x); here it takes the place of every feed-forward.
+"""
+from configs import switch_chitchat
+from moejax.routing import papers
+
+
+def get_config():
+  config = switch_chitchat.get_config()
+  config.model.routing_leak = 'train'
+  config.model.moe.router = papers.base()
+  config.model.moe.dispatch.name = 'grouped'
+  config.model.moe.group = 'batch'
+  config.model.moe.experts.init_scale = 1.0
+  return config

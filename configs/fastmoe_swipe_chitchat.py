@@ -1,0 +1,21 @@
+"""FastMoE's SWIPE gate as a decoder on dialogues: two experts a byte, moved in training where an expert is full.
+
+System: FastMoE (SWIPE gate)
+Paper: He et al. 2021, "FastMoE: A Fast Mixture-of-Expert Training System" (arXiv 2103.13262); the gate is of its
+  repository. Experts are half as wide as the dense feed-forward.
+Command: python -m moejax.train --config=configs/fastmoe_swipe_chitchat.py --workdir=runs/fastmoe_swipe_chitchat
+Cost: about three minutes on 2 CPU cores.
+Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
+Proof: numbers: tests/routing/test_assignment.py::test_swipe_is_a_queue_at_every_expert_and_then_the_free_slots_in_order
+Differs: FastMoE moves tokens to another worker, there to one expert for each choice; here a worker is one expert.
+  Training looks at later bytes, as published (routing_leak='train').
+"""
+from configs import base_chitchat
+from moejax.routing import papers
+
+
+def get_config():
+  config = base_chitchat.get_config()
+  config.model.moe.router = papers.fastmoe_swipe(k=2)
+  config.model.moe.experts.hidden = 192
+  return config

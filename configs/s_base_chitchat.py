@@ -1,0 +1,22 @@
+"""S-BASE as a decoder on dialogues, at the active compute of configs/dense_chitchat.py.
+
+System: S-BASE
+Paper: Clark et al. 2022, "Unified Scaling Laws for Routed Language Models" (arXiv 2202.01169), section 3.2.1. In training
+  the bytes of a batch go to experts by a transport plan of equal shares, at evaluation each to its best expert.
+Command: python -m moejax.train --config=configs/s_base_chitchat.py --workdir=runs/s_base_chitchat
+Cost: about three minutes on 2 CPU cores.
+Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
+Proof: identities: tests/routing/test_optimal_transport.py::test_sinkhorn_plans_have_the_sums_asked_for,
+  tests/routing/test_optimal_transport.py::test_sinkhorn_plans_are_optimal,
+  tests/routing/test_optimal_transport.py::test_with_little_entropy_s_base_is_the_assignment_of_base
+Differs: No code was published. Regularisation and number of iterations are those of the Sinkhorn baseline of
+  google-research/vmoe; slots, twice an equal share, are given out by position.
+"""
+from configs import base_chitchat
+from moejax.routing import papers
+
+
+def get_config():
+  config = base_chitchat.get_config()
+  config.model.moe.router = papers.s_base()
+  return config
