@@ -56,6 +56,8 @@ PEERS = [
 ORACLES = [
     'torch==2.13.0',
     'transformers==5.23.0',
+    'mixture-of-experts==0.2.3',
+    'jaxopt==0.8.5',
 ]
 
 setuptools.setup(
