@@ -22,5 +22,5 @@ def get_config():
   config.model.sparse = dict(name='every', n=1)
   config.model.moe = dict(
       num_experts=3, experts=dict(name='feed_forward', hidden=256, activation='gelu'),
-      router=papers.cross_task(num_tasks=3, width=64, decay=6e-3), dispatch=dict(name='einsum'), group='sequence')
+      router=papers.cross_task(num_tasks=3, width=64, decay=6e-3), dispatch=dict(name='reference'), group='sequence')
   return config

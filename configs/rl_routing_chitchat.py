@@ -19,5 +19,5 @@ def get_config(weight='probability'):
   config = switch_chitchat.get_config()
   config.model.moe.router = papers.rl_routing(weight)
   config.model.moe.dispatch.name = 'grouped'
-  config.method = dict(name='reinforce')
+  config.method = dict(name='reinforce', coefficient=0.1, baseline='learned', entropy=0.01, value=0.1)
   return config

@@ -143,7 +143,7 @@ def test_the_oracle_is_the_language_model_that_is_told_the_domain_and_domains_ad
   assert found['loss'] == pytest.approx(mean, rel=1e-6)
 
 
-@pytest.mark.parametrize('config', [dict(), dict(evidence='all_tokens'), dict(prior='updating'),
+@pytest.mark.parametrize('config', [dict(evidence='all_tokens', prior='updating'),
                                     dict(prior='cached', cached_rows=2)])
 def test_a_posterior_of_one_expert_is_the_language_model_of_that_expert(pipeline, config):
   left = measure(pipeline, name='domains', mixture='posterior', removed=('one', 'two'), **config)
