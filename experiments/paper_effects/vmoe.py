@@ -3,7 +3,7 @@ from experiments.paper_effects.effect import Effect
 
 EFFECT = Effect(
     system='V-MoE',
-    claim='Evaluated with a quarter of the capacity, a trained model loses less accuracy with batch priority than without.',
+    claim='Evaluated with a quarter of the capacity, a model is more accurate with batch priority than without.',
     program='experiments.paper_effects.programs.vmoe_capacity',
     variants={'batch': {}, 'position': {}},
     metric='accuracy', larger='batch', smaller='position')

@@ -1,9 +1,9 @@
-"""A shared mixture is better than a shared dense block, and more so with norms of each layer's own (WideNet, table 5)."""
+"""A shared mixture is better than a shared dense block, more so with norms of each layer (WideNet, table 5)."""
 from experiments.paper_effects.effect import Effect
 
 EFFECT = Effect(
     system='WideNet',
-    claim='Layers that share a mixture of experts, all but norms, classify better than layers that share a dense block.',
+    claim='Layers that share a mixture, all but norms, classify better than layers that share a dense block.',
     config='configs/widenet_digits.py',
     common={'model.dim': 32, 'model.moe.experts.hidden': 64, 'model.feed_forward.hidden': 64, 'training.steps': 200,
             'evaluation.every': 200, 'checkpoint.every': 200, 'optimizer.schedule.warmup': 20},

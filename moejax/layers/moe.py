@@ -33,8 +33,8 @@ class MoEConfig:
     group: tokens that are routed together, and share a capacity: all of the 'batch', those of one 'sequence', or this
       many (the largest divisor of B*S that is not above).
     shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
-    shared_gate: how the two are added: their 'sum' (the figures of DeepSpeed-MoE, 2201.05596, section 4.1.1), or with two
-      weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
+    shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
+      two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
   num_experts: int
   experts: dict
@@ -64,7 +64,8 @@ class MoE(nnx.Module):
     self.shared = None if config.shared is None else experts.build(
         config.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
     if config.shared_gate == 'softmax' and self.shared is None:
-      raise ConfigError(f'{where}.shared_gate = "softmax" weighs a shared expert, and there is none: set {where}.shared.')
+      raise ConfigError(f'{where}.shared_gate = "softmax" weighs a shared expert, and there is none: '
+                        f'set {where}.shared.')
     self.shared_gate = None if config.shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
