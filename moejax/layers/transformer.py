@@ -50,8 +50,8 @@ class Transformer(nnx.Module):
                cross_attention: bool = False):
     kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
     if sharing != 'none' and len(set(kinds)) > 1:
-      raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe make '
-                        f'{" and ".join(sorted(set(kinds)))} ones. Make all sparse or none, or share nothing.')
+      raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe '
+                        f'make {" and ".join(sorted(set(kinds)))} ones. Make all sparse or none, or share nothing.')
     self.stack, self.sharing = Stack(kinds, layers, remat), sharing
 
     def block(kind: str, rngs: nnx.Rngs) -> Block:

@@ -56,7 +56,7 @@ class _Met(NamedTuple):
 
 
 def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, int], _Met]:
-  """For each stack ('', 'encoder' or 'decoder') and number of experts. What differs in neither has one kind of router."""
+  """For each stack ('', 'encoder' or 'decoder') and number of experts, which together say what router it is."""
   routers = jax.eval_shape(lambda *args: model.apply(*args), *model.shapes(), batch).routers
   keys = {depth: (depth.rpartition('block_')[0].rstrip('_'), router.plan.num_experts)
           for depth, router in routers.items()}

@@ -68,8 +68,8 @@ class TopN(TopK):
   def __post_init__(self):
     super().__post_init__()
     if len(self._thresholds()) != self.k - 1:
-      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} numbers for {self.k - 1} further choices: '
-                        'give one for each, or a single one.')
+      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} numbers for {self.k - 1} further '
+                        'choices: give one for each, or a single one.')
 
   def _thresholds(self) -> tuple[float, ...]:
     return (self.threshold,) * (self.k - 1) if isinstance(self.threshold, (int, float)) else tuple(self.threshold)
@@ -98,8 +98,8 @@ class Ranked:
 
   def __post_init__(self):
     if not 0 <= self.alternatives < self.num_experts:
-      raise ConfigError(f'{self.where}.alternatives must lie between 0 and {self.num_experts - 1}: a token has that many '
-                        f'experts besides the best; not {self.alternatives}.')
+      raise ConfigError(f'{self.where}.alternatives must lie between 0 and {self.num_experts - 1}: a token has that '
+                        f'many experts besides the best; not {self.alternatives}.')
 
   def leak(self, train: bool) -> Leak:
     return 'causal'

@@ -19,8 +19,8 @@ from moejax.routing.scores import required
 
 PLACEMENTS = Registry('router placement')
 
-Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel', 'fastmoe',
-                     'widenet']
+Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel',
+                     'fastmoe', 'widenet']
 Priority = Literal['position', 'batch', 'probability', 'random']
 Order = Literal['choice', 'token']
 

@@ -1,5 +1,5 @@
-"""DeepSpeed-MoE's two changes of the layer (2201.05596, section 4.1): a fixed feed-forward beside the expert, added by a
-sum or by a learned gate; and more experts in later layers. Against the parts alone, and formulas derived by hand."""
+"""DeepSpeed-MoE's two changes of the layer (2201.05596, section 4.1): a fixed feed-forward beside the expert, added
+by a sum or by a learned gate; and more experts in later layers. Against the parts alone, and formulas derived by hand."""
 import functools
 
 import jax
@@ -65,7 +65,7 @@ def test_a_gate_that_gives_all_to_the_fixed_expert_is_the_dense_layer():
 
 
 def test_a_gate_without_a_fixed_expert_is_refused():
-  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" weighs a shared expert.*config\.moe\.shared'):
+  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" weighs .*: set config\.moe\.shared'):
     residual('softmax', shared=False)
 
 

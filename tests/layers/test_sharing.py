@@ -1,4 +1,4 @@
-"""Layers that share parameters (ALBERT, WideNet), against the stack without sharing whose layers hold the same values."""
+"""Layers that share parameters (ALBERT, WideNet), against a stack without sharing that holds the same values."""
 import functools
 
 import jax

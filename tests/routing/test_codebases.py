@@ -1,4 +1,4 @@
-"""Routing as DeepSpeed, FastMoE, GLaM and WideNet do it: float64 loops over tokens, numbers by hand, and frequencies."""
+"""Routing as DeepSpeed, FastMoE, GLaM and WideNet do it: against loops over tokens, numbers by hand, frequencies."""
 import functools
 
 import jax
@@ -43,7 +43,8 @@ def top_2_weights(values, capacity, queue_of):
   expert = np.argsort(-probs, axis=-1, kind='stable')[:, :2]
   gate = np.take_along_axis(probs, expert, axis=-1)
   gate /= gate.sum(-1, keepdims=True)
-  kept = reference.fill_buffers(expert, np.ones(expert.shape, bool), values.shape[-1], capacity, queue_of(len(values), 2))
+  queue = queue_of(len(values), 2)
+  kept = reference.fill_buffers(expert, np.ones(expert.shape, bool), values.shape[-1], capacity, queue)
   weights = np.zeros(values.shape)
   for token, choice in kept:
     weights[token, expert[token, choice]] = gate[token, choice]
@@ -70,7 +71,7 @@ def test_glam_keeps_what_a_queue_keeps_and_renormalises_before():
 def test_the_gates_of_fastmoe_are_those_of_a_loop_over_tokens(gate, capacity):
   config = papers.fastmoe(gate=gate, capacity=(0.6, 0.6), experts_per_worker=1)
   out = route(both_seconds(config), logits(1))
-  # dc: the slots of one of 4 workers with 12/4 tokens each are ceil(0.6*3) = 2; ours go by the group: ceil(0.3*12*2/4) = 2.
+  # dc: of one of 4 workers with 12/4 tokens each ceil(0.6*3) = 2; by the group of all of them ceil(0.3*12*2/4) = 2.
   capacity = 2 if gate == 'dc' else capacity
   expected = [top_2_weights(group, capacity, reference.token_major) for group in logits(1)]
   np.testing.assert_allclose(dense(out), expected, atol=1e-6)
@@ -99,7 +100,7 @@ def test_fastmoe_s_switch_loss_counts_surviving_tokens():
 
 def test_the_switch_gate_of_fastmoe_moves_logits_by_a_tenth_at_most_and_evaluation_by_nothing():
   config = papers.fastmoe(gate='switch') | dict(place=dict(name='dropless'))
-  # Two experts whose logits differ by 0.1: the difference of two draws of U(-0.1, 0.1) is below -0.1 with probability 1/8.
+  # Logits that differ by 0.1: the difference of two draws of U(-0.1, 0.1) is below -0.1 with probability 1/8.
   values = np.broadcast_to(np.float32([0.1, 0.]), (1, 4096, 2))
   load = route(config, values).metrics['load']
   assert float(load[1]) == pytest.approx(1 / 8, abs=0.02)  # 4,096 draws: standard error 0.005
@@ -142,7 +143,8 @@ def test_faster_sends_few_tokens_to_other_nodes(outgoing):
 
 
 def test_padding_does_not_travel():
-  values = jnp.zeros((1, 4, 4)).at[..., 2].set(jnp.float32([3, 2, 1, 4]))  # everyone prefers expert 2, of the other node
+  # All prefer expert 2, which is on the other node.
+  values = jnp.zeros((1, 4, 4)).at[..., 2].set(jnp.float32([3, 2, 1, 4]))
   local = jnp.asarray([[True, True, False, False]])
   valid = jnp.asarray([[True, True, True, False]])
   expert = near_first(values, local, valid, allowed=1)
@@ -158,7 +160,7 @@ def test_a_node_with_one_expert_leaves_no_two_choices():
 
 
 def test_deepspeed_keeps_every_token_equally_often():
-  """Random Token Selection: 24 tokens that all want one of 4 experts, ceil(24/4) = 6 slots: each stays in 1/4 of draws."""
+  """24 tokens that all want one of 4 experts, ceil(24/4) = 6 slots: each stays in a quarter of the draws."""
   values = np.broadcast_to(np.float32([2., 0, 0, 0]), (400, 24, 4))
   kept = np.asarray(route(papers.deepspeed(), values).plan.kept)[..., 0]
   assert (kept.sum(-1) == 6).all()

@@ -1,4 +1,4 @@
-"""Further experts of a token: how often they count, where a token goes when its expert is full, and what learns from it.
+"""Further experts of a token: how often they count, where a token goes when its expert is full, what learns from it.
 
 Against frequencies, queues filled one by one in numpy, and the gradient of the definition."""
 import functools
@@ -167,8 +167,8 @@ def test_sampling_and_retrying_exclude_each_other():
 
 
 def test_straight_through_gives_dispatch_the_gradient_of_the_weights():
-  """y = sum_e w_e f_e(d_e x) with d_e = 1 + w_e - stop_gradient(w_e): the same value as without, and a gradient that the
-  definition, written for every token and expert without buffers, has too."""
+  """y = sum_e w_e f_e(d_e x) with d_e = 1 + w_e - stop_gradient(w_e): the same value as without, and a gradient that
+  the definition, written for every token and expert without buffers, has too."""
   dim, hidden = 6, 10
   x = jax.random.normal(KEY, (2, 4, dim))
 

@@ -23,8 +23,8 @@ KEY = jax.random.key(0)
 #     2*int(3.75) = 6.
 #   100 tokens, 8 experts, 1.05: 100*1.05/8 = 13.125, ceil(100/8) = 13, 1.05*13 = 13.65; with K = 2: 26.25 and 27.3.
 #   4 tokens, 8 experts, 1: half a slot.
-#   fastmoe rounds factor*S up, then shares of it down: 13*2/4 = 6.5, 105/8 = 13.1, 210/8 = 26.25, 4/8, 24/2, 84/8 = 10.5;
-#   widenet has one slot less than the share rounded down.
+#   fastmoe rounds factor*S up, then shares of it down: 13*2/4 = 6.5, 105/8 = 13.1, 210/8 = 26.25, 4/8, 24/2,
+#   84/8 = 10.5; widenet has one slot less than the share rounded down.
 #   6 tokens, 2 experts, 4: 12 slots; mesh_tensorflow alone stops at S.
 #   84 tokens, 8 experts, 1: 10.5 rounds half to even in Python: 10.
 TABLE = {
@@ -34,7 +34,8 @@ TABLE = {
                             tutel=13, fastmoe=13, widenet=12),
     (100, 8, 2, 1.05): dict(moejax=27, vmoe=28, flaxformer=13, mesh_tensorflow=13, deepspeed=27, fairseq=27, lingvo=16,
                             tutel=26, fastmoe=26, widenet=25),
-    (4, 8, 1, 1.): dict(moejax=1, vmoe=4, flaxformer=4, mesh_tensorflow=4, deepspeed=4, fairseq=1, lingvo=0, tutel=1, fastmoe=0, widenet=0),
+    (4, 8, 1, 1.): dict(moejax=1, vmoe=4, flaxformer=4, mesh_tensorflow=4, deepspeed=4, fairseq=1, lingvo=0, tutel=1,
+                        fastmoe=0, widenet=0),
     (6, 2, 1, 4.): dict(moejax=12, vmoe=12, flaxformer=12, mesh_tensorflow=6, deepspeed=12, fairseq=12, lingvo=12,
                         tutel=12, fastmoe=12, widenet=11),
     (84, 8, 1, 1.): dict(moejax=11, vmoe=12, flaxformer=10, mesh_tensorflow=10, deepspeed=11, fairseq=11, lingvo=12,

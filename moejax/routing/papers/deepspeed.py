@@ -12,10 +12,11 @@ def deepspeed(k: int = 1, capacity_factor: float = 1., eval_capacity_factor: flo
               noise: Noise = 'none', random_token_selection: bool = True, min_capacity: int = 4) -> dict[str, Any]:
   """DeepSpeed-MoE (arXiv 2201.05596), as in deepspeed/moe/sharded_moe.py.
 
-  k = 1: softmax of the best expert, not renormalised; Random Token Selection: where an expert has too many, a draw says
-  which tokens stay. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01); 'rsample' draws the expert from the
-  softmax, whose weight stays the probability. k = 2: the second expert drawn from the softmax without the first, weights
-  renormalised over what is kept, by position. k > 2: most probable choices first. Capacity at least 4; balance loss 0.01.
+  k = 1: softmax of the best expert, not renormalised; Random Token Selection: where an expert has too many, a draw
+  says which tokens stay. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01); 'rsample' draws the expert
+  from the softmax, whose weight stays the probability. k = 2: the second expert drawn from the softmax without the
+  first, weights renormalised over what is kept, by position. k > 2: most probable choices first. Capacity at least 4;
+  balance loss 0.01.
 
   The layer around it: `moe.shared` with `shared_gate` (residual MoE), and a list for `moe.num_experts` (pyramid).
   """

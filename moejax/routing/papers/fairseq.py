@@ -14,7 +14,7 @@ def fairseq(second: Second = 'all', capacity_factor: float = 1., eval_fraction: 
 
   The two best of the softmax; C = 2*ceil(S/E) slots in training and ceil(0.25*S) at evaluation (`eval_fraction`; None:
   as in training); gates renormalised over what is kept, so that the survivor of two has weight 1
-  (`renormalize='before'`: `moe_normalize_gate_prob_before_dropping`). Balance loss over first choices, coefficient 0.01.
+  (`renormalize='before'`: `moe_normalize_gate_prob_before_dropping`). Balance loss over first choices, with 0.01.
   `second`: 'all' in the recipes; 'sampling', the default of the code, draws it from the softmax without the first;
   'random' keeps it with probability min(1, 2*p2), p2 not renormalised.
   """

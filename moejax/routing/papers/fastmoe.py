@@ -86,8 +86,8 @@ class NearFirst(TopK):
   def __post_init__(self):
     super().__post_init__()
     if self.nodes < 1 or self.num_experts % self.nodes or self.num_experts < 2 * self.nodes or self.k != 2:
-      raise ConfigError(f'{self.where}: two choices need at least two experts on each node, the same number on all; not '
-                        f'k = {self.k} of {self.num_experts} experts on {self.nodes} nodes.')
+      raise ConfigError(f'{self.where}: two choices need at least two experts on each node, the same number on all; '
+                        f'not k = {self.k} of {self.num_experts} experts on {self.nodes} nodes.')
 
   def leak(self, train: bool) -> Leak:
     return 'causal' if self.nodes == 1 else 'future'
@@ -123,10 +123,10 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
     naive    the 2 best logits, softmax over them; a linear gate with bias; no capacity, no loss
     gshard   naive, and: the second goes with probability min(1, 2*g2), at evaluation too; floor(ceil(factor*S)*2/E)
              slots, in the order of tokens; balance loss over first choices
-    switch   U(-0.1, 0.1) on the logits in training (the code's U(0.9, 1.1) differs by a constant, which a softmax does not
-             see), the best expert by its probability, ceil(factor*S/E) slots; its loss counts surviving tokens
-    dc       gshard with ceil(factor*S) slots over the tokens of all workers, S those of one: for moe.group='batch', with
-             `experts_per_worker`
+    switch   U(-0.1, 0.1) on the logits in training (the code's U(0.9, 1.1) differs by a constant, which a softmax does
+             not see), the best expert by its probability, ceil(factor*S/E) slots; its loss counts surviving tokens
+    dc       gshard with ceil(factor*S) slots over the tokens of all workers, S those of one: for moe.group='batch',
+             with `experts_per_worker`
     faster   naive, but 14% of a group's tokens at most travel to another of the `nodes`; loss over first choices
     zero     everything to the first expert
 

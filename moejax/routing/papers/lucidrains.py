@@ -17,8 +17,8 @@ def lucidrains(n: int = 2, threshold: float | tuple[float, ...] = 0.2, policy: P
   first choices with 0.01, z-loss with 0.001. `straight_through` (its default; here it needs dispatch 'einsum') gives
   dispatch the gradient of the combine weights.
 
-  `policy` 'all', 'none' and 'threshold' are of lucidrains/mixture-of-experts, where n = 2 and z = 0: with 'none' a token
-  has one expert, whose weight is still its share of the two best.
+  `policy` 'all', 'none' and 'threshold' are of lucidrains/mixture-of-experts, where n = 2 and z = 0: with 'none' a
+  token has one expert, whose weight is still its share of the two best.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),
