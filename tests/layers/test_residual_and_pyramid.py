@@ -1,5 +1,5 @@
 """DeepSpeed-MoE's two changes of the layer (2201.05596, section 4.1): a fixed feed-forward beside the expert, added
-by a sum or by a learned gate; and more experts in later layers. Against the parts alone, and formulas derived by hand."""
+by a sum or by a learned gate; more experts in later layers. Against the parts alone, and formulas derived by hand."""
 import functools
 
 import jax
