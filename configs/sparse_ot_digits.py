@@ -6,7 +6,7 @@ Paper: Liu, Puigcerver and Blondel 2022, "Sparsity-Constrained Optimal Transport
 Command: python -m moejax.train --config=configs/sparse_ot_digits.py --workdir=runs/sparse_ot_digits
 Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
-Proof: implementation: tests/oracles/test_jaxopt_transport.py::test_plans_are_those_of_jaxopt, and numbers:
+Proof: implementation: tests/oracles/test_jaxopt_transport.py::test_plans_are_those_of_jaxopt,
   tests/routing/test_optimal_transport.py::test_without_a_limit_sparse_transport_is_the_quadratic_program
 Differs: nothing known
 """
