@@ -1,4 +1,4 @@
-"""BASE layers as a decoder on dialogues, at the active compute of configs/dense_chitchat.py.
+"""BASE layers as a decoder on dialogues, in a layer of its own between two blocks of configs/dense_chitchat.py.
 
 System: BASE layers
 Paper: Lewis et al. 2021, "BASE Layers: Simplifying Training of Large, Sparse Models" (arXiv 2103.16716), section 3.
@@ -8,18 +8,17 @@ Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
 Proof: numbers: tests/routing/test_assignment.py::test_the_total_score_is_within_eps_a_token_of_the_best_assignment,
   tests/routing/test_assignment.py::test_every_expert_gets_the_same_number_of_tokens
-Differs: Training looks at later bytes of the batch, as published (routing_leak='train'). The published layer is one stack
-  of residual feed-forwards put between two blocks, x + a (F(x) - x); here it takes the place of every feed-forward.
+Differs: Training looks at later bytes of the batch, as published (routing_leak='train'). Biases of the residual stack
+  start at zero, where those of fairseq's second matrix do not: here the layer starts as exactly the identity.
 """
-from configs import switch_chitchat
+from configs import dense_chitchat
 from moejax.routing import papers
 
 
 def get_config():
-  config = switch_chitchat.get_config()
-  config.model.routing_leak = 'train'
-  config.model.moe.router = papers.base()
-  config.model.moe.dispatch.name = 'grouped'
-  config.model.moe.group = 'batch'
-  config.model.moe.experts.init_scale = 1.0
+  config = dense_chitchat.get_config()
+  config.model.update(sparse=dict(name='layers', indices=(0,)), sparse_form='insert', routing_leak='train')
+  config.model.moe = dict(
+      num_experts=8, experts=dict(name='residual_stack', hidden=512, sublayers=1), router=papers.base(),
+      dispatch=dict(name='grouped'), group='batch')
   return config

@@ -6,9 +6,9 @@ from experiments.paper_effects.effect import Effect
 
 
 def heaviest_load(workdir: pathlib.Path) -> float:
-  """Tokens of the most loaded expert of the last layer over an equal share, in the last step that was logged."""
+  """Tokens of the most loaded expert of the sparse layer over an equal share, in the last step that was logged."""
   rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  load = next(row['router/block_01/load'] for row in reversed(rows) if 'router/block_01/load' in row)
+  load = next(row['router/block_00/load'] for row in reversed(rows) if 'router/block_00/load' in row)
   return max(load) * len(load)
 
 
