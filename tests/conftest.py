@@ -2,6 +2,8 @@
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The tests' many small programs take longer to optimise than to run: a quarter to a third of the whole run.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import hypothesis
 import jax
