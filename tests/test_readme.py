@@ -24,10 +24,9 @@ def blocks():
 def test_a_new_paper_costs_one_file_one_config_and_one_test(blocks, tmp_path):
   """As a user would: three files in a copy of the checkout, and the tests that find them by name."""
   paper, config, test = blocks
-  for folder in ('moejax', 'configs', 'tests/routing', 'experiments'):
+  for folder in ('moejax', 'configs', 'tests', 'experiments'):
     shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__', '*.png'))
-  for file in ('tests/conftest.py', 'tests/test_configs.py', 'pytest.ini'):
-    shutil.copy(ROOT / file, tmp_path / file)
+  shutil.copy(ROOT / 'pytest.ini', tmp_path)
   (tmp_path / 'moejax/routing/papers/nearest_centre.py').write_text(paper)
   (tmp_path / 'configs/nearest_centre_digits.py').write_text(config)
   (tmp_path / 'tests/routing/test_nearest_centre.py').write_text(test)
