@@ -86,7 +86,7 @@ class Speech(AcousticEncoder):
     super().__init__(where=where, dim=dim, num_layers=num_layers, attention=attention, feed_forward=feed_forward,
                      moe=moe, sparse=sparse, extra_feed_forward=extra_feed_forward, dropout=dropout,
                      stochastic_depth=stochastic_depth, layers=layers, remat=remat, **common)
-    self.shared = None if shared is None else call(SharedNetwork, shared, f'{where}.shared', **common)
+    self.shared_network = None if shared is None else call(SharedNetwork, shared, f'{where}.shared', **common)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
     """batch: frames <float>[B,S,num_features], segments <int32>[B,S] (0 is padding).
@@ -95,8 +95,9 @@ class Speech(AcousticEncoder):
       With a shared network, `extras['shared_logits']` <float32>[B,S,V] are those of its head.
     """
     embedded, extras = None, {}
-    if self.shared is not None:
-      extras['shared_logits'], embedded, _, _ = self.shared.encode(batch, None, key=derive(key, 'shared'), train=train)
+    if self.shared_network is not None:
+      extras['shared_logits'], embedded, _, _ = self.shared_network.encode(
+          batch, None, key=derive(key, 'shared'), train=train)
       embedded = jax.lax.stop_gradient(embedded)
     logits, features, routers, updates = self.encode(batch, embedded, key=key, train=train)
     return ModelOutput(logits, features, routers, updates, extras)

@@ -48,7 +48,7 @@ def slopes(built):
 
 def moves(gradients, shared):
   """Whether anything in the shared network, or beside it, has a gradient."""
-  return any((np.asarray(leaf) != 0).any() for path, leaf in gradients.items() if path.startswith('shared/') == shared)
+  return any((np.asarray(leaf) != 0).any() for path, leaf in gradients.items() if path.startswith('shared_network/') == shared)
 
 
 def test_no_gradient_comes_from_the_routers_to_the_shared_network(slopes):
@@ -66,8 +66,8 @@ def test_its_own_head_alone_trains_the_shared_network(slopes):
 
 def test_routing_depends_on_the_shared_network(built):
   params, state, apply = built
-  other = {**params, 'shared': jax.tree.map(lambda leaf: leaf + jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape),
-                                            params['shared'])}
+  changed = jax.tree.map(lambda leaf: leaf + jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params['shared_network'])
+  other = {**params, 'shared_network': changed}
   one, other = (apply(tree, state, batch()).routers['block_00'].metrics['entropy'] for tree in (params, other))
   assert abs(float(one - other)) > 1e-4
 
