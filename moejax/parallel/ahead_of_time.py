@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from moejax.config import ConfigError
 from moejax.models.counts import forward_flops, parameter_counts
 from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
@@ -84,7 +85,11 @@ class Plan:
 
 
 def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> Plan:
-  """Compiles the training step of `setup`, which was prepared for the devices of `topology`."""
+  """Compiles the training step of `setup`, which was prepared for the devices of `topology`.
+
+  Raises:
+    ConfigError: a step that the compiler of the topology cannot express.
+  """
   state = steps.abstract_state(setup)
   sharding = rules.batch_sharding(setup.mesh)
   batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -106,6 +111,10 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
       try:
         compiled = lowered.compile(compiler_options={'xla_dump_to': dump, 'xla_dump_hlo_as_text': True})
       except jax.errors.JaxRuntimeError as error:
+        if 'Ragged all-to-all is currently not supported' in str(error):
+          raise ConfigError(f'--topology={topology.name}: its compiler has no ragged all-to-all for machines of this '
+                            "shape. Set moe.dispatch.exchange='all_gather', give the router a capacity, or choose "
+                            'another topology.') from None
         if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
           raise
         memory = memories.of_refused(setup, state, batch, available, str(error))
