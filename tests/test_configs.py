@@ -55,7 +55,13 @@ def test_it_is_built_and_its_training_step_traced_at_full_size(name, variant):
   assert metrics['train/loss'].shape == ()
 
 
-@pytest.mark.parametrize('name, variant', FIRST, ids=[name for name, _ in FIRST])
+# Configs at the size of their papers are, once tiny, much like the small ones of the same papers.
+AT_SCALE = ('_c4', '_imagenet21k')
+
+
+@pytest.mark.parametrize('name, variant', [
+    pytest.param(name, variant, id=name, marks=[pytest.mark.slow] if name.endswith(AT_SCALE) else [])
+    for name, variant in FIRST])
 def test_it_takes_two_steps_at_a_tiny_size(name, variant, tmp_path):
   built = setup.prepare(tiny(load(name, variant), tmp_path))
   state = step.init_state(built)
