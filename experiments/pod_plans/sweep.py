@@ -59,4 +59,4 @@ def sweep() -> Iterator[Planned]:
   yield row('ST-MoE-32B', 'st_moe_c4.py:32b', 'v6e:16x16', mesh__expert=64, mesh__fsdp=4, mesh__data=1)
   yield row('Mixtral 8x7B', 'mixtral_c4.py:8x7b', 'v5p:4x8x8', training__accumulate=4)
   yield row('Mixtral 8x7B', 'mixtral_c4.py:8x7b', 'h100:8x8', training__accumulate=16)
-  yield row('fine-grained 16B', 'fine_grained_c4.py:16b', 'v5p:4x8x8', training__accumulate=6)
+  yield row('fine-grained 16B', 'fine_grained_c4.py:16b', 'h100:8x8', training__accumulate=18)
