@@ -5,7 +5,6 @@ import functools
 import glob
 import os
 import tokenize
-from collections.abc import Mapping
 from typing import Any
 
 from moejax.config import ConfigError

@@ -1,6 +1,5 @@
 """Feed-forwards whose matrices come in segments, each of an expert of its own (MultiHash layers, 2106.04426)."""
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional

@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config import call

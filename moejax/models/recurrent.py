@@ -82,9 +82,9 @@ class RecurrentModel(nnx.Module):
     """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents."""
     tokens = sequences.read(batch)
     x = drop(self.embedding(tokens.ids), self.dropout, key=derive(key, 'embedding'), train=train)
-    routers, updates = {}, {}
+    inputs, routers, updates = tokens.router_inputs, {}, {}
     for depth, block in enumerate(self.blocks):
-      x, output = block(x, tokens.router_inputs, key=derive(key, depth), train=train)
+      x, output = block(x, inputs, key=derive(key, depth), train=train)
       if output is not None:
         routers[f'block_{depth:02d}'] = dataclasses.replace(output, updates={})
         if output.updates:

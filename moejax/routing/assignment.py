@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.routing.placement import slots_in_order
-from moejax.routing.plans import Leak, TokenPlan
+from moejax.routing.plans import Leak, TokenPlan, token_plan
 
 
 def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax.Array:
@@ -116,5 +116,4 @@ class TrainedTogether:
 
   def plan(self, expert: jax.Array, valid: jax.Array) -> TokenPlan:
     """A plan of weights one. `expert`: <int32>[G,S,K]."""
-    return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32),
-                     kept=jnp.broadcast_to(valid[..., None], expert.shape), num_experts=self.num_experts)
+    return token_plan(expert, valid[..., None], self.num_experts)

@@ -69,7 +69,8 @@ def build(config: Mapping, where: str, **context) -> nnx.Dict:
       for name, entry in config.items()})
 
 
-def _choosing(k: int | None, where: str) -> int:
+def choosing(k: int | None, where: str) -> int:
+  """`k`, or a ConfigError where tokens choose no fixed number of experts; `where`: config path of the balancer."""
   if k is None:
     raise ConfigError(f'{where} is for routers whose tokens choose experts; this selection is balanced by '
                       'construction or chooses nothing. Remove it.')
@@ -86,6 +87,11 @@ def group_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
   """<float>[G] -> scalar: mean over the groups with a valid token."""
   some = valid.any(axis=1)
   return jnp.sum(jnp.where(some, values, 0)) / jnp.maximum(some.sum(), 1)
+
+
+def valid_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+  """<float>[G,S] -> scalar: mean over the valid tokens of all groups; 0 where there are none."""
+  return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(valid.sum(), 1)
 
 
 def squared_coefficient_of_variation(values: jax.Array) -> jax.Array:
@@ -172,8 +178,7 @@ def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
     logits: <float32>[G,S,E].
     valid: <bool>[G,S].
   """
-  squares = jax.nn.logsumexp(logits, axis=-1)**2
-  return jnp.sum(jnp.where(valid, squares, 0)) / jnp.maximum(valid.sum(), 1)
+  return valid_mean(jax.nn.logsumexp(logits, axis=-1)**2, valid)
 
 
 def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
@@ -203,7 +208,7 @@ class Load(Balancer):
   """See `load_loss`. Needs a score with noise, or it would have no gradient."""
 
   def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float):
-    self.k = _choosing(k, where)
+    self.k = choosing(k, where)
     if not noisy:
       raise ConfigError(f"{where}: without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
     self.coefficient = coefficient
@@ -218,7 +223,7 @@ class Switch(Balancer):
   """See `switch_loss`."""
 
   def __init__(self, *, where: str, k: int | None, coefficient: float, convention: Convention = 'moejax'):
-    _choosing(k, where)
+    choosing(k, where)
     self.coefficient, self.convention = coefficient, convention
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -244,7 +249,7 @@ class Bias(Balancer):
   """
 
   def __init__(self, *, where: str, k: int | None, num_experts: int, rate: float = 1e-3):
-    _choosing(k, where)
+    choosing(k, where)
     self.rate = rate
     self.bias = functional.router_state(jnp.zeros(num_experts), (None,))
 

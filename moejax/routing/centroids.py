@@ -1,10 +1,9 @@
 """Centroids: one vector an expert, and how much a token points its way (BASE layers and those built on them)."""
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from moejax import functional
-from moejax.routing.scores import SCORES, Score, Scores, noiseless, vectors
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, vectors
 
 
 @SCORES('centroids')
@@ -17,4 +16,4 @@ class Centroids(Score):
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
-    return noiseless(jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST))
+    return noiseless(product(features, self.kernel[...]))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.routing.placement import PLACEMENTS, Capacity, slots_in_order
-from moejax.routing.plans import Leak, Plan, SoftPlan, TokenPlan
+from moejax.routing.plans import Leak, Plan, SoftPlan, TokenPlan, token_plan
 from moejax.routing.scores import Scores, required
 from moejax.routing.selection import SELECTIONS, TopK, top_k
 from moejax.routing.weighting import normalized
@@ -107,8 +107,7 @@ class Ranked:
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, 1 + self.alternatives)
     kept = valid[..., None] & (jnp.arange(expert.shape[-1]) == 0)
-    return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32), kept=kept,
-                     num_experts=self.num_experts)
+    return token_plan(expert, kept, self.num_experts)
 
 
 def slots_with_retries(expert: jax.Array, routed: jax.Array, num_experts: int,

@@ -10,7 +10,7 @@ import numpy as np
 
 from moejax.config import ConfigError
 from moejax.routing.features import FEATURES, RouterInputs
-from moejax.routing.plans import Leak, Plan, TokenPlan
+from moejax.routing.plans import Leak, Plan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
 from moejax.routing.selection import SELECTIONS
 
@@ -161,6 +161,4 @@ class Hashed:
     experts = scores.extras.get('experts')
     if experts is None or experts.shape[-1] != self.k:
       raise ConfigError(f"{self.where}.k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")
-    kept = jnp.broadcast_to(valid[..., None], experts.shape)
-    return TokenPlan(expert=experts, weight=jnp.ones(experts.shape, jnp.float32), kept=kept,
-                     num_experts=self.num_experts)
+    return token_plan(experts, valid[..., None], self.num_experts)

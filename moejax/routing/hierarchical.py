@@ -16,18 +16,10 @@ from moejax import functional
 from moejax.config import ConfigError
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.noisy import check_noise, chosen, imbalance, learned_noise_std, over_tokens, prob_in_top_k
-from moejax.routing.plans import Leak, Plan, TokenPlan
+from moejax.routing.plans import Leak, Plan, TokenPlan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, required, vectors
-from moejax.routing.selection import SELECTIONS, top_k
+from moejax.routing.selection import SELECTIONS, group_size, top_k
 from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
-
-
-def group_size(num_experts: int, groups: int, where: str) -> int:
-  """M. Raises ConfigError where the groups are not equal."""
-  if groups < 1 or num_experts % groups:
-    raise ConfigError(f'{where}.groups: {groups} groups do not divide {num_experts} experts. Choose a divisor of '
-                      'num_experts.')
-  return num_experts // groups
 
 
 def joint_logits(outer: jax.Array, inner: jax.Array) -> jax.Array:
@@ -112,13 +104,7 @@ class HierarchicalTopK:
     group = top_k(outer, self.groups_per_token)
     expert = jnp.take_along_axis(top_k(inner, self.per_group), group[..., None], axis=-2)
     expert = (expert + inner.shape[-1] * group[..., None]).reshape(*valid.shape, -1)
-    return token_plan(expert, jnp.broadcast_to(valid[..., None], expert.shape), self.num_experts)
-
-
-def token_plan(expert: jax.Array, routed: jax.Array, num_experts: int) -> TokenPlan:
-  """A dropless plan with weights of one; expert <int>[G,S,K], routed <bool>[G,S,K]."""
-  return TokenPlan(expert=expert.astype(jnp.int32), weight=jnp.ones(expert.shape, jnp.float32), kept=routed,
-                   num_experts=num_experts)
+    return token_plan(expert, valid[..., None], self.num_experts)
 
 
 def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> jax.Array:

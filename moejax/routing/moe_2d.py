@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
-from moejax.routing.hierarchical import group_size, token_plan, two_levels
+from moejax.routing.hierarchical import two_levels
 from moejax.routing.placement import PLACEMENTS, capacity, checked_slots, slots_in_order
-from moejax.routing.plans import Leak, TokenPlan
+from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.scores import Scores, required
-from moejax.routing.selection import SELECTIONS, top_k
+from moejax.routing.selection import SELECTIONS, group_size, top_k
 
 SecondChoice = Literal['all', 'random']
 

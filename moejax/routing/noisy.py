@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, squared_coefficient_of_variation
-from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
+from moejax.routing.balancing import (BALANCERS, Balancer, Routed, choosing, group_mean,
+                                      squared_coefficient_of_variation)
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, required, vectors
 from moejax.routing.selection import top_k
 
 
@@ -39,11 +40,10 @@ class NoisyLinear(Score):
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]; the standard deviation of the noise is [G,S,E]."""
-    product = lambda kernel: jnp.einsum('gsd,de->gse', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
-    clean = product(self.kernel)
+    clean = product(features, self.kernel[...])
     if not train:
       return noiseless(clean)
-    std = learned_noise_std(product(self.noise_kernel), self.noise_floor)
+    std = learned_noise_std(product(features, self.noise_kernel[...]), self.noise_floor)
     logits = clean + std * jax.random.normal(required(key, 'score "noisy_linear"'), clean.shape)
     return Scores(logits=logits, select=logits, clean=clean, noise_std=std)
 
@@ -83,8 +83,7 @@ def over_tokens(values: jax.Array, valid: jax.Array) -> jax.Array:
 
 def imbalance(amounts: jax.Array, valid: jax.Array) -> jax.Array:
   """CV^2 over experts, a mean over the groups with a valid token; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
-  some = valid.any(axis=1)
-  return jnp.sum(jnp.where(some, squared_coefficient_of_variation(amounts), 0)) / jnp.maximum(some.sum(), 1)
+  return group_mean(squared_coefficient_of_variation(amounts), valid)
 
 
 @BALANCERS('gate_importance')
@@ -103,9 +102,7 @@ class GateImportance(Balancer):
 
 def check_noise(noisy: bool, k: int | None, where: str):
   """Raises ConfigError unless tokens choose experts by scores with noise."""
-  if k is None:
-    raise ConfigError(f'{where} is for tokens that choose a number of experts, which this selection does not let them. '
-                      'Remove it.')
+  choosing(k, where)
   if not noisy:
     raise ConfigError(f"{where}: without noise the load loss has no gradient. Use score 'noisy_linear'.")
 

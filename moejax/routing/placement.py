@@ -84,6 +84,12 @@ def checked_slots(slots: int, tokens: int, factor: float, where: str) -> int:
   return min(slots, tokens)
 
 
+def slots_that_choose(tokens: int, num_experts: int, factor: float, where: str,
+                      convention: Convention = 'moejax') -> int:
+  """C where experts choose, `factor` experts a token on average: the `capacity` for K = 1, checked (`checked_slots`)."""
+  return checked_slots(capacity(tokens, num_experts, 1, factor, convention), tokens, factor, where)
+
+
 def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order: Order = 'choice') -> jax.Array:
   """How many earlier choices name the same expert.
 

@@ -244,3 +244,20 @@ class DensePlan:
 
 
 Plan = TokenPlan | SlotPlan | SoftPlan | DensePlan
+
+
+def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPlan:
+  """What tokens choose, before anything weighs it: a dropless plan of weights one.
+
+  Args:
+    expert: <int>[G,S,K].
+    kept: <bool>[G,S,K], or [G,S,1] for all choices of a token alike.
+    num_experts: E.
+  """
+  return TokenPlan(expert=expert.astype(jnp.int32), weight=jnp.ones(expert.shape, jnp.float32),
+                   kept=jnp.broadcast_to(kept, expert.shape), num_experts=num_experts)
+
+
+def slot_plan(token: jax.Array, filled: jax.Array, num_tokens: int) -> SlotPlan:
+  """What experts choose, before anything weighs it: weights one; token <int32>[G,E,C], filled <bool>[G,E,C]."""
+  return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=num_tokens)

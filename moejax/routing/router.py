@@ -140,10 +140,8 @@ def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str,
   demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
   # A token may choose an expert twice.
   served = jnp.minimum((computed > 0).sum(-1), demand) if k is None else computed.sum(-1)
-  def token_mean(values):
-    return jnp.sum(jnp.where(routed.valid, values, 0)) / jnp.maximum(routed.valid.sum(), 1)
   return dict(
       load=shares.sum((0, 1)) / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny),
       dropped=(demand - served).sum() / jnp.maximum(demand.sum(), 1),
-      confidence=token_mean(routed.probs.max(-1)),
-      entropy=token_mean(jax.scipy.special.entr(routed.probs).sum(-1)))
+      confidence=balancing.valid_mean(routed.probs.max(-1), routed.valid),
+      entropy=balancing.valid_mean(jax.scipy.special.entr(routed.probs).sum(-1), routed.valid))

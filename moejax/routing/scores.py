@@ -84,6 +84,12 @@ def vectors(dim: int | None, where: str) -> int:
   return dim
 
 
+def product(features: jax.Array, kernel: jax.Array) -> jax.Array:
+  """<float32>[G,S,D], <float32>[D,E] -> <float32>[G,S,E], in float32 on every platform."""
+  # The default precision of a float32 product is bfloat16 on TPU and TF32 on GPU.
+  return jnp.einsum('gsd,de->gse', features, kernel, precision=jax.lax.Precision.HIGHEST)
+
+
 @SCORES('linear')
 class Linear(Score):
   """`x W (+ b)`, with the kinds of noise in use.
@@ -122,8 +128,7 @@ class Linear(Score):
     if train and self.dropout:
       keep = jax.random.bernoulli(derive(key, 'dropout'), 1 - self.dropout, features.shape)
       features = jnp.where(keep, features / (1 - self.dropout), 0)
-    # The default precision of a float32 product is bfloat16 on TPU and TF32 on GPU.
-    clean = jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+    clean = product(features, self.kernel[...])
     if self.bias is not None:
       clean += self.bias[...]
     if not train:

@@ -6,7 +6,8 @@ A selection is a class with static attributes
     k            int | None: experts a token; None where tokens do not choose a fixed number,
     reads_slots  it needs logits [G,S,E,C], a score for every slot,
 
-and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
+and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and
+`__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
 """
 import dataclasses
 from typing import ClassVar, Literal
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
 from moejax.routing import placement
-from moejax.routing.plans import DensePlan, Leak, Plan, SlotPlan, SoftPlan, TokenPlan
+from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, slot_plan, token_plan
 from moejax.routing.scores import Scores, required
 
 SELECTIONS = Registry('router selection')
@@ -122,10 +123,6 @@ def _check_k(k: int, num_experts: int, where: str):
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
 
 
-def _token_plan(expert: jax.Array, routed: jax.Array, num_experts: int) -> TokenPlan:
-  return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32), kept=routed, num_experts=num_experts)
-
-
 @SELECTIONS('top_k')
 @dataclasses.dataclass(frozen=True)
 class TopK:
@@ -144,7 +141,15 @@ class TopK:
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, self.k)
-    return _token_plan(expert, jnp.broadcast_to(valid[..., None], expert.shape), self.num_experts)
+    return token_plan(expert, valid[..., None], self.num_experts)
+
+
+def group_size(num_experts: int, groups: int, where: str) -> int:
+  """Experts of each of `groups` equal groups. Raises ConfigError where they are not equal; `where` has the `groups`."""
+  if groups < 1 or num_experts % groups:
+    raise ConfigError(f'{where}.groups: {groups} groups do not divide {num_experts} experts. Choose a divisor of '
+                      'num_experts.')
+  return num_experts // groups
 
 
 @SELECTIONS('group_limited')
@@ -166,10 +171,7 @@ class GroupLimited(TopK):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.groups < 1 or self.num_experts % self.groups:
-      raise ConfigError(f'{self.where}.groups: {self.groups} groups do not divide {self.num_experts} experts. Choose a '
-                        'divisor of num_experts.')
-    size = self.num_experts // self.groups
+    size = group_size(self.num_experts, self.groups, self.where)
     least = -(-self.k // size)
     if not least <= self.groups_per_token <= self.groups:
       raise ConfigError(f'{self.where}.groups_per_token must lie between {least} (for k = {self.k} experts in groups of '
@@ -227,7 +229,7 @@ class Top2:
     if policy != 'all':
       key = required(key, f'select "top_2" with second={policy!r}') if train else jax.random.key(0)
     expert, routed = top_2(scores, policy, self.threshold, key)
-    return _token_plan(expert, routed & valid[..., None], self.num_experts)
+    return token_plan(expert, routed & valid[..., None], self.num_experts)
 
 
 @SELECTIONS('expert_choice')
@@ -252,10 +254,10 @@ class ExpertChoice:
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
-    slots = placement.capacity(tokens, self.num_experts, 1, self.capacity_factor, self.convention)
-    slots = placement.checked_slots(slots, tokens, self.capacity_factor, f'{self.where}.capacity_factor')
+    slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
+                                        f'{self.where}.capacity_factor', self.convention)
     token, filled = expert_choice(jax.nn.softmax(scores.select, axis=-1), valid, slots)
-    return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    return slot_plan(token, filled, tokens)
 
 
 @SELECTIONS('all')

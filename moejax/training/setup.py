@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 
 from moejax import data, evaluation, models
 from moejax.config import ConfigError, call
-from moejax.functional import Functional, flatten
+from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes, rules
 from moejax.random import derive

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drawn_parameters import draw_parameters
 from moejax import data, evaluation, models
 from moejax.config import ConfigError
 from moejax.evaluation import domains
-from moejax.functional import flatten, unflatten
 from moejax.parallel import mesh as meshes
 from moejax.routing import papers
 
@@ -100,21 +100,13 @@ def pipeline(tmp_path_factory):
                          tokenizer=dict(name='bytes')))
 
 
-def drawn(model):
-  """Parameters of which none is zero, and the first state; drawn here, as the initialisers take longer than the test."""
-  draw, (params, state) = np.random.default_rng(0), model.shapes()
-  values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), 0.4, leaf.shape))
-            for path, leaf in flatten(params).items()}
-  return unflatten(values), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-
-
 @functools.cache
 def model():
   moe = dict(num_experts=J, experts=dict(name='feed_forward', hidden=8), router=papers.demix(num_domains=J),
              dispatch=dict(name='grouped'))
   made = models.build(dict(name='decoder', vocab_size=258, dim=8, num_layers=1, attention=dict(heads=2),
                            feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=moe))
-  params, state = drawn(made)
+  params, state = draw_parameters(made)
   return made, params, state
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from implementation_tests import ImplementationTests, group_sizes, uneven
+from implementation_tests import ImplementationTests
 from moejax.kernels import Routes, Weights, expert_block, grouped_matmul, xla
 
 

@@ -7,12 +7,10 @@ test_process_agreement.py; dropout, biases and dropless routers in tests/dispatc
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moejax import models
-from moejax.functional import flatten
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.routing import papers

@@ -2,7 +2,6 @@
 
 The golden vectors are those of the tests of google-research/vmoe.
 """
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from moejax.config import ConfigError
 from moejax.routing import balancing
 from moejax.routing.plans import TokenPlan
-from moejax.routing.scores import Scores, noiseless
+from moejax.routing.scores import noiseless
 
 CONVENTIONS = ['moejax', 'gshard', 'fairseq', 'flaxformer', 'mixtral', 'deepspeed']
 GOLDEN = jnp.array([[[.5, .4, .1], [.3, .3, .4], [.1, .2, .7], [.8, .2, 0.]]])

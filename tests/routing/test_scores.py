@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import features, hashing, scores
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing import features, hashing
+from moejax.routing.features import RouterInputs
 from moejax.routing.scores import SCORES
 
 G, S, D, E = 2, 5, 8, 4

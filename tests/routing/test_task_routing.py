@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+from drawn_parameters import draw_parameters
 from moejax import functional, models
 from moejax.config import ConfigError
-from moejax.functional import flatten, unflatten
+from moejax.functional import flatten
 from moejax.routing import papers, router
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers.cross_task import straight_through, temperature
@@ -80,14 +81,6 @@ def test_a_gate_that_is_aware_of_the_task_sees_token_and_task():
 # ---- DEMix ----------------------------------------------------------------------------------------------------------
 
 
-def drawn(model):
-  """Parameters of which none is zero, and the first state; drawn here, as the initialisers take longer than the test."""
-  draw, (params, state) = np.random.default_rng(0), model.shapes()
-  values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), 0.4, leaf.shape))
-            for path, leaf in flatten(params).items()}
-  return unflatten(values), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-
-
 @functools.cache
 def demix_decoder():
   """(gradient of the mean loss of a batch, params): a decoder whose feed-forward is one expert a domain."""
@@ -95,7 +88,7 @@ def demix_decoder():
                dispatch=dict(name='grouped'))
   model = models.build(dict(name='decoder', vocab_size=13, dim=8, num_layers=1, attention=dict(heads=2),
                             feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=block))
-  params, state = drawn(model)
+  params, state = draw_parameters(model)
 
   @jax.jit
   def gradient(params, tokens, tasks):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drawn_parameters import draw_parameters
 from moejax import models
-from moejax.functional import flatten, unflatten
 from moejax.routing import papers
 from moejax.surgery.extract_task import extract_task, side_by_side
 
@@ -24,20 +24,15 @@ def sparse(router, **experts):
   return dict(num_layers=2, attention=ATTENTION, feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=moe)
 
 
+def draw(config):
+  return draw_parameters(models.build(config), router_deviation=2.)  # routers that tell tasks apart
+
+
 @functools.cache
 def full(name, activation='gelu'):
   config = dict(name='decoder', vocab_size=13, dim=8,
                 **sparse(ROUTERS[name], activation=activation, use_bias=activation == 'gelu'))
-  return config, *drawn(config)
-
-
-def drawn(config):
-  """Parameters of which none is zero, and the first state; drawn here, as the initialisers take longer than the test."""
-  draw, (params, state) = np.random.default_rng(0), models.build(config).shapes()
-  # Routers that tell tasks apart.
-  values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), 2. if 'router' in path else 0.4, leaf.shape))
-            for path, leaf in flatten(params).items()}
-  return unflatten(values), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+  return config, *draw(config)
 
 
 def logits(config, params, state, batch):
@@ -78,7 +73,7 @@ def test_the_parameters_of_a_single_expert_are_the_very_same():
 def test_one_side_of_an_encoder_decoder_can_be_extracted_while_the_other_routes_tokens():
   config = dict(name='encoder_decoder', vocab_size=13, dim=8, encoder=sparse(papers.top_k_dropless(k=2)),
                 decoder=sparse(papers.task_moe(num_tasks=3)))
-  params, state = drawn(config)
+  params, state = draw(config)
   tasks = jnp.ones_like(TOKENS)
   batch = dict(encoder_tokens=TOKENS, decoder_tokens=TOKENS[:, ::-1], encoder_tasks=tasks, decoder_tasks=tasks)
   parts = extract_task(config, params, state, 1, side='decoder')
@@ -96,11 +91,11 @@ def test_weights_are_multiplied_into_what_comes_last():
 
 def test_what_does_not_route_by_task_alone_is_refused():
   config = dict(name='decoder', vocab_size=13, dim=8, **sparse(papers.top_k_dropless(k=2)))
-  params, state = drawn(config)
+  params, state = draw(config)
   with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
     extract_task(config, params, state, 0)
   with pytest.raises(ValueError, match='feed-forward experts of unrolled layers'):
     extract_task({**config, 'layers': 'scan'}, params, state, 0)
   mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
   with pytest.raises(ValueError, match=r'widths of \[8, 16\], and a dense model has one'):
-    extract_task(mixed, *drawn(mixed), 0)
+    extract_task(mixed, *draw(mixed), 0)

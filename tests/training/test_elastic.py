@@ -6,7 +6,6 @@ import functools
 import os
 import signal
 
-import jax
 import numpy as np
 import pytest
 from training_fakes import TinyPipeline, make_setup

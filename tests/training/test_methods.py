@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+from drawn_parameters import draw_parameters
 from moejax import models
 from moejax.config import ConfigError
-from moejax.functional import flatten, unflatten
+from moejax.functional import flatten
 from moejax.models.output import ModelOutput
 from moejax.routing import papers
 from moejax.routing.plans import TokenPlan
@@ -33,14 +34,6 @@ def batch(rows=3, length=6):
   return dict(tokens=tokens, targets=jnp.roll(tokens, -1, axis=1), segments=mask.astype(jnp.int32), loss_mask=mask)
 
 
-def random_parameters(model):
-  """Parameters of which none is zero, and the first state; drawn here, as the initialisers take longer than the test."""
-  draw, (params, state) = np.random.default_rng(0), model.shapes()
-  values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), 0.4, leaf.shape))
-            for path, leaf in flatten(params).items()}
-  return unflatten(values), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-
-
 # ---- consistency ----------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +45,7 @@ def thor_decoder(num_experts, router='thor', dropout=0.):
              dispatch=dict(name='gather' if router == 'switch' else 'grouped'), group='sequence')
   model = models.build(dict(name='decoder', vocab_size=V, dim=8, num_layers=1, attention=dict(heads=2),
                             feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=moe))
-  params, state = random_parameters(model)
+  params, state = draw_parameters(model)
 
   def forward(params):
     return lambda key, batch: model.apply(params, state, batch, key=key, train=True)
@@ -226,7 +219,7 @@ def only_reinforce():
 
 def test_in_a_decoder_every_router_is_taught_by_reinforce_alone_where_its_weight_is_one():
   model = rl_decoder(only_reinforce)
-  params, state = random_parameters(model)
+  params, state = draw_parameters(model)
   gradient = jax.jit(jax.grad(lambda params, coefficient: rl_loss(
       methods.Reinforce(coefficient=coefficient), model, params, state)[0]))
   for coefficient, moved in ((1., True), (0., False)):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
-from moejax.routing.plans import Leak, Plan, SlotPlan
+from moejax.routing.plans import Leak, Plan, slot_plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
 
@@ -84,13 +84,13 @@ class CappedExpertChoice:
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
-    slots = placement.capacity(tokens, self.num_experts, 1, self.capacity_factor, self.convention)
-    slots = placement.checked_slots(slots, tokens, self.capacity_factor, f'{self.where}.capacity_factor')
+    slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
+                                        f'{self.where}.capacity_factor', self.convention)
     gates = jax.lax.stop_gradient(jax.nn.softmax(scores.select, axis=-1))
     plan = jax.vmap(lambda gates, valid: capped_plan(gates, valid, slots, self.cap, self.epsilon, self.iterations))(
         gates, valid)
     token, filled = expert_choice(plan if self.rank == 'plan' else plan * gates, valid, slots)
-    chosen = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    chosen = slot_plan(token, filled, tokens)
     return chosen if self.rank == 'plan' else chosen.scale(chosen.pick(plan))
 
 

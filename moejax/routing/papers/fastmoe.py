@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.papers import paper
-from moejax.routing.plans import Leak, Plan, TokenPlan
+from moejax.routing.plans import Leak, Plan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
 from moejax.routing.selection import SELECTIONS, TopK, top_k
 
@@ -98,8 +98,7 @@ class NearFirst(TopK):
     node_of_expert = jnp.arange(self.num_experts) * self.nodes // self.num_experts
     local = node_of_group[:, None] == node_of_expert
     expert = near_first(scores.select, local, valid, int(tokens * self.outgoing))
-    return TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32),
-                     kept=jnp.broadcast_to(valid[..., None], expert.shape), num_experts=self.num_experts)
+    return token_plan(expert, valid[..., None], self.num_experts)
 
 
 @SCORES('zero')

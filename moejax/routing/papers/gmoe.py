@@ -4,8 +4,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ConfigError
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, group_mean
 from moejax.routing.papers import paper
 from moejax.routing.selection import top_k
 
@@ -30,9 +29,7 @@ def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) ->
     total = jnp.sum(jnp.where(valid[..., None], values, 0), axis=1)
     unbiased = total.var(-1) * num_experts / max(num_experts - 1, 1)
     return unbiased / (total.mean(-1)**2 + 1e-10)
-  some = valid.any(axis=1)
-  of_group = (squared_variation(probs) + squared_variation(lifted)) / 2
-  return jnp.sum(jnp.where(some, of_group, 0)) / jnp.maximum(some.sum(), 1)
+  return group_mean((squared_variation(probs) + squared_variation(lifted)) / 2, valid)
 
 
 @BALANCERS('tutel')
@@ -40,9 +37,7 @@ class Tutel(Balancer):
   """See `tutel_loss`; the noise is taken to be Tutel's own, of standard deviation 1/E."""
 
   def __init__(self, *, where: str, k: int | None, coefficient: float):
-    if k is None:
-      raise ConfigError(f'{where} counts the choices of tokens, and here tokens choose no fixed number of experts.')
-    self.k, self.coefficient = k, coefficient
+    self.k, self.coefficient = choosing(k, where), coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
     return tutel_loss(routed.scores.logits, routed.scores.clean, self.k, routed.valid)

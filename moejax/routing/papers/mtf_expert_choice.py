@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.routing import placement
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, group_mean
 from moejax.routing.papers import paper
-from moejax.routing.plans import Leak, Plan, SlotPlan
+from moejax.routing.plans import Leak, Plan, slot_plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
 
@@ -29,8 +29,7 @@ def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
     valid: <bool>[G,S].
   """
   share = softmax_over_tokens(logits, valid).mean(-1)
-  by_group = valid.sum(1) * jnp.sum(share**2, axis=1)
-  return by_group.sum() / jnp.maximum(valid.any(1).sum(), 1)
+  return group_mean(valid.sum(1) * jnp.sum(share**2, axis=1), valid)
 
 
 @BALANCERS('tokens')
@@ -69,10 +68,10 @@ class MtfExpertChoice:
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     factor = 'capacity_factor' if train else 'eval_capacity_factor'
-    slots = placement.capacity(tokens, self.num_experts, 1, getattr(self, factor), 'mesh_tensorflow')
-    slots = placement.checked_slots(slots, tokens, getattr(self, factor), f'{self.where}.{factor}')
+    slots = placement.slots_that_choose(tokens, self.num_experts, getattr(self, factor), f'{self.where}.{factor}',
+                                        'mesh_tensorflow')
     token, filled = expert_choice(scores.select, valid, slots)
-    plan = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    plan = slot_plan(token, filled, tokens)
     experts = jnp.maximum(plan.shares().sum(-1, keepdims=True), 1)
     return plan.scale(plan.pick(softmax_over_tokens(scores.logits, valid) / experts))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
-from moejax.routing.plans import Leak, Plan, SlotPlan, TokenPlan
+from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import SELECTIONS, expert_choice, top_k
 
@@ -79,11 +79,11 @@ class TransportToExperts(Transport):
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
-    slots = placement.capacity(tokens, self.num_experts, 1, self.capacity_factor, self.convention)
-    slots = placement.checked_slots(slots, tokens, self.capacity_factor, f'{self.where}.capacity_factor')
+    slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
+                                        f'{self.where}.capacity_factor', self.convention)
     plan = self.transport(scores, valid, slots, 'experts')
     token, filled = expert_choice(plan, valid, slots)
-    chosen = SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    chosen = slot_plan(token, filled, tokens)
     return dataclasses.replace(chosen, filled=filled & (chosen.pick(plan) > 0))
 
 
@@ -102,8 +102,7 @@ class TransportToTokens(Transport):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     plan = self.transport(scores, valid, self.k, 'tokens')
     expert = top_k(plan, self.k)
-    chosen = TokenPlan(expert=expert, weight=jnp.ones(expert.shape, jnp.float32), num_experts=self.num_experts,
-                       kept=jnp.broadcast_to(valid[..., None], expert.shape))
+    chosen = token_plan(expert, valid[..., None], self.num_experts)
     return dataclasses.replace(chosen, kept=chosen.kept & (chosen.pick(plan) > 0))
 
 

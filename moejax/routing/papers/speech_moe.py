@@ -4,7 +4,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
 
@@ -34,8 +34,7 @@ def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
     probs: <float32>[G,S,E] summing to 1 over E.
     valid: <bool>[G,S].
   """
-  norms = jnp.sum(probs, axis=-1) * jax.lax.rsqrt(jnp.sum(probs**2, axis=-1))
-  return jnp.sum(jnp.where(valid, norms, 0)) / jnp.maximum(valid.sum(), 1)
+  return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(jnp.sum(probs**2, axis=-1)), valid)
 
 
 def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
@@ -115,7 +115,7 @@ def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array)
   """
   log_probs = jax.nn.log_softmax(distilled, axis=-1)
   entropy = -jnp.take_along_axis(log_probs, taught[..., None], axis=-1)[..., 0]
-  return jnp.sum(jnp.where(valid, entropy, 0)) / jnp.maximum(valid.sum(), 1)
+  return valid_mean(entropy, valid)
 
 
 def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from moejax import functional
 from moejax.routing import placement
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.papers import paper
-from moejax.routing.plans import Leak, Plan, SlotPlan, TokenPlan
+from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
 from moejax.routing.scores import SCORES, Linear, Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
 from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
@@ -55,13 +55,12 @@ class Batchwise:
     gates = softmax_over_experts(scores.select)
     if not train:
       expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32), gates.shape)
-      return TokenPlan(expert=expert, weight=jnp.ones(gates.shape, jnp.float32), num_experts=self.num_experts,
-                       kept=(gates > scores.extras['threshold']) & valid[..., None])
+      return token_plan(expert, (gates > scores.extras['threshold']) & valid[..., None], self.num_experts)
     tokens = valid.shape[1]
-    slots = placement.capacity(tokens, self.num_experts, 1, self.experts_per_token)
-    slots = placement.checked_slots(slots, tokens, self.experts_per_token, f'{self.where}.experts_per_token')
+    slots = placement.slots_that_choose(tokens, self.num_experts, self.experts_per_token,
+                                        f'{self.where}.experts_per_token')
     token, filled = expert_choice(gates, valid, slots)
-    return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=tokens)
+    return slot_plan(token, filled, tokens)
 
 
 @WEIGHTINGS('softmax_over_takers')

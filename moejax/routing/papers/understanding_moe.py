@@ -3,11 +3,10 @@ from typing import Any, Literal
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from moejax import functional
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
+from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, required, vectors
 
 
 @SCORES('uniform_noise')
@@ -20,7 +19,7 @@ class UniformNoise(Score):
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
-    clean = jnp.einsum('gsd,de->gse', features, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+    clean = product(features, self.kernel[...])
     if not train:
       return noiseless(clean)
     logits = clean + jax.random.uniform(required(key, 'score "uniform_noise"'), clean.shape)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, switch_loss
 from moejax.routing.papers import paper
 
 
@@ -34,8 +34,7 @@ class FixedTemperature(Balancer):
   """See `fixed_temperature_loss`; for score 'cosine'."""
 
   def __init__(self, *, where: str, k: int | None, coefficient: float, temperature: float = 0.07):
-    if k is None:
-      raise ConfigError(f'{where} counts the choices of tokens, and here tokens choose no fixed number of experts.')
+    choosing(k, where)
     self.where, self.coefficient, self.temperature = where, coefficient, temperature
 
   def loss(self, routed: Routed) -> jax.Array:
