@@ -35,7 +35,7 @@ def test_a_claim_is_judged_by_every_seed_and_by_its_factor(larger, smaller, at_l
 
 def test_an_effect_is_judged_once_all_its_runs_are_there():
   known = dict(it=make(seeds=(0, 1)))
-  runs = [dict(key=run.key, name=run.name, metrics=dict(value=value))
+  runs = [dict(key=run.key, name=run.name, metrics=dict(m=value))
           for run, value in zip(known['it'].runs('it'), (5., 6., 1., 2.))]
   assert [run['key'] for run in runs] == ['it.a-0', 'it.a-1', 'it.b-0', 'it.b-1']
   assert effect.summary(known, dict(runs=runs[:3])) == {}
@@ -46,6 +46,16 @@ def test_a_run_trains_with_the_keys_of_its_variant():
   run = next(iter(make(common={'training.steps': 9}, variants=dict(a={'seedling': 1}, b={})).runs('it')))
   assert run.command(pathlib.Path('runs/x'))[-3:] == [
       '--config.training.steps=9', '--config.seedling=1', '--config.report.at=never']
+
+
+def test_what_two_effects_read_from_one_run_is_run_once(monkeypatch):
+  both = {'file': make(metric='m'), 'file/other': make(metric='n', variants=dict(b={}, a={}, c={}))}
+  monkeypatch.setattr(sweep, 'effects', lambda: both)
+  runs = {run.key: set(run.wanted) for run in sweep.sweep()}
+  assert len(runs) == 9 and runs['file.a-1'] == {'m', 'n'} and runs['file.c-1'] == {'n'}
+  both['file/other'] = make(variants=dict(b={}, a={'seedling': 1}))
+  with pytest.raises(ValueError, match='file.a-0.*in the same way'):
+    list(sweep.sweep())
 
 
 def test_effects_that_cannot_be_are_refused():

@@ -3,6 +3,7 @@
 Results go to results.json, verdicts to summary.json, of which `python -m moejax.systems --write` makes docs/systems.md.
 Interrupt it at any time; the same command goes on.
 """
+import os
 import sys
 
 from experiments import runner
@@ -14,7 +15,9 @@ def main(names: list[str]) -> None:
   known = sweep.effects()
   if unknown := [name for name in names if name not in known]:
     sys.exit(f'There is no effect {", ".join(unknown)}. There are: {", ".join(known)}.')
-  runner.main('paper_effects', tuple(f'{name}.' for name in names))
+  # Seeds of a variant are the same program: a third of a run is its compilation.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(runner.ROOT / 'runs/compiled'))
+  runner.main('paper_effects', tuple(f'{name.partition("/")[0]}.' for name in names))
   found = effect.summary(known, runner.load('paper_effects'))
   path = sweep.FOLDER / 'summary.json'
   effect.write(path, found)

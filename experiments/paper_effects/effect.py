@@ -10,6 +10,7 @@ from typing import Any
 from experiments.runner import Run, last_metrics
 
 SEEDS = (0, 1, 2)
+Metric = str | Callable[[pathlib.Path], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Effect:
   """
   system: str
   claim: str
-  metric: str | Callable[[pathlib.Path], float]
+  metric: Metric
   larger: str
   smaller: str
   variants: Mapping[str, Mapping[str, Any]]
@@ -46,13 +47,19 @@ class Effect:
     if missing := {self.larger, self.smaller} - set(self.variants):
       raise ValueError(f'{self.system}: no variant {missing}; there are {list(self.variants)}.')
 
+  @property
+  def metric_name(self) -> str:
+    """Under which its value stands in results."""
+    return self.metric.__name__ if callable(self.metric) else self.metric
+
   def runs(self, name: str) -> Iterator['EffectRun']:
-    """All runs, under keys that start with `name`."""
+    """All runs. Effects whose names agree before a slash are read from the same runs where their variants agree."""
+    group = name.partition('/')[0]
     for variant, keys in self.variants.items():
       overrides = tuple((key, str(value)) for key, value in {**self.common, **keys}.items())
       for seed in self.seeds:
-        yield EffectRun(variant, self.config or '', seed, overrides, effect=name, program=self.program,
-                        metric=self.metric)
+        yield EffectRun(variant, self.config or '', seed, overrides, group=group, program=self.program,
+                        wanted={self.metric_name: self.metric})
 
   def measured(self, values: Mapping[str, list[float]]) -> dict[str, Any]:
     """What `values`, by variant and in the order of seeds, say of the claim.
@@ -71,22 +78,28 @@ class Effect:
     return dict(
         system=self.system, claim=self.claim, verdict=verdict, larger=self.larger, smaller=self.smaller,
         at_least=self.at_least, seeds=len(larger),
-        metric=self.metric.__name__ if callable(self.metric) else self.metric,
+        metric=self.metric_name,
         values={variant: dict(mean=statistics.mean(numbers), deviation=statistics.stdev(numbers))
                 for variant, numbers in values.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class EffectRun(Run):
-  """A run of one variant with one seed."""
-  effect: str = ''
+  """A run of one variant with one seed.
+
+  Attributes beside those of `Run`:
+    group: in whose folder it runs.
+    program: as of `Effect`.
+    wanted: metrics that effects read from it, by name.
+  """
+  group: str = ''
   program: str | None = None
-  metric: str | Callable[[pathlib.Path], float] = ''
+  wanted: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> str:
     """Names the run in results and in its workdir."""
-    return f'{self.effect}.{re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")}-{self.seed}'
+    return f'{self.group}.{re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")}-{self.seed}'
 
   def command(self, workdir: pathlib.Path) -> list[str]:
     """The command of this run; a training run writes no report, which would take longer than the rest."""
@@ -95,11 +108,11 @@ class EffectRun(Run):
     return [*super().command(workdir), '--config.report.at=never']
 
   def metrics(self, workdir: pathlib.Path) -> dict[str, float]:
-    """The metric of the effect as `value`, and the last losses."""
+    """What effects want, and the last losses."""
     newest = last_metrics(workdir)
-    value = self.metric(workdir) if callable(self.metric) else newest[self.metric]
-    return dict(value=float(value), **{key: number for key, number in newest.items()
-                                       if key.startswith('eval/') or key in ('train/loss', 'step')})
+    losses = {key: number for key, number in newest.items() if key.startswith('eval/') or key in ('train/loss', 'step')}
+    return losses | {name: float(metric(workdir) if callable(metric) else newest[metric])
+                     for name, metric in self.wanted.items()}
 
 
 def summary(effects: Mapping[str, Effect], results: Mapping) -> dict[str, dict]:
@@ -111,7 +124,7 @@ def summary(effects: Mapping[str, Effect], results: Mapping) -> dict[str, dict]:
     if all(run.key in done for run in runs):
       values: dict[str, list[float]] = {}
       for run in runs:
-        values.setdefault(run.name, []).append(done[run.key]['metrics']['value'])
+        values.setdefault(run.name, []).append(done[run.key]['metrics'][effect.metric_name])
       found[name] = effect.measured(values)
   return found
 

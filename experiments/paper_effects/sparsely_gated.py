@@ -1,17 +1,6 @@
 """Sparsely-gated MoE: what the losses do to the load of the experts (section 4, table 6 of the paper)."""
-import json
-import pathlib
-import statistics
-
+from experiments.paper_effects._load import load_variation
 from experiments.paper_effects.effect import Effect
-
-
-def load_variation(workdir: pathlib.Path) -> float:
-  """Coefficient of variation over experts of their share of the choices in the last logged step."""
-  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  load = next(row['router/block_01/load'] for row in reversed(rows) if 'router/block_01/load' in row)
-  return statistics.pstdev(load) / statistics.mean(load)
-
 
 EFFECT = Effect(
     system='Sparsely-gated MoE',

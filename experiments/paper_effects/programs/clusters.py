@@ -4,21 +4,19 @@
 examples at once for 500 steps, or until the loss is 0.314, close to its least value of log(1 + 1/e) = 0.3133. It writes
 `test/accuracy` and `test/dispatch_entropy`: what an expert's examples leave open about their cluster, in nats.
 """
-import argparse
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.paper_effects.programs import command
 from moejax import models
 from moejax.data.cluster_patches import cluster_patches
 from moejax.random import derive
 from moejax.routing import papers
 from moejax.training import objectives, optimizer
 
+ACTIVATIONS = dict(nonlinear='cubic', linear='linear')
 EXAMPLES, STEPS, ENOUGH = 4000, 500, 0.314
 
 
@@ -37,7 +35,7 @@ def dispatch_entropy(expert: np.ndarray, cluster: np.ndarray) -> float:
   return float(-(counts * np.log(share)).sum() / len(expert))
 
 
-def train(variant: str, seed: int) -> dict[str, float]:
+def measure(variant: str, seed: int) -> dict[str, float]:
   """The metrics of one run."""
   generator = np.random.default_rng(seed)
   basis = np.linalg.qr(generator.normal(size=(50, 50)))[0][:8]
@@ -46,7 +44,7 @@ def train(variant: str, seed: int) -> dict[str, float]:
       cluster_patches(EXAMPLES, basis, generator, noise=1., decoy=3.) for _ in range(2))
   model = models.build(dict(
       name='patch_mixture', image_size=10, channels=2, patch_size=5, num_classes=2, moe=dict(
-          num_experts=8, experts=dict(filters=8, activation=dict(nonlinear='cubic', linear='linear')[variant]),
+          num_experts=8, experts=dict(filters=8, activation=ACTIVATIONS[variant]),
           router=papers.understanding_moe())))
   descent = optimizer.build(dict(name='normalized_sgd', others=100., schedule=dict(name='constant', peak=1e-3)),
                             'config.optimizer', model=model, steps=STEPS).transform
@@ -75,15 +73,5 @@ def train(variant: str, seed: int) -> dict[str, float]:
           'test/dispatch_entropy': dispatch_entropy(expert, cluster)}
 
 
-def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=('nonlinear', 'linear'), required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  args = parser.parse_args()
-  args.out.mkdir(parents=True, exist_ok=True)
-  (args.out / 'metrics.jsonl').write_text(json.dumps(train(args.variant, args.seed)) + '\n')
-
-
 if __name__ == '__main__':
-  main()
+  command.main(measure, ACTIVATIONS)

@@ -1,23 +1,25 @@
-"""A small language model of three domains of text, dense or with experts by domain.
+"""A small language model of three domains of text, dense or with experts that domains are routed to.
 
-Both have the same active compute. metrics.jsonl is that of the training run.
+All have the same active compute. metrics.jsonl is that of the training run.
 """
-import argparse
-
-from configs import demix_domains, dense_domains
+from configs import cross_task_domains, demix_domains, dense_domains, task_aware_domains
+from experiments.paper_effects.programs import command
 from moejax.training.loop import run
 
-VARIANTS = {'dense': dense_domains, 'demix': demix_domains}
+# Config, and experts a token.
+VARIANTS = dict(dense=(dense_domains, 1), demix=(demix_domains, 1), task_aware=(task_aware_domains, 2),
+                cross_task=(cross_task_domains, 1))
 
 
 def config(variant: str, seed: int, steps: int = 200):
   """The shipped config of `variant`, narrow and short."""
-  made = VARIANTS[variant].get_config()
+  module, k = VARIANTS[variant]
+  made = module.get_config()
   made.seed, made.report.at = seed, 'never'
   made.model.update(dim=48)
   made.model.feed_forward.hidden = 96
   if 'moe' in made.model:
-    made.model.moe.experts.hidden = 96
+    made.model.moe.experts.hidden = 96 // k
   made.data.update(length=64, batch_size=24)
   for name, share in dict(code=0.003, dialogue=0.004, prose=0.08).items():
     made.data.source.sources[name].test_fraction = share
@@ -29,9 +31,5 @@ def config(variant: str, seed: int, steps: int = 200):
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=VARIANTS, required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', required=True)
-  arguments = parser.parse_args()
-  run(config(arguments.variant, arguments.seed), arguments.out)
+  given = command.arguments(VARIANTS)
+  run(config(given.variant, given.seed), given.out)

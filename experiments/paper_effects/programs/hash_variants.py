@@ -5,7 +5,9 @@ import statistics
 import jax
 
 from configs import hash_chitchat
-from experiments.paper_effects.programs import training
+from experiments.paper_effects.programs import command, training
+
+VARIANTS = ('random', 'balanced', 'positions', 'future')
 
 
 def measure(variant: str, seed: int) -> dict[str, float]:
@@ -23,4 +25,4 @@ def measure(variant: str, seed: int) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-  training.main(measure)
+  command.main(measure, VARIANTS)

@@ -5,9 +5,10 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from configs import gmoe_digits
-from experiments.paper_effects.programs import training
+from experiments.paper_effects.programs import command, training
 from moejax.routing import papers
 
+VARIANTS = ('dense', 'cosine router', 'linear router')
 ANGLES, UNSEEN, BATCH = (0, 15, 30, 45), 60, 64
 
 
@@ -43,4 +44,4 @@ def measure(variant: str, seed: int) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-  training.main(measure)
+  command.main(measure, VARIANTS)

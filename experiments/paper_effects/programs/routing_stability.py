@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import stable_moe_chitchat, xmoe_chitchat
-from experiments.paper_effects.programs import training
+from experiments.paper_effects.programs import command, training
 
+VARIANTS = ('stable', 'greedy', 'cosine', 'dot')
 STEPS = 300
 
 
@@ -50,4 +51,4 @@ def config_of(variant: str):
 
 
 if __name__ == '__main__':
-  training.main(measure)
+  command.main(measure, VARIANTS)

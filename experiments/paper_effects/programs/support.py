@@ -5,14 +5,11 @@ own, each a mixture of 2 of 16 fixed random functions with unequal weights, lear
 looks at nothing but a constant has to find the mixture. It writes `recovered`, the share of tasks whose two experts are
 the two that weigh most in the end, and `loss`, relative to the variance of the answers.
 """
-import argparse
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.paper_effects.programs import command
 from moejax import functional
 from moejax.random import derive
 from moejax.routing import papers, router
@@ -58,18 +55,11 @@ def learn(gate: str, key: jax.Array) -> tuple[jax.Array, jax.Array]:
   return found.all(), jnp.mean((functions @ weight - target)**2) / target.var()
 
 
-def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=GATES, required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  args = parser.parse_args()
-  keys = jax.random.split(jax.random.key(args.seed), TASKS)
-  found, losses = jax.jit(jax.vmap(lambda key: learn(args.variant, key)))(keys)
-  args.out.mkdir(parents=True, exist_ok=True)
-  metrics = dict(step=STEPS, recovered=float(found.mean()), loss=float(losses.mean()))
-  (args.out / 'metrics.jsonl').write_text(json.dumps(metrics) + '\n')
+def measure(gate: str, seed: int) -> dict[str, float]:
+  keys = jax.random.split(jax.random.key(seed), TASKS)
+  found, losses = jax.jit(jax.vmap(lambda key: learn(gate, key)))(keys)
+  return dict(step=STEPS, recovered=found.mean(), loss=losses.mean())
 
 
 if __name__ == '__main__':
-  main()
+  command.main(measure, GATES)

@@ -2,9 +2,6 @@
 
 Checks that both say the same; writes `bytes_per_second`, of the fastest of five rounds.
 """
-import argparse
-import json
-import pathlib
 import time
 
 import jax
@@ -12,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import task_moe_domains
+from experiments.paper_effects.programs import command
 from moejax import models
 from moejax.surgery.extract_task import extract_task
 
@@ -19,7 +17,7 @@ VARIANTS = ('full', 'extracted')
 TASK, ROUNDS, BATCHES = 1, 5, 4
 
 
-def main(variant: str, seed: int, out: pathlib.Path) -> None:
+def measure(variant: str, seed: int) -> dict[str, float]:
   """Times the shipped model, untrained."""
   config = task_moe_domains.get_config().model.to_dict()
   full = models.build(config), *jax.jit(models.build(config).init)(jax.random.key(seed))
@@ -38,14 +36,8 @@ def main(variant: str, seed: int, out: pathlib.Path) -> None:
           jax.block_until_ready(apply(*variables))
         seconds.append(time.perf_counter() - start)
   np.testing.assert_allclose(logits['full'], logits['extracted'], rtol=1e-3, atol=1e-4)
-  out.mkdir(parents=True, exist_ok=True)
-  (out / 'metrics.jsonl').write_text(json.dumps(dict(bytes_per_second=BATCHES * tokens.size / min(seconds))) + '\n')
+  return dict(bytes_per_second=BATCHES * tokens.size / min(seconds))
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=VARIANTS, required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  arguments = parser.parse_args()
-  main(arguments.variant, arguments.seed, arguments.out)
+  command.main(measure, VARIANTS)

@@ -2,15 +2,12 @@
 
 Writes `spread`, the variance over twelve draws, and `loss`, their mean.
 """
-import argparse
-import json
-import pathlib
 import statistics
 
 import jax
 
 from configs import thor_t5_chitchat
-from moejax.training import setup, step
+from experiments.paper_effects.programs import command, training
 
 DRAWS = 12
 ALPHA = {'alpha 0': 0.0, 'alpha 5': 5.0}
@@ -30,26 +27,17 @@ def config(variant: str, seed: int, steps: int = 150):
   return made
 
 
-def main(variant: str, seed: int, out: pathlib.Path) -> None:
+def measure(variant: str, seed: int) -> dict[str, float]:
   """Trains, and evaluates with other draws of the experts each time."""
-  built = setup.prepare(config(variant, seed))
-  state, train_step, batches = step.init_state(built), step.make_train_step(built), built.pipeline.train(seed)
-  for _ in range(built.training.steps):
-    state, _ = train_step(state, built.place(next(batches)))
+  for built, state in training.train(config(variant, seed), seed):
+    pass
   losses = []
   for draw in range(DRAWS):
     # All that the routers remember is a number that their draws follow from.
     other = jax.tree.map(lambda number: number + draw, state.router_state)
     losses.append(built.evaluators['test'](state.params, other)['loss'])
-  row = dict(step=built.training.steps, spread=statistics.variance(losses), loss=statistics.mean(losses))
-  out.mkdir(parents=True, exist_ok=True)
-  (out / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+  return dict(step=built.training.steps, spread=statistics.variance(losses), loss=statistics.mean(losses))
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=ALPHA, required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  arguments = parser.parse_args()
-  main(arguments.variant, arguments.seed, arguments.out)
+  command.main(measure, ALPHA)

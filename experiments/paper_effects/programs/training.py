@@ -1,26 +1,10 @@
-"""What the programs of this folder share: their command line, a short training, and what they write."""
-import argparse
-import json
-import pathlib
-from collections.abc import Callable, Iterable, Iterator
+"""A short training whose every state can be looked at."""
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 
 from moejax.training import setup, step
-
-
-def main(measure: Callable[[str, int], dict[str, float]]) -> None:
-  """`--variant=V --seed=N --out=FOLDER`: writes what `measure(variant, seed)` returns to FOLDER/metrics.jsonl."""
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  arguments = parser.parse_args()
-  measured = measure(arguments.variant, arguments.seed)
-  arguments.out.mkdir(parents=True, exist_ok=True)
-  line = json.dumps({name: float(value) for name, value in measured.items()})
-  (arguments.out / 'metrics.jsonl').write_text(line + '\n')
 
 
 def train(config: Any, seed: int,

@@ -1,8 +1,7 @@
-"""Trains a config of a router that assigns tokens and experts together, as it is or with a simpler selection."""
-import argparse
+"""Trains a shipped config, small and short, as it is or with another selection."""
 import importlib
-import pathlib
 
+from experiments.paper_effects.programs import command
 from moejax.train import run
 
 TEXT = {'model.dim': 64, 'model.feed_forward.hidden': 128, 'model.moe.experts.hidden': 128, 'data.length': 64,
@@ -18,28 +17,31 @@ VARIANTS = {
     'sparse transport': ('sparse_ot_digits', IMAGES, None),
     'expert choice': ('sparse_ot_digits', IMAGES,
                       dict(name='expert_choice', capacity_factor=1., convention='vmoe')),
+    'swipe': ('fastmoe_swipe_chitchat', TEXT, None),
+    'two best experts': ('fastmoe_swipe_chitchat', TEXT, dict(name='top_k', k=2)),
+    'one hash': ('hash_chitchat', TEXT, None),
+    'two hashes': ('multi_hash_chitchat', TEXT, None),
+    # As many slots as patches, each of which two experts see in the other.
+    'soft slots': ('soft_moe_digits', IMAGES | {'model.moe.experts.hidden': 128}, None),
+    'two experts a patch': ('vmoe_digits', IMAGES, None),
 }
 
 
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--variant', choices=VARIANTS, required=True)
-  parser.add_argument('--seed', type=int, required=True)
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  options = parser.parse_args()
-  name, sizes, select = VARIANTS[options.variant]
+  given = command.arguments(VARIANTS)
+  name, sizes, select = VARIANTS[given.variant]
   config = importlib.import_module(f'configs.{name}').get_config()
   config.update_from_flattened_dict(sizes)
   if select is not None:
     with config.unlocked():
       config.model.moe.router.select = select
-  config.seed = options.seed
+  config.seed = given.seed
   config.training.steps = 200
   config.optimizer.schedule.warmup = 20
   config.evaluation.every = 200
   config.checkpoint.every = 200
   config.report.at = 'never'
-  run(config, options.out)
+  run(config, given.out)
 
 
 if __name__ == '__main__':
