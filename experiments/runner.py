@@ -110,8 +110,11 @@ def environment() -> dict:
       python=platform.python_version(), **{name: metadata.version(name) for name in ('jax', 'flax', 'optax')})
 
 
-def main(study: str, starts: tuple[str, ...] = ()) -> None:
-  """Runs what a study still lacks; of the runs whose keys begin with one of `starts`, where any are given."""
+def main(study: str, starts: tuple[str, ...] = ()) -> list[str]:
+  """Runs what a study still lacks; of the runs whose keys begin with one of `starts`, where any are given.
+
+  Returns the keys of runs that failed. What they said last is printed, and the others go on.
+  """
   runs = list(importlib.import_module(f'experiments.{study}.sweep').sweep())
   path = ROOT / 'experiments' / study / 'results.json'
   results = load(study) if path.exists() else dict(command=f'python -m experiments.runner {study}', runs=[])
@@ -119,7 +122,7 @@ def main(study: str, starts: tuple[str, ...] = ()) -> None:
   done = {run['key'] for run in results['runs']}
   waiting = [run for run in runs if run.key not in done and run.key.startswith(starts or '')]
   print(f'{study}: {len(runs)} runs, {len(done)} done, {len(waiting)} to do.', flush=True)
-  free, lock = queue.Queue(), threading.Lock()
+  free, lock, failed = queue.Queue(), threading.Lock(), []
   # A run that is alone, as a study of what a command costs is, has the machine for itself.
   for cores in [{core} for core in os.sched_getaffinity(0)] if len(runs) > 1 else [os.sched_getaffinity(0)]:
     free.put(cores)
@@ -129,12 +132,17 @@ def main(study: str, starts: tuple[str, ...] = ()) -> None:
     command = run.command(workdir)
     try:
       seconds, mebibytes = measure(command, ROOT / 'runs' / study / f'{run.key}.log', cores)
+      metrics = run.metrics(ROOT / workdir)
+    except (RuntimeError, KeyError) as error:
+      print(f'{run.key} failed: {error}', flush=True)
+      failed.append(run.key)
+      return
     finally:
       free.put(cores)
     with lock:
       results['runs'].append(dict(
           key=run.key, name=run.name, seed=run.seed, command=' '.join(command), seconds=round(seconds, 1),
-          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=run.metrics(ROOT / workdir)))
+          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=metrics))
       results['runs'].sort(key=lambda run: order.index(run['key']))
       path.write_text(json.dumps(results, indent=1) + '\n')
       print(f'{run.key}: {seconds:.0f} s, {mebibytes:.0f} MiB; {len(results["runs"])} of {len(runs)} done.', flush=True)
@@ -142,8 +150,11 @@ def main(study: str, starts: tuple[str, ...] = ()) -> None:
   with futures.ThreadPoolExecutor(free.qsize()) as pool:
     list(pool.map(one, waiting))
   figure = f', python -m experiments.{study}.plot' if path.with_name('plot.py').exists() else ''
+  if failed:
+    print(f'{len(failed)} runs failed: {", ".join(failed)}. The same command runs what is missing.')
   print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills the README){figure}')
+  return failed
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  sys.exit(1 if main(sys.argv[1]) else 0)

@@ -7,6 +7,7 @@ Any key can be set from the command line, `--config.training.steps=100`; a confi
 Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the config;
 3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
 """
+import ast
 import errno
 import os
 import re
@@ -25,6 +26,19 @@ from moejax.training.recovery import Stopped
 __all__ = ['run']
 
 _USAGE = 'python -m moejax.train --config=configs/<file>.py --workdir=runs/<name>'
+
+
+class _Literal(flags.ArgumentParser):
+  """A number, a list, or else a word: for keys that are None in the config, which gives no type."""
+
+  def parse(self, argument):
+    try:
+      return ast.literal_eval(argument)
+    except (ValueError, SyntaxError):
+      return argument
+
+
+config_flags.register_flag_parser_for_type(type(None), _Literal())
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -107,6 +107,7 @@ def test_all_dispatchers_of_the_benchmark_compute_one_layer():
   np.testing.assert_allclose(outputs[3], outputs[2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_times_every_program_in_processes_of_their_own_and_draws_them(tmp_path, monkeypatch, capsys):
   size = programs.QUICK
   floor, gather, routing = (size.program(what, experts)

@@ -21,6 +21,7 @@ def blocks():
   return [textwrap.dedent(block) for block in re.findall(r'```python\n(.*?)\n *```', section, re.S)]
 
 
+@pytest.mark.slow
 def test_a_new_paper_costs_one_file_one_config_and_one_test(blocks, tmp_path):
   """As a user would: three files in a copy of the checkout, and the tests that find them by name."""
   paper, config, test = blocks

@@ -17,13 +17,14 @@ def main(names: list[str]) -> None:
     sys.exit(f'There is no effect {", ".join(unknown)}. There are: {", ".join(known)}.')
   # Seeds of a variant are the same program: a third of a run is its compilation.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(runner.ROOT / 'runs/compiled'))
-  runner.main('paper_effects', tuple(f'{name.partition("/")[0]}.' for name in names))
+  failed = runner.main('paper_effects', tuple(f'{name.partition("/")[0]}.' for name in names))
   found = effect.summary(known, runner.load('paper_effects'))
   path = sweep.FOLDER / 'summary.json'
   effect.write(path, found)
   for name in names or known:
     print(f'{name}: ' + (f'{found[name]["verdict"]}. {found[name]["claim"]}' if name in found else 'not measured yet.'))
   print(f'Verdicts: {path.relative_to(runner.ROOT)}. Next: python -m moejax.systems --write (fills docs/systems.md)')
+  sys.exit(1 if failed else 0)
 
 
 if __name__ == '__main__':

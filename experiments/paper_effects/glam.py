@@ -8,5 +8,5 @@ EFFECT = Effect(
     config='configs/glam_chitchat.py',
     common={**TINY_TEXT, 'model.moe.experts.hidden': 64, 'training.steps': 400, 'evaluation.every': 400,
             'checkpoint.every': 400},
-    variants={f'{number} experts': {'model.moe.num_experts': number} for number in (2, 4, 16)},
+    variants={f'{number} experts': {'model.moe.num_experts': number} for number in (2, 16)},
     metric='eval/test/loss', larger='2 experts', smaller='16 experts')

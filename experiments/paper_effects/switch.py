@@ -9,5 +9,5 @@ EFFECT = Effect(
     config='configs/switch_chitchat.py',
     common={**TINY_TEXT, 'model.moe.router.place.capacity_factor': 2., 'training.steps': 400, 'evaluation.every': 400,
             'checkpoint.every': 400},
-    variants={f'{number} experts': {'model.moe.num_experts': number} for number in (1, 4, 16)},
+    variants={f'{number} experts': {'model.moe.num_experts': number} for number in (1, 16)},
     metric='eval/test/loss', larger='1 experts', smaller='16 experts')

@@ -10,6 +10,5 @@ EFFECT = Effect(
     variants={'ALBERT': {'model.moe.num_experts': 1, 'model.moe.router.select.k': 1, 'model.moe.experts.hidden': 128,
                          'model.sharing': 'all'},  # two experts of 64 are one of 128
               'shared norms': {'model.sharing': 'all'},
-              'WideNet': {},
-              'nothing shared': {'model.sharing': 'none'}},
+              'WideNet': {}},
     metric='eval/test/accuracy', larger='WideNet', smaller='ALBERT')

@@ -25,14 +25,15 @@ def code_cells(notebook):
 
 
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+# Two of them train.
+run_notebook = pytest.mark.parametrize('path', [
+    pytest.param(path, id=path.stem, marks=[] if path == NOTEBOOKS[0] else [pytest.mark.slow]) for path in NOTEBOOKS])
 
 
-@each_notebook
+@run_notebook
 def test_every_cell_works_and_the_last_one_is_a_picture(path, tmp_path, monkeypatch):
   monkeypatch.setenv('MOEJAX_FAST', '1')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  # Nearly all of the time goes into compiling what then runs for a few steps.
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   # No file of the person who runs the tests changes what the kernel does, and none is left behind.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('TMPDIR', str(tmp_path))

@@ -49,7 +49,7 @@ def loss_and_gradients(layer, train):
     y, output = layer.apply(params, {}, x, key=jax.random.key(7) if train else None, train=train)
     return jnp.mean(y**2) + sum(output.losses.values()), (y, output.metrics)
   # Compiling is nearly all the time that this takes.
-  return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options={'xla_backend_optimization_level': 0})
+  return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
 
 def arguments(layer):

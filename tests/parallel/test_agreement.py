@@ -69,7 +69,7 @@ def loss_and_gradients(model):
     value, metrics = objective(output, batch)
     return value + objective.router_loss(output), (metrics, {name: r.metrics for name, r in output.routers.items()})
   # Compiling is nearly all the time that this takes.
-  return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options={'xla_backend_optimization_level': 0})
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @functools.cache

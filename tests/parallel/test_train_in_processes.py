@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory, cache):
   return folder
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes_on(tmp_path, undisturbed, cache):
   folder, log = tmp_path / 'run', tmp_path / 'log'
   script = host_port(folder, log, cache)
@@ -86,6 +87,7 @@ def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes
   assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_one_process_stopped_two_go_on_write_the_report_and_evaluate_as_one(tmp_path, undisturbed, cache):
   folder, log = tmp_path / 'run', tmp_path / 'log'

@@ -63,7 +63,7 @@ def undisturbed(tmp_path_factory):
   return losses(folder)
 
 
-@pytest.mark.parametrize('devices', [(8, 4, 2, 1), (1, 8)])
+@pytest.mark.parametrize('devices', [(1, 8), pytest.param((8, 4, 2, 1), marks=pytest.mark.slow)])
 def test_a_run_continues_over_any_number_of_devices(tmp_path, undisturbed, devices):
   *stops, last = zip(devices, (1, 3, 6, None))
   read = [number for count, interrupt_at in stops for number in go_on(tmp_path, count, interrupt_at)]

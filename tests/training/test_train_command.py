@@ -77,6 +77,7 @@ def assert_same_run(folder, undisturbed):
   assert not list((folder / 'checkpoints').glob('*tmp*'))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_then_terminated_ends_as_if_it_had_not_been(start, undisturbed, tmp_path):
   process = start(tmp_path)
   wait_for_step(process, tmp_path, 23)  # when it saves 20 it has saved 10
@@ -115,8 +116,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start, 
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-def parse(*arguments):
-  argv = ['train', f'--config={CONFIG}', *arguments]
+def parse(*arguments, file=CONFIG):
+  argv = ['train', f'--config={file}', *arguments]
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file('config', None, 'config', flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder', flag_values=values)
@@ -132,6 +133,12 @@ def test_any_key_can_be_set_from_the_command_line():
                  '--config.checkpoint.metric=eval/test/accuracy')
   assert (config.training.steps, config.optimizer.schedule.peak, config.model.moe.router.select.k) == (7, 1., 2)
   assert (config.training.average, config.checkpoint.metric) == (0.5, 'eval/test/accuracy')
+
+
+@pytest.mark.parametrize('text, value', [('0.5', 0.5), ('None', None), ('(1, 2)', (1, 2)), ('word', 'word')])
+def test_a_key_that_is_none_can_be_anything(text, value):
+  config = parse(f'--config.model.moe.router.place.eval_capacity_factor={text}', file=Path(__file__).parents[2] / 'configs/fairseq_chitchat.py')
+  assert config.model.moe.router.place.eval_capacity_factor == value
 
 
 @pytest.mark.parametrize('argument, sentence', [
