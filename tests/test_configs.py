@@ -21,7 +21,8 @@ RUNS = [(name, variant) for name in CONFIGS
 # Variants of one file differ in sizes alone, which are gone at a tiny size.
 FIRST = [run for i, run in enumerate(RUNS) if run[0] not in [name for name, _ in RUNS[:i]]]
 by_run = pytest.mark.parametrize('name, variant', [
-    pytest.param(*run, id=':'.join(filter(None, run)), marks=[] if run in FIRST else [pytest.mark.slow]) for run in RUNS])
+    pytest.param(*run, id=':'.join(filter(None, run)), marks=[] if run in FIRST else [pytest.mark.slow])
+    for run in RUNS])
 
 
 def load(name, variant=None):

@@ -137,7 +137,8 @@ def test_any_key_can_be_set_from_the_command_line():
 
 @pytest.mark.parametrize('text, value', [('0.5', 0.5), ('None', None), ('(1, 2)', (1, 2)), ('word', 'word')])
 def test_a_key_that_is_none_can_be_anything(text, value):
-  config = parse(f'--config.model.moe.router.place.eval_capacity_factor={text}', file=Path(__file__).parents[2] / 'configs/fairseq_chitchat.py')
+  fairseq = Path(__file__).parents[2] / 'configs/fairseq_chitchat.py'
+  config = parse(f'--config.model.moe.router.place.eval_capacity_factor={text}', file=fairseq)
   assert config.model.moe.router.place.eval_capacity_factor == value
 
 

@@ -7,7 +7,7 @@ import jax
 from configs import hash_chitchat
 from experiments.paper_effects.programs import command, training
 
-VARIANTS = ('random', 'balanced', 'positions', 'future')
+VARIANTS = ('random', 'positions', 'future')
 
 
 def measure(variant: str, seed: int) -> dict[str, float]:

@@ -6,9 +6,8 @@ from sklearn.datasets import load_digits
 
 from configs import gmoe_digits
 from experiments.paper_effects.programs import command, training
-from moejax.routing import papers
 
-VARIANTS = ('dense', 'cosine router', 'linear router')
+VARIANTS = ('dense', 'cosine router')
 ANGLES, UNSEEN, BATCH = (0, 15, 30, 45), 60, 64
 
 
@@ -18,8 +17,6 @@ def measure(variant: str, seed: int) -> dict[str, float]:
   config.data.batch_size, config.training.steps = BATCH, 250
   if variant == 'dense':
     config.model.sparse = dict(name='none')
-  if variant == 'linear router':
-    config.model.moe.router.score = papers.vmoe()['score']
   digits = load_digits()
   images, labels = digits.images / 16, digits.target
   train, test = np.arange(len(labels)) % 5 != 0, np.arange(len(labels)) % 5 == 0
