@@ -66,15 +66,23 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
 
 
-def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-  """One module whose variables hold those of `count` independently built ones, on a new leading axis `layers`.
+def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs,
+                  axis: str | None = None) -> nnx.Module:
+  """One module whose variables hold those of `count` independently built ones, on a new leading axis.
 
   Entry `i` equals the module that `unstacked_modules(build, count, rngs)[i]` builds from the same `rngs`.
+
+  Args:
+    axis: its logical name; None: 'layers', before all axes that have names.
   """
   keys = jax.random.split(rngs.params(), count)
   template = nnx.eval_shape(lambda: build(nnx.Rngs(params=keys[0])))
   graph, _ = nnx.split(template)
-  return nnx.merge(graph, jax.vmap(lambda key: nnx.state(build(nnx.Rngs(params=key))))(keys))
+  variables = jax.vmap(lambda key: nnx.state(build(nnx.Rngs(params=key))))(keys)
+  if axis is not None:
+    variables = nnx.from_flat_state([(path, variable.replace(axes=(axis, *variable.get_metadata()['axes'])))
+                                     for path, variable in nnx.to_flat_state(variables)])
+  return nnx.merge(graph, variables)
 
 
 def unstacked_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List:

@@ -151,7 +151,8 @@ def shrink_layers(side):
       side.num_layers *= len(moe.num_experts)
     else:
       moe.num_experts = 8 if moe.router.select.get('k', 1) > 4 or 'groups' in moe.router.select else 4
-    moe.experts['hidden' if 'hidden' in moe.experts else 'filters'] = 16
+    if 'experts' in moe:  # where they are whole layers, they have been shrunk
+      moe.experts['hidden' if 'hidden' in moe.experts else 'filters'] = 16
     if moe.get('shared'):
       moe.shared.hidden = 16
     if isinstance(moe.get('group'), int):

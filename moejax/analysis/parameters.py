@@ -31,4 +31,5 @@ def count(model: Functional, expert_share: float) -> dict[str, Part]:
 def part_of(path: str) -> str:
   """The part of the model that a parameter belongs to."""
   names = path.split('/')
-  return next((part for name, part in (('experts', 'experts'), ('router', 'routers')) if name in names), names[0])
+  parts = (('experts', 'experts'), ('layers', 'experts'), ('router', 'routers'))  # experts may be whole layers
+  return next((part for name, part in parts if name in names), names[0])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config import ConfigError, call
+from moejax.config import call
 from moejax.layers.attention import Attention
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.feed_forward import FeedForward
@@ -20,8 +20,9 @@ from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
 
 
-# Where the mixture of a sparse block goes: in the place of the dense feed-forward, or after it as a layer of its own.
-SparseForm = Literal['replace', 'insert']
+# Where the mixture of a sparse block goes: in the place of the dense feed-forward, after it as a layer of its own, or
+# in the place of the whole block, where experts are blocks (`block_mixture`).
+SparseForm = Literal['replace', 'insert', 'layer']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,6 @@ class Block(nnx.Module):
     self.cross_attention_norm = new_norm() if cross_attention else None
     self.cross_attention = call(Attention, attention, f'{where}.attention', **build) if cross_attention else None
     self.feed_forward_norm = new_norm()
-    if kind == 'sparse' and moe is None:
-      raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
     has_dense = kind == 'dense' or sparse_form == 'insert'
     self.feed_forward = call(FeedForward, feed_forward, f'{where}.feed_forward', **build) if has_dense else None
     self.moe = MoE(moe, f'{where}.moe', **build) if kind == 'sparse' else None

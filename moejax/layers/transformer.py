@@ -1,4 +1,5 @@
 """A stack of blocks and the norm after it: what is common to all models."""
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -9,6 +10,7 @@ from flax import nnx
 from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.layers import placement
+from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.blocks import Block, Context, Norms, SparseForm
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Layers, Remat, Stack
@@ -32,7 +34,8 @@ class Transformer(nnx.Module):
       each sparse layer.
     sparse: which layers are sparse; see `placement`.
     extra_feed_forward: of one more dense branch after each mixture of experts (ST-MoE), or None.
-    sparse_form: a mixture of experts replaces the feed-forward of its block, or is inserted after it (BASE layers).
+    sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or is
+      of whole layers (`LayerMixture`).
     norm: of every branch and at the end; see `norms`.
     dropout: on every branch.
     stochastic_depth: rate at which branches of the last block are dropped; linear in depth from 0 at the first.
@@ -52,9 +55,18 @@ class Transformer(nnx.Module):
     if sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe '
                         f'make {" and ".join(sorted(set(kinds)))} ones. Make all sparse or none, or share nothing.')
+    if moe is None and 'sparse' in kinds:
+      raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
+    if sparse_form == 'layer' and (sharing == 'all_but_norms' or extra_feed_forward is not None):
+      key, why = (('sharing', "the norms of a layer that is an expert are the expert's own. Use 'all', or 'none'")
+                  if extra_feed_forward is None else
+                  ('extra_feed_forward', 'there is no branch of a mixture to follow. Remove it'))
+      raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
     self.stack, self.sharing = Stack(kinds, layers, remat), sharing
 
-    def block(kind: str, rngs: nnx.Rngs) -> Block:
+    def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
+      if kind != 'dense' and sparse_form == 'layer':
+        return BlockMixture(mixtures[kind], where, dim=dim, rngs=rngs, block=functools.partial(block, 'dense'))
       return Block('dense' if kind == 'dense' else 'sparse', where=where, dim=dim, num_layers=num_layers, dtype=dtype,
                    rngs=rngs, attention=attention, feed_forward=feed_forward, moe=mixtures.get(kind), norm=norm,
                    extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
@@ -90,6 +102,6 @@ class Transformer(nnx.Module):
       return self.final_norm(x), routers, dict(shared=jax.tree.map(mean, *by_layer.values()))
     return self.final_norm(x), routers, dict(blocks=updates) if updates else {}
 
-  def distinct_blocks(self) -> Iterator[Block]:
+  def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
     """Blocks for reading what is static in them; one for all layers that are scanned together, or share it."""
     yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]

@@ -21,7 +21,7 @@ def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
   for path, leaf in flatten(model.shapes()[0]).items():
     size = math.prod(leaf.shape)
     total += size
-    active += size * (met[_experts_of(model, path, leaf)].share if '/moe/experts/' in path else 1)
+    active += size * (met[_experts_of(model, path, leaf)].share if _EXPERTS.search(path) else 1)
   return dict(total=total, active=round(active))
 
 
@@ -29,7 +29,8 @@ def forward_flops(model: Functional, batch: Any) -> float:
   """FLOPs of the matrix products of a forward pass that the model itself asks for, whatever runs it.
 
   These are all products outside of experts, attention included, and those of every expert with the tokens that chose
-  it. What a dispatcher adds is left out: products with one-hot matrices, empty slots, padding, weights met twice.
+  it; of those that are layers, all for every token, as it takes to attend to tokens of other experts.
+  What a dispatcher adds is left out: products with one-hot matrices, empty slots, padding, weights met twice.
   """
   params, state = model.shapes()
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -47,6 +48,7 @@ def forward_flops(model: Functional, batch: Any) -> float:
 
 
 _SHARED = re.compile(r'(?:^|/)shared/')
+_EXPERTS = re.compile(r'/moe/(?:experts|layers)/')  # feed-forwards, or whole layers
 
 
 class _Met(NamedTuple):

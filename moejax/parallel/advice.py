@@ -57,7 +57,7 @@ def _smaller_working_set(setup, topology) -> tuple[str, str]:
   what = 'what a block needs while it runs: activations, buffers of experts, gathered weights'
   for path, side in _sides(setup).items():
     moe = side.get('moe')
-    if moe and moe.dispatch.name == 'einsum' and moe.group == 'batch':
+    if moe and 'dispatch' in moe and moe.dispatch.name == 'einsum' and moe.group == 'batch':
       return what, f'--{path}.moe.group=sequence: one-hot matrices grow with the square of a group'
   return what, _microbatches(setup)
 

@@ -17,11 +17,12 @@ _HIDDEN_AXIS = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0}
 def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
                  side: str | None = None) -> tuple[dict, Tree, Tree]:
   """The experts of `task`, side by side in one feed-forward a layer; their weights are multiplied into `wo` and `bo`.
+  Where experts are whole layers (`sparse_form='layer'`), the layers on the route of the task.
 
   Its output is that of the full model for that task: the same sum, written as one product.
 
   Args:
-    config: `config.model`, with `layers='unrolled'` and experts 'feed_forward'.
+    config: `config.model`, with `layers='unrolled'` and experts that are 'feed_forward' or layers.
     params, state: of that model.
     task: what the batches of the task have in `tasks`.
     side: 'encoder' or 'decoder' of such a model, the other of which stays as it is; None: the whole decoder-only model.
@@ -30,13 +31,15 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
     `(config, params, state)` of the dense model.
 
   Raises:
-    ValueError: the routes of the task depend on more than the task, or the layers would differ in width.
+    ValueError: the routes of the task depend on more than the task, the layers would differ in width, or the route
+      mixes several experts that are layers, whose sum is no layer.
   """
   config = copy.deepcopy(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
   part = config if side is None else config[side]
   where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
-  if part.get('layers', 'unrolled') != 'unrolled' or part['moe']['experts']['name'] != 'feed_forward':
-    raise ValueError(f'{where}: what can be extracted are feed-forward experts of unrolled layers.')
+  whole = part.get('sparse_form') == 'layer'
+  if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
+    raise ValueError(f'{where}: what can be extracted are feed-forward experts, or whole ones, of unrolled layers.')
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
   flat, new = flatten(params), {}
   for path, leaf in flat.items():
@@ -44,19 +47,26 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
       new[path] = leaf
   for depth, weight in weights.items():
     here = f'{prefix}blocks/{depth}/'
+    if whole:
+      new |= {here + path.removeprefix(f'{here}moe/layers/'): leaf[on_route(weight, where)]
+              for path, leaf in flat.items() if path.startswith(f'{here}moe/layers/')}
+      continue
     experts = {name: flat[f'{here}moe/experts/{name}'] for name in (*_HIDDEN_AXIS, 'bo')
                if f'{here}moe/experts/{name}' in flat}
     new |= {f'{here}feed_forward/{name}': leaf for name, leaf in side_by_side(experts, weight).items()}
 
-  expert = dict(part.pop('moe')['experts'])
+  moe = part.pop('moe')
   part.pop('sparse')
-  widths = {leaf.shape[1] for path, leaf in new.items()
-            if path.startswith(prefix) and path.endswith('/feed_forward/wi')}
-  if len(widths) > 1:
-    raise ValueError(f'{where}: the feed-forwards would have widths of {sorted(widths)}, and a dense model has one. '
-                     'Train with dense layers as wide as the experts that a task uses.')
-  kept = {name: expert[name] for name in ('activation', 'use_bias') if name in expert}
-  part['feed_forward'] = {**part['feed_forward'], **kept, 'hidden': widths.pop()}
+  if whole:
+    part.pop('sparse_form')
+  else:
+    widths = {leaf.shape[1] for path, leaf in new.items()
+              if path.startswith(prefix) and path.endswith('/feed_forward/wi')}
+    if len(widths) > 1:
+      raise ValueError(f'{where}: the feed-forwards would have widths of {sorted(widths)}, and a dense model has one. '
+                       'Train with dense layers as wide as the experts that a task uses.')
+    kept = {name: moe['experts'][name] for name in ('activation', 'use_bias') if name in moe['experts']}
+    part['feed_forward'] = {**part['feed_forward'], **kept, 'hidden': widths.pop()}
   gone = {path for path in flatten(state) if path.startswith(f'{prefix}blocks/')}
   state = unflatten({path: leaf for path, leaf in flatten(state).items() if path not in gone})
   return config, unflatten(new), state
@@ -88,6 +98,14 @@ def routes(config: Mapping, params: Tree, state: Tree, task: int, prefix: str = 
                        'routes by task alone, without a capacity.')
     found[int(name.rpartition('_')[2])] = weight[0]
   return found
+
+
+def on_route(weight: np.ndarray, where: str) -> int:
+  """The expert that has all the weight <float32>[E]. Raises ValueError where there is none."""
+  if np.count_nonzero(weight) != 1 or weight.max() != 1:
+    raise ValueError(f'{where}: the task mixes whole layers with the weights {np.round(weight, 3)}, which is no layer. '
+                     'Train with a router that picks one, as relaxation="straight_through" does.')
+  return int(weight.argmax())
 
 
 def side_by_side(experts: Mapping[str, jax.Array], weight: np.ndarray) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ import pytest
 
 from drawn_parameters import draw_parameters
 from moejax import models
+from moejax.functional import flatten
 from moejax.routing import papers
 from moejax.surgery.extract_task import extract_task, side_by_side
 
@@ -22,6 +23,11 @@ def sparse(router, **experts):
   moe = dict(num_experts=4, experts=dict(name='feed_forward', hidden=8, **experts), router=router,
              dispatch=dict(name='reference'), group='sequence')
   return dict(num_layers=2, attention=ATTENTION, feed_forward=dict(hidden=8), sparse=dict(name='every', n=1), moe=moe)
+
+
+def of_layers(router, **options):
+  return dict(name='decoder', vocab_size=13, dim=8, num_layers=2, attention=ATTENTION, feed_forward=dict(hidden=8),
+              sparse_form='layer', sparse=dict(name='every', n=1), moe=dict(num_experts=4, router=router)) | options
 
 
 def draw(config):
@@ -70,6 +76,32 @@ def test_the_parameters_of_a_single_expert_are_the_very_same():
       np.testing.assert_array_equal(dense['blocks'][depth]['feed_forward'][name], leaf[2])
 
 
+def test_of_experts_that_are_layers_the_route_of_the_task_is_the_dense_model():
+  config = of_layers(ROUTERS['cross_task'], num_layers=3, sparse=dict(name='layers', indices=(0, 2)))
+  params, state = draw(config)
+  paths = []
+  for task in (0, 1):
+    dense, dense_params, dense_state = extract_task(config, params, state, task)
+    assert not {'moe', 'sparse', 'sparse_form'} & set(dense) and dense_state == {}
+    paths.append([])
+    for depth in '02':
+      found, layers = (flatten(tree) for tree in (dense_params['blocks'][depth],
+                                                  params['blocks'][depth]['moe']['layers']))
+      paths[-1].append([e for e in range(4) if all((found[path] == leaf[e]).all() for path, leaf in layers.items())])
+      assert len(paths[-1][-1]) == 1 and set(found) == set(layers)
+    expected = logits(config, params, state, dict(tokens=TOKENS, tasks=jnp.full_like(TOKENS, task)))
+    # Four layers at once are products of other shapes: float32 rounding.
+    np.testing.assert_allclose(logits(dense, dense_params, dense_state, dict(tokens=TOKENS)), expected,
+                               rtol=1e-4, atol=1e-5)
+  assert paths[0] != paths[1]
+
+
+def test_a_mixture_of_layers_is_no_layer():
+  config = of_layers(papers.cross_task(num_tasks=3, width=4, relaxation='softmax'))
+  with pytest.raises(ValueError, match='config.model: the task mixes whole layers with the weights'):
+    extract_task(config, *draw(config), 0)
+
+
 def test_one_side_of_an_encoder_decoder_can_be_extracted_while_the_other_routes_tokens():
   config = dict(name='encoder_decoder', vocab_size=13, dim=8, encoder=sparse(papers.top_k_dropless(k=2)),
                 decoder=sparse(papers.task_moe(num_tasks=3)))
@@ -94,7 +126,7 @@ def test_what_does_not_route_by_task_alone_is_refused():
   params, state = draw(config)
   with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
     extract_task(config, params, state, 0)
-  with pytest.raises(ValueError, match='feed-forward experts of unrolled layers'):
+  with pytest.raises(ValueError, match='feed-forward experts, or whole ones, of unrolled layers'):
     extract_task({**config, 'layers': 'scan'}, params, state, 0)
   mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
   with pytest.raises(ValueError, match=r'widths of \[8, 16\], and a dense model has one'):

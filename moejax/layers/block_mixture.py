@@ -1,0 +1,81 @@
+"""Whole layers as experts: attention and feed-forward with their norms and residuals (CrossTaskMoE, 2205.12701)."""
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax import functional
+from moejax.config import ConfigError, call
+from moejax.layers.blocks import Block, Context
+from moejax.layers.moe import MoEConfig
+from moejax.random import derive
+from moejax.routing import router
+from moejax.routing.router import RouterOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class LayersConfig:
+  """The keys of `config.moe` where experts are layers.
+
+  Attributes:
+    num_experts: E.
+    router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
+  """
+  num_experts: int
+  router: dict
+
+
+class LayerMixture(nnx.Module):
+  """`y = sum_e w_e layer_e(x)` (2205.12701, section 4): E dense blocks of one make, and the router that weighs them.
+
+  All layers see all tokens, since attention reads those that have other experts too. Where the weights of a token sum
+  to one, so do the residual streams. A token without any weight, padding or over a capacity, passes by unchanged.
+  """
+
+  def __init__(self, config: Mapping, where: str, *, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block]):
+    """`block` makes one layer. Raises ConfigError for keys of `MoEConfig` that layers have no use for."""
+    known = [{field.name for field in dataclasses.fields(keys)} for keys in (MoEConfig, LayersConfig)]
+    if useless := sorted(set(config) & (known[0] - known[1])):
+      raise ConfigError(f"{where}.{useless[0]}: with sparse_form='layer' every expert is a whole layer, made as the "
+                        f"model's attention and feed_forward say, and sees all tokens. Remove {', '.join(useless)}.")
+    config = call(LayersConfig, config, where)
+    if config.num_experts < 1:
+      raise ConfigError(f'{where}.num_experts must be at least 1, not {config.num_experts}.')
+    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
+    if self.router.select.reads_slots:
+      raise ConfigError(f'{where}.router: the slots of Soft MoE are mixtures of tokens, which have no positions to '
+                        "attend to. Choose a router that weighs experts for tokens, or another sparse_form.")
+    self.layers = functional.stack_modules(block, config.num_experts, rngs, axis='expert')
+
+  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any,
+               train: bool) -> tuple[jax.Array, RouterOutput]:
+    """x: <float>[B,S,D] -> the same, and what the router said."""
+    routed = self.router(x, context.inputs, key=derive(key, 'router'), train=train)
+    weight = routed.plan.to_dense().weight
+    graph, variables = nnx.split(self.layers)
+
+    def layer(variables, expert):
+      own_key = None if key is None else jax.random.fold_in(derive(key, 'layers'), expert)
+      return nnx.merge(graph, variables)(x, context, key=own_key, depth=depth, train=train)[0]
+
+    outputs = jax.vmap(layer)(variables, jnp.arange(weight.shape[-1]))
+    with jax.named_scope('dispatch'):  # not the model's own products
+      mixed = jnp.einsum('bse,ebsd->bsd', weight, outputs.astype(jnp.float32), precision='highest')
+    return jnp.where(weight.any(-1, keepdims=True), mixed.astype(x.dtype), x), routed
+
+
+class BlockMixture(nnx.Module):
+  """A mixture of layers in the place of a block."""
+
+  def __init__(self, moe: Mapping, where: str, **build):
+    self.moe = LayerMixture(moe, f'{where}.moe', **build)
+
+  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any, train: bool,
+               norms: None = None) -> tuple[jax.Array, RouterOutput]:
+    """As `Block`; layers keep their norms."""
+    y, output = self.moe(x, context, key=derive(key, 'moe'), depth=depth, train=train)
+    updates = dict(moe=dict(router=output.updates)) if output.updates else {}
+    return y, dataclasses.replace(output, updates=updates)
