@@ -28,11 +28,13 @@ class Tokens:
     """What routers may look at."""
     rows, length = self.ids.shape
     documents = self.segments + (length + 1) * jnp.arange(rows, dtype=jnp.int32)[:, None]
-    before, after = (jnp.roll(self.ids, shift, axis=1) for shift in (1, -1))
+    before = lambda distance, otherwise: jnp.where(
+        self.positions < distance, otherwise, jnp.roll(self.ids, distance, axis=1))
     last = jnp.roll(self.positions, -1, axis=1) == 0
-    return RouterInputs(token_ids=self.ids, previous_ids=jnp.where(self.positions == 0, 0, before),
-                        next_ids=jnp.where(last, 0, after), valid=self.segments > 0, positions=self.positions,
-                        documents=documents, tasks=self.tasks)
+    return RouterInputs(token_ids=self.ids, previous_ids=before(1, otherwise=0),
+                        earlier_ids=jnp.stack([before(distance, otherwise=-1) for distance in (1, 2, 3, 4)], axis=-1),
+                        next_ids=jnp.where(last, 0, jnp.roll(self.ids, -1, axis=1)), valid=self.segments > 0,
+                        positions=self.positions, documents=documents, tasks=self.tasks)
 
 
 def read(batch: Tree, prefix: str = '') -> Tokens:

@@ -23,6 +23,8 @@ class RouterInputs:
   Attributes:
     token_ids: <int32>[G,S] ids of the input tokens.
     previous_ids: <int32>[G,S] ids of the tokens before them in their documents; 0 where there is none.
+    earlier_ids: <int32>[G,S,4] ids of the four tokens before them in their documents, the nearest first; -1 where there
+      is none.
     next_ids: <int32>[G,S] ids of the tokens after them: the answers, in a language model.
     valid: <bool>[G,S] False for padding: it is not dispatched, takes no capacity and counts in no loss.
     positions: <int32>[G,S] position of the token in its document.
@@ -33,6 +35,7 @@ class RouterInputs:
   """
   token_ids: jax.Array | None = None
   previous_ids: jax.Array | None = None
+  earlier_ids: jax.Array | None = None
   next_ids: jax.Array | None = None
   valid: jax.Array | None = None
   positions: jax.Array | None = None

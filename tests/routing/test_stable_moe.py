@@ -1,4 +1,5 @@
 """StableMoE's stages: what each routes by, what it trains, and that stage 2 is frozen; its losses by hand."""
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.models.sequences import Tokens
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
 from moejax.routing.papers.stable_moe import balance_loss, distillation_loss
 
 G, S, D, E, V, STAGE_1 = 2, 12, 8, 4, 11, 3
@@ -31,14 +32,14 @@ def initial(words='unigram'):
   return jax.jit(built(words)[0].init)(jax.random.key(0))
 
 
-@jax.jit
-def gradients_of(params, state, x, inputs):
+@functools.partial(jax.jit, static_argnames='words')
+def gradients_of(params, state, x, inputs, words='unigram'):
   """Of (all losses and the weight, the distillation loss alone); the latter also by what is routed."""
   def total(params):
-    out = built()[0].apply(params, state, x, inputs, train=True)
+    out = built(words)[0].apply(params, state, x, inputs, train=True)
     return sum(out.losses.values()) + out.plan.weight.sum()
   def taught(params, x):
-    return built()[0].apply(params, state, x, inputs, train=True).losses['distillation']
+    return built(words)[0].apply(params, state, x, inputs, train=True).losses['distillation']
   return jax.grad(total)(params), jax.grad(taught, argnums=(0, 1))(params, x)
 
 
@@ -46,21 +47,36 @@ def at(state, step):
   return functional.merge_updates(state, dict(score=dict(step=jnp.int32(step))))
 
 
+# Documents of 12 tokens, and of 3, 7 and 2.
+POSITIONS = jnp.array([[*range(12)], [*range(3), *range(7), *range(2)]])
+SEGMENTS = jnp.array([[1] * 12, [1] * 3 + [2] * 7 + [3] * 2])
+
+
 def batch(seed):
   ids = jax.random.randint(jax.random.key(seed), (G, S), 0, V)
-  positions = jnp.broadcast_to(jnp.arange(S), ids.shape)
-  x = jax.random.normal(jax.random.key(100 + seed), (G, S, D))
-  return x, RouterInputs(token_ids=ids, positions=positions,
-                         previous_ids=jnp.where(positions == 0, 0, jnp.roll(ids, 1, axis=1)))
+  return jax.random.normal(jax.random.key(100 + seed), (G, S, D)), Tokens(ids, SEGMENTS, POSITIONS).router_inputs
 
 
 def greedy(params, x):
   return np.argmax(np.asarray(x) @ np.asarray(params['score']['experts']).T, axis=-1)
 
 
-def by_word(params, ids):
-  table, experts = (np.asarray(params['score'][name]) for name in ('words_table', 'words_experts'))
-  return np.argmax(table @ experts.T, axis=-1)[np.asarray(ids)]
+def by_word(params, ids, words='unigram'):
+  """What `z e'` chooses, by a float64 loop over the tokens of POSITIONS. ids: <int>[G,S] -> <int>[G,S]."""
+  table, experts = (np.asarray(params['score'][name], np.float64) for name in ('words_table', 'words_experts'))
+  ids, chosen = np.asarray(ids), np.empty(ids.shape, int)
+  for g, s in np.ndindex(ids.shape):
+    within = int(POSITIONS[g, s])
+    match words:
+      case 'unigram':
+        z = table[ids[g, s]]
+      case 'bigram':
+        z = (table[ids[g, s]] + table[ids[g, s - 1 if within else s]]) / 2  # a first word is its own neighbour
+      case 'convolution':
+        kernel = np.asarray(params['score']['words_kernel'], np.float64)
+        z = sum(kernel[back] * table[ids[g, s - back]] for back in range(5) if back <= within)
+    chosen[g, s] = np.argmax(experts @ z)
+  return chosen
 
 
 def test_stage_1_routes_by_the_token_and_weighs_by_its_sigmoid():
@@ -83,10 +99,11 @@ def test_evaluation_is_distilled_in_stage_1_too():
   np.testing.assert_allclose(chosen.weight, 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
-def test_stage_2_routes_are_a_function_of_the_id_that_no_step_changes():
+@pytest.mark.parametrize('words', ['unigram', 'convolution'])
+def test_stage_2_routes_are_a_function_of_the_ids_that_no_step_changes(words):
   """Trained with AdamW, whose momentum and weight decay move parameters without gradients."""
-  model, train, evaluate = built()
-  params, state = initial()
+  model, train, evaluate = built(words)
+  params, state = initial(words)
   optimizer = optax.adamw(0.05, weight_decay=0.1)
   moments = optimizer.init(params)
 
@@ -108,14 +125,15 @@ def test_stage_2_routes_are_a_function_of_the_id_that_no_step_changes():
       np.testing.assert_array_equal(out.plan.expert[..., 0], greedy(params_before, x))
     else:
       frozen = params_before if frozen is None else frozen  # what the last step of stage 1 left
-      np.testing.assert_array_equal(out.plan.expert[..., 0], by_word(frozen, inputs.token_ids))
+      np.testing.assert_array_equal(out.plan.expert[..., 0], by_word(frozen, inputs.token_ids, words))
       evaluated = evaluate(params, state, *probe).plan.expert[..., 0]
-      np.testing.assert_array_equal(evaluated, by_word(frozen, probe[1].token_ids))
-  assert (by_word(params, np.arange(V)) != by_word(frozen, np.arange(V))).any()  # it took a copy to hold them still
+      np.testing.assert_array_equal(evaluated, by_word(frozen, probe[1].token_ids, words))
+  # It took a copy to hold them still.
+  assert (by_word(params, probe[1].token_ids, words) != by_word(frozen, probe[1].token_ids, words)).any()
   # A checkpoint in stage 2 holds all that routing needs.
   restored = jax.tree.map(jnp.asarray, jax.device_get(state))
   np.testing.assert_array_equal(evaluate(params, restored, *probe).plan.expert[..., 0],
-                                by_word(frozen, probe[1].token_ids))
+                                by_word(frozen, probe[1].token_ids, words))
 
 
 @pytest.mark.parametrize('step, moved', [(STAGE_1 - 1, {'experts', 'words_table', 'words_experts'}),
@@ -126,10 +144,12 @@ def test_gradients_reach_the_word_router_in_stage_1_alone(step, moved):
   assert {name for name, leaf in gradients['score'].items() if leaf.any()} == moved
 
 
-def test_the_distillation_loss_reaches_the_word_router_and_nothing_else():
-  params, state = initial()
-  _, (gradients, of_x) = gradients_of(params, state, *batch(0))
-  assert {name for name, leaf in gradients['score'].items() if leaf.any()} == {'words_table', 'words_experts'}
+@pytest.mark.parametrize('words, reached', [('unigram', {'words_table', 'words_experts'}),
+                                            ('convolution', {'words_table', 'words_experts', 'words_kernel'})])
+def test_the_distillation_loss_reaches_the_word_router_and_nothing_else(words, reached):
+  params, state = initial(words)
+  _, (gradients, of_x) = gradients_of(params, state, *batch(0), words=words)
+  assert {name for name, leaf in gradients['score'].items() if leaf.any()} == reached
   assert not of_x.any()
 
 
@@ -161,15 +181,32 @@ def test_the_balance_loss_is_0_at_equal_loads_and_pushes_away_from_the_fuller_ex
   assert not gradient[4:].any()  # exactly the mean
 
 
-def test_bigrams_are_means_with_the_word_before_in_the_document():
-  params, state = initial('bigram')
+@pytest.mark.parametrize('words', ['bigram', 'convolution'])
+def test_words_before_count_within_their_document(words):
+  params, state = initial(words)
   x, inputs = batch(0)
-  plan = built('bigram')[2](params, state, x, inputs).plan
-  table, experts = (np.asarray(params['score'][name], np.float64) for name in ('words_table', 'words_experts'))
-  ids = np.asarray(inputs.token_ids)
-  for g, s in np.ndindex(G, S):
-    before = ids[g, s - 1] if s else ids[g, s]  # a first word is its own neighbour
-    assert plan.expert[g, s, 0] == np.argmax((table[ids[g, s]] + table[before]) / 2 @ experts.T)
+  chosen = built(words)[2](params, state, x, inputs).plan.expert[..., 0]
+  np.testing.assert_array_equal(chosen, by_word(params, inputs.token_ids, words))
+  assert (chosen != by_word(params, inputs.token_ids)).any()
+  # Neither a later word nor one of another document has a part in it.
+  for changed, same in ((np.s_[0, 6], np.s_[0, :6]), (np.s_[1, 2], np.s_[1, 3:])):
+    other = Tokens(inputs.token_ids.at[changed].add(1) % V, SEGMENTS, POSITIONS).router_inputs
+    np.testing.assert_array_equal(built(words)[2](params, state, x, other).plan.expert[..., 0][same], chosen[same])
+
+
+def test_a_convolution_does_not_depend_on_how_tokens_are_grouped():
+  params, state = initial('convolution')
+  x, inputs = batch(0)
+  whole = built('convolution')[2](params, state, x, inputs).plan.expert
+  halves = jax.tree.map(lambda a: a.reshape(2 * G, S // 2, *a.shape[2:]), (x, inputs))
+  np.testing.assert_array_equal(built('convolution')[2](params, state, *halves).plan.expert.reshape(whole.shape), whole)
+
+
+def test_a_convolution_that_is_told_no_earlier_words_says_so():
+  params, state = initial('convolution')
+  x, inputs = batch(0)
+  with pytest.raises(ValueError, match='looks at earlier ids, but the model gave it none'):
+    built('convolution')[0].apply(params, state, x, dataclasses.replace(inputs, earlier_ids=None))
 
 
 @pytest.mark.parametrize('change, message', [

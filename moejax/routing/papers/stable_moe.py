@@ -13,7 +13,8 @@ from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
 
-Words = Literal['unigram', 'bigram']
+# The names of stablemoe are wordemb, bigram_emb and cnn.
+Words = Literal['unigram', 'bigram', 'convolution']
 
 
 @jax.tree_util.register_dataclass
@@ -23,12 +24,10 @@ class WithIds:
 
   Attributes:
     x: <float32>[G,S,D].
-    ids: <int32>[G,S].
-    previous: <int32>[G,S] ids of the tokens before; the token's own at the start of a document.
+    inputs: with `token_ids`, and what `word_vectors` reads besides.
   """
   x: jax.Array
-  ids: jax.Array
-  previous: jax.Array
+  inputs: RouterInputs
 
 
 @FEATURES('token_with_ids')
@@ -39,9 +38,36 @@ class TokenWithIds:
     self.width = dim
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> WithIds:
-    """`x`: <float>[G,S,D]. Raises ValueError where the model supplies no ids or positions."""
-    ids = inputs['token_ids']
-    return WithIds(x.astype(jnp.float32), ids, jnp.where(inputs['positions'] == 0, ids, inputs['previous_ids']))
+    """`x`: <float>[G,S,D]."""
+    return WithIds(x.astype(jnp.float32), inputs)
+
+
+def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: jax.Array | None) -> jax.Array:
+  """z, what the distilled router sees of a token: the embeddings of its own word and of those before it.
+
+  'unigram': its own; 'bigram': the mean of its own and the one before, which at the start of a document is its own
+  again; 'convolution': `sum_j kernel_j table[word j places before]`, j = 0..4, without words of other documents.
+
+  Args:
+    words: one of these.
+    inputs: ids <int32>[G,S] of tokens and of those before them.
+    table: <float32>[V,W].
+    kernel: <float32>[5] for 'convolution'.
+
+  Returns:
+    <float32>[G,S,W].
+
+  Raises:
+    ValueError: the model supplies no ids, or not those of earlier tokens.
+  """
+  ids = inputs['token_ids']
+  if words == 'unigram':
+    return table[ids]
+  if words == 'bigram':
+    return (table[ids] + table[jnp.where(inputs['positions'] == 0, ids, inputs['previous_ids'])]) / 2
+  reach = jnp.concatenate([ids[..., None], inputs['earlier_ids']], axis=-1)
+  taps = jnp.where(reach < 0, 0., kernel)
+  return jnp.einsum('gsj,gsjw->gsw', taps, table[reach], precision=jax.lax.Precision.HIGHEST)
 
 
 @SCORES('distilled')
@@ -56,7 +82,8 @@ class Distilled(Score):
     vocab_size: V.
     stage_1_steps: training steps of stage 1.
     width: of word embeddings.
-    words: z is the embedding of the token, or the mean of its own and the one before ('bigram').
+    words: what z is made of, see `word_vectors`. (The published code can also distil into a Transformer over ids, which
+      would have to see all of a document, where a router sees a group of tokens.)
     gain: of the orthogonal start of e and e'.
   """
 
@@ -70,9 +97,12 @@ class Distilled(Score):
     self.experts = functional.parameter(rngs, orthogonal, (num_experts, dim), (None, 'embed'))
     self.words_table = functional.parameter(rngs, normal, (vocab_size, width), ('vocab', None))
     self.words_experts = functional.parameter(rngs, orthogonal, (num_experts, width), (None, None))
+    convolution = words == 'convolution'
+    self.words_kernel = functional.parameter(rngs, _uniform, (5,), (None,)) if convolution else None
     self.step = functional.router_state(jnp.zeros((), jnp.int32), ())
     self.frozen_table = functional.router_state(jnp.zeros((vocab_size, width)), ('vocab', None))
     self.frozen_experts = functional.router_state(jnp.zeros((num_experts, width)), (None, None))
+    self.frozen_kernel = functional.router_state(jnp.zeros(5), (None,)) if convolution else None
 
   def __call__(self, features: WithIds, *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: those of 'token_with_ids'. Raises ConfigError for others, while tracing."""
@@ -80,25 +110,28 @@ class Distilled(Score):
       raise ConfigError(f"{self.where}: 'distilled' looks at tokens and their ids. "
                         "Set features=dict(name='token_with_ids').")
     logits = _product(features.x, self.experts[...])
-    table, experts = self._live_or_frozen()
-    z = table[features.ids]
-    if self.words == 'bigram':
-      z = (z + table[features.previous]) / 2
-    distilled = _product(z, experts)
+    now = self._live_or_frozen()
+    z = word_vectors(self.words, features.inputs, now['table'], now.get('kernel'))
+    distilled = _product(z, now['experts'])
     stage_1 = self.step[...] < self.stage_1_steps
     select = jnp.where(stage_1, logits, distilled) if train else distilled
     return Scores(logits=logits, select=select, clean=logits, extras=dict(distilled=distilled, stage_1=stage_1))
 
   def update(self) -> dict[str, Any]:
     """The next step, and what stage 2 reads."""
-    table, experts = self._live_or_frozen()
-    return dict(step=self.step[...] + 1, frozen_table=table, frozen_experts=experts)
+    return dict(step=self.step[...] + 1, **{f'frozen_{name}': leaf for name, leaf in self._live_or_frozen().items()})
 
   def _live_or_frozen(self):
     # The first step of stage 2 still reads the parameters: they are what the last of stage 1 left.
     live = self.step[...] <= self.stage_1_steps
-    return (jnp.where(live, self.words_table[...], self.frozen_table[...]),
-            jnp.where(live, self.words_experts[...], self.frozen_experts[...]))
+    names = ('table', 'experts') if self.words_kernel is None else ('table', 'experts', 'kernel')
+    return {name: jnp.where(live, getattr(self, f'words_{name}')[...], getattr(self, f'frozen_{name}')[...])
+            for name in names}
+
+
+def _uniform(key, shape, dtype):
+  # Of variance 1 / (3 * 5), as PyTorch starts a kernel of five places.
+  return jax.random.uniform(key, shape, dtype, -5**-0.5, 5**-0.5)
 
 
 def _product(x, experts):
@@ -177,10 +210,10 @@ def stable_moe(vocab_size: int, stage_1_steps: int, words: Words = 'unigram', ca
   """StableMoE: Stable Routing Strategy for Mixture of Experts (arXiv 2204.08396).
 
   Section 3.2, stage 1 (a tenth of the paper's training): greedy routing by `h e` with a balance loss, distilled into
-  a router of word embeddings of width 50. Section 3.3, stage 2: the distilled router, frozen. The weight is the sigmoid
-  of `h e` in both, and the rest of the token passes by: use experts `residual_stack`, inserted. As in the published
-  code: both losses count 0.3, evaluation takes the distilled router in stage 1 too, an expert takes at most twice its
-  share of the tokens.
+  a router of word embeddings of width 50 (`words`: the token's own, or those before it too). Section 3.3, stage 2: the
+  distilled router, frozen. The weight is the sigmoid of `h e` in both, and the rest of the token passes by: use experts
+  `residual_stack`, inserted. As in the published code: both losses count 0.3, evaluation takes the distilled router in
+  stage 1 too, an expert takes at most twice its share of the tokens.
   """
   return dict(
       features=dict(name='token_with_ids'),
