@@ -34,7 +34,7 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
     ValueError: the routes of the task depend on more than the task, the layers would differ in width, or the route
       mixes several experts that are layers, whose sum is no layer.
   """
-  config = copy.deepcopy(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
+  config = plain_copy(config)
   part = config if side is None else config[side]
   where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
   whole = part.get('sparse_form') == 'layer'
@@ -70,6 +70,11 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   gone = {path for path in flatten(state) if path.startswith(f'{prefix}blocks/')}
   state = unflatten({path: leaf for path, leaf in flatten(state).items() if path not in gone})
   return config, unflatten(new), state
+
+
+def plain_copy(config: Mapping) -> dict:
+  """Dicts all the way down, which are no one else's."""
+  return copy.deepcopy(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
 
 
 def routes(config: Mapping, params: Tree, state: Tree, task: int, prefix: str = '') -> dict[int, np.ndarray]:

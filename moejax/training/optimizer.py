@@ -46,8 +46,9 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
     clip: gradients are scaled down to this global norm where theirs is larger; None: never.
     decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
     gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are
-      multiplied, before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for its experts
-      (every expert's gradient is a mean over its own domain); fairseq scales those of experts by 1/sqrt(E).
+      multiplied, before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for
+      its experts (every expert's gradient is a mean over its own domain); fairseq scales those of experts by 1/sqrt(E).
+      With factor=0 they stay as they are, unless they decay.
 
   Raises:
     ConfigError: also where `decay` or `gradient_scale` is no regular expression, or matches no parameter.
@@ -87,8 +88,8 @@ class _GradientScale:
   factor: float
 
   def __post_init__(self):
-    if self.factor <= 0:
-      raise ConfigError(f'{self.where}.factor must be positive, not {self.factor!r}.')
+    if self.factor < 0:
+      raise ConfigError(f'{self.where}.factor must be positive, or 0, not {self.factor!r}.')
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------

@@ -217,9 +217,20 @@ def test_the_gradients_of_named_parameters_are_scaled_before_they_are_clipped():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
+def test_what_has_no_gradient_and_no_decay_stays_bit_for_bit(name):
+  params = MODEL.init(jax.random.key(0))[0]
+  transform = build(dict(name=name, schedule=CONSTANT, gradient_scale=dict(parameters='^(?!wi$)', factor=0.))).transform
+  state, moved = transform.init(params), params
+  for _ in range(2):
+    updates, state = transform.update(jax.tree.map(jnp.ones_like, params), state, moved)
+    moved = optax.apply_updates(moved, updates)
+  assert {path for path, leaf in flatten(moved).items() if (leaf != flatten(params)[path]).any()} == {'wi'}
+
+
 def test_scales_that_cannot_be_applied_are_refused():
   for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' is found in no parameter path"),
-                         (dict(parameters='wi', factor=0.), 'gradient_scale.factor must be positive'),
+                         (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be positive'),
                          (dict(parameters='wi'), 'gradient_scale.factor is missing')):
     with pytest.raises(ConfigError, match=message):
       build(dict(name='sgd', schedule=CONSTANT, gradient_scale=scale))
