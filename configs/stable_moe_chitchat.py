@@ -11,7 +11,8 @@ Proof: numbers: tests/routing/test_stable_moe.py::test_both_losses_are_those_der
   tests/routing/test_stable_moe.py::test_evaluation_is_distilled_in_stage_1_too
 Differs: the published code keeps the distilled router from moving by giving it no gradient; here stage 2 reads a copy
   from the router's state, so that momentum and weight decay do not move it either. Losses are means over tokens where
-  it has sums, as the language model's loss is here and there.
+  it has sums, as the language model's loss is here and there. Of its distilled routers the Transformer is not here; the
+  convolution is `words='convolution'`.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -100,7 +100,7 @@ def test_evaluation_is_distilled_in_stage_1_too():
 
 
 @pytest.mark.parametrize('words', ['unigram', 'convolution'])
-def test_stage_2_routes_are_a_function_of_the_ids_that_no_step_changes(words):
+def test_stage_2_routes_are_a_function_of_the_id_that_no_step_changes(words):
   """Trained with AdamW, whose momentum and weight decay move parameters without gradients."""
   model, train, evaluate = built(words)
   params, state = initial(words)
