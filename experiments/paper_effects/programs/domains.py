@@ -18,7 +18,7 @@ def config(variant: str, seed: int, steps: int = 200):
   made.seed, made.report.at = seed, 'never'
   made.model.update(dim=48)
   made.model.feed_forward.hidden = 96
-  if 'moe' in made.model:
+  if 'experts' in made.model.get('moe', {}):
     made.model.moe.experts.hidden = 96 // k
   made.data.update(length=64, batch_size=24)
   for name, share in dict(code=0.003, dialogue=0.004, prose=0.08).items():
