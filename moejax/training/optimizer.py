@@ -47,8 +47,9 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
     decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
     gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are
       multiplied, before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for
-      its experts (every expert's gradient is a mean over its own domain); fairseq scales those of experts by 1/sqrt(E).
-      With factor=0 they stay as they are, unless they decay.
+      its experts (every expert's gradient is a mean over its own domain); fairseq, which divides the experts' sums over
+      workers by the square root of their number, is factor=sqrt(E) with an expert on each. With factor=0 parameters
+      stay as they are, unless they decay.
 
   Raises:
     ConfigError: also where `decay` or `gradient_scale` is no regular expression, or matches no parameter.
