@@ -10,7 +10,7 @@ def table(results: dict) -> str:
     runs = [run for run in results['runs'] if run['kind'] == name]
     injected = sum(run['injected'] for run in runs)
     lost = [steps for run in runs for steps in run['lost']]
-    cost = f'{sum(lost) / len(lost):.1f} ({max(lost)})' if lost else 'not measured'
+    cost = f'{sum(lost) / len(lost):.1f} ({max(lost)})' if lost else 'did not stop'
     survived = injected - sum(bool(run['problems']) for run in runs)
     identical = sum(run['identical'] for run in runs)
     lines.append(f'| {kinds.named(name).name} | {injected} | {survived} | {cost} | {identical} of {len(runs)} |')
