@@ -107,8 +107,11 @@ def markdown(rows: list[System]) -> str:
            'Made by `python -m moejax.systems --write` from the docstrings of the configs and from '
            '`experiments/paper_effects/summary.json`; not written by hand. Proofs, the strongest first:', '']
   lines += [f'- *{kind}*: {meaning}' for kind, meaning in PROOFS.items()]
+  verdicts = [effect['verdict'] for row in rows for effect in row.effects]
+  counts = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in ('shown', 'not shown', 'opposite'))
   lines += ['', 'An effect is *shown* where what the paper reports holds in every seed at a size of seconds, '
-            '*opposite* where the reverse does, and else *not shown*: small runs are evidence about small runs.', '',
+            '*opposite* where the reverse does, and else *not shown*: small runs are evidence about small runs. '
+            f'Of {len(verdicts)} claims: {counts}.', '',
             '| system | paper | config | proven by | measured here | where paper and code differ |', '|---' * 6 + '|']
   for row in rows:
     # Several parameters of one test, and names of its class, say little in a table.

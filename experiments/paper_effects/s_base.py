@@ -6,4 +6,4 @@ EFFECT = Effect(
     claim='With slots for twice an equal share, tokens are dropped where they choose by their logits, hardly any by the plan.',
     program='experiments.paper_effects.programs.compared',
     variants={'transport plan': {}, 'largest logit': {}},
-    metric='router/block_01/dropped', larger='largest logit', smaller='transport plan')
+    metric='router/block_00/dropped', larger='largest logit', smaller='transport plan')
