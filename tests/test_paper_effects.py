@@ -83,3 +83,10 @@ def test_the_committed_verdicts_are_those_of_the_committed_results(tmp_path):
   effect.write(tmp_path / 'summary.json', effect.summary(EFFECTS, runner.load('paper_effects')))
   assert json.loads((tmp_path / 'summary.json').read_text()) == json.loads(
       (sweep.FOLDER / 'summary.json').read_text())
+
+
+def test_the_readme_says_how_many_claims_were_shown():
+  verdicts = [found['verdict'] for found in json.loads((sweep.FOLDER / 'summary.json').read_text()).values()]
+  shown, not_shown, opposite = (verdicts.count(verdict) for verdict in ('shown', 'not shown', 'opposite'))
+  assert (f'of {len(verdicts)} claims {shown} show at that size, {not_shown} do not show, and {opposite} are the other '
+          'way round') in (runner.ROOT / 'README.md').read_text().replace('\n', ' ')
