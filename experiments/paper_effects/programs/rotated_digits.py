@@ -31,8 +31,7 @@ def measure(variant: str, seed: int) -> dict[str, float]:
     while True:
       yield batch(rng.choice(np.flatnonzero(train), BATCH), rng.choice(ANGLES, BATCH))
 
-  for built, state in training.train(config, seed, batches()):
-    pass
+  built, state = training.trained(config, seed, batches())
   accuracy = jax.jit(lambda batch: built.objective(
       built.model.apply(state.params, state.router_state, batch), batch)[1]['accuracy'])
   picked = np.flatnonzero(test)[:5 * BATCH].reshape(-1, BATCH)

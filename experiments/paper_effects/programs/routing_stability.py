@@ -38,9 +38,7 @@ def seen(built, state):
 def config_of(variant: str):
   """'stable' and 'greedy' are StableMoE with and without stage 2; 'cosine' and 'dot' X-MoE, and without its sphere."""
   config = (stable_moe_chitchat if variant in ('stable', 'greedy') else xmoe_chitchat).get_config()
-  config.model.dim = 64
-  config.model.feed_forward.hidden = config.model.moe.experts.hidden = 128
-  config.data.batch_size, config.data.length, config.training.steps = 16, 64, STEPS
+  training.shrink(config, STEPS)
   score = config.model.moe.router.score
   if variant in ('stable', 'greedy'):
     score.stage_1_steps = STEPS // 10 if variant == 'stable' else 10 * STEPS

@@ -29,8 +29,7 @@ def config(variant: str, seed: int, steps: int = 150):
 
 def measure(variant: str, seed: int) -> dict[str, float]:
   """Trains, and evaluates with other draws of the experts each time."""
-  for built, state in training.train(config(variant, seed), seed):
-    pass
+  built, state = training.trained(config(variant, seed), seed)
   losses = []
   for draw in range(DRAWS):
     # All that the routers remember is a number that their draws follow from.

@@ -15,12 +15,9 @@ COEFFICIENTS = {'loss 0': 0., 'loss 1': 1.}
 
 def measure(variant: str, seed: int) -> dict[str, float]:
   config = strictly_balanced_chitchat.get_config()
-  config.model.dim = 64
-  config.model.feed_forward.hidden = config.model.moe.experts.hidden = 128
-  config.data.batch_size, config.data.length, config.training.steps = 16, 64, 200
+  training.shrink(config, steps=200)
   config.model.moe.router.balance.threshold = COEFFICIENTS[variant]
-  for built, state in training.train(config, seed):
-    pass
+  built, state = training.trained(config, seed)
 
   @jax.jit
   def taken(batch):

@@ -1,4 +1,4 @@
-"""A short training whose every state can be looked at."""
+"""Short trainings of small models, whose every state can be looked at."""
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,3 +18,17 @@ def train(config: Any, seed: int,
     yield built, jax.tree.map(lambda leaf: leaf.copy(), state)  # the step takes its argument's memory
     state, _ = take(state, built.place(next(stream)))
   yield built, state
+
+
+def trained(config: Any, seed: int, batches: Iterable[dict] | None = None) -> tuple[setup.Setup, step.TrainState]:
+  """The state after the last step of `train`."""
+  for last in train(config, seed, batches):
+    pass
+  return last
+
+
+def shrink(config: Any, steps: int) -> None:
+  """Makes a decoder on dialogues as small as those of `_tiny_text`, for so many steps."""
+  config.model.dim = 64
+  config.model.feed_forward.hidden = config.model.moe.experts.hidden = 128
+  config.data.batch_size, config.data.length, config.training.steps = 16, 64, steps
