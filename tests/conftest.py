@@ -4,16 +4,18 @@ from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # The tests' many small programs take longer to optimise than to run: together a third to a half of the whole run.
-_FLAGS = '--xla_backend_optimization_level=0'
-if metadata.version('jax').startswith('0.10.'):  # later ones end the process at flags that they no longer know
-  _FLAGS += ' --xla_cpu_use_fusion_emitters=false'
-os.environ.setdefault('XLA_FLAGS', _FLAGS)
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+_EVERYWHERE = os.environ['XLA_FLAGS']
+if metadata.version('jax').startswith('0.10.'):
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+jax.devices()  # reads the flags; libtpu, which reads them when a TPU program is compiled, dies of those it does not know
+os.environ['XLA_FLAGS'] = _EVERYWHERE
 
 # Compilation dominates the first example, so a deadline would only measure the machine.
 hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True,
