@@ -1,6 +1,6 @@
 """Measures dispatchers on this machine's CPU, beside a dense floor and the peers that are installed.
 
-    python -m experiments.dispatch_benchmark.cpu            some ten minutes; the machine should be idle
+    python -m experiments.dispatch_benchmark.cpu            a quarter of an hour; the machine should be idle
     python -m experiments.dispatch_benchmark.cpu --quick    tiny shapes: does everything run?
 
 Writes cpu.json and figure.png in this folder (with --quick in runs/dispatch_benchmark) and prints the tables of the

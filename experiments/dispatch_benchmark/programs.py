@@ -71,7 +71,7 @@ class Size:
     return self.tokens // 4, self.tokens, self.tokens * 4
 
 
-FULL = Size(tokens=4096, dim=256, hidden=1024, experts=(8, 32, 64), rounds=11, slow_rounds=3)
+FULL = Size(tokens=4096, dim=256, hidden=1024, experts=(8, 32, 64), rounds=31, slow_rounds=3)
 QUICK = Size(tokens=64, dim=8, hidden=16, experts=(4, 8), rounds=2, slow_rounds=2)
 CHOICES = 1, 2, 4
 LOADS = 'balanced', 'multinomial', 'zipf'

@@ -68,15 +68,14 @@ def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry],
 def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
   """Rows in a block: the sizes that a group's first block may have, and the last of them, that all others have.
 
-  A matrix is packed anew for each block that it multiplies, so one block should hold a whole group: of all but a fortieth
-  of the groups where loads are balanced. A block of more than 512 rows leaves the cache; one of fewer than 64 mostly packs.
-  Sizes are close to each other around the usual one, and far apart elsewhere: each is a program to compile.
+  A matrix is packed anew for each block that it multiplies, so one block should hold a whole group: routers that have
+  not learned to balance yet differ by a fifth of the mean from expert to expert. A block of more than 400 rows leaves
+  the cache; one of fewer than 64 mostly packs. Rows that a block has too many are multiplied for nothing, so sizes are
+  close to each other; each is a program to compile.
   """
-  usual = num_rows / num_groups
-  deviation = usual**.5
-  block = min(512, max(64, usual + 2.5 * deviation))
-  sizes = {_up(rows, 8) for rows in (block / 3, 2 * block / 3, usual, usual + deviation, block) if rows <= block}
-  return tuple(sorted({min(rows, num_rows) for rows in sizes}))
+  largest = _up(min(400, max(64, 1.5 * num_rows / num_groups)), 8)
+  step = max(16, 8 * round(largest / 12 / 8))
+  return tuple(sorted({min(rows, num_rows) for rows in range(largest, largest // 3, -step)}))
 
 
 def _up(size, multiple):

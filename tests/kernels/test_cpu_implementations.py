@@ -24,7 +24,7 @@ class TestRaggedDot(ImplementationTests):
 @given(rows=st.integers(1, 20_000), groups=st.integers(1, 300))
 def test_a_blocks_last_size_is_the_whole_block_and_none_exceeds_the_rows(rows, groups):
   sizes = xla.block_sizes(rows, groups)
-  assert 0 < sizes[0] and list(sizes) == sorted(set(sizes)) and sizes[-1] <= min(rows, 512)
+  assert 0 < sizes[0] and list(sizes) == sorted(set(sizes)) and sizes[-1] <= min(rows, 400)
 
 
 @pytest.mark.parametrize('rows, groups', [(8192, 8), (8192, 32), (8192, 64)])
@@ -32,7 +32,7 @@ def test_a_group_of_usual_size_is_covered_with_little_to_spare(rows, groups):
   sizes, usual = xla.block_sizes(rows, groups), rows // groups
   rest = usual % sizes[-1]
   worked = usual - rest + min((size for size in sizes if size >= rest), default=0)
-  assert worked <= 1.3 * usual
+  assert worked <= 1.1 * usual
 
 
 def counted(function):
@@ -81,7 +81,7 @@ def test_the_grouped_matmul_holds_nothing_of_the_size_of_the_dense_form():
 
 def test_the_fused_block_keeps_pre_activations_and_nothing_else_of_their_size():
   """Forward and backward hold one [M,F], and in inference none; a dense layer holds several."""
-  n, k, d, f, e = 1024, 2, 16, 512, 4
+  n, k, d, f, e = 4096, 2, 16, 512, 4
   weights = Weights(jnp.ones((e, d, f)), jnp.ones((e, f, d)))
   choice = jnp.arange(n * k)
   routes = Routes(choice // k, jnp.ones(n * k), jnp.full(e, n * k // e), choice.reshape(n, k))
@@ -89,7 +89,8 @@ def test_the_fused_block_keeps_pre_activations_and_nothing_else_of_their_size():
   dense = lambda x, weights: ((jax.nn.gelu(jnp.repeat(x, k, 0) @ weights.wi[0]) @ weights.wo[0])**2).sum()
   x = jnp.ones((n, d))
   hidden = 4 * n * k * f
-  blocks = 4 * hidden * xla.block_sizes(n * k, e)[-1] // (n * k)  # four blocks of hidden rows, and the slack of one
-  assert hidden <= temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < 1.25 * hidden + blocks
-  assert temporary_bytes(fused, x, weights) < 0.25 * hidden + blocks
+  block = 4 * f * xla.block_sizes(n * k, e)[-1]
+  # In a block: pre-activations, their tanh, what becomes of them and both gradients; and room after the last row.
+  assert hidden <= temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < hidden + 6 * block < 1.4 * hidden
+  assert temporary_bytes(fused, x, weights) < 2 * block + 4 * n * d
   assert temporary_bytes(jax.grad(dense, (0, 1)), x, weights) >= 2 * hidden
