@@ -104,8 +104,8 @@ def _targets(report):
       (f'`grouped` over dense, E={many}', over_floor('grouped', many), (1.35, 1.30)),
       (f'`grouped`, time at E={many} over E={few}', growth, (1.35, 1.35)),
       (f'`grouped`, temporaries over those of dense, E={many}', temporaries, (1, 1)),
-      *((f'{NAMES["capacity"][0]}, over dense, E={experts}', over_floor('capacity', experts), (1.35, 1.28))
-        for experts in (few, many)),
+      *((f'{NAMES[what][0]}, over dense, E={experts}', over_floor(what, experts), (1.35, 1.28))
+        for what in ('capacity', 'gather') for experts in (few, many)),
       (f'router, sort and permutations over the layer, E={few}', routing(few), (0.08, 0.08)),
       (f'router, sort and permutations over the layer, E={many}', routing(many), (0.08, 0.08)),
   ]
