@@ -94,3 +94,23 @@ def test_the_fused_block_keeps_pre_activations_and_nothing_else_of_their_size():
   assert hidden <= temporary_bytes(jax.grad(fused, (0, 1)), x, weights) < hidden + 6 * block < 1.4 * hidden
   assert temporary_bytes(fused, x, weights) < 2 * block + 4 * n * d
   assert temporary_bytes(jax.grad(dense, (0, 1)), x, weights) >= 2 * hidden
+
+
+def test_rows_that_a_block_has_too_many_reach_nothing_even_if_they_are_nan():
+  rng = np.random.RandomState(0)
+  sizes = jnp.array([5, 59])  # a block of the first expert's holds rows of the second's
+  token = jnp.arange(64)
+  x = jnp.array(rng.randn(64, 4)).at[5:].set(jnp.nan)
+  weights = Weights(jnp.array(rng.randn(2, 4, 6)), jnp.array(rng.randn(2, 6, 4)))
+  routes = Routes(token, jnp.ones(64), sizes, token[:, None])
+  alone = Routes(token[:5], jnp.ones(5), jnp.array([5, 0]), token[:5, None])
+
+  def gradients(x, routes, name):
+    loss = lambda x, weights: expert_block(x, weights, routes, activation='gelu', implementation=name)[:5].sum()
+    return jax.value_and_grad(loss, (0, 1))(x, weights)
+
+  (loss, (dx, dw)), (expected, (dx_alone, dw_alone)) = gradients(x, routes, 'xla'), gradients(x[:5], alone, 'reference')
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)  # float32 sums
+  np.testing.assert_allclose(dx[:5], dx_alone, rtol=1e-5, atol=1e-6)
+  for got, want in zip(jax.tree.leaves(dw), jax.tree.leaves(dw_alone)):
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
