@@ -11,8 +11,9 @@ class Program:
 
   Attributes:
     what: 'dense', the floor: a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
-      'grouped', or 'capacity': 'grouped' on what a router with capacity kept), its grouped matmul ('ragged_dot', 'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm');
-      'block', `kernels.expert_block` with given routes; or 'routing', a layer whose experts do nothing.
+      'grouped', or 'capacity': 'grouped' on what a router with capacity kept), its grouped matmul ('ragged_dot',
+      'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block', `kernels.expert_block` with given routes;
+      or 'routing', a layer whose experts do nothing.
     backward: the gradients of parameters and input, too.
     num_experts: E; 1 for the floor.
     choices: K.

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs import strictly_balanced_chitchat
 from experiments.paper_effects.programs import command, training
+from moejax.models import sequences
 
 COEFFICIENTS = {'loss 0': 0., 'loss 1': 1.}
 
@@ -22,7 +23,7 @@ def measure(variant: str, seed: int) -> dict[str, float]:
   @jax.jit
   def taken(batch):
     [router] = built.model.apply(state.params, state.router_state, batch).routers.values()
-    return (router.plan.shares() > 0).sum((0, 1)), router.plan.shares().shape[0] * router.plan.shares().shape[1]
+    return (router.plan.shares() > 0).sum((0, 1)), sequences.read(batch).router_inputs.valid.sum()
 
   counts, tokens = map(sum, zip(*(taken(batch) for batch in itertools.islice(built.pipeline.evaluate('test'), 20))))
   share = config.model.moe.router.select.experts_per_token / config.model.moe.num_experts
