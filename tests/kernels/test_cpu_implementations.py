@@ -98,19 +98,16 @@ def test_the_fused_block_keeps_pre_activations_and_nothing_else_of_their_size():
 
 def test_rows_that_a_block_has_too_many_reach_nothing_even_if_they_are_nan():
   rng = np.random.RandomState(0)
-  sizes = jnp.array([5, 59])  # a block of the first expert's holds rows of the second's
   token = jnp.arange(64)
-  x = jnp.array(rng.randn(64, 4)).at[5:].set(jnp.nan)
+  routes = Routes(token, jnp.ones(64), jnp.array([5, 59]), token[:, None])  # a block of the first has rows of the second
+  x = jnp.array(rng.randn(64, 4))
   weights = Weights(jnp.array(rng.randn(2, 4, 6)), jnp.array(rng.randn(2, 6, 4)))
-  routes = Routes(token, jnp.ones(64), sizes, token[:, None])
-  alone = Routes(token[:5], jnp.ones(5), jnp.array([5, 0]), token[:5, None])
 
-  def gradients(x, routes, name):
-    loss = lambda x, weights: expert_block(x, weights, routes, activation='gelu', implementation=name)[:5].sum()
-    return jax.value_and_grad(loss, (0, 1))(x, weights)
+  def of_the_first(x):
+    loss = lambda x, weights: expert_block(x, weights, routes, activation='gelu', implementation='xla')[:5].sum()
+    value, (dx, dweights) = jax.value_and_grad(loss, (0, 1))(x, weights)
+    return value, dx[:5], dweights.wi[0], dweights.wo[0]
 
-  (loss, (dx, dw)), (expected, (dx_alone, dw_alone)) = gradients(x, routes, 'xla'), gradients(x[:5], alone, 'reference')
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)  # float32 sums
-  np.testing.assert_allclose(dx[:5], dx_alone, rtol=1e-5, atol=1e-6)
-  for got, want in zip(jax.tree.leaves(dw), jax.tree.leaves(dw_alone)):
-    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
+  expected = of_the_first(x)
+  assert all(jnp.isfinite(a).all() and a.any() for a in expected)
+  jax.tree.map(np.testing.assert_array_equal, of_the_first(x.at[5:].set(jnp.nan)), expected)
