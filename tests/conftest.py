@@ -6,15 +6,15 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # The tests' many small programs take longer to optimise than to run: together a third to a half of the whole run.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 _EVERYWHERE = os.environ['XLA_FLAGS']
-if metadata.version('jax').startswith('0.10.'):
-  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+if metadata.version('jax').startswith('0.10.'):  # later ones end the process at flags that they no longer know
+  os.environ['XLA_FLAGS'] = f'--xla_cpu_use_fusion_emitters=false {_EVERYWHERE}'
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
-jax.devices()  # reads the flags; libtpu, which reads them when a TPU program is compiled, dies of those it does not know
+jax.devices()  # reads the flags; libtpu, which does so when a TPU program is compiled, knows those for CPUs as little
 os.environ['XLA_FLAGS'] = _EVERYWHERE
 
 # Compilation dominates the first example, so a deadline would only measure the machine.

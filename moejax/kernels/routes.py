@@ -71,12 +71,12 @@ def take(x: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: int) -> jax.Array:
-  """y: <float>[M..,D], more rows than M if need be -> <float32>[N,D]: the sum of each token's rows, weighted or not.
+  """y: <float>[M,D] -> <float32>[N,D]: the sum of each token's rows, weighted or not.
 
   `weight`: <float32>[M] or None.
   """
   if routes.position is None:
-    y = y[:routes.token.shape[0]].astype(jnp.float32)
+    y = y.astype(jnp.float32)
     return jnp.zeros((num_tokens, y.shape[1])).at[routes.token].add(
         y if weight is None else y * weight[:, None], mode='drop')
 

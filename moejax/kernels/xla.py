@@ -3,6 +3,7 @@
 No row meets a matrix that is not its own, and nothing of size M is copied or padded: a block is a slice of `x` that
 starts where the group's rows do, and the number of blocks is known only when the program runs. Made for CPUs.
 """
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,8 +24,9 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
       product = dot(_read(x, at, mine), matrix, (1, 1 if transpose else 0)).astype(x.dtype)
       return lax.dynamic_update_slice_in_dim(y, jnp.where(mine, product, _read(y, at, mine)), at, axis=0)
 
-    return over_blocks(block, y, start, size, x.shape[0], w.shape[0]), None
+    return over_blocks(block, y, start, size, sizes), None
 
+  sizes = block_sizes(x.shape[0], w.shape[0])
   y = jnp.zeros((x.shape[0], w.shape[1 if transpose else 2]), x.dtype)
   return lax.scan(group, y, (w, starts(group_sizes), group_sizes))[0]
 
@@ -41,20 +43,20 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
       return part if fresh else dw + part
 
     dw = jnp.zeros((x.shape[1], dy.shape[1]), jnp.float32)
-    return None, over_blocks(block, dw, start, size, x.shape[0], group_sizes.shape[0])
+    return None, over_blocks(block, dw, start, size, sizes)
 
+  sizes = block_sizes(x.shape[0], group_sizes.shape[0])
   return lax.scan(group, None, (starts(group_sizes), group_sizes))[1]
 
 
 def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry], carry: Carry, start: jax.Array,
-                size: jax.Array, num_rows: int, num_groups: int) -> Carry:
+                size: jax.Array, sizes: tuple[int, ...]) -> Carry:
   """`body(carry, first, end, rows, fresh)` for blocks that cover the rows start .. start+size, in order.
 
   First one that holds what whole blocks leave over, then whole blocks. `rows` is static, so there is a loop for each size,
   which runs once or not at all. (A conditional would copy what it updates; a loop does not.) A block's own rows are those
-  before `end`. `fresh` says that it is the first, so that sums can start with it.
+  before `end`. `fresh` says that it is the first, so that sums can start with it. `sizes`: see `block_sizes`.
   """
-  sizes = block_sizes(num_rows, num_groups)
   whole = jnp.maximum(size - 1, 0) // sizes[-1]
   rest = size - whole * sizes[-1]
   for smaller, rows in zip((0, *sizes), sizes):
@@ -73,13 +75,9 @@ def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
   the cache; one of fewer than 64 mostly packs. Rows that a block has too many are multiplied for nothing, so sizes are
   close to each other; each is a program to compile.
   """
-  largest = _up(min(400, max(64, 1.5 * num_rows / num_groups)), 8)
+  largest = 8 * math.ceil(min(400, max(64, 1.5 * num_rows / num_groups)) / 8)
   step = max(16, 8 * round(largest / 12 / 8))
   return tuple(sorted({min(rows, num_rows) for rows in range(largest, largest // 3, -step)}))
-
-
-def _up(size, multiple):
-  return multiple * int(-(-size // multiple))
 
 
 def starts(group_sizes: jax.Array) -> jax.Array:

@@ -32,9 +32,9 @@ def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activati
       keep = lambda all_z, z: lax.dynamic_update_slice_in_dim(all_z, z.astype(x.dtype), first, axis=0)
       return _add(y, token, out * share), saved and jax.tree.map(keep, saved, z)
 
-    return over_blocks(block, carry, start, size, read.num_rows, read.num_groups), None
+    return over_blocks(block, carry, start, size, read.sizes), None
 
-  saved = tuple(None if w is None else jnp.zeros((read.num_rows + read.slack, w.shape[2]), x.dtype)
+  saved = tuple(None if w is None else jnp.zeros((read.num_rows, w.shape[2]), x.dtype)
                 for w in (weights.wi, weights.wg)) if save else None
   groups = weights, starts(routes.group_sizes), routes.group_sizes
   return lax.scan(expert, (jnp.zeros(x.shape, jnp.float32), saved), groups)[0]
@@ -78,22 +78,22 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
                                 for name, part in parts.items() if getattr(own, name) is not None})
       return _add(dx, token, out), lax.dynamic_update_slice_in_dim(dweight, dshare, first, axis=0), grads
 
-    return over_blocks(block, carry, start, size, read.num_rows, read.num_groups), None
+    return over_blocks(block, carry, start, size, read.sizes), None
 
-  carry = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(read.num_rows + read.slack),
+  carry = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(read.num_rows),
            jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
-  groups = weights, jnp.arange(read.num_groups), starts(routes.group_sizes), routes.group_sizes
+  groups = weights, jnp.arange(len(routes.group_sizes)), starts(routes.group_sizes), routes.group_sizes
   dx, dweight, grads = lax.scan(expert, carry, groups)[0]
-  return dx, grads, dweight[:read.num_rows]
+  return dx, grads, dweight[:len(routes.token)]
 
 
 class _Reader:
-  """What routes say of the rows of a block, with room after the last row for a block that is larger than its rows."""
+  """What routes say of the rows of a block; `sizes` of blocks, and `num_rows` with room for one larger than its rows."""
 
   def __init__(self, routes):
-    self.num_rows, self.num_groups = routes.token.shape[0], routes.group_sizes.shape[0]
-    self.slack = block_sizes(self.num_rows, self.num_groups)[-1]
-    self._token, self._weight = (jnp.pad(a, (0, self.slack)) for a in (routes.token, routes.weight))
+    self.sizes = block_sizes(len(routes.token), len(routes.group_sizes))
+    self._token, self._weight = (jnp.pad(a, (0, self.sizes[-1])) for a in (routes.token, routes.weight))
+    self.num_rows = len(self._token)
 
   def __call__(self, first, end, rows):
     """Which rows are the group's own <bool>[rows,1], their tokens <int32>[rows], their weights <float32>[rows,1]."""
