@@ -26,7 +26,8 @@ SELECTIONS = Registry('router selection')
 def top_k(scores: jax.Array, k: int) -> jax.Array:
   """The `k` largest of the last axis, largest first, ties to the lowest index.
 
-  `jax.lax.top_k` is a custom call that compilers do not partition over leading axes; `k` argmaxes are.
+  `jax.lax.top_k` is a custom call that compilers do not partition over leading axes; maxima are. An argmax, whose
+  reduction carries two values, is slow on CPUs: so the maximum, and then the lowest index that has it.
 
   Args:
     scores: <float>[..., E], finite.
@@ -35,12 +36,15 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   Returns:
     <int32>[..., k].
   """
+  num_experts = scores.shape[-1]
+  index = jnp.arange(num_experts)
   chosen = []
   for _ in range(k):
-    best = jnp.argmax(scores, axis=-1)
+    # "Not less" holds for NaN as well: the index stays one of an expert.
+    best = jnp.where(scores < scores.max(-1, keepdims=True), num_experts, index).min(-1)
     chosen.append(best)
-    scores = jnp.where(best[..., None] == jnp.arange(scores.shape[-1]), -jnp.inf, scores)
-  return jnp.stack(chosen, axis=-1).astype(jnp.int32)
+    scores = jnp.where(best[..., None] == index, -jnp.inf, scores)
+  return jnp.stack(chosen, axis=-1)
 
 
 GroupScore = Literal['max', 'top_2_sum']
