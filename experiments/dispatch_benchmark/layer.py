@@ -42,7 +42,7 @@ class Unchanged(nnx.Module):
 
 
 def build(program: Program):
-  """Compiles `program`; returns what runs it to its end, and the bytes that it takes beside its arguments."""
+  """Compiles `program`; returns what runs it and returns its outputs, and the bytes it takes beside its arguments."""
   function, variables, constants = _function(program)
   target = jax.random.normal(jax.random.key(2), (program.tokens, program.dim))
 
@@ -53,7 +53,7 @@ def build(program: Program):
   run = jax.value_and_grad(loss) if program.backward else lambda variables, constants, _: function(variables, constants)
   compiled = jax.jit(run).lower(variables, constants, target).compile()
   memory = compiled.memory_analysis()
-  return (lambda: _wait(compiled(variables, constants, target)),
+  return (lambda: jax.block_until_ready(compiled(variables, constants, target)),
           dict(temporary_bytes=memory.temp_size_in_bytes,
                peak_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes))
 
@@ -125,10 +125,6 @@ def _params(num_experts, dim, hidden, activation):
   # One set for all programs of the shape.
   program = Program('grouped', False, num_experts, 1, 1, dim, hidden, activation)
   return functional.functionalize(functools.partial(_layer, program)).init(jax.random.key(0))[0]
-
-
-def _wait(outputs):
-  jax.block_until_ready(outputs)
 
 
 if __name__ == '__main__':
