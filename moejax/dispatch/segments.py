@@ -8,6 +8,7 @@ from moejax.config import ConfigError
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.kernels import Name
+from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import TokenPlan
 
 
@@ -59,9 +60,7 @@ class _Journey:
 
   @classmethod
   def of(cls, expert, num_experts, implementation):
-    order = jnp.argsort(expert, stable=True)
-    position = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
-    sizes = jnp.bincount(expert, length=num_experts)
+    order, position, sizes = by_expert(expert, num_experts)
     return cls(order, position, layouts.Ragged(expert[order], sizes, layouts.row_ids(order, expert[order], num_experts),
                                                implementation))
 

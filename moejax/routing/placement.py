@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
+from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import Leak, Plan, TokenPlan
 from moejax.routing.scores import required
 
@@ -104,11 +105,15 @@ def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order
     <int32>[G,S,K], meaningless where not routed. Unique among the routed choices of an expert.
   """
   queue = (lambda array: array.swapaxes(1, 2)) if order == 'choice' else (lambda array: array)
-  queued = queue(expert)
-  names = (queued[..., None] == jnp.arange(num_experts)) & queue(routed)[..., None]
-  names = names.reshape(len(expert), -1, num_experts)
-  earlier = jnp.cumsum(names, axis=1, dtype=jnp.int32) - names
-  return queue(jnp.sum(jnp.where(names, earlier, 0), axis=-1).reshape(queued.shape))
+  queued = queue(jnp.where(routed, expert, num_experts))
+  slot = jax.vmap(lambda expert: _earlier(expert, num_experts))(queued.reshape(len(expert), -1))
+  return queue(slot.reshape(queued.shape))
+
+
+def _earlier(expert, num_experts):
+  # Sorted, not counted along one-hot names: for 256 experts that takes no memory of 256 times the choices.
+  choices = by_expert(expert, num_experts)
+  return choices.position - (jnp.cumsum(choices.sizes) - choices.sizes)[expert]
 
 
 def _sorted_by(priority: jax.Array, place: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
