@@ -31,6 +31,11 @@ def test_top_k_is_a_stable_sort_cut_off(scores, k):
   np.testing.assert_array_equal(top_k(scores, k), np.argsort(-scores, axis=-1, kind='stable')[..., :k])
 
 
+def test_the_experts_of_a_token_whose_scores_are_not_numbers_exist():
+  scores = jnp.array([[1., jnp.nan, 2., 0.], [jnp.nan] * E])
+  assert ((0 <= top_k(scores, 2)) & (top_k(scores, 2) < E)).all()
+
+
 @given(tied_scores, st.integers(1, S), st.integers(0, 2**14 - 1))
 def test_every_expert_takes_exactly_its_capacity_of_the_tokens_that_want_it_most(scores, capacity, valid):
   probs = reference.softmax(scores).astype(np.float32)
