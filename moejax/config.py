@@ -10,16 +10,20 @@ A room of the house declares what can be named in it:
 
 and builds it from `dict(name='linear', init_std=0.01)`. What the surrounding code supplies (`dim`, `num_experts`,
 `rngs`) is *context*: taken by parameter name, never written in a config. All other parameters are config keys; their
-annotations are their types. A key that is unknown, missing or of another type is a `ConfigError` that says where.
+annotations are their types and ranges (`moejax.ranges`). A key that is unknown, missing, of another type or out of its
+range is a `ConfigError` that says where.
 """
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Callable
 
 from ml_collections import ConfigDict
+
+from moejax import ranges
 
 
 class ConfigError(ValueError):
@@ -72,7 +76,7 @@ def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
 
   Raises:
     ConfigError: a key of `config` that is no parameter (the nearest is named), a required one that is missing, a value
-      of another type than annotated, or a key that only the surrounding code may set.
+      of another type than annotated or out of its range, or a key that only the surrounding code may set.
   """
   context = dict(context, where=where)
   parameters = _parameters(constructor)
@@ -84,12 +88,31 @@ def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
       raise ConfigError(f'{where}.{key} must be {_spell(annotation)}, not {value!r} ({type(value).__name__}).')
+    _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
+  known = {name: parameter.default for name, parameter in parameters.items()} | arguments
+  for key, value in config.items():
+    if not _within(value, parameters[key].annotation, known):
+      raise ConfigError(f'{where}.{key} must be {_spell(parameters[key].annotation)}, not {value!r}.')
   missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
   if missing:
     raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
                       f'({_spell(parameters[missing[0]].annotation)}).')
   return constructor(**arguments)
+
+
+def _check_bounds(value, where) -> None:
+  """Of every number inside `value`: it is finite, and fits in 32 bits where it is whole."""
+  if isinstance(value, (Mapping, ConfigDict)):
+    for key, item in value.items():
+      _check_bounds(item, f'{where}.{key}')
+  elif isinstance(value, (list, tuple)):
+    for number, item in enumerate(value):
+      _check_bounds(item, f'{where}[{number}]')
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise ConfigError(f'{where} must be finite, not {value}.')
+  elif isinstance(value, int) and not -ranges.LARGEST <= value <= ranges.LARGEST:
+    raise ConfigError(f'{where} must be a whole number that 32 bits hold, at most {ranges.LARGEST}; not {value}.')
 
 
 def _same_place(a, b):
@@ -100,7 +123,7 @@ def _same_place(a, b):
 def _parameters(constructor) -> dict[str, inspect.Parameter]:
   # The signature of the class's own __init__: nnx.Module's metaclass hides it from inspect.signature.
   function = constructor.__init__ if inspect.isclass(constructor) else constructor
-  hints = typing.get_type_hints(function)
+  hints = typing.get_type_hints(function, include_extras=True)
   parameters = {}
   for name, parameter in inspect.signature(function).parameters.items():
     if name == 'self' or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -121,7 +144,10 @@ def _nearest(word, allowed) -> str:
 
 
 def _matches(value, annotation) -> bool:
+  """Whether `value` is of the annotated type, whatever its range."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Annotated:
+    return _matches(value, arguments[0])
   if annotation is Any or annotation is inspect.Parameter.empty:
     return True
   if origin is typing.Literal:
@@ -145,8 +171,23 @@ def _matches(value, annotation) -> bool:
   return isinstance(value, kind) if inspect.isclass(kind) else True
 
 
+def _within(value, annotation, arguments) -> bool:
+  """Whether `value`, of the annotated type, lies in its range. `arguments`: what the constructor receives besides."""
+  origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Annotated:
+    return (_within(value, parts[0], arguments) and
+            all(part.admits(value, arguments) for part in parts[1:] if isinstance(part, ranges.Range)))
+  if origin in (typing.Union, types.UnionType):
+    return any(_within(value, part, arguments) for part in parts if _matches(value, part))
+  if origin in (tuple, list) and parts:
+    return all(_within(item, parts[0], arguments) for item in value)
+  return True
+
+
 def _spell(annotation) -> str:
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Annotated:
+    return ' and '.join([f'{_spell(arguments[0])} {arguments[1]}', *map(str, arguments[2:])])
   if origin is typing.Literal:
     return 'one of ' + ', '.join(repr(a) for a in arguments)
   if origin in (typing.Union, types.UnionType):
@@ -156,6 +197,8 @@ def _spell(annotation) -> str:
   kind = origin or annotation
   if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
     return 'a dict'
+  if kind in (tuple, list) and arguments:
+    return f'a {kind.__name__} of which each is {_spell(arguments[0])}'
   names = {float: 'a number', int: 'a whole number', str: 'a string', bool: 'True or False', tuple: 'a tuple',
            list: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
   return names.get(kind, getattr(kind, '__name__', str(kind)))

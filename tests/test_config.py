@@ -1,11 +1,12 @@
 """Strict configs: what can be named, what is refused, and what the refusal says."""
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 import pytest
 from flax import nnx
 
 from moejax.config import ConfigError, Registry, call
+from moejax.ranges import AtLeast, Count, Divides, Fraction, NotEmpty, Positive, Rate
 
 FRUIT = Registry('fruit')
 
@@ -55,8 +56,8 @@ def test_the_path_is_handed_to_constructors_that_build_further():
 
 
 @pytest.mark.parametrize('config, sentence', [
-    (dict(name='aple'), "config.fruit.name: there is no fruit 'aple'. Did you mean 'apple'? Allowed: apple, module, pear."),
-    (dict(), 'config.fruit.name is missing: which fruit? One of apple, module, pear.'),
+    (dict(name='aple'), "config.fruit.name: there is no fruit 'aple'. Did you mean 'apple'? Allowed: apple, module, orange, pear."),
+    (dict(), 'config.fruit.name is missing: which fruit? One of apple, module, orange, pear.'),
     (dict(name='apple', wieght=1.), "config.fruit.wieght: Apple has no such key. Did you mean 'weight'?"),
     (dict(name='apple', weight='heavy'), "config.fruit.weight must be a number, not 'heavy' (str)."),
     (dict(name='apple', weight=True), 'config.fruit.weight must be a number, not True (bool).'),
@@ -95,3 +96,47 @@ def test_a_name_means_one_thing_but_a_cell_may_be_run_again():
 
 def test_call_builds_without_a_name():
   assert call(pear, dict(ripe=False), 'config.pear') == ('config.pear', False)
+
+
+@FRUIT('orange')
+class Orange:
+
+  def __init__(self, *, dim, heads: Count = 4, kv_heads: Annotated[Count, Divides('heads')] | None = None,
+               dropout: Rate = 0., std: Positive | Literal['1/E'] = '1/E', parts: tuple[Count, ...] = (1,),
+               width: Annotated[int, AtLeast(-2), Divides('dim')] = 1, share: Fraction = 0.5,
+               names: Annotated[dict, NotEmpty()] = dict(a=1)):
+    pass
+
+
+@pytest.mark.parametrize('config', [
+    dict(heads=1), dict(kv_heads=2), dict(kv_heads=None), dict(heads=9, kv_heads=3), dict(dropout=0), dict(dropout=0.999),
+    dict(std='1/E'), dict(std=1), dict(parts=(1, 2)), dict(width=3), dict(share=0), dict(share=1.), dict(heads=2**31 - 1)])
+def test_the_ends_of_a_range_belong_to_it_as_annotated(config):
+  build(name='orange', **config)
+
+
+@pytest.mark.parametrize('config, sentence', [
+    (dict(heads=0), 'config.fruit.heads must be a whole number of at least 1, not 0.'),
+    (dict(kv_heads=3), 'config.fruit.kv_heads must be a whole number of at least 1 and that divides heads or None, not 3.'),
+    (dict(heads=6, kv_heads=4), 'kv_heads must be'),
+    (dict(dropout=1.), 'config.fruit.dropout must be a number of at least 0 and below 1, not 1.0.'),
+    (dict(std=0.), "config.fruit.std must be a number above 0 or one of '1/E', not 0.0."),
+    (dict(std=float('nan')), 'config.fruit.std must be finite, not nan.'),
+    (dict(parts=(1, 0)), 'config.fruit.parts must be a tuple of which each is a whole number of at least 1, not (1, 0).'),
+    (dict(width=2), 'config.fruit.width must be a whole number of at least -2 and that divides dim, not 2.'),
+    (dict(width=0), 'that divides dim, not 0.'),
+    (dict(names={}), 'config.fruit.names must be a dict that is not empty, not {}.'),
+    (dict(heads=2**31), 'config.fruit.heads must be a whole number that 32 bits hold, at most 2147483647; not 2147483648.'),
+])
+def test_a_value_out_of_its_range_says_what_the_range_is(config, sentence):
+  with pytest.raises(ConfigError) as error:
+    build(name='orange', **config)
+  assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize('weight', [float('nan'), float('inf'), -float('inf')])
+def test_a_number_that_is_not_finite_is_refused_at_every_key(weight):
+  with pytest.raises(ConfigError, match=f'config.fruit.weight must be finite, not {weight}.'):
+    build(name='apple', weight=weight)
+  with pytest.raises(ConfigError, match=f'config.fruit.extra.a must be finite'):
+    build(name='apple', extra=dict(a=weight))
