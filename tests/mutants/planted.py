@@ -1,0 +1,112 @@
+"""Faults that the tests must notice: each is one small wrong edit of the core, and the tests of its room."""
+import dataclasses
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+  """A wrong edit.
+
+  Attributes:
+    name: what is wrong then.
+    path: of the file, from the root of the repository.
+    right: text that stands there exactly once.
+    wrong: what is put in its place.
+    tests: the room's tests, as arguments of pytest.
+  """
+  name: str
+  path: str
+  right: str
+  wrong: str
+  tests: str
+
+  def planted(self, root: Path = ROOT) -> str:
+    """The file with the fault. Raises ValueError where `right` does not stand there exactly once."""
+    text = (root / self.path).read_text()
+    if text.count(self.right) != 1:
+      raise ValueError(f'{self.path} has {self.right!r} {text.count(self.right)} times, not once: the mutant '
+                       f'{self.name!r} must be written anew.')
+    return text.replace(self.right, self.wrong)
+
+
+def _routing(name, file, right, wrong):
+  return Mutant(name, f'moejax/routing/{file}.py', right, wrong, 'tests/routing')
+
+
+MUTANTS = (
+    _routing('one slot too many', 'placement', 'plan.kept & (slot < slots)', 'plan.kept & (slot <= slots)'),
+    _routing('the least important tokens go first', 'placement', 'jnp.argsort(-priority', 'jnp.argsort(priority'),
+    _routing('token order and choice order swapped', 'placement', "if order == 'choice' else (lambda array: array)",
+             "if order == 'token' else (lambda array: array)"),
+    _routing('capacity of evaluation while training', 'placement', "if train or self.eval_capacity_factor is None",
+             "if not train or self.eval_capacity_factor is None"),
+    _routing('padding takes slots', 'placement', 'jnp.where(routed, expert, num_experts)', 'expert'),
+    _routing('a survivor of dropping is not renormalised', 'weighting', "if self.renormalize != 'after'",
+             "if self.renormalize != 'before'"),
+    _routing('softmax over tokens too', 'weighting', 'range(2, logits.ndim)', 'range(1, logits.ndim)'),
+    _routing('balance loss detached from the router', 'balancing', 'token_mean(probs, valid), axis=-1)',
+             'token_mean(jax.lax.stop_gradient(probs), valid), axis=-1)'),
+    _routing('GShard counts all choices', 'balancing', "if convention in ('gshard', 'fairseq') or",
+             "if convention == 'fairseq' or"),
+    _routing('z-loss is not squared', 'balancing', 'jax.nn.logsumexp(logits, axis=-1)**2, valid)',
+             'jax.nn.logsumexp(logits, axis=-1), valid)'),
+    _routing('load loss at the first threshold', 'balancing', 'top_k(logits, k)[..., -1:]', 'top_k(logits, k)[..., :1]'),
+    _routing('the bias favours busy experts', 'balancing', 'jnp.sign(load.mean() - load)', 'jnp.sign(load - load.mean())'),
+    _routing('a balance coefficient is dropped', 'router', 'self.balance[name].coefficient * loss', 'loss'),
+    _routing('noise while evaluating', 'scores', '    if not train:\n      return noiseless(clean)\n', ''),
+    _routing('the random second expert is always taken', 'selection', 'draw * threshold < second_gate',
+             'draw * threshold >= 0'),
+    _routing('ties go to the last expert', 'selection', 'num_experts, index).min(-1)', '-1, index).max(-1)'),
+    Mutant('combine weights without gradient', 'moejax/dispatch/gather.py',
+           'choice_of_slot, plan.kept_weight)', 'choice_of_slot, jax.lax.stop_gradient(plan.kept_weight))',
+           'tests/dispatch'),
+    Mutant('one-hot dispatch of dropped choices', 'moejax/dispatch/einsum.py',
+           'jnp.where(plan.kept, plan.expert, plan.num_experts)', 'plan.expert', 'tests/dispatch'),
+    Mutant('buffers come back along the wrong axis', 'moejax/dispatch/exchange.py',
+           'split_axis=1, concat_axis=0, tiled=True', 'split_axis=0, concat_axis=1, tiled=True', 'tests/dispatch'),
+    Mutant('experts of the first device everywhere', 'moejax/dispatch/exchange.py',
+           "0 if self.inside else jax.lax.axis_index('expert') * self.count", '0', 'tests/dispatch'),
+    Mutant('a block takes the next expert\'s row', 'moejax/kernels/xla.py', '(row < end)', '(row <= end)',
+           'tests/kernels'),
+    Mutant('the weight\'s gradient of the last block alone', 'moejax/kernels/xla.py', 'part if fresh else dw + part',
+           'part', 'tests/kernels'),
+    Mutant('the combine weight\'s gradient forgets the bias', 'moejax/kernels/xla_block.py',
+           'dshare = dshare + (d * own.bo).sum(1)', 'pass', 'tests/kernels'),
+    Mutant('attention sees the next token', 'moejax/layers/attention.py', 'jnp.tril(jnp.ones(mask.shape[1:], bool))',
+           'jnp.tril(jnp.ones(mask.shape[1:], bool), 1)', 'tests/layers tests/models'),
+    Mutant('query heads share the wrong keys', 'moejax/layers/attention.py',
+           "'bsnrk,btnk->bnrst', grouped, keys", "'bsrnk,btnk->bnrst', grouped.swapaxes(2, 3)[:, :, ::-1], keys",
+           'tests/layers'),
+    Mutant('rotation in the other direction for half', 'moejax/layers/positions.py',
+           'second * jnp.cos(angle) + first * jnp.sin(angle)', 'second * jnp.cos(angle) - first * jnp.sin(angle)',
+           'tests/layers'),
+    Mutant('every layer has the first one\'s key', 'moejax/layers/stack.py', 'jax.random.fold_in(key, depth))(depths)',
+           'jax.random.fold_in(key, 0 * depth))(depths)', 'tests/layers tests/models'),
+    Mutant('the shared expert is forgotten', 'moejax/layers/moe.py', 'y = y + shared', 'pass', 'tests/layers'),
+    Mutant('names do not separate keys', 'moejax/random.py', 'zlib.crc32(name.encode()) & 0x7FFFFFFF', '0',
+           'tests/layers tests/routing'),
+    Mutant('router losses are dropped', 'moejax/training/step.py', 'loss = weight * objective + router_loss',
+           'loss = weight * objective', 'tests/training'),
+    Mutant('every step draws the same randomness', 'moejax/training/step.py',
+           'jax.random.fold_in(jax.random.key(setup.seed), state.step)', 'jax.random.key(setup.seed)', 'tests/training'),
+    Mutant('a refused batch is applied', 'moejax/training/step.py', 'jnp.where(accepted, new, old)', 'new',
+           'tests/training'),
+    Mutant('weight decay on norms and biases', 'moejax/training/optimizer.py',
+           'return len(named) >= 2 and not any(', 'return not any(', 'tests/training'),
+    Mutant('the average follows at once', 'moejax/training/optimizer.py', 'decay * a + (1 - decay) * p',
+           '(1 - decay) * a + decay * p', 'tests/training'),
+    Mutant('warm-up starts a step late', 'moejax/training/optimizer.py', 'step < warmup, peak * step /',
+           'step < warmup, peak * (step - 1) /', 'tests/training'),
+    Mutant('padding counts in the loss', 'moejax/training/objectives.py', 'cross_entropy = _mean(entropy, mask)',
+           'cross_entropy = _mean(entropy, jnp.ones_like(mask))', 'tests/training'),
+    Mutant('every epoch in the same order', 'moejax/data/order.py', 'SeedSequence([seed % 2**64, epoch])',
+           'SeedSequence([seed % 2**64, 0])', 'tests/data'),
+    Mutant('targets are the tokens themselves', 'moejax/data/language_model.py',
+           'np.append([self.tokenizer.start], targets[:-1])', 'np.append([], targets)', 'tests/data'),
+    Mutant('the data\'s position is not restored', 'moejax/training/checkpoint.py',
+           "iterator.set_state(restored['about']['data'])", 'pass', 'tests/training'),
+    Mutant('gradients are not averaged over microbatches', 'moejax/training/step.py', '(x / count).astype(x.dtype)',
+           'x.astype(x.dtype)', 'tests/training'),
+)
