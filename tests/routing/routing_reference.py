@@ -43,6 +43,7 @@ def fill_buffers(expert, routed, num_experts, capacity, queue):
 
 def dense_weights(plan):
   """[G,S,E] weight of every expert in every token's output, for all plans but soft ones."""
+  plan = jax.device_get(plan)  # To read arrays of jax number by number takes a hundred times as long.
   if hasattr(plan, 'expert'):
     groups, tokens, choices = plan.expert.shape
     dense = np.zeros((groups, tokens, plan.num_experts))
