@@ -26,7 +26,18 @@ from ml_collections import ConfigDict
 from moejax import ranges
 
 
-class ConfigError(ValueError):
+class Explained(Exception):
+  """What a person can act on. A command prints the message, without a traceback, and ends.
+
+  Attributes:
+    code: exit code of the command.
+    at_once: the process must not wait for its threads, which wait for what will not come.
+  """
+  code = 2
+  at_once = False
+
+
+class ConfigError(Explained, ValueError):
   """A config that cannot be built. The message names the key, what is wrong, and what is allowed."""
 
 

@@ -25,15 +25,19 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Explained, Registry
 
 SOURCES = Registry('source')
 
 Example = dict[str, Any]
 
 
-class DataError(ValueError):
+class DataError(Explained, ValueError):
   """Data that cannot be read. The message names the file and the place in it, and what to do."""
+
+
+class MissingPackage(Explained, ImportError):
+  """A package that a source needs is not installed. The message says how to install it."""
 
 
 class Examples(Protocol):
@@ -182,5 +186,5 @@ def require(module: str, package: str, needed_by: str, extra: str = 'data') -> M
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ImportError(f"{needed_by} needs the package {package}, which cannot be imported ({error}): "
+    raise MissingPackage(f"{needed_by} needs the package {package}, which cannot be imported ({error}): "
                       f"pip install 'moejax[{extra}]'.") from error
