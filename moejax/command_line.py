@@ -12,7 +12,6 @@
 Commands import jax after they have parsed their flags, so that --help and a misspelt flag are answered at once.
 """
 import argparse
-import difflib
 import errno
 import os
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import logging
 
 from moejax import config_files
-from moejax.config import ConfigError, Explained
+from moejax.config import ConfigError, Explained, nearest
 
 _KEYS = """Any key of the {keys} can be set with --{keys}.<path>=<value>; `python -m moejax.describe <config>` lists them all.
 A value is a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a
@@ -37,12 +36,13 @@ class Parser(argparse.ArgumentParser):
     module: e.g. 'moejax.train'.
     description: docstring of the command, with examples in it.
     keys: what `--<keys>.<path>=<value>` sets, 'config' or 'source'; None: there is no such thing.
+    usage: what follows the command, in short.
   """
 
-  def __init__(self, module: str, description: str, keys: str | None = None):
+  def __init__(self, module: str, description: str, keys: str | None = None, usage: str = '[flags]'):
     super().__init__(prog=f'python -m {module}', description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog=keys and _KEYS.format(keys=keys), usage='%(prog)s [flags]')
+                     epilog=keys and _KEYS.format(keys=keys), usage=f'%(prog)s {usage}')
     self.keys = keys
 
   def add_config(self) -> None:
@@ -103,11 +103,11 @@ class Parser(argparse.ArgumentParser):
 
   def _nearest(self, name):
     flags = [flag for flag in self._option_string_actions if flag.startswith('--')]
-    head, dot, path = name.partition('.')
-    known = [f'--{self.keys}'] if dot and self.keys else flags
-    close = difflib.get_close_matches(head, known, n=1, cutoff=0.6)
-    return (f'Did you mean {close[0]}{dot}{path}? ' if close else '') + f'Flags: {", ".join(sorted(flags))}' + (
-        f', --{self.keys}.<key>.' if self.keys else '.')
+    if self.keys:
+      flags.append(f'--{self.keys}.<key>')
+    if self.keys and '.' in name:
+      return f'Keys are set with --{self.keys}.<key>=<value>'
+    return nearest(name, flags)
 
 
 def start_processes(given: argparse.Namespace) -> None:
