@@ -14,6 +14,7 @@ import inspect
 import math
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -154,8 +155,11 @@ def docstring_entry(constructor: Callable, key: str) -> str:
 
 
 def sentence(constructor: Callable) -> str:
-  """The first sentence of its docstring, or '' where it has none of its own."""
+  """The first sentence of its docstring, or of that of the function which it refers to: 'See `switch_loss`.'."""
   text = re.sub(r'\s+', ' ', next(_docstrings(constructor), '').strip().split('\n\n')[0])
+  elsewhere = re.match(r'See (?:the function )?`(\w+)`', text)
+  if elsewhere and (function := getattr(sys.modules[constructor.__module__], elsewhere[1], None)):
+    return sentence(function)
   return re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)[1]
 
 

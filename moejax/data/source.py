@@ -69,6 +69,13 @@ class Source(abc.ABC):
     splits: names that `open` knows.
     num_classes: labels are below it; None where there are no labels.
     tasks: names of the tasks, domains or languages that the examples are of; () where they do not say.
+
+  Config that several sources have:
+    test_examples: how many examples are the test split.
+    test_fraction: which share of all documents is the test split.
+    split_seed: draws which ones those are.
+    train_examples: how many examples are made for the training split.
+    data_seed: draws what is made.
   """
   where: str
   splits: tuple[str, ...] = ('train', 'test')

@@ -42,6 +42,7 @@ class TwoModalities(Transformer):
     vocab_size, text_length: of the texts.
     dim, embedding_dim: widths of the tower and of what is compared.
     scale: what the learned scale (the inverse temperature) starts at.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, vocab_size: int, text_length: int,

@@ -91,7 +91,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """config.report: whether the finished run writes report/index.html."""
+  """config.report: whether the finished run writes report/index.html.
+
+  Config:
+    at: when it is written.
+  """
   at: Literal['end', 'never'] = 'end'
 
 
@@ -162,7 +166,23 @@ def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-  """What a config is made of, and nothing else."""
+  """What a config is made of, and nothing else.
+
+  Config:
+    seed: every random number of the run follows from it.
+    model: what is trained; see `moejax.models`.
+    objective: what is minimised.
+    method: how a batch becomes a loss.
+    data: the batches.
+    optimizer: see `optimizer.build`.
+    training: see `Training`.
+    evaluation: see `Evaluation`.
+    checkpoint: see `checkpoint.CheckpointConfig`.
+    recovery: what is done about trouble; see `spikes.RecoveryConfig`.
+    mesh: sizes of the axes of devices.
+    sharding: what of the model is split over them.
+    report: see `Report`.
+  """
   seed: int
   model: Mapping
   objective: Mapping
