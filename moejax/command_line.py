@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
     return given
 
   def error(self, message: str):
-    raise ConfigError(f'{message.rstrip(".")}. See {self.prog} --help.')
+    raise ConfigError(f'{message[:1].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
 
   def _split(self, arguments):
     # Takes out what sets a key: `--config.a.b=1`, or `--config.a.b 1`.

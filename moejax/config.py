@@ -21,7 +21,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from ml_collections import ConfigDict
@@ -226,7 +226,7 @@ def _matches(value, annotation) -> bool:
   if annotation is int:
     return isinstance(value, int) and not isinstance(value, bool)
   kind = origin or annotation
-  if kind in (tuple, list):
+  if kind in (tuple, list, Sequence):
     if not isinstance(value, (tuple, list)):
       return False
     items = arguments[0] if arguments else Any
@@ -244,7 +244,7 @@ def _within(value, annotation, arguments) -> bool:
             all(part.admits(value, arguments) for part in parts[1:] if isinstance(part, ranges.Range)))
   if origin in (typing.Union, types.UnionType):
     return any(_within(value, part, arguments) for part in parts if _matches(value, part))
-  if origin in (tuple, list) and parts:
+  if origin in (tuple, list, Sequence) and parts:
     return all(_within(item, parts[0], arguments) for item in value)
   return True
 
@@ -263,8 +263,8 @@ def spell(annotation) -> str:
   kind = origin or annotation
   if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
     return 'a dict'
-  if kind in (tuple, list) and arguments:
-    return f'a {kind.__name__} of which each is {spell(arguments[0])}'
   names = {float: 'a number', int: 'a whole number', str: 'a string', bool: 'True or False', tuple: 'a tuple',
-           list: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
+           list: 'a list', Sequence: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
+  if kind in (tuple, list, Sequence) and arguments:
+    return f'{names[kind]} of which each is {spell(arguments[0])}'
   return names.get(kind, getattr(kind, '__name__', str(kind)))

@@ -100,7 +100,7 @@ def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
     inside = error.__traceback__
     while inside and Path(inside.tb_frame.f_code.co_filename) != path.resolve():
       inside = inside.tb_next
-    lines = ''.join(traceback.format_exception(type(error), error, inside)).rstrip()
+    lines = ''.join(traceback.format_exception(type(error), error, inside, chain=False)).rstrip()
     raise ConfigError(f'{lines}\nThe config file {argument} fails by itself, as above.') from error
 
 
@@ -155,8 +155,15 @@ def _changed(node: Any, steps: list[str | int], value: Any, where: str) -> Any:
     group[step] = new
   elif new is not old or step not in group:
     with group.unlocked(), group.ignore_type():  # which types a key takes is for its constructor to say
-      group[step] = new
+      group[step] = _group(new, f'{where}.{step}') if isinstance(new, dict) else new
   return group
+
+
+def _group(values: dict, where: str) -> ConfigDict:
+  try:
+    return ConfigDict(values)
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(f'{where}: {values!r} cannot be a group of a config: {str(error).rstrip(".")}.') from None
 
 
 def _in_place_of(old: Any, new: Any, where: str) -> Any:

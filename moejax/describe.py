@@ -67,7 +67,9 @@ def within(keys: Iterable[Key], path: str) -> list[Key]:
   keys, path = list(keys), path.removeprefix('config.')
   found = [key for key in keys if key.path == path or key.path.startswith((f'{path}.', f'{path}['))]
   if not found:
-    raise ConfigError(f'The config has no key {path}. {nearest(path, [key.path for key in keys if key.group])}')
+    above = max((key.path for key in keys if path.startswith(f'{key.path}.')), key=len, default='')
+    beside = [key.path for key in keys if re.fullmatch(re.escape(f'{above}.' if above else '') + r'[^.]+', key.path)]
+    raise ConfigError(f'The config has no key {path}. {nearest(path, beside)}')
   return found
 
 
@@ -77,8 +79,11 @@ class _Listing:
   def __init__(self, found: Iterable[Consumed], config: ConfigDict):
     self._config = config
     self._groups: dict[str, dict[Callable, Consumed]] = {}
+    read: dict[str, set[str]] = {}
+    for consumed in found:
+      read.setdefault(consumed.where, set()).update(consumed.keys)
     for consumed in found:  # layers that are alike read the same group
-      self._groups.setdefault(consumed.where, {}).setdefault(consumed.constructor, consumed)
+      self._groups.setdefault(_written(consumed.where, read), {}).setdefault(consumed.constructor, consumed)
 
   def below(self, where: str, default: Mapping) -> Iterator[Key]:
     """The keys of the group at `where`; `default`: what the group is if the config leaves it out."""
@@ -129,6 +134,15 @@ class _Listing:
         return default
       node = node[index]
     return node
+
+
+def _written(where: str, read: Mapping[str, set[str]]) -> str:
+  # What a group hands down to one of its own, as a model its `norm` to an encoder, is a key of the former alone.
+  parent, _, name = where.rpartition('.')
+  above = parent
+  while parent in read and above and name not in read.get(above, ()):
+    above = above.rpartition('.')[0]
+  return f'{above}.{name}' if above and f'{above}.{name}' not in read else where
 
 
 def _short(where: str) -> str:
@@ -210,7 +224,7 @@ def _depth(key):
 
 
 def _last(key):
-  return re.search(r'(\[\d+\]|[^.]+)$', key.path)[1]
+  return re.search(r'(\[\d+\]|[^.\[\]]+)$', key.path)[1]
 
 
 def _state(key, code):
