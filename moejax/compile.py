@@ -1,36 +1,35 @@
-"""Plans a run before there are chips: `python -m moejax.compile --config=configs/x.py --topology=v5e:16x16`.
+"""Plans a run before there are chips: compiles its real training step for a topology, on any machine with Linux.
 
-Compiles the real training step for the topology, on any machine with Linux and the extra `compile`, and says what it
-takes: parameters, memory of a chip, FLOPs, memory traffic, collectives, an estimate of time and MFU, and the first
-thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus (v5e:16x16, v5p:4x4x8), h100
-with hosts x GPUs (h100:8x8). Keys of the config are set as for moejax.train, `--config.mesh.expert=8`.
-`--out=plans/mixtral` also writes plan.json. From Python: `moejax.compile.run(config, 'v5e:16x16')`.
+    python -m moejax.compile --config=configs/mixtral_c4.py:8x7b --topology=v5p:4x8x8
+    python -m moejax.compile --config=configs/vmoe_digits.py --topology=v5e:2x2 --config.mesh.expert=4
+    python -m moejax.compile --config=configs/switch_c4.py:base --topology=h100:8x8 --out=plans/switch
+
+Says what the step takes: parameters, memory of a chip, FLOPs, memory traffic, collectives, an estimate of time and MFU, and
+the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus (v5e:16x16,
+v5p:4x4x8), h100 with hosts x GPUs (h100:8x8). Needs the extra `compile`. `--out` also writes plan.json. From Python:
+`moejax.compile.run(config, 'v5e:16x16')`.
 
 Exit codes: 0 it fits; 1 it does not; 2 something is wrong with the command or the config.
 """
+from __future__ import annotations
+
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Programs are made here and run elsewhere; chips at hand stay free for others.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from moejax import command_line, config_files
 
-from moejax.config import ConfigError
-from moejax.parallel import ahead_of_time, plan_text, topologies
-from moejax.parallel.ahead_of_time import Plan
-from moejax.training.setup import prepare
+if TYPE_CHECKING:
+  from moejax.parallel.ahead_of_time import Plan
 
-__all__ = ['run']
-
-_USAGE = 'python -m moejax.compile --config=configs/<file>.py --topology=v5e:16x16'
 _TICK = 15  # seconds between signs of life
 
 
@@ -41,6 +40,8 @@ def run(config: Mapping, topology: str, out: str | Path | None = None, say: Call
     ConfigError: before anything is compiled: no such topology, its compiler is missing, or a config that is wrong or
       does not divide over it.
   """
+  from moejax.parallel import ahead_of_time, plan_text, topologies
+  from moejax.training.setup import prepare
   start = time.perf_counter()
   stage = Stages(start, say)
   with stage(f'describing {topology}'):
@@ -85,21 +86,17 @@ class Stages:
     self._say(f'{time.perf_counter() - self._start:6.0f} s  {text}')
 
 
+def main() -> int:
+  """The command."""
+  flags = command_line.Parser('moejax.compile', __doc__, keys='config')
+  flags.add_config()
+  flags.add_argument('--topology', help='machine to compile for, e.g. v5e:16x16 or h100:8x8')
+  flags.add_argument('--out', metavar='FOLDER', help='where to write plan.json; made if missing')
+  given = flags.parse(needs=('config', 'topology'))
+  config = config_files.load(given.config, given.overrides)
+  found = run(config, given.topology, given.out, lambda line: print(line, flush=True))
+  return 0 if found.memory.fits else 1
+
+
 if __name__ == '__main__':
-  from moejax.train import checked, in_one_sentence, parse_flags
-
-  config_flag = config_flags.DEFINE_config_file('config', None, 'Config file, with an argument after a colon.')
-  topology_flag = flags.DEFINE_string('topology', None, 'Machine to compile for, e.g. v5e:16x16 or h100:8x8.')
-  out_flag = flags.DEFINE_string('out', None, 'Folder for plan.json; made if missing.')
-
-  def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag: {_USAGE} --config.<key>=<value>.')
-    if not topology_flag.value or config_flag.value is None:
-      raise ConfigError(f'--config and --topology are needed: {_USAGE}.')
-    logging.set_verbosity(logging.ERROR)
-    say = lambda line: print(line, flush=True)
-    found = run(checked(config_flag.value), topology_flag.value, out_flag.value, say)
-    sys.exit(0 if found.memory.fits else 1)
-
-  in_one_sentence(lambda: app.run(main, flags_parser=parse_flags))
+  command_line.in_one_sentence(main)

@@ -13,12 +13,15 @@ and builds it from `dict(name='linear', init_std=0.01)`. What the surrounding co
 annotations are their types and ranges (`moejax.ranges`). A key that is unknown, missing, of another type or out of its
 range is a `ConfigError` that says where.
 """
+import contextlib
+import contextvars
+import dataclasses
 import difflib
 import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from ml_collections import ConfigDict
@@ -26,16 +29,29 @@ from ml_collections import ConfigDict
 from moejax import ranges
 
 
-class ConfigError(ValueError):
+class Explained(Exception):
+  """What a person can act on. A command prints the message, without a traceback, and ends.
+
+  Attributes:
+    code: exit code of the command.
+    at_once: the process must not wait for its threads, which wait for what will not come.
+  """
+  code = 2
+  at_once = False
+
+
+class ConfigError(Explained, ValueError):
   """A config that cannot be built. The message names the key, what is wrong, and what is allowed."""
 
 
 class Registry:
-  """The names that one room of the house understands."""
+  """The names that one room of the house understands. `Registry.all`: every one that was imported."""
+  all: list['Registry'] = []
 
   def __init__(self, what: str):
     self.what = what
     self._constructors: dict[str, Callable] = {}
+    self.all.append(self)
 
   def __call__(self, name: str) -> Callable:
     """Decorator: makes a class or function buildable as `name`."""
@@ -58,47 +74,95 @@ class Registry:
       raise ConfigError(f'{where} must be a dict with a `name` ({", ".join(self)}), not {config!r}.')
     if 'name' not in config:
       raise ConfigError(f'{where}.name is missing: which {self.what}? One of {", ".join(self)}.')
+    if not isinstance(config['name'], str):
+      raise ConfigError(f'{where}.name must be the name of a {self.what}, not {config["name"]!r}: '
+                        f'one of {", ".join(self)}.')
     if config['name'] not in self._constructors:
       raise ConfigError(f'{where}.name: there is no {self.what} {config["name"]!r}. '
-                        f'{_nearest(config["name"], self)}')
+                        f'{nearest(config["name"], self)}')
     return self._constructors[config['name']]
 
   def build(self, config: Mapping, where: str, **context) -> Any:
     """Builds what `config` names; the rest of `config` are its arguments. `where` is the config path, for errors."""
     constructor = self.constructor(config, where)
-    return call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, **context)
+    return _call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, context, self, config['name'])
 
 
 def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
   """Calls `constructor` with every key of `config`, and with those of `context` that it has parameters for.
 
+  A group without a `name` takes that of the parameter's default, and with it the default's other keys.
   A parameter called `where` receives the config path, so that nested parts can be built with paths of their own.
 
   Raises:
     ConfigError: a key of `config` that is no parameter (the nearest is named), a required one that is missing, a value
       of another type than annotated or out of its range, or a key that only the surrounding code may set.
   """
+  return _call(constructor, config, where, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Consumed:
+  """A group of keys and who reads it.
+
+  Attributes:
+    where: config path.
+    constructor: what its keys are parameters of.
+    keys: those parameters, by name.
+    given: the values that are not left at their defaults.
+    registry, name: of what the constructor was built by, if it was.
+  """
+  where: str
+  constructor: Callable
+  keys: dict[str, inspect.Parameter]
+  given: dict[str, Any]
+  registry: Registry | None = None
+  name: str | None = None
+
+
+_record: contextvars.ContextVar[list[Consumed] | None] = contextvars.ContextVar('record', default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Consumed]]:
+  """Within this context whatever reads a config is noted in the list: its keys are all that there are."""
+  token = _record.set(found := [])
+  try:
+    yield found
+  finally:
+    _record.reset(token)
+
+
+def _call(constructor, config, where, context, registry=None, name=None):
   context = dict(context, where=where)
   parameters = _parameters(constructor)
   allowed = [name for name in parameters if name not in context]
   arguments = {name: context[name] for name in parameters if name in context}
+  config = {key: _completed(value, parameters[key].default if key in allowed else None) for key, value in config.items()}
   for key, value in config.items():
     if key not in allowed:
-      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. {_nearest(key, allowed)}')
+      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. {nearest(key, allowed)}')
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
-      raise ConfigError(f'{where}.{key} must be {_spell(annotation)}, not {value!r} ({type(value).__name__}).')
+      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {value!r} ({type(value).__name__}).')
     _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
   for key, value in config.items():
     if not _within(value, parameters[key].annotation, known):
-      raise ConfigError(f'{where}.{key} must be {_spell(parameters[key].annotation)}, not {value!r}.')
+      raise ConfigError(f'{where}.{key} must be {spell(parameters[key].annotation)}, not {value!r}.')
   missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
   if missing:
     raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
-                      f'({_spell(parameters[missing[0]].annotation)}).')
+                      f'({spell(parameters[missing[0]].annotation)}).')
+  if (found := _record.get()) is not None:
+    found.append(Consumed(where, constructor, {key: parameters[key] for key in allowed}, config, registry, name))
   return constructor(**arguments)
+
+
+def _completed(value, default):
+  nameless = isinstance(value, (Mapping, ConfigDict)) and 'name' not in value
+  return {**default, **value} if nameless and isinstance(default, Mapping) and 'name' in default else value
 
 
 def _check_bounds(value, where) -> None:
@@ -136,7 +200,8 @@ def _label(config, constructor):
   return getattr(constructor, '__name__', repr(constructor))
 
 
-def _nearest(word, allowed) -> str:
+def nearest(word: object, allowed: Iterable[str]) -> str:
+  """'Did you mean ..?', where there is something near, and what is allowed."""
   allowed = sorted(allowed)
   close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.5)
   listing = ', '.join(allowed) or 'none'
@@ -161,7 +226,7 @@ def _matches(value, annotation) -> bool:
   if annotation is int:
     return isinstance(value, int) and not isinstance(value, bool)
   kind = origin or annotation
-  if kind in (tuple, list):
+  if kind in (tuple, list, Sequence):
     if not isinstance(value, (tuple, list)):
       return False
     items = arguments[0] if arguments else Any
@@ -179,26 +244,27 @@ def _within(value, annotation, arguments) -> bool:
             all(part.admits(value, arguments) for part in parts[1:] if isinstance(part, ranges.Range)))
   if origin in (typing.Union, types.UnionType):
     return any(_within(value, part, arguments) for part in parts if _matches(value, part))
-  if origin in (tuple, list) and parts:
+  if origin in (tuple, list, Sequence) and parts:
     return all(_within(item, parts[0], arguments) for item in value)
   return True
 
 
-def _spell(annotation) -> str:
+def spell(annotation) -> str:
+  """The values that an annotation allows, in words."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is typing.Annotated:
-    return ' and '.join([f'{_spell(arguments[0])} {arguments[1]}', *map(str, arguments[2:])])
+    return ' and '.join([f'{spell(arguments[0])} {arguments[1]}', *map(str, arguments[2:])])
   if origin is typing.Literal:
     return 'one of ' + ', '.join(repr(a) for a in arguments)
   if origin in (typing.Union, types.UnionType):
-    return ' or '.join(_spell(a) for a in arguments)
+    return ' or '.join(spell(a) for a in arguments)
   if annotation is None or annotation is type(None):
     return 'None'
   kind = origin or annotation
   if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
     return 'a dict'
-  if kind in (tuple, list) and arguments:
-    return f'a {kind.__name__} of which each is {_spell(arguments[0])}'
   names = {float: 'a number', int: 'a whole number', str: 'a string', bool: 'True or False', tuple: 'a tuple',
-           list: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
+           list: 'a list', Sequence: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
+  if kind in (tuple, list, Sequence) and arguments:
+    return f'{names[kind]} of which each is {spell(arguments[0])}'
   return names.get(kind, getattr(kind, '__name__', str(kind)))

@@ -1,31 +1,28 @@
-"""Evaluates a checkpoint: `python -m moejax.evaluate --workdir=runs/vmoe_digits [--step=best]`.
+"""Evaluates a checkpoint, and appends what was measured to evaluations.jsonl of its run.
 
-Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
-another capacity or number of experts a token is a second graph over the same parameters.
-
+    python -m moejax.evaluate --workdir=runs/vmoe_digits --step=best
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.place.eval_capacity_factor=2.0
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.select.k=1
 
-From Python: `moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes as of moejax.train.
+Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
+another capacity or number of experts a token is a second graph over the same parameters. From Python:
+`moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes as of moejax.train.
 """
-import ast
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import jax
-from absl import app, flags, logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from ml_collections import ConfigDict
 
+from moejax import command_line, config_files
 from moejax.config import ConfigError
-from moejax.evaluation import log
-from moejax.functional import Tree, flatten
-from moejax.parallel import processes, rules
-from moejax.training import metrics as training_metrics
-from moejax.training import workdir as workdirs
-from moejax.training.checkpoint import restore_for_evaluation
-from moejax.training.setup import Setup, prepare
+
+if TYPE_CHECKING:
+  from moejax.functional import Tree
+  from moejax.training.setup import Setup
 
 # What evaluation is made of; the other sections of the config change nothing in it.
 MAY_CHANGE = ('model', 'data', 'evaluation', 'mesh')
@@ -48,6 +45,11 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     ConfigError: before anything is compiled: a key that does not exist, or a change that another model would need.
     NoCheckpoint: there is none to evaluate.
   """
+  import jax
+  from moejax.evaluation import log
+  from moejax.parallel import processes, rules
+  from moejax.training.checkpoint import restore_for_evaluation
+  from moejax.training.setup import prepare
   overrides = dict(overrides or {})
   say = say if jax.process_index() == 0 else (lambda text: None)
   config, step, params, router_state = restore_for_evaluation(workdir, find_step(workdir, step))
@@ -81,28 +83,18 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
 
   Raises:
-    ConfigError: a section that evaluation does not use, or a path through something that is no dict.
+    ConfigError: a section that evaluation does not use, or what `config_files.override` refuses.
   """
-  config = ConfigDict(config.to_dict())
-  for path, value in overrides.items():
-    *parents, name = path.split('.')
-    if not parents or parents[0] not in MAY_CHANGE:
+  for path in overrides:
+    if not path.startswith(tuple(f'{section}.' for section in MAY_CHANGE)):
       raise ConfigError(f'config.{path} changes nothing in an evaluation. What can be changed is in '
                         f'{", ".join(f"config.{section}" for section in MAY_CHANGE)}.')
-    node = config
-    for depth, parent in enumerate(parents, 1):
-      if parent not in node:
-        node[parent] = ConfigDict()
-      node = node[parent]
-      if not isinstance(node, ConfigDict):
-        raise ConfigError(f'config.{path}: config.{".".join(parents[:depth])} is {node!r} and has no keys.')
-    with node.ignore_type():
-      node[name] = value
-  return config
+  return config_files.override(config, overrides)
 
 
 def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
   """Raises ConfigError where the model of `setup` has other parameters than the checkpoint."""
+  from moejax.functional import flatten
   for what, wanted, found in zip(('parameter', 'router state'), setup.model.shapes(), (params, router_state)):
     wanted, found = ({path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (wanted, found))
     for path in sorted(wanted.keys() | found.keys()):
@@ -120,6 +112,8 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     if not str(step).isdigit():
       raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
     return int(step)
+  from moejax.training import metrics as training_metrics
+  from moejax.training import workdir as workdirs
   options = workdirs.load_config(workdir).checkpoint
   kept = {int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()}
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
@@ -131,48 +125,16 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
   return (max if options.mode == 'max' else min)(scores, key=scores.get)
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-  """`argv` without its `--config.<path>=<value>`, and those as overrides. Values are Python literals, or else text."""
-  rest, overrides = [], {}
-  for argument in argv:
-    path, equals, text = argument.partition('=')
-    if not path.startswith('--config.'):
-      rest.append(argument)
-    elif not equals:
-      raise ConfigError(f'{path} has no value: write {path}=<value>.')
-    else:
-      overrides[path.removeprefix('--config.')] = _value(text)
-  return rest, overrides
-
-
-def _value(text: str) -> Any:
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+def main() -> None:
+  """The command."""
+  flags = command_line.Parser('moejax.evaluate', __doc__, keys='config')
+  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run')
+  flags.add_argument('--step', metavar='STEP', default='last', help="of the checkpoint: a number, 'last' or 'best'")
+  flags.add_processes()
+  given = flags.parse(needs=['workdir'])
+  command_line.start_processes(given)
+  run(given.workdir, given.overrides, given.step)
 
 
 if __name__ == '__main__':
-  from moejax.train import in_one_sentence
-
-  workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-  step_flag = flags.DEFINE_string('step', 'last', "Step of the checkpoint: a number, 'last' or 'best'.")
-  start_processes = processes.define_flags()
-  changes: dict[str, Any] = {}
-
-  def parse(argv: Sequence[str]) -> list[str]:
-    rest, overrides = split_arguments(argv)
-    changes.update(overrides)
-    try:
-      return flags.FLAGS(rest)
-    except flags.Error as error:
-      raise ConfigError(str(error)) from None
-
-  def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1 or not workdir_flag.value:
-      raise ConfigError('Use: python -m moejax.evaluate --workdir=runs/<name> [--step=best] [--config.<key>=<value>].')
-    logging.set_verbosity(logging.ERROR)
-    start_processes()
-    run(workdir_flag.value, changes, step_flag.value)
-
-  in_one_sentence(lambda: app.run(main, flags_parser=parse))
+  command_line.in_one_sentence(main)

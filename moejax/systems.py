@@ -2,17 +2,19 @@
 
     python -m moejax.systems            prints the table
     python -m moejax.systems --write    writes it to docs/systems.md
+    python -m moejax.systems | less     reads it page by page
 
 A row is the docstring of the system's config, the one with a `System:` line; measured effects are those of
 experiments/paper_effects/summary.json. Both lie beside the package in a checkout.
 """
-import argparse
 import ast
 import dataclasses
 import json
 import pathlib
 import re
 from collections.abc import Iterator
+
+from moejax import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEYS = ('System', 'Paper', 'Command', 'Cost', 'Result', 'Expected', 'Proof', 'Differs')
@@ -124,10 +126,11 @@ def markdown(rows: list[System]) -> str:
 
 def main() -> None:
   """Prints or writes the table."""
-  parser = argparse.ArgumentParser(description='The systems that moejax reproduces.')
-  parser.add_argument('--write', action='store_true', help='write docs/systems.md')
+  flags = command_line.Parser('moejax.systems', __doc__)
+  flags.add_argument('--write', action='store_true', help='write docs/systems.md')
+  write = flags.parse().write
   rows = systems()
-  if parser.parse_args().write:
+  if write:
     path = ROOT / 'docs/systems.md'
     path.parent.mkdir(exist_ok=True)
     path.write_text(markdown(rows))
@@ -141,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.in_one_sentence(main)

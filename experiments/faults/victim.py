@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from experiments.faults import config
-from moejax import train
+from moejax import command_line
 from moejax.parallel import processes
 from moejax.training import loop, setup, workdir
 
@@ -97,7 +97,7 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
 
   code = 0
   try:
-    train.in_one_sentence(binary)
+    command_line.in_one_sentence(binary)
   except SystemExit as ended:
     code = ended.code
   except BaseException:  # noqa: BLE001  (the traceback of what the data raised belongs in the log)

@@ -27,7 +27,11 @@ class Flip:
 @AUGMENTATIONS('pad_crop')
 @dataclasses.dataclass(frozen=True)
 class PadCrop:
-  """Zeros around the image, then a crop of its own size at a random place."""
+  """Zeros around the image, then a crop of its own size at a random place.
+
+  Config:
+    padding: pixels on each side.
+  """
   padding: int
 
   def __call__(self, image, key):
@@ -38,7 +42,11 @@ class PadCrop:
 @AUGMENTATIONS('brightness')
 @dataclasses.dataclass(frozen=True)
 class Brightness:
-  """Adds up to `max_delta`, either way."""
+  """Adds up to `max_delta`, either way.
+
+  Config:
+    max_delta: most that is added; pixels lie in [0, 1].
+  """
   max_delta: float
 
   def __call__(self, image, key):
@@ -48,7 +56,12 @@ class Brightness:
 @AUGMENTATIONS('contrast')
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-  """Multiplies the distance from the mean of the channel by a factor in [lower, upper]."""
+  """Multiplies the distance from the mean of the channel by a factor in [lower, upper].
+
+  Config:
+    lower: least factor.
+    upper: largest factor.
+  """
   lower: float
   upper: float
 
@@ -59,7 +72,12 @@ class Contrast:
 @AUGMENTATIONS('saturation')
 @dataclasses.dataclass(frozen=True)
 class Saturation:
-  """Multiplies the saturation of a colour image by a factor in [lower, upper]."""
+  """Multiplies the saturation of a colour image by a factor in [lower, upper].
+
+  Config:
+    lower: least factor.
+    upper: largest factor.
+  """
   lower: float
   upper: float
 
@@ -70,7 +88,11 @@ class Saturation:
 @AUGMENTATIONS('rotate')
 @dataclasses.dataclass(frozen=True)
 class Rotate:
-  """Turns by up to `max_degrees`, either way; corners that come from outside are 0."""
+  """Turns by up to `max_degrees`, either way; corners that come from outside are 0.
+
+  Config:
+    max_degrees: largest angle.
+  """
   max_degrees: float
 
   def __call__(self, image, key):

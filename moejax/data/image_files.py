@@ -35,7 +35,12 @@ class Digits(Source):
 @SOURCES('idx')
 @dataclasses.dataclass(frozen=True)
 class Idx(Source):
-  """A folder with the four files of MNIST (`train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ...), `.gz` or not."""
+  """A folder with the four files of MNIST (`train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ...), `.gz` or not.
+
+  Config:
+    path: the folder.
+    num_classes: number of labels.
+  """
   where: str
   path: str
   num_classes: int
@@ -64,7 +69,12 @@ class Idx(Source):
 @SOURCES('fashion_mnist')
 @dataclasses.dataclass(frozen=True)
 class FashionMnist(Idx):
-  """70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao et al. 2017, arXiv:1708.07747)."""
+  """70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao et al. 2017, arXiv:1708.07747).
+
+  Config:
+    path: the folder.
+    num_classes: number of labels.
+  """
   path: str = '/usr/share/datasets/fashion-mnist'
   num_classes: int = 10
 

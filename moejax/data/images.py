@@ -24,6 +24,10 @@ class Images(Pipeline):
       Inception is trained: a random part in training, the center in evaluation.
     augment: what the training step does to images, in order; names of `augment.AUGMENTATIONS`.
     multi_label: an image has any number of labels.
+    image_size: height and width, in pixels.
+    channels: 1 (grey) or 3 (RGB).
+    mean: what is taken off, one number or one a channel.
+    std: what is divided by, one number or one a channel.
   """
 
   def __init__(self, where, source: dict, image_size: int, channels: int, batch_size: int,

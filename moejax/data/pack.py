@@ -2,11 +2,10 @@
 
     python -m moejax.data.pack --to=digits --source.name=digits
     python -m moejax.data.pack --to=packed --shards=64 --source.name=jsonl --source.files='{"train": "web/*.jsonl"}'
+    python -m moejax.data.pack --to=packed/books --source.name=text --source.files.train='books/*.txt'
 
-Keys of `--source.` are those of `config.data.source`; values are Python literals, or else strings.
+Keys of `--source.` are those of `config.data.source`. Exit codes as of moejax.train.
 """
-import argparse
-import ast
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from moejax.config import ConfigError
+from moejax import command_line, config_files
 from moejax.data import SOURCES, records
 from moejax.data.source import DataError, Example, Source, Stream
 
@@ -49,40 +48,20 @@ def _each(examples) -> Iterable[Example]:
   return examples if isinstance(examples, Stream) else (examples[index] for index in range(len(examples)))
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
-  """Known options, and the source's config from `--source.key=value`."""
-  parser = argparse.ArgumentParser(prog='python -m moejax.data.pack', description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--to', required=True, help='folder to write')
-  parser.add_argument('--shards', type=int, default=1, help='files a split')
-  options, rest = parser.parse_known_args(arguments)
-  config = {}
-  for argument in rest:
-    key, equals, value = argument.removeprefix('--source.').partition('=')
-    if not argument.startswith('--source.') or not equals:
-      parser.error(f'{argument} is neither --to, --shards nor of the form --source.key=value.')
-    try:
-      config[key] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      config[key] = value
-  return options, config
-
-
-def main(arguments: Sequence[str]) -> int:
-  """The command; returns its exit code."""
-  options, config = parse(arguments)
-  try:
-    source = SOURCES.build(config, 'source')
-    counts = pack(source, options.to, options.shards, config)
-  except (ConfigError, DataError, ImportError) as error:
-    print(error, file=sys.stderr)
-    return 1
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command."""
+  flags = command_line.Parser('moejax.data.pack', __doc__, keys='source')
+  flags.add_argument('--to', metavar='FOLDER', help='folder to write')
+  flags.add_argument('--shards', metavar='N', type=int, default=1, help='files a split; %(default)s by default')
+  given = flags.parse(arguments, needs=['to'])
+  config = config_files.override({}, given.overrides, 'source').to_dict()
+  source = SOURCES.build(config, 'source')
+  counts = pack(source, given.to, given.shards, config)
   classes = '' if source.num_classes is None else f', num_classes={source.num_classes}'
-  print(f'{options.to}: {", ".join(f"{count} examples in {split}" for split, count in counts.items())}. '
-        f"Train on it with config.data.source = dict(name='array_record', path={options.to!r}, "
+  print(f'{given.to}: {", ".join(f"{count} examples in {split}" for split, count in counts.items())}. '
+        f"Train on it with config.data.source = dict(name='array_record', path={given.to!r}, "
         f'splits={tuple(counts)}{classes}).')
-  return 0
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  command_line.in_one_sentence(main)

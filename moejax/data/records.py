@@ -16,7 +16,11 @@ INFO = 'info.json'
 @SOURCES('array_record')
 @dataclasses.dataclass(frozen=True)
 class ArrayRecord(Source):
-  """A folder written by `python -m moejax.data.pack`: `<split>-<shard>-of-<shards>.array_record` and `info.json`."""
+  """A folder written by `python -m moejax.data.pack`: `<split>-<shard>-of-<shards>.array_record` and `info.json`.
+
+  Config:
+    path: the folder.
+  """
   where: str
   path: str
   splits: tuple = ('train', 'test')

@@ -25,15 +25,19 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Explained, Registry
 
 SOURCES = Registry('source')
 
 Example = dict[str, Any]
 
 
-class DataError(ValueError):
+class DataError(Explained, ValueError):
   """Data that cannot be read. The message names the file and the place in it, and what to do."""
+
+
+class MissingPackage(Explained, ImportError):
+  """A package that a source needs is not installed. The message says how to install it."""
 
 
 class Examples(Protocol):
@@ -65,6 +69,13 @@ class Source(abc.ABC):
     splits: names that `open` knows.
     num_classes: labels are below it; None where there are no labels.
     tasks: names of the tasks, domains or languages that the examples are of; () where they do not say.
+
+  Config that several sources have:
+    test_examples: how many examples are the test split.
+    test_fraction: which share of all documents is the test split.
+    split_seed: draws which ones those are.
+    train_examples: how many examples are made for the training split.
+    data_seed: draws what is made.
   """
   where: str
   splits: tuple[str, ...] = ('train', 'test')
@@ -182,5 +193,5 @@ def require(module: str, package: str, needed_by: str, extra: str = 'data') -> M
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ImportError(f"{needed_by} needs the package {package}, which cannot be imported ({error}): "
+    raise MissingPackage(f"{needed_by} needs the package {package}, which cannot be imported ({error}): "
                       f"pip install 'moejax[{extra}]'.") from error

@@ -18,6 +18,13 @@ class Clusters(Source):
   In an orthonormal basis of patch space, the first `num_clusters` coordinates of a patch are the one-hot of its
   cluster z, the next `task_dim` are uniform noise u, the rest zero. The label is `argmax_c sum_patches (A_z u)_c`. So
   one linear expert a cluster, routed by z, followed by a mean over patches, solves the task exactly; `routing` gives z.
+
+  Config:
+    image_size: height and width, in pixels.
+    patch_size: of the patches, in pixels; divides image_size.
+    channels: of the images.
+    num_clusters: hidden kinds of patches.
+    task_dim: coordinates of a patch that its label depends on.
   """
   where: str
   image_size: int = 16
@@ -81,6 +88,15 @@ class MarkovMixture(Source):
   The best routing is by component (`routing`), which the first tokens of a document give away. What can be learnt is
   known exactly: `component_bits` with the component known, `bigram_bits` without telling components apart, and
   `optimal_bits` of given documents, which no model beats on average. Use the tokenizer `ids`.
+
+  Config:
+    num_components: chains.
+    num_ids: ids, of which every chain uses all.
+    document_length: ids a document.
+    concentration: of the Dirichlet distribution that transitions are drawn from: the smaller, the more certain is the
+      next id.
+    train_documents: documents of the training split.
+    test_documents: documents of the test split.
   """
   where: str
   num_components: int = 4

@@ -20,6 +20,15 @@ class Speakers(Source):
   Which sound is which phone of a speaker is `tables`; no frame but the first ones, in which the speaker's own sound is
   heard alone, says who speaks. So the best expert of a frame is known by the speaker, and the speaker only from the
   context. The text spells phone i as letter i.
+
+  Config:
+    num_features: numbers a frame.
+    num_speakers: speakers.
+    num_phones: phones, at most the 26 letters.
+    min_phones: fewest phones of an utterance.
+    max_phones: most phones of an utterance.
+    frames_per_phone: how long a phone lasts, in frames.
+    noise: standard deviation of the noise.
   """
   where: str
   num_features: int = 13

@@ -64,7 +64,12 @@ class Documents:
 @SOURCES('text')
 @dataclasses.dataclass(frozen=True)
 class Text(Files):
-  """Text files in UTF-8. A document is a whole file, or a line that is not empty."""
+  """Text files in UTF-8. A document is a whole file, or a line that is not empty.
+
+  Config:
+    files: a path or pattern, of which a part becomes the test split; or one for each split.
+    document: what a document is.
+  """
   where: str
   files: str | Mapping
   document: Literal['file', 'line'] = 'file'
@@ -92,7 +97,12 @@ class WholeFiles:
 @SOURCES('jsonl')
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Files):
-  """One JSON object a line, plain or `.gz`; the document is the string in `field`."""
+  """One JSON object a line, plain or `.gz`; the document is the string in `field`.
+
+  Config:
+    files: a path or pattern, of which a part becomes the test split; or one for each split.
+    field: key of the text in each object.
+  """
   where: str
   files: str | Mapping
   field: str = 'text'

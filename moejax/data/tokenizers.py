@@ -72,6 +72,9 @@ class Ids(Tokenizer):
   """Documents that are ids already, below `num_ids`; `num_ids` itself is the start, and documents do not end.
 
   Every id counts as one byte, so that bits per byte are bits per id.
+
+  Config:
+    num_ids: number of ids.
   """
   where: str
   num_ids: int
@@ -99,7 +102,12 @@ class Ids(Tokenizer):
 
 
 class _FromFile(Tokenizer):
-  """Tokenizers whose file is read at the first use."""
+  """Tokenizers whose file is read at the first use.
+
+  Config:
+    path: of the file.
+    vocab_size: ids that the file must have.
+  """
   path: str
 
   def _checked_path(self):
@@ -160,6 +168,10 @@ class HuggingFace(_FromFile):
   """A `tokenizer.json` of Hugging Face's tokenizers; `end_token` and `start_token` are tokens in it.
 
   Without `start_token` documents start from the end token, as GPT-2's do.
+
+  Config:
+    end_token: ends documents.
+    start_token: starts them; None: the end token does.
   """
   where: str
   path: str

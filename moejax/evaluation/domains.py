@@ -36,6 +36,10 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
       'cached': that average after `cached_rows` of the domain's rows in `cache_split`.
     decay: weight of the newest row in that average.
     removed: names of domains whose experts are taken out: their prior is zero.
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
+    cache_split: where the 'cached' prior reads.
+    cached_rows: how many rows of each domain it reads there.
   """
   tasks = pipeline.source.tasks
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'tasks', 'loss_mask'))

@@ -28,6 +28,13 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, shots: tuple[
              batch_size: int | None = None) -> Evaluator:
   """`<n>_shot_accuracy` on `split` for every n of `shots`, from the first n examples a class of a shuffled support.
 
+  Config:
+    shots: examples a class, each number a measurement of its own.
+    support_split: where the examples come from.
+    seed: of their order.
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
+
   Raises:
     ConfigError: no shots, or (at the first call, when the split is read) a class with fewer examples than shots.
   """

@@ -19,6 +19,10 @@ def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 
   Batches with `label` (one class each): `loss` is the softmax cross-entropy, `accuracy` top-1, and with more than five
   classes `top_5_accuracy`. Batches with `labels` (any number of classes each): `loss` is the sigmoid cross-entropy
   summed over classes, and `precision_at_1` the share of examples whose highest logit is one of their classes.
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
   """
   spec = pipeline.batch_spec(batch_size)
   if 'label' not in spec and 'labels' not in spec:

@@ -21,6 +21,10 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
   """`image_to_text_recall_at_1` and `text_to_image_recall_at_1`, among all pairs of `split`.
 
   A hit is a pair with the same caption: where several images are described alike, none of them is wrong.
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
   encode = passes.compiled(lambda params, state, batch: (
@@ -37,7 +41,12 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
 def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
               batch_size: int | None = None) -> Evaluator:
   """`accuracy` of the class whose captions are nearest to the image: the mean of their vectors, at length 1 (CLIP's
-  prompt ensembles, 2103.00020, section 3.1.4). The captions are those of the data's source."""
+  prompt ensembles, 2103.00020, section 3.1.4). The captions are those of the data's source.
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
+  """
   if not hasattr(pipeline, 'class_captions'):
     raise ConfigError(f"{where}: zero-shot classification needs captions of classes; the pipeline 'image_text' has them.")
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))

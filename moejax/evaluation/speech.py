@@ -14,7 +14,12 @@ from moejax.layers import ctc
 def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
                      batch_size: int | None = None) -> Evaluator:
   """`label_error_rate` is edits over labels of the whole split, with greedy decoding and no language model; `accuracy`
-  the share of utterances without an error; `loss` the CTC loss, a mean over utterances."""
+  the share of utterances without an error; `loss` the CTC loss, a mean over utterances.
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
+  """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('frames', 'segments', 'targets', 'loss_mask'))
   run = passes.totals(examples, apply, mesh, sums)
 

@@ -19,6 +19,10 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
 
   Bits per byte compare models with different tokenizers: the loss in bits over the bytes of raw text that the tokens
   stand for (batch key `target_bytes`).
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'loss_mask'))
   return _evaluator(passes.totals(examples, apply, mesh, lambda output, batch: token_sums(output, batch, 'targets')))
@@ -27,7 +31,12 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
 @EVALUATORS('seq2seq')
 def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
             batch_size: int | None = None) -> Evaluator:
-  """As 'language_model', over the decoder's targets; `bits_per_byte` only where targets stand for bytes of text."""
+  """As 'language_model', over the decoder's targets; `bits_per_byte` only where targets stand for bytes of text.
+
+  Config:
+    split: what is measured.
+    batch_size: examples at a time; None: as many as in training.
+  """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('decoder_targets', 'loss_mask'))
   return _evaluator(passes.totals(examples, apply, mesh,
                                   lambda output, batch: token_sums(output, batch, 'decoder_targets')))

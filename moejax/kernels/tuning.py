@@ -1,6 +1,8 @@
 """Tile sizes of kernels: a table of the fastest that were measured, and the program that measures.
 
     python -m moejax.kernels.tuning --implementation=pallas_gpu --rows=16384 --experts=8 --dim=4096 --hidden=14336
+    python -m moejax.kernels.tuning --implementation=pallas_tpu --rows=262144 --experts=64 --dim=2048 --hidden=1024
+    python -m moejax.kernels.tuning --implementation=triton --rows=25088 --experts=32 --dim=768 --hidden=3072 --dtype=float16
 
 Nothing is ever measured unasked. Kernels look their tiles up while they are traced (`choose`): in the user's table
 (`$MOEJAX_TUNING_CACHE`, or ~/.cache/moejax/tuning.json), then in tuned.json beside this file, and else they take the
@@ -9,6 +11,7 @@ first of their candidates. A module can be tuned if it has
     candidates(kernel, shape) -> list of dataclasses or named tuples: tiles that work, best guess first
     IMPLEMENTATION, the functions of which take `tiles=`, one of these
 """
+import argparse
 import dataclasses
 import functools
 import importlib
@@ -26,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from moejax import command_line
 from moejax.config import ConfigError
 from moejax.kernels import padding
 from moejax.kernels.implementation import Implementation, Shape
@@ -249,24 +253,27 @@ def _race(runs, total, measure, title) -> dict[int, float]:
   return {n: statistics.median(times) for n, times in seconds.items()}
 
 
+def main() -> None:
+  """The command."""
+  flags = command_line.Parser('moejax.kernels.tuning', __doc__)
+  flags.add_argument('--implementation', choices=MODULES, default='pallas_gpu', help='the kernels to tune')
+  flags.add_argument('--rows', metavar='N', type=_count, help='tokens in a batch times experts per token')
+  flags.add_argument('--experts', metavar='N', type=_count, help='number of experts on the device')
+  flags.add_argument('--dim', metavar='N', type=_count, help='width of the model')
+  flags.add_argument('--hidden', metavar='N', type=_count, help='width of an expert')
+  flags.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'), default='bfloat16', help='of rows and matrices')
+  given = flags.parse(needs=('rows', 'experts', 'dim', 'hidden'))
+  entries = tune(given.implementation, Layer(given.rows, given.experts, given.dim, given.hidden, given.dtype))
+  for name, entry in entries.items():
+    print(f'{name}: {entry["tiles"]}, {entry["microseconds"]} us')
+  print(f'Written to {save(entries)}.')
+
+
+def _count(text):
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f'{text!r} is not 1 or more')
+  return int(text)
+
+
 if __name__ == '__main__':
-  from absl import app, flags
-
-  implementation_flag = flags.DEFINE_enum('implementation', 'pallas_gpu', list(MODULES), 'The kernels to tune.')
-  layer_flags = [
-      flags.DEFINE_integer('rows', None, 'Tokens in a batch times experts per token.', lower_bound=1, required=True),
-      flags.DEFINE_integer('experts', None, 'Number of experts on the device.', lower_bound=1, required=True),
-      flags.DEFINE_integer('dim', None, 'Width of the model.', lower_bound=1, required=True),
-      flags.DEFINE_integer('hidden', None, 'Width of an expert.', lower_bound=1, required=True),
-      flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float16', 'float32'], 'Of rows and matrices.')]
-
-  def main(_: Sequence[str]) -> None:
-    try:
-      entries = tune(implementation_flag.value, Layer(*(flag.value for flag in layer_flags)))
-      for name, entry in entries.items():
-        print(f'{name}: {entry["tiles"]}, {entry["microseconds"]} us')
-      print(f'Written to {save(entries)}.')
-    except ConfigError as error:
-      raise SystemExit(str(error)) from None
-
-  app.run(main)
+  command_line.in_one_sentence(main)

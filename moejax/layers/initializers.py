@@ -16,7 +16,11 @@ def build(config: Mapping, where: str, *, in_axis: Axes = -2, out_axis: Axes = -
 
 @INITIALIZERS('fan_in')
 def fan_in(*, in_axis, out_axis, scale: float = 1.) -> Callable:
-  """Truncated normal of variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1."""
+  """Truncated normal of variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1.
+
+  Config:
+    scale: of the variance.
+  """
   return jax.nn.initializers.variance_scaling(scale, 'fan_in', 'truncated_normal', in_axis, out_axis)
 
 
@@ -28,5 +32,9 @@ def xavier_uniform(*, in_axis, out_axis) -> Callable:
 
 @INITIALIZERS('normal')
 def normal(*, std: float) -> Callable:
-  """Normal with a standard deviation that does not depend on the shape."""
+  """Normal with a standard deviation that does not depend on the shape.
+
+  Config:
+    std: the standard deviation.
+  """
   return jax.nn.initializers.normal(std)

@@ -11,7 +11,12 @@ NORMS = Registry('norm')
 
 @NORMS('layer_norm')
 class LayerNorm(nnx.Module):
-  """`scale * (x - mean) / sqrt(variance + epsilon) + bias` (1607.06450)."""
+  """`scale * (x - mean) / sqrt(variance + epsilon) + bias` (1607.06450).
+
+  Config:
+    epsilon: added to the variance.
+    use_bias: whether a bias is added.
+  """
 
   def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6, use_bias: bool = True):
     self.epsilon = epsilon
@@ -28,7 +33,11 @@ class LayerNorm(nnx.Module):
 
 @NORMS('rms_norm')
 class RMSNorm(nnx.Module):
-  """`scale * x / sqrt(mean(x^2) + epsilon)`: no mean is taken off, nothing is added (1910.07467)."""
+  """`scale * x / sqrt(mean(x^2) + epsilon)`: no mean is taken off, nothing is added (1910.07467).
+
+  Config:
+    epsilon: added to the mean square.
+  """
 
   def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6):
     self.epsilon = epsilon

@@ -49,7 +49,11 @@ def none():
 
 @LAYOUTS('layers')
 def layers(*, indices: tuple[int, ...]):
-  """Those named."""
+  """Those named.
+
+  Config:
+    indices: numbers of the layers, from 0.
+  """
   return indices
 
 
@@ -57,32 +61,50 @@ def layers(*, indices: tuple[int, ...]):
 def every(*, num_layers: int, n: int, first: int | None = None):
   """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4.
 
-  `first`: where they start instead; GLaM's blocks have the mixture before the dense layer: n=2, first=0.
+  Config:
+    n: of how many layers one is sparse.
+    first: the first sparse layer, if not n-1; GLaM's blocks have the mixture before the dense layer: n=2, first=0.
   """
   return range(n - 1 if first is None else first, num_layers, n)
 
 
 @LAYOUTS('last')
 def last(*, num_layers: int, n: int, where: str):
-  """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974)."""
+  """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974).
+
+  Config:
+    n: how many layers.
+  """
   return _at_most(n, range(1, num_layers, 2)[-n or num_layers:], where)
 
 
 @LAYOUTS('top')
 def top(*, num_layers: int, n: int, where: str):
-  """The last n layers: Soft MoE; flaxformer's TOP."""
+  """The last n layers: Soft MoE; flaxformer's TOP.
+
+  Config:
+    n: how many layers.
+  """
   return _at_most(n, range(num_layers)[-n or num_layers:], where)
 
 
 @LAYOUTS('bottom')
 def bottom(*, num_layers: int, n: int, where: str):
-  """The first n layers: flaxformer's BOTTOM."""
+  """The first n layers: flaxformer's BOTTOM.
+
+  Config:
+    n: how many layers.
+  """
   return _at_most(n, range(num_layers)[:n], where)
 
 
 @LAYOUTS('middle')
 def middle(*, num_layers: int, n: int, where: str):
-  """n layers in the middle, the later half where there are two middles: flaxformer's MIDDLE."""
+  """n layers in the middle, the later half where there are two middles: flaxformer's MIDDLE.
+
+  Config:
+    n: how many layers.
+  """
   first = (num_layers - n + 1) // 2
   return _at_most(n, range(num_layers)[first:first + n] if n <= num_layers else (), where)
 

@@ -41,7 +41,12 @@ class PositionEncoding(nnx.Module):
 
 @POSITIONS('learned')
 class Learned(PositionEncoding):
-  """A vector for each of `length` positions. Positions beyond are refused by shape, before compilation."""
+  """A vector for each of `length` positions. Positions beyond are refused by shape, before compilation.
+
+  Config:
+    length: positions there are.
+    init_std: standard deviation at the start.
+  """
 
   def __init__(self, *, dim: int, rngs: nnx.Rngs, length: int, init_std: float = 0.02):
     self.length = length
@@ -59,6 +64,9 @@ class Sincos2d(PositionEncoding):
   """Sines and cosines of the row and the column of a patch, D/4 frequencies each (MoCo v3, 2104.02057).
 
   `grid` is (rows, columns), in row-major order after `prefix` tokens that have no place in the image.
+
+  Config:
+    temperature: largest wavelength over 2 pi.
   """
 
   def __init__(self, *, dim: int, grid: tuple, prefix: int, where: str, temperature: float = 10000.):
@@ -80,6 +88,9 @@ class Rope(PositionEncoding):
   """Rotates pairs of features by angles proportional to the position (RoFormer, 2104.09864).
 
   Feature i is paired with feature i + head_dim/2, the convention of Llama checkpoints in transformers.
+
+  Config:
+    theta: base of the angles: the slowest pair turns once in about 2 pi theta positions.
   """
 
   def __init__(self, *, theta: float = 10000.):
@@ -104,7 +115,12 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 @POSITIONS('relative_bias')
 class RelativeBias(PositionEncoding):
-  """A learned bias for each head and each bucket of distances, shared by all layers of a stack (T5, 1910.10683)."""
+  """A learned bias for each head and each bucket of distances, shared by all layers of a stack (T5, 1910.10683).
+
+  Config:
+    buckets: buckets of distances, half of them for each direction where both are seen.
+    max_distance: from which on all distances share a bucket.
+  """
 
   def __init__(self, *, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs, buckets: int = 32,
                max_distance: int = 128):

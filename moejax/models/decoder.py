@@ -31,6 +31,7 @@ class Decoder(Transformer):
     head: see `TokenHead`.
     routing_leak: 'refuse' accepts only routers that never see later tokens; 'slots' also those in which later tokens
       compete for capacity, 'train' also those that see them in training only, 'oracle' any.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, num_layers: int, attention: Mapping,

@@ -32,6 +32,8 @@ class EncoderDecoder(nnx.Module):
     embedding_init: how the embedding table starts.
     head: see `TokenHead`.
     routing_leak: as in the decoder-only model, for the decoder.
+    norm: of every branch and at the end of each side; see `norms`.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, encoder: Mapping, decoder: Mapping,

@@ -61,6 +61,7 @@ class RecurrentModel(nnx.Module):
     mixture_output: 'sigmoid' goes over the output of the mixture in the paper; 'linear' leaves it as it is.
     dropout: after embedding, LSTMs and mixture.
     embedding_init, head, routing_leak: as in `Decoder`.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, moe: Mapping | None = None,

@@ -54,7 +54,11 @@ class AcousticEncoder(Transformer):
 
 
 class SharedNetwork(AcousticEncoder):
-  """The shared embedding network: dense, with a CTC head of its own. What its head reads is what routers see."""
+  """The shared embedding network: dense, with a CTC head of its own. What its head reads is what routers see.
+
+  Config:
+    dim: width.
+  """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype, dim: int,
                num_layers: int, attention: Mapping, feed_forward: Mapping, norm: Mapping, positions: Mapping,
@@ -73,6 +77,7 @@ class Speech(AcousticEncoder):
     positions: see `positions`.
     shared: the shared embedding network, as `dict(dim=, num_layers=, attention=, feed_forward=, dropout=)`, or None. Its
       output goes to all routers (feature 'with_shared'), and no gradient comes back: its own head alone trains it.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dim: int, num_layers: int,

@@ -41,15 +41,17 @@ class TwoModalities(Transformer):
     image_size, channels, patch_size: of the images; patch_size divides image_size.
     vocab_size, text_length: of the texts.
     dim, embedding_dim: widths of the tower and of what is compared.
+    embedding_init: how the embedding table of the texts starts.
     scale: what the learned scale (the inverse temperature) starts at.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, vocab_size: int, text_length: int,
                dim: int, embedding_dim: int, num_layers: int, attention: Mapping, feed_forward: Mapping,
                channels: int = 3, moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
-               norm: Mapping = dict(name='layer_norm'), scale: float = 10., dropout: float = 0.,
-               stochastic_depth: float = 0., layers: Layers = 'unrolled', remat: Remat = 'none',
-               dtype: Dtype = 'float32'):
+               norm: Mapping = dict(name='layer_norm'), embedding_init: Mapping = dict(name='normal', std=0.02),
+               scale: float = 10., dropout: float = 0., stochastic_depth: float = 0., layers: Layers = 'unrolled',
+               remat: Remat = 'none', dtype: Dtype = 'float32'):
     if image_size % patch_size:
       raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
                         'use a divisor of image_size.')
@@ -65,7 +67,8 @@ class TwoModalities(Transformer):
     self.image_embedding = Linear(shape=(patch_size**2 * channels, dim), axes=(None, 'embed'), init=fan_in,
                                   bias_init=nnx.initializers.zeros, **build)
     self.image_positions = Learned(dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
-    self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=dict(name='normal', std=0.02), where=where, **build)
+    self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init,
+                                    where=f'{where}.embedding_init', **build)
     self.text_positions = Learned(dim=dim, rngs=rngs, length=text_length)
     head = lambda: Linear(shape=(dim, embedding_dim), axes=('embed', None), init=fan_in, **build)
     self.image_head, self.text_head = head(), head()

@@ -38,6 +38,7 @@ class VisionTransformer(Transformer):
       query (2106.04560).
     head_init: how the kernel of the head starts.
     head_bias: what its bias starts at; '-log(num_classes)' starts sigmoid outputs at the frequency of a class.
+    dtype: what activations are computed in; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, dim: int,

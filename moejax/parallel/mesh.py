@@ -29,6 +29,14 @@ def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Dev
 
 
 def _mesh(*, devices: Sequence, where: str, data: int = -1, fsdp: int = 1, expert: int = 1, model: int = 1):
+  """The sizes of the axes.
+
+  Config:
+    data: devices that the batch is split over and parameters are copied to; -1: what the other axes leave.
+    fsdp: devices that the batch and, by config.sharding.zero, parameters and optimizer state are split over; or -1.
+    expert: devices that the batch and the experts are split over; or -1.
+    model: devices that heads, hidden units and vocabulary are split over; or -1.
+  """
   sizes = dict(zip(AXES, (data, fsdp, expert, model)))
   free = [axis for axis, size in sizes.items() if size == -1]
   wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]

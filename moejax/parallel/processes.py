@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
@@ -22,14 +21,6 @@ from moejax.functional import Tree
 from moejax.parallel import rules
 
 # ---- finding one another --------------------------------------------------------------------------------------------
-
-
-def define_flags() -> Callable[[], None]:
-  """Defines --coordinator, --num_processes and --process_id; returns `start` with their values."""
-  coordinator = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where no cluster says it.')
-  count = flags.DEFINE_integer('num_processes', None, 'Processes of this run; 1: this one, whatever cluster it is on.')
-  index = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-  return lambda: start(coordinator.value, count.value, index.value)
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:

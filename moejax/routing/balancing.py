@@ -44,7 +44,11 @@ class Routed:
 
 
 class Balancer(nnx.Module):
-  """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step."""
+  """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step.
+
+  Config:
+    coefficient: what the loss is multiplied by before it is added to the objective's.
+  """
 
   coefficient: float = 0.
 
@@ -220,7 +224,11 @@ class Load(Balancer):
 
 @BALANCERS('switch')
 class Switch(Balancer):
-  """See `switch_loss`."""
+  """See `switch_loss`.
+
+  Config:
+    convention: what F_e counts; see `switch_loss`.
+  """
 
   def __init__(self, *, where: str, k: int | None, coefficient: float, convention: Convention = 'moejax'):
     choosing(k, where)
@@ -245,7 +253,10 @@ class Z(Balancer):
 class Bias(Balancer):
   """A bias on what selection ranks by, never on weights, stepped against the load (loss-free balancing, section 3).
 
-  It is added to the gates (sigmoid or softmax), not to the logits. `rate`: u, the size of a step.
+  It is added to the gates (sigmoid or softmax), not to the logits.
+
+  Config:
+    rate: u, the size of a step.
   """
 
   def __init__(self, *, where: str, k: int | None, num_experts: int, rate: float = 1e-3):

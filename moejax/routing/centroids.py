@@ -8,7 +8,11 @@ from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, vec
 
 @SCORES('centroids')
 class Centroids(Score):
-  """`<x, w_e>` with vectors that start orthogonal, as in fairseq's `BaseLayer`. `gain`: their length at the start."""
+  """`<x, w_e>` with vectors that start orthogonal, as in fairseq's `BaseLayer`.
+
+  Config:
+    gain: length of the vectors at the start.
+  """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: float = 0.1):
     self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim, where), num_experts),

@@ -71,6 +71,7 @@ class Cosine(Score):
     init: how expert embeddings start: 'orthogonal' with a gain, 'normal' with a standard deviation, of `init_scale`.
     rescale: length of the rows of expert embeddings at every use, or None. torchscale sets it in storage.
     noise_std: as of score 'linear'.
+    init_scale: gain or standard deviation of `init`.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: int | None = None,

@@ -88,7 +88,11 @@ class TopN(TopK):
 @SELECTIONS('ranked')
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-  """The best expert of each token, and the next `alternatives` best for place 'retry' to fall back on."""
+  """The best expert of each token, and the next `alternatives` best for place 'retry' to fall back on.
+
+  Config:
+    alternatives: how many.
+  """
   where: str
   num_experts: int
   alternatives: int = 3

@@ -93,7 +93,11 @@ def pair_hash(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
 
 @FEATURES('bigrams')
 class Bigrams:
-  """A hash below `buckets` of the token's id and the one before it."""
+  """A hash below `buckets` of the token's id and the one before it.
+
+  Config:
+    buckets: how many values the hash has.
+  """
 
   width: ClassVar[None] = None
 
@@ -107,12 +111,15 @@ class Bigrams:
 
 @SCORES('hash')
 class Hash(Score):
-  """Fixed experts for every token id; nothing to learn (Hash Layers, section 3). See `hash_table` for most keys.
+  """Fixed experts for every token id; nothing to learn (Hash Layers, section 3).
 
   Config:
     table: of a kind, or V experts, as `clustered_table` and `dispersed_table` make them.
     hashes: N tables, of the seeds from `seed` on (MultiHash layers, section 3.2). What each says is in the `extras`:
       `experts` <int32>[G,S,N].
+    vocab_size: V, ids of the tokenizer.
+    seed: of tables that are drawn.
+    frequencies: V counts for the table 'balanced'; None: all ids equally frequent.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: int,
@@ -147,7 +154,11 @@ class Hash(Score):
 @SELECTIONS('hashed')
 @dataclasses.dataclass(frozen=True)
 class Hashed:
-  """Choice n of a token is what hash n of score 'hash' says, be it the same expert as another's. `k`: hashes, N."""
+  """Choice n of a token is what hash n of score 'hash' says, be it the same expert as another's.
+
+  Config:
+    k: hashes, N.
+  """
   where: str
   num_experts: int
   k: int

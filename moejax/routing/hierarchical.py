@@ -75,7 +75,13 @@ class Hierarchical(Score):
 @SELECTIONS('hierarchical_top_k')
 @dataclasses.dataclass(frozen=True)
 class HierarchicalTopK:
-  """Every token takes the best `per_group` experts of each of its best `groups_per_token` of `groups` groups."""
+  """Every token takes the best `per_group` experts of each of its best `groups_per_token` of `groups` groups.
+
+  Config:
+    groups: N, a divisor of the number of experts.
+    groups_per_token: groups that a token chooses.
+    per_group: experts that it chooses in each.
+  """
   where: str
   num_experts: int
   groups: int
@@ -132,7 +138,11 @@ def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> j
 @WEIGHTINGS('hierarchical')
 @dataclasses.dataclass(frozen=True)
 class HierarchicalWeights:
-  """See `hierarchical_weights`; what is not drawn, or dropped, keeps its share. `groups`: N."""
+  """See `hierarchical_weights`; what is not drawn, or dropped, keeps its share.
+
+  Config:
+    groups: N.
+  """
   groups: int
 
   def gates(self, logits: jax.Array) -> jax.Array:

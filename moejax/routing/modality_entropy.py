@@ -52,7 +52,11 @@ def members(routed: Routed, modality: str) -> jax.Array:
 
 @BALANCERS('local_entropy')
 class LocalEntropy(Balancer):
-  """See `local_entropy`; summed over `modalities`. On clean logits, as the importance loss."""
+  """See `local_entropy`; summed over `modalities`. On clean logits, as the importance loss.
+
+  Config:
+    modalities: of which modalities the entropies are added up.
+  """
 
   def __init__(self, *, where: str, coefficient: float, modalities: Sequence[str] = ('text',)):
     unknown = sorted(set(modalities) - set(MODALITIES))

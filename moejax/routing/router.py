@@ -64,7 +64,16 @@ class RouterOutput:
 
 
 class Router(nnx.Module):
-  """The six stages, one after the other. Groups never see each other."""
+  """The six stages, one after the other. Groups never see each other.
+
+  Config:
+    features: what of a token the score sees.
+    score: a number for every token and expert.
+    select: which experts a token goes to, or which tokens an expert takes.
+    weigh: how the outputs of several experts are added up.
+    place: how many tokens an expert takes, and what becomes of the others.
+    balance: {name: dict or coefficient} of what keeps experts evenly used.
+  """
 
   def __init__(self, *, where: str, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},

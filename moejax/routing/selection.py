@@ -130,7 +130,11 @@ def _check_k(k: int, num_experts: int, where: str):
 @SELECTIONS('top_k')
 @dataclasses.dataclass(frozen=True)
 class TopK:
-  """Every token takes the `k` experts that score highest."""
+  """Every token takes the `k` experts that score highest.
+
+  Config:
+    k: experts a token.
+  """
   where: str
   num_experts: int
   k: int

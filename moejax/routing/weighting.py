@@ -57,6 +57,11 @@ def normalized(weight: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Weighting:
+  """What weightings share.
+
+  Config:
+    renormalize: whether the weights of a token are made to sum to 1, 'before' or 'after' choices are dropped.
+  """
   where: str
   k: int | None
   renormalize: Renormalize = 'never'

@@ -66,6 +66,10 @@ class Classification(Objective):
   'softmax': one distribution over classes; labels that name several classes share it equally. 'sigmoid': one yes or no
   per class, summed over classes (the loss of V-MoE on JFT and of BiT-like multi-label pre-training).
   Label smoothing (Szegedy et al. 2016, section 7) mixes the target with the uniform distribution.
+
+  Config:
+    loss: 'softmax' or 'sigmoid'.
+    label_smoothing: weight of the uniform distribution in the target.
   """
   needs = (('image',), ('label', 'labels'), ('valid',))
   loss: Literal['softmax', 'sigmoid'] = 'softmax'
@@ -100,6 +104,9 @@ class _Tokens(Objective):
   """Cross entropy of the next token, a mean over the tokens that `loss_mask` counts.
 
   `z_loss` * log(Z)^2 keeps the softmax's normaliser near 1 (PaLM, section 5).
+
+  Config:
+    z_loss: coefficient of log(Z)^2.
   """
   targets: ClassVar[str]
   z_loss: float = 0.0
@@ -173,6 +180,9 @@ class CTC(Objective):
 
   `shared` is the coefficient of the same loss on the head of the model's shared network, where it has one. An utterance
   with too few frames for its labels counts as 0, as in tencent-ailab/3m-asr, whose coefficient is 0.01.
+
+  Config:
+    shared: coefficient of the loss of the model's shared network.
   """
   needs = (('frames',), ('segments',), ('targets',), ('loss_mask',))
   shared: float = 0.01

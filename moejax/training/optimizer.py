@@ -41,15 +41,7 @@ class Optimizer:
 def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Optimizer:
   """The optimizer that `config` names, for the parameters of `model` and a run of `steps` updates.
 
-  Besides the keys of the optimizer itself:
-    schedule: dict(name=...), one of `SCHEDULES`.
-    clip: gradients are scaled down to this global norm where theirs is larger; None: never.
-    decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
-    gradient_scale: dict(parameters=<regular expression>, factor=<number>): the gradients of what it finds are
-      multiplied, before they are clipped. None: none are. With batches balanced over domains, DEMix is factor=E for
-      its experts (every expert's gradient is a mean over its own domain); fairseq, which divides the experts' sums over
-      workers by the square root of their number, is factor=sqrt(E) with an expert on each. With factor=0 parameters
-      stay as they are, unless they decay.
+  Besides the keys of the optimizer itself there are those of `_Common`.
 
   Raises:
     ConfigError: also where `decay` or `gradient_scale` is no regular expression, or matches no parameter.
@@ -71,6 +63,14 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
 
 @dataclasses.dataclass(frozen=True)
 class _Common:
+  """Keys of config.optimizer that all optimizers have.
+
+  Config:
+    schedule: of the learning rate, one of `SCHEDULES`.
+    clip: gradients are scaled down to this global norm where theirs is larger; None: never.
+    decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
+    gradient_scale: dict(parameters=, factor=): see `_GradientScale`; None: no gradient is scaled.
+  """
   where: str
   schedule: dict
   clip: float | None = None
@@ -84,6 +84,16 @@ class _Common:
 
 @dataclasses.dataclass(frozen=True)
 class _GradientScale:
+  """Gradients that are multiplied, before they are clipped.
+
+  With batches balanced over domains, DEMix is factor=E for its experts (every expert's gradient is a mean over its own
+  domain); fairseq, which divides the experts' sums over workers by the square root of their number, is factor=sqrt(E)
+  with an expert on each. With factor=0 parameters stay as they are, unless they decay.
+
+  Config:
+    parameters: regular expression for paths of parameters.
+    factor: what their gradients are multiplied by.
+  """
   where: str
   parameters: str
   factor: float
@@ -99,7 +109,14 @@ class _GradientScale:
 @OPTIMIZERS('adamw')
 def adamw(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
           weight_decay: float = 0.0):
-  """AdamW (Loshchilov & Hutter 2019, algorithm 2); the decay is multiplied by the learning rate."""
+  """AdamW (Loshchilov & Hutter 2019, algorithm 2); the decay is multiplied by the learning rate.
+
+  Config:
+    b1: decay of the mean of gradients.
+    b2: decay of the mean of squared gradients.
+    eps: added to the root of the second moment.
+    weight_decay: decay of the parameters, as a multiple of the learning rate.
+  """
   return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
 
 
@@ -107,7 +124,16 @@ def adamw(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.999,
 def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: int = 128, decay_rate: float = 0.8,
               clipping_threshold: float = 1.0, multiply_by_parameter_scale: bool = True,
               momentum: float | None = None, weight_decay: float = 0.0):
-  """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW."""
+  """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW.
+
+  Config:
+    min_dim_size_to_factor: matrices narrower than this keep a second moment of their own shape.
+    decay_rate: exponent by which the decay of second moments grows with the step.
+    clipping_threshold: root mean square that an update may have.
+    multiply_by_parameter_scale: makes steps relative to the size of the parameter.
+    momentum: decay of the mean of updates; None: there is no momentum.
+    weight_decay: decay of the parameters, as a multiple of the learning rate.
+  """
   return optax.chain(
       optax.adafactor(None, min_dim_size_to_factor=min_dim_size_to_factor, decay_rate=decay_rate,
                       clipping_threshold=clipping_threshold, momentum=momentum,
@@ -119,14 +145,26 @@ def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: int = 1
 
 @OPTIMIZERS('lion')
 def lion(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
-  """Lion (Chen et al. 2023, algorithm 2)."""
+  """Lion (Chen et al. 2023, algorithm 2).
+
+  Config:
+    b1: weight of the old mean in the update.
+    b2: decay of the mean of gradients.
+    weight_decay: decay of the parameters, as a multiple of the learning rate.
+  """
   return optax.lion(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
 
 
 @OPTIMIZERS('sgd')
 def sgd(*, schedule: Schedule, mask: Tree, momentum: float | None = None, nesterov: bool = False,
         weight_decay: float = 0.0):
-  """Gradient descent with momentum; decay is added to the gradient's direction after momentum (decoupled)."""
+  """Gradient descent with momentum; decay is added to the gradient's direction after momentum (decoupled).
+
+  Config:
+    momentum: decay of the sum of gradients; None: there is no momentum.
+    nesterov: looks one step ahead.
+    weight_decay: decay of the parameters, as a multiple of the learning rate.
+  """
   return optax.chain(
       optax.trace(momentum, nesterov) if momentum is not None else optax.identity(),
       optax.add_decayed_weights(weight_decay, mask=mask),
@@ -138,7 +176,10 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: floa
                    others: float = 1.0, weight_decay: float = 0.0):
   """Gradient descent with momentum on experts' gradients of equal size (2208.02813, equation 3.4), decay before it.
 
-  `others`: the learning rate of all other parameters, routers first of all, as a multiple of the experts'.
+  Config:
+    momentum: decay of the sum of gradients; None: there is no momentum.
+    others: learning rate of all other parameters, routers first of all, as a multiple of the experts'.
+    weight_decay: decay of the parameters, as a multiple of the learning rate.
   """
   return optax.chain(
       normalized_descent.normalized_by_expert(axes),
@@ -153,21 +194,38 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: floa
 
 @SCHEDULES('constant')
 def constant(*, steps: int, where: str, peak: float, warmup: int = 0) -> Schedule:
-  """`peak` for ever."""
+  """`peak` for ever.
+
+  Config:
+    peak: largest learning rate.
+    warmup: steps of linear growth to it.
+  """
   _check(where, steps, peak, warmup)
   return _warmed_up(peak, warmup, lambda step: jnp.full_like(step, peak))
 
 
 @SCHEDULES('linear')
 def linear(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
-  """On a straight line to `end` at the last step."""
+  """On a straight line to `end` at the last step.
+
+  Config:
+    peak: largest learning rate.
+    warmup: steps of linear growth to it.
+    end: learning rate at the last step.
+  """
   _check(where, steps, peak, warmup)
   return _warmed_up(peak, warmup, lambda step: peak + (end - peak) * _progress(step, warmup, steps))
 
 
 @SCHEDULES('cosine')
 def cosine(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
-  """Half a cosine down to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts)."""
+  """Half a cosine down to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
+
+  Config:
+    peak: largest learning rate.
+    warmup: steps of linear growth to it.
+    end: learning rate at the last step.
+  """
   _check(where, steps, peak, warmup)
   return _warmed_up(peak, warmup, lambda step: end + (peak - end) * 0.5 * (
       1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))))
@@ -175,7 +233,13 @@ def cosine(*, steps: int, where: str, peak: float, warmup: int = 0, end: float =
 
 @SCHEDULES('rsqrt')
 def rsqrt(*, steps: int, where: str, peak: float, warmup: int, cooldown: int = 0) -> Schedule:
-  """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5)."""
+  """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5).
+
+  Config:
+    peak: largest learning rate.
+    warmup: steps of linear growth to it.
+    cooldown: last steps, of linear decay to 0.
+  """
   _check(where, steps, peak, warmup + cooldown)
   if warmup < 1:
     raise ConfigError(f'{where}.warmup must be at least 1 for rsqrt: it is the time scale of the decay; not {warmup}.')

@@ -5,16 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from moejax.config import Explained
 
-class Stopped(Exception):
-  """The run ended early in a way that one sentence explains.
 
-  Attributes:
-    code: exit code.
-    at_once: the process must not wait for its threads, which wait for what will not come.
-  """
+class Stopped(Explained):
+  """The run ended early in a way that one sentence explains."""
   code = 1
-  at_once = False
 
 
 class Interrupted(Stopped):

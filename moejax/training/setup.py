@@ -91,7 +91,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """config.report: whether the finished run writes report/index.html."""
+  """config.report: whether the finished run writes report/index.html.
+
+  Config:
+    at: when it is written.
+  """
   at: Literal['end', 'never'] = 'end'
 
 
@@ -130,6 +134,15 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   Raises:
     ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
   """
+  setup = build(config, devices)
+  _check_best(setup)
+  _check_batch(setup)
+  _trace(setup)
+  return setup
+
+
+def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup:
+  """What `prepare` returns, before it is checked how the parts fit together."""
   config = _checked(config)
   training = call(Training, config.training, 'config.training')
   evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
@@ -139,7 +152,7 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   pipeline.check(config.model)
   with rules.use(mesh, sharding):
     model = models.build(config.model, 'config.model')
-  setup = Setup(
+  return Setup(
       config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
       evaluation=evaluated, report=call(Report, config.report, 'config.report'),
       objective=objectives.build(config.objective, 'config.objective'),
@@ -149,15 +162,27 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
       evaluators=evaluation.build(evaluated.evaluators, 'config.evaluation.evaluators', pipeline=pipeline,
                                   apply=model.apply, mesh=mesh))
-  _check_best(setup)
-  _check_batch(setup)
-  _trace(setup)
-  return setup
 
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-  """What a config is made of, and nothing else."""
+  """What a config is made of, and nothing else.
+
+  Config:
+    seed: every random number of the run follows from it.
+    model: what is trained; see `moejax.models`.
+    objective: what is minimised.
+    method: how a batch becomes a loss.
+    data: the batches.
+    optimizer: see `optimizer.build`.
+    training: see `Training`.
+    evaluation: see `Evaluation`.
+    checkpoint: see `checkpoint.CheckpointConfig`.
+    recovery: what is done about trouble; see `spikes.RecoveryConfig`.
+    mesh: sizes of the axes of devices.
+    sharding: what of the model is split over them.
+    report: see `Report`.
+  """
   seed: int
   model: Mapping
   objective: Mapping

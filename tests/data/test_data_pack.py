@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from moejax import data
-from moejax.data import SOURCES, DataError, pack, records
+from moejax.config import ConfigError, Explained
+from moejax.data import SOURCES, DataError, pack, records, source
 
 
 @given(st.dictionaries(st.text(max_size=5), st.one_of(
@@ -101,9 +102,17 @@ def test_info_names_the_source_it_was_made_from(digits):
                   'source': {'name': 'digits', 'test_examples': 100}}
 
 
-def test_wrong_arguments_are_refused_in_a_sentence(capsys, tmp_path):
-  assert pack.main([f'--to={tmp_path}/x', '--source.name=digit']) == 1
-  assert "there is no source 'digit'. Did you mean 'digits'?" in capsys.readouterr().err
-  with pytest.raises(SystemExit):
-    pack.main([f'--to={tmp_path}/x', '--name=digits'])
-  assert '--name=digits is neither' in capsys.readouterr().err
+@pytest.mark.parametrize('flags, sentence', [
+    (['--source.name=digit'], "source.name: there is no source 'digit'. Did you mean 'digits'?"),
+    (['--name=digits'], 'There is no flag --name.'),
+    ([], 'source.name is missing: which source?')])
+def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, flags, sentence):
+  with pytest.raises(ConfigError) as error:
+    pack.main([f'--to={tmp_path}/x', *flags])
+  assert sentence in str(error.value)
+  assert not (tmp_path / 'x').exists()
+
+
+def test_a_package_that_a_source_lacks_is_a_sentence_too():
+  with pytest.raises(Explained, match="needs the package no-such-thing.*pip install 'moejax\\[hub\\]'"):
+    source.require('no_such_thing', 'no-such-thing', 'The source x', 'hub')

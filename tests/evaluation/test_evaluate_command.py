@@ -97,15 +97,6 @@ def test_a_step_that_is_no_step_is_refused(run_dir):
     evaluate.find_step(run_dir, 'first')
 
 
-def test_arguments_are_python_literals_or_text():
-  rest, overrides = evaluate.split_arguments(
-      ['evaluate', '--workdir=x', '--config.a.b=2.0', '--config.c=None', '--config.d=batch', '--config.e=(1, 5)'])
-  assert rest == ['evaluate', '--workdir=x']
-  assert overrides == {'a.b': 2.0, 'c': None, 'd': 'batch', 'e': (1, 5)}
-  with pytest.raises(ConfigError, match='--config.a has no value'):
-    evaluate.split_arguments(['--config.a', '3'])
-
-
 @pytest.mark.slow
 def test_the_command_says_what_it_measured_and_exits_2_on_a_wrong_key(run_dir):
   command = [sys.executable, '-m', 'moejax.evaluate', f'--workdir={run_dir}']

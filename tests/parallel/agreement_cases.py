@@ -7,9 +7,9 @@ import json
 
 import jax
 import numpy as np
-from absl import app, flags
 from jax.experimental import multihost_utils
 
+from moejax import command_line
 from moejax.functional import flatten, unflatten
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes
@@ -96,20 +96,23 @@ def fetch(x):
   return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
-if __name__ == '__main__':
-  cases_flag = flags.DEFINE_string('cases', None, 'Their names, as JSON.')
-  folder_flag = flags.DEFINE_string('folder', None, 'Where to write.')
-  start = processes.define_flags()
+def main():
+  flags = command_line.Parser('agreement_cases', __doc__)
+  flags.add_argument('--cases', help='their names, as JSON')
+  flags.add_argument('--folder', help='where to write')
+  flags.add_processes()
+  given = flags.parse()
+  command_line.start_processes(given)
+  with open(f'{given.folder}/{jax.process_index()}.json', 'w') as file:
+    json.dump(agree(), file)
+  for number, name in enumerate(json.loads(given.cases)):
+    metrics, params = take_steps(name)
+    path = f'{given.folder}/{number}-{jax.process_index()}'
+    with open(f'{path}.json', 'w') as file:
+      json.dump(metrics, file)
+    if jax.process_index() == 0:
+      np.savez(f'{path}.npz', **params)
 
-  def main(_):
-    start()
-    with open(f'{folder_flag.value}/{jax.process_index()}.json', 'w') as file:
-      json.dump(agree(), file)
-    for number, name in enumerate(json.loads(cases_flag.value)):
-      metrics, params = take_steps(name)
-      path = f'{folder_flag.value}/{number}-{jax.process_index()}'
-      with open(f'{path}.json', 'w') as file:
-        json.dump(metrics, file)
-      if jax.process_index() == 0:
-        np.savez(f'{path}.npz', **params)
-  app.run(main)
+
+if __name__ == '__main__':
+  main()

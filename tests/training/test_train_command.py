@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from moejax import train
+from moejax import command_line
 from moejax.config import ConfigError
 from moejax.functional import flatten
 from moejax.training import checkpoint, metrics, recovery
@@ -113,46 +111,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start, 
   assert_same_run(tmp_path, undisturbed)
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------------
-
-
-def parse(*arguments, file=CONFIG):
-  argv = ['train', f'--config={file}', *arguments]
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file('config', None, 'config', flag_values=values)
-  flags.DEFINE_string('workdir', None, 'folder', flag_values=values)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, 'argv', argv)  # where config_flags finds overrides
-    train.parse_flags(argv, values)
-  return config.value
-
-
-def test_any_key_can_be_set_from_the_command_line():
-  config = parse('--config.training.steps=7', '--config.optimizer.schedule.peak=1',
-                 '--config.model.moe.router.select.k=2', '--config.training.average=0.5',
-                 '--config.checkpoint.metric=eval/test/accuracy')
-  assert (config.training.steps, config.optimizer.schedule.peak, config.model.moe.router.select.k) == (7, 1., 2)
-  assert (config.training.average, config.checkpoint.metric) == (0.5, 'eval/test/accuracy')
-
-
-@pytest.mark.parametrize('text, value', [('0.5', 0.5), ('None', None), ('(1, 2)', (1, 2)), ('word', 'word')])
-def test_a_key_that_is_none_can_be_anything(text, value):
-  fairseq = Path(__file__).parents[2] / 'configs/fairseq_chitchat.py'
-  config = parse(f'--config.model.moe.router.place.eval_capacity_factor={text}', file=fairseq)
-  assert config.model.moe.router.place.eval_capacity_factor == value
-
-
-@pytest.mark.parametrize('argument, sentence', [
-    ('--config.training.stpes=7', "--config.training.stpes: the config has no key 'stpes'. Did you mean 'steps'?"),
-    ('--config.trainig.steps=7', "--config.trainig.steps: the config has no key 'trainig'. Did you mean 'training'?"),
-    ('--config.training.steps=many', '--config.training.steps=many: invalid literal for int'),
-    ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
-    ('--config=nowhere.py', 'There is no such config file: '),
-])
-def test_what_cannot_be_parsed_is_said_in_a_sentence(argument, sentence):
-  with pytest.raises(ConfigError) as error:
-    train.checked(parse(argument))
-  assert sentence in str(error.value)
+# ---- how it ends ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('error, code', [
@@ -162,7 +121,7 @@ def test_what_a_person_can_act_on_is_a_sentence_and_an_exit_code(error, code, ca
   def binary():
     raise error
   with pytest.raises(SystemExit) as ended:
-    train.in_one_sentence(binary)
+    command_line.in_one_sentence(binary)
   assert ended.value.code == code
   printed = capsys.readouterr().err
   assert ('what to do' in printed or 'same command' in printed) and 'Traceback' not in printed
@@ -170,4 +129,4 @@ def test_what_a_person_can_act_on_is_a_sentence_and_an_exit_code(error, code, ca
 
 def test_what_is_a_fault_of_the_program_keeps_its_traceback():
   with pytest.raises(ZeroDivisionError):
-    train.in_one_sentence(lambda: 1 / 0)
+    command_line.in_one_sentence(lambda: 1 / 0)

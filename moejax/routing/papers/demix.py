@@ -11,7 +11,11 @@ from moejax.routing.scores import SCORES, Score, Scores, noiseless
 
 @SCORES('task')
 class Task(Score):
-  """Expert j for task j; nothing to learn. `num_tasks`: at most as many as experts."""
+  """Expert j for task j; nothing to learn.
+
+  Config:
+    num_tasks: tasks of the data, at most as many as experts.
+  """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, num_tasks: int):
     if dim is not None:

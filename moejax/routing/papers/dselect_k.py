@@ -72,7 +72,10 @@ class Reachable(Balancer):
   """`sum_i 1 / sum_e r_ie` where E is no power of two: keeps selectors off the codes that name no expert (section 3).
 
   Without it the shares of a token may sum to less than 1. The sum is kept above 1e-6, below which it has no gradient.
-  Where every code names an expert, the loss is 0. `reduction`: see `SelectorEntropy`.
+  Where every code names an expert, the loss is 0.
+
+  Config:
+    reduction: over tokens; see `SelectorEntropy`.
   """
 
   def __init__(self, *, num_experts: int, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):

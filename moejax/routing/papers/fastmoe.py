@@ -35,8 +35,12 @@ def fastmoe_loss(probs: jax.Array, expert: jax.Array, counted: jax.Array, valid:
 
 @BALANCERS('fastmoe')
 class FastMoELoss(Balancer):
-  """See `fastmoe_loss`. `counts`: every token, by its best expert (gate 'faster': wherever it was sent), or those whose
-  first choice survives capacity."""
+  """See `fastmoe_loss`.
+
+  Config:
+    counts: every token, by its best expert (gate 'faster': wherever it was sent), or those whose first choice survives
+      capacity.
+  """
 
   def __init__(self, *, coefficient: float, counts: Counts = 'best'):
     self.coefficient, self.counts = coefficient, counts

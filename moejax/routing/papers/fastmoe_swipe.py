@@ -39,7 +39,11 @@ def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
 @SELECTIONS('swipe')
 @dataclasses.dataclass(frozen=True)
 class Swipe(TrainedTogether):
-  """Training: the `k` best experts, or others where those are full (see `swipe`); evaluation: the `k` best."""
+  """Training: the `k` best experts, or others where those are full (see `swipe`); evaluation: the `k` best.
+
+  Config:
+    k: experts a token.
+  """
   k: int
 
   def __post_init__(self):

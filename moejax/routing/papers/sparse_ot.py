@@ -90,7 +90,11 @@ class TransportToExperts(Transport):
 @SELECTIONS('transport_to_tokens')
 @dataclasses.dataclass(frozen=True)
 class TransportToTokens(Transport):
-  """Each token takes the `k` experts to which the plan gives most of it, and none to which it gives nothing."""
+  """Each token takes the `k` experts to which the plan gives most of it, and none to which it gives nothing.
+
+  Config:
+    k: experts a token.
+  """
   k: int = 1
 
   def __post_init__(self):

@@ -31,7 +31,11 @@ def fixed_temperature_loss(cosine: jax.Array, expert: jax.Array, routed: jax.Arr
 
 @BALANCERS('fixed_temperature')
 class FixedTemperature(Balancer):
-  """See `fixed_temperature_loss`; for score 'cosine'."""
+  """See `fixed_temperature_loss`; for score 'cosine'.
+
+  Config:
+    temperature: that cosines are divided by.
+  """
 
   def __init__(self, *, where: str, k: int | None, coefficient: float, temperature: float = 0.07):
     choosing(k, where)

@@ -1,0 +1,278 @@
+"""Lists every key of a config: its value, default, type and range, and what it means.
+
+    python -m moejax.describe configs/vmoe_digits.py
+    python -m moejax.describe configs/mixtral_c4.py:8x7b model.moe --format=md
+    python -m moejax.describe configs/vmoe_digits.py model.moe.dispatch --config.model.moe.dispatch.name=grouped
+
+Keys are found by building the config as a run does, so the list is what is read. Where a `name` chooses what a group is, the
+other names stand below it; the keys are those of the name that the config has, and --config.<group>.name=<another> shows
+that one's. Without a config it lists all names there are. From Python: `moejax.describe.keys(config)`. Exit codes as of
+moejax.train.
+"""
+import dataclasses
+import inspect
+import math
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moejax import command_line, config_files
+from moejax.config import ConfigError, Consumed, Registry, nearest, recorded, spell
+
+NEEDED = inspect.Parameter.empty
+_WIDTH = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """A key of a config, or a group of them.
+
+  Attributes:
+    path: e.g. 'model.moe.num_experts'.
+    type: which values it may have, in words.
+    line: what it means.
+    value: in this config; None for a group.
+    default: where the config leaves it out; `NEEDED` if it may not.
+    group: whether it has keys of its own, which follow.
+    names: {name: what it is} of all that may be chosen here.
+  """
+  path: str
+  type: str
+  line: str
+  value: Any = None
+  default: Any = NEEDED
+  group: bool = False
+  names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def keys(config: Mapping, devices: Sequence[Any] | None = None) -> list[Key]:
+  """All keys that are read where `config` is built for `devices`, each group before what is in it.
+
+  Raises:
+    ConfigError: it cannot be built.
+  """
+  from moejax.training import setup
+  with recorded() as found:
+    config = setup.build(config, devices).config
+  return list(_Listing(found, config).below('config', {}))
+
+
+def within(keys: Iterable[Key], path: str) -> list[Key]:
+  """Those at `path` and below it. Raises ConfigError where there are none."""
+  keys, path = list(keys), path.removeprefix('config.')
+  found = [key for key in keys if key.path == path or key.path.startswith((f'{path}.', f'{path}['))]
+  if not found:
+    above = max((key.path for key in keys if path.startswith(f'{key.path}.')), key=len, default='')
+    beside = [key.path for key in keys if re.fullmatch(re.escape(f'{above}.' if above else '') + r'[^.]+', key.path)]
+    raise ConfigError(f'The config has no key {path}. {nearest(path, beside)}')
+  return found
+
+
+class _Listing:
+  """What was consumed, in the order of the config's tree."""
+
+  def __init__(self, found: Iterable[Consumed], config: ConfigDict):
+    self._config = config
+    self._groups: dict[str, dict[Callable, Consumed]] = {}
+    read: dict[str, set[str]] = {}
+    for consumed in found:
+      read.setdefault(consumed.where, set()).update(consumed.keys)
+    for consumed in found:  # layers that are alike read the same group
+      self._groups.setdefault(_written(consumed.where, read), {}).setdefault(consumed.constructor, consumed)
+
+  def below(self, where: str, default: Mapping) -> Iterator[Key]:
+    """The keys of the group at `where`; `default`: what the group is if the config leaves it out."""
+    for consumed in self._groups[where].values():
+      if self._chooses(where, consumed, default):
+        yield Key(_short(f'{where}.name'), f'which {consumed.registry.what}, by name', sentence(consumed.constructor),
+                  consumed.name, default.get('name', NEEDED), names=names(consumed.registry))
+      for name, parameter in consumed.keys.items():
+        yield from self._key(f'{where}.{name}', consumed, default.get(name, parameter.default))
+
+  def _key(self, where, consumed, default):
+    name = where.rpartition('.')[2]
+    key = Key(_short(where), spell(consumed.keys[name].annotation), docstring_entry(consumed.constructor, name),
+              default=_plain(default))
+    members = [one for one in self._groups if re.fullmatch(re.escape(where) + r'(\.[^.\[]+|\[\d+\])', one)]
+    if where in self._groups:
+      yield dataclasses.replace(key, group=True)
+      yield from self.below(where, default if isinstance(default, Mapping) else {})
+    elif members:
+      first = next(iter(self._groups[members[0]].values()))
+      chosen_by_key = not self._chooses(members[0], first, {})
+      yield dataclasses.replace(key, group=True, names=names(first.registry) if chosen_by_key else {})
+      for member in members:
+        yield from self._member(member)
+    else:
+      yield dataclasses.replace(key, value=_plain(self._value(where, consumed.given.get(name, default))))
+
+  def _member(self, where):
+    # One of a group whose keys are the user's, such as evaluators, or a list.
+    consumed = next(iter(self._groups[where].values()))
+    value = self._value(where, None)
+    if isinstance(value, (Mapping, ConfigDict)):
+      yield Key(_short(where), 'a dict', sentence(consumed.constructor), group=True)
+      yield from self.below(where, {})
+    else:
+      yield Key(_short(where), f'a number, or a dict of {", ".join(consumed.keys)}', sentence(consumed.constructor), value)
+
+  def _chooses(self, where, consumed, default):
+    """Whether the group has a key `name`: in `router.balance` names are the keys of the group above."""
+    value = self._value(where, default)
+    return consumed.registry is not None and ('name' in default or (isinstance(value, (Mapping, ConfigDict)) and 'name' in value))
+
+  def _value(self, where, default):
+    node = self._config
+    for step in re.findall(r'[^.\[\]]+|\[\d+\]', _short(where)):
+      index = int(step[1:-1]) if step[0] == '[' else step
+      if not isinstance(index, int) and index not in node:
+        return default
+      node = node[index]
+    return node
+
+
+def _written(where: str, read: Mapping[str, set[str]]) -> str:
+  # What a group hands down to one of its own, as a model its `norm` to an encoder, is a key of the former alone.
+  parent, _, name = where.rpartition('.')
+  above = parent
+  while parent in read and above and name not in read.get(above, ()):
+    above = above.rpartition('.')[0]
+  return f'{above}.{name}' if above and f'{above}.{name}' not in read else where
+
+
+def _short(where: str) -> str:
+  return where.removeprefix('config.')
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+# ---- docstrings -----------------------------------------------------------------------------------------------------
+
+
+def docstring_entry(constructor: Callable, key: str) -> str:
+  """What the docstring of a class, of what it inherits from, or of a function says of `key`; '' if nothing.
+
+  Entries are `key: text`, or `one, key: text`, on a line of their own; their further lines are indented more.
+  """
+  for docstring in _docstrings(constructor):
+    entry = re.search(rf'^( *)(?:\w+, )*{key}(?:, \w+)*: (.*(?:\n\1 +\S.*)*)', docstring, re.MULTILINE)
+    if entry:
+      return re.sub(r'\s+', ' ', entry[2])
+  return ''
+
+
+def sentence(constructor: Callable) -> str:
+  """The first sentence of its docstring, or of that of the function which it refers to: 'See `switch_loss`.'."""
+  text = re.sub(r'\s+', ' ', next(_docstrings(constructor), '').strip().split('\n\n')[0])
+  elsewhere = re.match(r'See (?:the function )?`(\w+)`', text)
+  if elsewhere and (function := getattr(sys.modules[constructor.__module__], elsewhere[1], None)):
+    return sentence(function)
+  return re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)[1]
+
+
+def names(registry: Registry) -> dict[str, str]:
+  """{name: what it is} of all that a registry has."""
+  return {name: sentence(registry[name]) for name in registry}
+
+
+def _docstrings(constructor):
+  bases = [base for base in constructor.__mro__ if base is not object] if inspect.isclass(constructor) else [constructor]
+  for base in bases:
+    functions = [base, vars(base).get('__init__')] if inspect.isclass(base) else [base]
+    texts = [part.__doc__ for part in functions if part is not None and part.__doc__]
+    # A dataclass without a docstring is given its signature as one.
+    yield from (inspect.cleandoc(text) for text in texts if not text.startswith(f'{base.__name__}('))
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def as_text(keys: Sequence[Key]) -> str:
+  """A tree, a level an indentation."""
+  lines = []
+  for key in keys:
+    indent = '  ' * _depth(key)
+    lines.append(f'{indent}{_last(key)}{_state(key, "{}")}')
+    lines += textwrap.wrap(_meaning(key), _WIDTH, initial_indent=f'{indent}      ', subsequent_indent=f'{indent}      ')
+    width = max(map(len, key.names), default=0)
+    for name, what in key.names.items():
+      lines += textwrap.wrap(f'{name:<{width}}  {what}', _WIDTH, initial_indent=f'{indent}        ',
+                             subsequent_indent=f'{indent}        {"":<{width}}  ')
+  return '\n'.join(lines)
+
+
+def as_markdown(keys: Sequence[Key]) -> str:
+  """Nested lists."""
+  top = min(map(_depth, keys), default=0)
+  lines = []
+  for key in keys:
+    indent = '  ' * (_depth(key) - top)
+    lines.append(f'{indent}- **{_last(key)}**{_state(key, "`{}`")}: {_meaning(key)}')
+    lines += [f'{indent}  - `{name}`: {what}' for name, what in key.names.items()]
+  return '\n'.join(lines)
+
+
+def _depth(key):
+  return len(re.findall(r'[.\[]', key.path))
+
+
+def _last(key):
+  return re.search(r'(\[\d+\]|[^.\[\]]+)$', key.path)[1]
+
+
+def _state(key, code):
+  if key.group:
+    return ''
+  value = f' = {code.format(repr(key.value))}'
+  if key.default is NEEDED:
+    return f'{value} (needed)'
+  return value if key.value == key.default else f'{value} (default {code.format(repr(key.default))})'
+
+
+def _meaning(key):
+  return f'{key.type[0].upper()}{key.type[1:]}. {key.line[:1].upper()}{key.line[1:]}'.rstrip()
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+  """The command."""
+  flags = command_line.Parser('moejax.describe', __doc__, keys='config', usage='[config[:argument] [path]] [flags]')
+  flags.add_argument('config', nargs='?', help='config file, e.g. configs/vmoe_digits.py')
+  flags.add_argument('path', nargs='?', help='of the group to list, e.g. model.moe; else all')
+  flags.add_argument('--format', choices=('text', 'md'), default='text', help='%(default)s by default')
+  given = flags.parse()
+  write = as_text if given.format == 'text' else as_markdown
+  if given.config is None:
+    print(write(_all_names()))
+    return
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  config = config_files.load(given.config, given.overrides)
+  found = keys(config, _devices(config))
+  print(write(found if given.path is None else within(found, given.path)))
+
+
+def _all_names() -> list[Key]:
+  from moejax.training import setup  # noqa: F401  (whose imports register everything)
+  return [Key(registry.what, 'all names', '', group=True, names=names(registry))
+          for registry in sorted(Registry.all, key=lambda registry: registry.what)]
+
+
+def _devices(config: ConfigDict) -> Sequence[Any]:
+  # As many, simulated, as the config's mesh has at least: a pod's config is described on a laptop.
+  import jax
+  sizes = [size for size in dict(config.get('mesh', {})).values() if isinstance(size, int) and size > 0]
+  jax.config.update('jax_num_cpu_devices', math.prod(sizes))
+  return jax.devices()
+
+
+if __name__ == '__main__':
+  command_line.in_one_sentence(main)
