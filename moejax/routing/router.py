@@ -105,6 +105,8 @@ class Router(nnx.Module):
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     scores = self.score(self.features(x, inputs), **stage('score'))
     gates = self.weigh.gates(scores.logits)
+    if getattr(self.select, 'reads_gates', False):
+      scores = dataclasses.replace(scores, select=gates)
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
