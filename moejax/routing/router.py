@@ -54,6 +54,7 @@ class RouterOutput:
       outside training.
     probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
     extras: what the score left for others (`Scores.extras`).
+    k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
   """
   plan: Plan
   losses: dict[str, jax.Array]
@@ -61,6 +62,7 @@ class RouterOutput:
   updates: dict[str, Any]
   probs: jax.Array | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
 
 class Router(nnx.Module):
@@ -124,7 +126,8 @@ class Router(nnx.Module):
                                        **{f'{name}_loss': loss for name, loss in raw.items()}}),
         updates=_nonempty(updates),
         probs=routed.probs,
-        extras=scores.extras)
+        extras=scores.extras,
+        k=self.select.k)
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
