@@ -90,17 +90,17 @@ def product(features: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum('gsd,de->gse', features, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
+def uniform_within(bound: float) -> nnx.Initializer:
+  """How torch's Linear starts, kernel and bias, where `bound` is one over the root of its inputs."""
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 InitStd = float | Literal['1/sqrt(D)', 'torch_linear', 'xavier', 'xavier/2']
 _INITS = {
     '1/sqrt(D)': nnx.initializers.lecun_normal(),
-    'torch_linear': nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
     'xavier': nnx.initializers.xavier_uniform(),
     'xavier/2': nnx.initializers.variance_scaling(0.25, 'fan_avg', 'uniform'),
 }
-
-
-def _uniform_within(bound):
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 @SCORES('linear')
@@ -122,10 +122,13 @@ class Linear(Score):
                init_std: InitStd = 0.02, bias: bool = False, jitter: float = 0.,
                dropout: float = 0., noise_std: float | Literal['1/E'] = 0., logit_jitter: float = 0.):
     dim = vectors(dim, where)
-    init = _INITS[init_std] if init_std in _INITS else nnx.initializers.normal(init_std)
+    bias_init = nnx.initializers.zeros
+    if init_std == 'torch_linear':
+      init = bias_init = uniform_within(dim**-0.5)
+    else:
+      init = _INITS[init_std] if init_std in _INITS else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
-    start = _uniform_within(dim**-0.5) if init_std == 'torch_linear' else nnx.initializers.zeros
-    self.bias = functional.parameter(rngs, start, (num_experts,), (None,)) if bias else None
+    self.bias = functional.parameter(rngs, bias_init, (num_experts,), (None,)) if bias else None
     if not 0 <= dropout < 1:
       raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
     self.jitter, self.dropout, self.logit_jitter = jitter, dropout, logit_jitter
