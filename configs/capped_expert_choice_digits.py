@@ -8,8 +8,8 @@ Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
 Proof: numbers: tests/routing/test_optimal_transport.py::test_bounded_plans_are_those_of_the_linear_program,
   tests/routing/test_optimal_transport.py::test_the_cap_keeps_experts_from_taking_the_same_tokens
-Differs: lingvo ranks and weighs by the plan times a softmax over tokens, with more entropy (epsilon 0.1). Here as the
-  paper: by the plan, epsilon 0.001.
+Differs: lingvo makes its plan of a softmax over tokens, and ranks and weighs by the product of the two, with more
+  entropy (epsilon 0.1). Here as the paper: over experts, by the plan, epsilon 0.001.
 """
 from configs import expert_choice_digits
 from moejax.routing import papers

@@ -19,5 +19,6 @@ from moejax.routing import papers
 def get_config():
   config = vmoe_digits.get_config()
   config.model.moe.router = papers.comet(k=2, search_steps=100)
+  config.model.moe.experts.init = 'independent'  # all see all patches, and equal ones would stay alike
   config.model.moe.dispatch = dict(name='reference')
   return config

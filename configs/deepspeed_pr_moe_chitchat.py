@@ -14,7 +14,8 @@ Proof: identities:
   tests/routing/test_codebases.py::test_deepspeed_keeps_every_token_equally_often
 Differs: the paper draws a plain sum of the two branches, the code weighs them with a softmax; the code is followed
   (shared_gate='sum' is the paper's). The code selects tokens at random at evaluation too; here evaluation goes by
-  position. The paper's models have a mixture in every second layer; here all of two.
+  position. The paper's models have a mixture in every second layer; here all of two. In the code all experts of a layer
+  and the fixed feed-forward start as copies of one; here they are drawn independently.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -23,5 +23,6 @@ def get_config():
   for loss in router['balance'].values():
     loss['reduction'] = 'mean'
   config.model.moe.router = router
+  config.model.moe.experts.init = 'independent'  # all see all patches, and equal ones would stay alike
   config.model.moe.dispatch = dict(name='reference')
   return config

@@ -11,7 +11,8 @@ Proof: numbers: tests/routing/test_codebases.py::test_the_gates_of_fastmoe_are_t
   tests/routing/test_codebases.py::test_faster_sends_few_tokens_to_other_nodes
 Differs: in the code a second expert that the draw then drops has taken a slot; here the draw is before capacity, as in
   GShard. Its kernel gives out slots with atomic operations, in no certain order; here by token. With several workers
-  its loss has the square of a worker's number of experts for E^2; here it is that of one worker.
+  its loss has the square of a worker's number of experts for E^2; here it is that of one worker. Its experts start as
+  torch's linear layers, here as truncated normals of the fan-in; its gate starts so here too.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

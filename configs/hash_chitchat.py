@@ -9,7 +9,8 @@ Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: identities: tests/routing/test_hashing.py::test_routes_depend_on_neither_parameters_nor_steps_nor_keys,
   tests/routing/test_hashing.py::test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary
-Differs: ParlAI's code has the random table alone; the others are from memory of the paper.
+Differs: ParlAI's code has the random table alone, of the same seed but another generator; the other tables are from
+  memory of the paper. Its experts start xavier-uniform and have biases and ReLU; here SwiGLU without.
 """
 import numpy as np
 

@@ -10,7 +10,8 @@ Expected: close to configs/gshard_chitchat.py; not measured.
 Proof: identities: tests/routing/test_further_choices.py::test_each_rank_counts_as_often_as_its_threshold_says,
   tests/routing/test_further_choices.py::test_straight_through_gives_dispatch_the_gradient_of_the_weights,
   tests/experts/test_scaled_geglu.py::test_is_the_loop_over_rows
-Differs: coordinate-descent top-k and Gumbel noise on its logits, both off by default there, are left out.
+Differs: coordinate-descent top-k and Gumbel noise on its logits, both off by default there, are left out. The one more
+  feed-forward is a plain GEGLU, there one of its experts, with biases and a learned scale too. Gelu is its tanh form.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -10,6 +10,7 @@ Proof: numbers: tests/training/test_methods.py::test_reinforce_is_the_gradient_o
 Differs: no code is published. From the text: policy, reward, a baseline that is learned, greedy evaluation. Choices of
   this config: a linear baseline in every router, its coefficients, a balance loss of 0.01, and that the output of the
   drawn expert is weighted by its probability; `configs/rl_routing_chitchat.py:one` leaves the router to REINFORCE.
+  Experts start at a tenth of the variance, as in configs/switch_chitchat.py; the paper does not say so.
 """
 from configs import switch_chitchat
 from moejax.routing import papers

@@ -1,4 +1,4 @@
-"""S-BASE as a decoder on dialogues, at the active compute of configs/dense_chitchat.py.
+"""S-BASE as a decoder on dialogues, in the layer of configs/base_chitchat.py.
 
 System: S-BASE
 Paper: Clark et al. 2022, "Unified Scaling Laws for Routed Language Models" (arXiv 2202.01169), section 3.2.1. In training
@@ -10,7 +10,9 @@ Proof: identities: tests/routing/test_optimal_transport.py::test_sinkhorn_plans_
   tests/routing/test_optimal_transport.py::test_sinkhorn_plans_are_optimal,
   tests/routing/test_optimal_transport.py::test_with_little_entropy_s_base_is_the_assignment_of_base
 Differs: No code was published. Regularisation and number of iterations are those of the Sinkhorn baseline of
-  google-research/vmoe; slots, twice an equal share, are given out by position.
+  google-research/vmoe; slots, twice an equal share, are given out by position. Experts are the residual stack of BASE
+  layers, inserted between two blocks: 1.25 times the active compute of configs/dense_chitchat.py; those of the paper
+  are feed-forwards in the place of every second.
 """
 from configs import base_chitchat
 from moejax.routing import papers

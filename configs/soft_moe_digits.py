@@ -10,7 +10,8 @@ Result: experiments/digits/results.json, and the table in README.md.
 Proof: identities: tests/routing/test_selection.py::test_soft_dispatch_is_a_distribution_over_valid_tokens,
   tests/routing/test_weighting.py::test_soft_moe_combine_weights_are_a_softmax_over_all_slots_of_all_experts,
   tests/routing/test_scores.py::test_soft_moe_logits_are_scaled_cosines
-Differs: nothing known; the epsilon of the norms is inside the root, as in google-research/vmoe.
+Differs: kernels of attention and feed-forwards start as truncated normals of the fan-in, in google-research/vmoe
+  xavier-uniform; slots start as there, and the epsilon of the norms is inside the root as there.
 """
 from configs import vmoe_digits
 from moejax.routing import papers

@@ -8,7 +8,8 @@ Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
 Proof: implementation: tests/oracles/test_jaxopt_transport.py::test_plans_are_those_of_jaxopt,
   tests/routing/test_optimal_transport.py::test_without_a_limit_sparse_transport_is_the_quadratic_program
-Differs: nothing known
+Differs: a patch to which an expert's plan gives nothing is not the expert's; google-research/vmoe fills the expert's
+  free slots with such patches, and weighs them by the softmax as it does the others.
 """
 from configs import expert_choice_digits
 from moejax.routing import papers

@@ -20,7 +20,8 @@ def get_config(variant='base'):
   config = switch_c4.get_config()
   feed_forward = dict(hidden=hidden, activation='geglu', init_scale=0.1)
   for side in (config.model.encoder, config.model.decoder):
-    side.update(num_layers=layers, attention=dict(heads=heads, head_dim=head_dim, scale='none'),
+    side.update(num_layers=layers,
+                attention=dict(heads=heads, head_dim=head_dim, scale='none', init=dict(name='fan_in', scale=0.1)),
                 feed_forward=feed_forward, extra_feed_forward=feed_forward, sparse=dict(name='every', n=4))
     side.moe.update(num_experts=num_experts, experts=dict(name='feed_forward', **feed_forward), group=4096)
     side.moe.router = papers.st_moe()

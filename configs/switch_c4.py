@@ -1,7 +1,9 @@
 """Switch Transformers at their paper's scale: Base, Large, XXL and C on C4.
 
-Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; group sizes, capacity and
-  initialisation as in t5x's gin files: 128 experts every other layer (C: 2048 experts in every layer).
+Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; group sizes, capacity and a
+  scale of 0.1 for attention, feed-forwards and experts at the start as in t5x's gin files: 128 experts every other layer
+  (C: 2048 experts in every layer). There the head starts with a scale of 0.1 too, here of 1, and Switch-Base takes the
+  embedding table for it.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and T5's SentencePiece model:
   --config.data.tokenizer.path=.../cc_all.32000/sentencepiece.model
 Command: python -m moejax.train --config=configs/switch_c4.py:base --workdir=runs/switch_base
@@ -25,7 +27,7 @@ def get_config(variant='base'):
   layers, dim, hidden, heads, activation, num_experts, n, group, capacity_factor = SIZES[variant]
   config = default_config()
   side = dict(
-      num_layers=layers, attention=dict(heads=heads, head_dim=64, scale='none'),
+      num_layers=layers, attention=dict(heads=heads, head_dim=64, scale='none', init=dict(name='fan_in', scale=0.1)),
       feed_forward=dict(hidden=hidden, activation=activation, init_scale=0.1), sparse=dict(name='every', n=n),
       layers='scan', remat='full',
       moe=dict(num_experts=num_experts,

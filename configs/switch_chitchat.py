@@ -11,7 +11,9 @@ Proof: implementation:
   tests/oracles/test_transformers_routers.py::test_switch_equals_its_sparse_layer,
   tests/routing/test_further_choices.py::test_retries_are_those_of_a_loop_over_rounds_and_tokens
 Differs: the layers of this decoder are all sparse and have SwiGLU, the paper's encoder-decoder has every second one
-  and ReLU. Transformers' capacity is a number of slots a sequence; Mesh TensorFlow's factor is followed.
+  and ReLU. Transformers' capacity is a number of slots a sequence; Mesh TensorFlow's factor is followed. Only experts
+  start at a tenth of the variance, all three matrices of them; in the paper attention, dense feed-forwards and the head
+  do too.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -11,7 +11,8 @@ Proof: numbers: tests/routing/test_balancing.py::test_the_load_loss_of_the_golde
   tests/routing/test_balancing.py::test_the_importance_loss_of_the_golden_gates,
   tests/routing/test_placement.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps
 Differs: the released configs train with priority by position (batch_priority=False) and a factor of their own at
-  evaluation; here batch priority is on throughout. Ensembles of experts (E3) are left out.
+  evaluation; here batch priority is on throughout. Kernels of attention and feed-forwards start as truncated normals of
+  the fan-in, there xavier-uniform. Ensembles of experts (E3) are left out.
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config

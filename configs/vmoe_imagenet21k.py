@@ -1,7 +1,10 @@
 """V-MoE at its paper's scale: S/32 to H/14 on ImageNet-21k.
 
-Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974), table 8 for sizes; the
-  recipe is that of google-research/vmoe's released configs: 32 experts, 2 a patch, groups of 8 images, sigmoid loss, Adam.
+Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974), table 8 for sizes: 32
+  experts, 2 a patch, groups of 8 images. Sigmoid loss, Adam, clipping at 1, learning rates by size and losses of routers
+  summed over layers are those of google-research/vmoe's released config. That has in contrast 8 experts, a class token
+  (pool='token', and with it groups of 8*(N+1)), RandAugment and mixup, kernels of feed-forwards that start xavier-uniform,
+  and for S/32 a tanh layer before the head.
   The argument is `size/patch` and then the sparse layers: `B/16,every-2`, `H/14,last-5`;
   `15B` is the 48-layer model of section 3.4, whose width 1408 and feed-forward 6400 give its printed 14.7 B parameters.
 Data: a TFDS data set `imagenet21k` with `image` and `label`, prepared with file_format='array_record'; TFDS's public
@@ -16,13 +19,14 @@ from moejax.training.setup import default_config
 # layers, width, feed-forward, heads
 SIZES = {'S': (8, 512, 2048, 8), 'B': (12, 768, 3072, 12), 'L': (24, 1024, 4096, 16), 'H': (32, 1280, 5120, 16),
          '15B': (48, 1408, 6400, 16)}
+PEAKS = {'S/32': 1e-3, 'B/32': 8e-4, 'B/16': 8e-4, 'L/32': 6e-4, 'L/16': 4e-4, 'H/14': 3e-4}
 VARIANTS = ('S/32,last-2', 'B/32,every-2', 'B/16,every-2', 'L/16,every-2', 'H/14,last-5', 'H/14,every-2',
             '15B/14,every-2')
 
 
 def get_config(variant='S/32,last-2'):
-  size, layout = variant.split(',')
-  size, patch = size.split('/')
+  name, layout = variant.split(',')
+  size, patch = name.split('/')
   (layers, dim, hidden, heads), patch = SIZES[size], int(patch)
   layout, n = layout.split('-')
   config = default_config()
@@ -34,14 +38,14 @@ def get_config(variant='S/32,last-2'):
       moe=dict(num_experts=32, experts=dict(name='feed_forward', hidden=hidden, use_bias=True, init='identical'),
                router=papers.vmoe(k=2, priority='position'), dispatch=dict(name='einsum'),
                group=8 * (224 // patch)**2))
-  config.objective = dict(name='classification', loss='sigmoid', router_losses='mean')
+  config.objective = dict(name='classification', loss='sigmoid', router_losses='sum')
   config.data = dict(
       name='images', image_size=224, channels=3, batch_size=4096, crop='inception', multi_label=True,
       augment=(dict(name='flip'),),
       source=dict(name='tfds', dataset='imagenet21k', num_classes=21843, fields=dict(image='image', label='label'),
                   partitions=dict(train='train', test='validation')))
-  config.optimizer = dict(name='adamw', weight_decay=0.1, clip=10.0,
-                          schedule=dict(name='linear', peak=1e-3, warmup=10_000, end=1e-5))
+  config.optimizer = dict(name='adamw', weight_decay=0.1, clip=1.0,
+                          schedule=dict(name='linear', peak=PEAKS.get(name, 3e-4), warmup=10_000, end=1e-5))
   config.training.update(steps=300_000, log_every=100)
   config.evaluation = dict(every=10_000, evaluators=dict(valid=dict(name='accuracy', split='test')))
   config.checkpoint.every = 10_000

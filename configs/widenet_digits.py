@@ -12,7 +12,8 @@ Proof: identities: tests/layers/test_sharing.py::TestSharing::test_is_the_stack_
   tests/layers/test_sharing.py::TestSharing::test_counts_parameters_once_and_flops_as_often_as_they_are_used,
   tests/layers/test_sharing.py::test_one_expert_that_all_share_is_the_dense_shared_block
 Differs: the released code gives out one slot less than its formula says, token by token, and has a second GELU after
-  the experts' output: the paper is followed; papers.widenet(released=True) has the slots of the code.
+  the experts' output: the paper is followed; papers.widenet(released=True) has the slots of the code. The router
+  starts as the code's (Glorot's uniform).
 """
 from configs import vmoe_digits
 from moejax.routing import papers

@@ -96,6 +96,32 @@ def test_parameter_counts_are_those_of_the_papers(name, variant, printed, tolera
   assert parameters(name, variant) / 1e6 == pytest.approx(printed, rel=tolerance)
 
 
+# Numbers of google-research/vmoe at 942a78b (projects/soft_moe/configs and configs/vmoe_paper/pretrain_imagenet21k.py)
+# and of google/flaxformer at 2ed752f (t5x/configs/moe), where scale 0.1 is that of all kernels.
+@pytest.mark.parametrize('name, values', [
+    ('soft_moe_imagenet21k', {(variant, 'model.moe.num_experts'): experts for variant, experts in {
+        'S/16': 128, 'S/14': 256, 'B/16': 128, 'L/16': 128, 'H/14': 256}.items()} | {('H/14', 'model.pool'): None}),  # mean
+    ('vmoe_imagenet21k', {(variant, 'optimizer.schedule.peak'): peak for variant, peak in {
+        'S/32,last-2': 1e-3, 'B/32,every-2': 8e-4, 'B/16,every-2': 8e-4, 'L/16,every-2': 4e-4, 'H/14,last-5': 3e-4}.items()
+    } | {('H/14,last-5', 'objective.router_losses'): 'sum', ('H/14,last-5', 'optimizer.clip'): 1.}),
+    ('switch_c4', {('c', f'model.{side}.attention.init.scale'): 0.1 for side in ('encoder', 'decoder')}),
+    ('st_moe_c4', {('32b', f'model.{side}.attention.init.scale'): 0.1 for side in ('encoder', 'decoder')}),
+])
+def test_numbers_are_those_of_published_configs(name, values):
+  for (variant, path), value in values.items():
+    assert functools.reduce(lambda config, key: config.get(key), path.split('.'), load(name, variant)) == value, path
+
+
+@pytest.mark.parametrize('name', ['dselect_k_digits', 'comet_digits'])
+def test_experts_that_all_see_every_token_start_apart(name):
+  """Equal ones with equal weights get equal gradients, and V-MoE's noise, which tells them apart, is not in these."""
+  model = full_size(name).model
+  experts = {path: leaf for path, leaf in flatten(model.init(jax.random.key(0))[0]).items() if '/moe/experts/wi' in path}
+  assert experts
+  for leaf in experts.values():
+    assert np.std(leaf, axis=0).mean() > 0.5 * np.std(leaf)
+
+
 def tiny(config, folder):
   """`config` with everything narrow and short and its data replaced by a few examples; its routing untouched."""
   with config.unlocked():

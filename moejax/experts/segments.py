@@ -39,7 +39,7 @@ class Segments(nnx.Module):
     self.where, self.dtype, self.segments, self.activation = where, dtype, segments, activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),
-                                                      (None, 'expert', *axes))
+                                                      ('segment', 'expert', *axes))
     self.wi = weight((dim, hidden // segments), ('expert_embed', 'expert_mlp'))
     self.wg = weight((dim, hidden // segments), ('expert_embed', 'expert_mlp')) if activation in GATES else None
     self.wo = weight((hidden, dim // segments), ('expert_mlp', 'expert_embed'))

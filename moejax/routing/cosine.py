@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing.scores import SCORES, Score, Scores, gaussian, noiseless, required, vectors
+from moejax.routing.scores import SCORES, Score, Scores, gaussian, noiseless, required, uniform_within, vectors
 
 Normalize = Literal['both', 'experts', 'none']
 Temperature = Literal['none', 'divide', 'exponential']
@@ -84,11 +84,10 @@ class Cosine(Score):
       raise ConfigError(f'{where}.project_bias: there is no projection to add a bias to. Set project, or remove it.')
     if temperature_init <= 0:
       raise ConfigError(f'{where}.temperature_init must be above 0, not {temperature_init}.')
-    bound = dim**-0.5
-    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     width = dim if project is None else project
-    self.kernel = None if project is None else functional.parameter(rngs, uniform, (dim, width), ('embed', None))
-    self.bias = functional.parameter(rngs, uniform, (width,), (None,)) if project_bias else None
+    start = uniform_within(dim**-0.5)
+    self.kernel = None if project is None else functional.parameter(rngs, start, (dim, width), ('embed', None))
+    self.bias = functional.parameter(rngs, start, (width,), (None,)) if project_bias else None
     draw = nnx.initializers.orthogonal(init_scale) if init == 'orthogonal' else nnx.initializers.normal(init_scale)
     self.experts = functional.parameter(rngs, draw, (num_experts, width), (None, None))
     start = {'divide': temperature_init, 'exponential': -math.log(temperature_init)}

@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.config import ConfigError, Registry
 from moejax.routing.by_expert import by_expert
@@ -21,7 +22,7 @@ from moejax.routing.scores import required
 PLACEMENTS = Registry('router placement')
 
 Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel',
-                     'fastmoe', 'widenet']
+                     'fastmoe', 'fastmoe_switch', 'widenet']
 Priority = Literal['position', 'batch', 'probability', 'random']
 Order = Literal['choice', 'token']
 
@@ -37,11 +38,13 @@ _CONVENTIONS: dict[str, tuple[Callable[[int, int, int, float], int], int]] = {
     'vmoe': (lambda s, e, k, f: _up_to_multiple_of_4(math.ceil(s * k * f / e)), 0),
     'flaxformer': (lambda s, e, k, f: round(f * s / e), 4),
     'mesh_tensorflow': (lambda s, e, k, f: min(s, int(s * f / e)), 4),
-    'deepspeed': (lambda s, e, k, f: math.ceil(s / e * f * k), 4),
+    # A product in float32, which rounds: 25 tokens with factor 1.2 and 2 experts get 16 slots, not 15.
+    'deepspeed': (lambda s, e, k, f: math.ceil(np.float32(s / e) * np.float32(f * k)), 4),
     'fairseq': (lambda s, e, k, f: int(k * f * math.ceil(s / e)), 0),
     'lingvo': (lambda s, e, k, f: _up_to_multiple_of_4(int(s * f / e)), 0),
     'tutel': (lambda s, e, k, f: k * int(f * math.ceil(s / e)), 0),
     'fastmoe': (lambda s, e, k, f: math.ceil(f * s) * k // e, 0),
+    'fastmoe_switch': (lambda s, e, k, f: math.ceil(f * s / e), 0),
     'widenet': (lambda s, e, k, f: int(s * f * k // e) - 1, 0),
 }
 
@@ -54,11 +57,12 @@ def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: C
       vmoe              ceil(S*K*factor/E), up to a multiple of 4
       flaxformer        max(round(factor*S/E), 4)                   K does not count
       mesh_tensorflow   max(min(S, int(S*factor/E)), 4)             K does not count
-      deepspeed         max(ceil(S/E*factor*K), 4)
+      deepspeed         max(ceil(S/E*(factor*K)), 4)                a product in float32
       fairseq           int(K*factor*ceil(S/E))
       lingvo            int(S*factor/E), up to a multiple of 4      K does not count
       tutel             K*int(factor*ceil(S/E))
       fastmoe           floor(ceil(factor*S)*K/E)                   its GShard gate
+      fastmoe_switch    ceil(factor*S/E)                            its Switch gate, K = 1, in float64
       widenet           floor(S*K*factor/E) - 1                     as released
 
   Args:
@@ -136,7 +140,8 @@ def slots_by_token_priority(expert: jax.Array, routed: jax.Array, num_experts: i
 def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array) -> jax.Array:
   """Slots in order of `priority` <float32>[G,S,K]: every expert keeps the choices that want it most.
 
-  This is `switch_max` of Mesh TensorFlow and the policy 'probs' of DeepSpeed; first choices win ties.
+  With gates as priorities this is `switch_max` of Mesh TensorFlow, the policy 'probs' of DeepSpeed (since its commit
+  853c938 of April 2026; see `papers.deepspeed`) and that of Megatron-LM. First choices win ties.
   """
   def flat(array):
     return array.swapaxes(1, 2).reshape(len(array), -1, 1)
@@ -170,7 +175,7 @@ class Capacity:
     convention: the formula for C.
     min_capacity: in place of the least number of slots of the convention.
     priority: who goes first. 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices with the
-      largest gate (DeepSpeed, `switch_max`); 'random': tokens in random order in training, by position at evaluation
+      largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by position at evaluation
       (DeepSpeed's random token selection).
     order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
   """

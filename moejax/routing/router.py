@@ -54,6 +54,7 @@ class RouterOutput:
       outside training.
     probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
     extras: what the score left for others (`Scores.extras`).
+    k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
   """
   plan: Plan
   losses: dict[str, jax.Array]
@@ -61,6 +62,7 @@ class RouterOutput:
   updates: dict[str, Any]
   probs: jax.Array | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
 
 class Router(nnx.Module):
@@ -114,6 +116,8 @@ class Router(nnx.Module):
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     scores = self.score(self.features(x, inputs), **stage('score'))
     gates = self.weigh.gates(scores.logits)
+    if getattr(self.select, 'reads_gates', False):
+      scores = dataclasses.replace(scores, select=gates)
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
@@ -131,7 +135,8 @@ class Router(nnx.Module):
                                        **{f'{name}_loss': loss for name, loss in raw.items()}}),
         updates=_nonempty(updates),
         probs=routed.probs,
-        extras=scores.extras)
+        extras=scores.extras,
+        k=self.select.k)
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:

@@ -90,14 +90,28 @@ def product(features: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum('gsd,de->gse', features, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
+def uniform_within(bound: float) -> nnx.Initializer:
+  """How torch's Linear starts, kernel and bias, where `bound` is one over the root of its inputs."""
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+InitStd = float | Literal['1/sqrt(D)', 'torch_linear', 'xavier', 'xavier/2']
+_INITS = {
+    '1/sqrt(D)': nnx.initializers.lecun_normal(),
+    'xavier': nnx.initializers.xavier_uniform(),
+    'xavier/2': nnx.initializers.variance_scaling(0.25, 'fan_avg', 'uniform'),
+}
+
+
 @SCORES('linear')
 class Linear(Score):
   """`x W (+ b)`, with the kinds of noise in use.
 
   Config:
-    init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE), or
-      'xavier/2' (Glorot's uniform with gain 1/2; SpeechMoE).
-    bias: adds a bias, zero at the start.
+    init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE),
+      'torch_linear' (uniform within 1/sqrt(D), the bias too: standard deviation 1/sqrt(3D)), 'xavier' (Glorot's uniform:
+      Keras) or 'xavier/2' (the same with gain 1/2; SpeechMoE).
+    bias: adds a bias, zero at the start except with 'torch_linear'.
     jitter: multiplies the features by U(1-jitter, 1+jitter) in training (Switch Transformer, appendix C).
     dropout: share of the features dropped in training (Switch Transformer, appendix C).
     noise_std: standard deviation of Gaussian noise on the logits in training; '1/E' is V-MoE's.
@@ -105,14 +119,16 @@ class Linear(Score):
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
-               init_std: float | Literal['1/sqrt(D)', 'xavier/2'] = 0.02, bias: bool = False, jitter: float = 0.,
+               init_std: InitStd = 0.02, bias: bool = False, jitter: float = 0.,
                dropout: float = 0., noise_std: float | Literal['1/E'] = 0., logit_jitter: float = 0.):
     dim = vectors(dim, where)
-    named = {'1/sqrt(D)': nnx.initializers.lecun_normal(),
-             'xavier/2': nnx.initializers.variance_scaling(0.25, 'fan_avg', 'uniform')}
-    init = named[init_std] if init_std in named else nnx.initializers.normal(init_std)
+    bias_init = nnx.initializers.zeros
+    if init_std == 'torch_linear':
+      init = bias_init = uniform_within(dim**-0.5)
+    else:
+      init = _INITS[init_std] if init_std in _INITS else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
-    self.bias = functional.parameter(rngs, nnx.initializers.zeros, (num_experts,), (None,)) if bias else None
+    self.bias = functional.parameter(rngs, bias_init, (num_experts,), (None,)) if bias else None
     if not 0 <= dropout < 1:
       raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
     self.jitter, self.dropout, self.logit_jitter = jitter, dropout, logit_jitter
@@ -160,14 +176,18 @@ def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array
 
 @SCORES('soft_moe')
 class SoftMoE(Score):
-  """Cosine between tokens and slots times a learned scale (Soft MoE, section 2.3). `slots`: slots an expert, C."""
+  """Cosine between tokens and slots times a learned scale (Soft MoE, section 2.3). `slots`: slots an expert, C.
+
+  Slots start as lecun normal of [D,E,C], of standard deviation 1/sqrt(D*E), as in google-research/vmoe: only their
+  directions count, but the shorter they are, the faster Adam turns them.
+  """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: int = 1):
     dim = vectors(dim, where)
     if slots < 1:
       raise ConfigError(f'{where}.slots is {slots}: every expert needs at least one slot.')
     self.slots = slots
-    self.phi = functional.parameter(rngs, nnx.initializers.normal(dim**-0.5), (dim, num_experts, slots),
+    self.phi = functional.parameter(rngs, nnx.initializers.lecun_normal(), (dim, num_experts, slots),
                                     ('embed', None, None))
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (), ())
 

@@ -5,6 +5,7 @@ A selection is a class with static attributes
 
     k            int | None: experts a token; None where tokens do not choose a fixed number,
     reads_slots  it needs logits [G,S,E,C], a score for every slot,
+    reads_gates  it ranks by the weighting's gates in place of logits; may be left out: False,
 
 and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and
 `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
@@ -54,11 +55,11 @@ def group_limited(scores: jax.Array, groups: int, kept: int, group_score: GroupS
   """`scores` with -inf where an expert is not in one of the token's `kept` best groups of experts.
 
   Args:
-    scores: <float>[..., E].
+    scores: <float>[..., E]; for 'top_2_sum' gates, as sums of logits mean nothing.
     groups: of E / groups experts that follow each other.
     kept: groups a token.
-    group_score: a group's best score (DeepSeek-V2, section 2.2.2), or the sum of its two best (DeepSeek-V3, as in its
-      published code).
+    group_score: a group's best score (DeepSeek-V2, section 2.2.2), or the sum of its two best (as in the published code
+      of DeepSeek-V3, where gates are sigmoids, and in Megatron-LM).
 
   Returns:
     <float>[..., E].
@@ -171,11 +172,16 @@ class GroupLimited(TopK):
   Config besides `k`:
     groups: a divisor of the number of experts.
     groups_per_token: at most `groups`; together they have at least `k` experts.
-    group_score: 'max' or 'top_2_sum', of what selection ranks by.
+    group_score: 'max', or 'top_2_sum' of the gates (plus the bias where `balance.bias` adds one), by which experts are
+      then ranked too.
   """
   groups: int
   groups_per_token: int
   group_score: GroupScore = 'max'
+
+  @property
+  def reads_gates(self) -> bool:
+    return self.group_score == 'top_2_sum'
 
   def __post_init__(self):
     super().__post_init__()

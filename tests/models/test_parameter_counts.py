@@ -68,6 +68,43 @@ def test_where_experts_choose_a_token_meets_as_many_as_there_are_slots_for_it():
   assert counts['total'] - counts['active'] == (4 - 2) * 128 + (4 - 1) * 128
 
 
+TOKENS = dict(tokens=jax.ShapeDtypeStruct((2, 8), jnp.int32))
+SEGMENTS = tiny.decoder(papers.multi_hash(vocab_size=13, hashes=2))
+SEGMENTS['moe'].update(experts=dict(name='segments', segments=2, hidden=16, activation='relu'),
+                       dispatch=dict(name='segments'))
+BALANCED = tiny.decoder(papers.strictly_balanced(k=2), routing_leak='train')
+BALANCED['moe'].update(dispatch=dict(name='grouped'), group='sequence')
+RETRIES = tiny.decoder(papers.switch(overflow='retry'), routing_leak='slots')
+
+
+@pytest.mark.parametrize('config, inactive, experts, router', [
+    # 2 hashes, 4 experts; a segment of an expert has 8*8 and 16*4 weights, and a token passes one of each hash.
+    (SEGMENTS, 2 * (4 - 1) * (8 * 8 + 16 * 4), 2 * (8 * 8 + 16 * 4), 0),
+    # In training experts of 2*8*8 weights take two a token; at evaluation a token takes all above their thresholds.
+    (BALANCED, (4 - 2) * 128, 2 * 128, 8 * 4),
+    # One expert, or its next best.
+    (RETRIES, (4 - 1) * 128, 128, 8 * 4),
+])
+def test_a_token_meets_what_is_computed_for_it_whatever_its_plan_has_room_for(config, inactive, experts, router):
+  """Weights that a token does not meet, and those it is multiplied with, beside those of the dense model."""
+  counts = count(config, TOKENS)
+  assert counts['total'] - counts['active'] == inactive
+  flops = [models.forward_flops(models.build(one), TOKENS) for one in (config, tiny.decoder())]
+  assert flops[0] - flops[1] == 2 * 8 * 2 * (experts + router - 2 * 8 * 16)  # 2*8 tokens, a product and a sum
+
+
+def test_multi_hash_layers_have_the_active_parameters_and_flops_of_the_dense_model():
+  from configs import dense_chitchat, multi_hash_chitchat
+  batch = dict(tokens=jax.ShapeDtypeStruct((1, 128), jnp.int32))
+  dense, sparse = (models.build(config.get_config().model) for config in (dense_chitchat, multi_hash_chitchat))
+  # Embedding and head, and in each of two layers attention, SwiGLU of 384 units and two norms; a norm at the end.
+  dim = 128
+  total = 2 * 258 * dim + 2 * (4 * dim**2 + 3 * dim * 384 + 2 * dim) + dim
+  assert models.parameter_counts(dense, batch)['total'] == total == 492_672
+  assert models.parameter_counts(sparse, batch)['active'] == total
+  assert models.forward_flops(sparse, batch) == models.forward_flops(dense, batch)
+
+
 @pytest.mark.parametrize('dispatch', ['reference', 'einsum', 'gather', 'grouped'])
 def test_forward_flops_are_those_of_the_model_whatever_dispatches(dispatch):
   """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, of which a

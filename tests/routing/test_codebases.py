@@ -194,6 +194,39 @@ def test_deepspeed_gives_the_survivor_of_two_all_the_weight():
   np.testing.assert_allclose(dense(out).sum(-1)[number > 0], 1, rtol=1e-6)
 
 
+def test_deepspeed_draws_the_second_expert_at_evaluation_too():
+  """From the softmax without the first: of (6, 3, 1)/10 expert 1 in 3/4 of the draws."""
+  values = np.broadcast_to(np.log(np.float32([6, 3, 1])), (1, 4096, 3))
+  config = papers.deepspeed(k=2) | dict(place=dict(name='dropless'))
+  for train in (True, False):
+    expert = np.asarray(route(config, values, train=train).plan.expert[0])
+    assert (expert[:, 0] == 0).all()
+    np.testing.assert_allclose(np.bincount(expert[:, 1]) / 4096, [0, 3 / 4, 1 / 4], atol=0.03)  # standard error 0.007
+
+
+def topkgating(values, k, capacity):
+  """DeepSpeed's `topkgating` since its commit 853c938, column by column: among all tokens, with 0 for those that did
+  not choose the expert, the `capacity` of the largest softmax probability. [S,E] weights of what was chosen."""
+  probs = reference.softmax(values)
+  chosen = probs >= np.sort(probs, axis=-1)[:, -k:-k + 1 or None]
+  kept = np.zeros(chosen.shape, bool)
+  for expert in range(probs.shape[1]):
+    kept[np.argsort(-np.where(chosen, probs, 0)[:, expert], kind='stable')[:capacity], expert] = True
+  weights = np.where(chosen & kept, probs, 0)
+  return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize('k', [3, 4])
+@pytest.mark.parametrize('shift', [-3., 0., 3.])  # whatever the signs of the logits
+def test_deepspeed_keeps_the_most_probable_of_more_than_two_choices(k, shift):
+  """ceil(12/6 * 0.5*k) slots."""
+  values = logits(5, experts=6) + np.float32(shift) + logits(6)[..., :1]
+  out = route(papers.deepspeed(k=k, capacity_factor=0.5, min_capacity=0), values)
+  expected = [topkgating(group, k, int(np.ceil(k))) for group in values]
+  np.testing.assert_allclose(dense(out), expected, atol=1e-6)
+  assert out.metrics['dropped'] > 0.1
+
+
 # WideNet.
 
 

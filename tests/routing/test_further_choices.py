@@ -46,6 +46,15 @@ def test_fairseq_compares_probabilities_as_they_are():
   np.testing.assert_allclose(plan.kept[0].mean(0), [1, .6, .2], atol=0.035)  # min(1, 2 p)
 
 
+# g2 = p2/(p1+p2); as they are, probabilities would keep .6, .6 and .4 of the second choices.
+@pytest.mark.parametrize('probs, kept', [([.5, .3, .1, .1], 3 / 4), ([.4, .3, .2, .1], 6 / 7), ([.6, .2, .1, .1], 1 / 2)])
+@pytest.mark.parametrize('train', [True, False])
+def test_fairseq_compares_renormalised_gates_where_it_renormalises_before_dropping(probs, kept, train):
+  select = papers.fairseq(second='random', renormalize='before')['select']
+  plan = selected(probs, train=train, **select)
+  np.testing.assert_allclose(plan.kept[0].mean(0), [1, kept], atol=0.035)  # standard error 0.008
+
+
 def test_evaluation_draws_the_same_every_time_and_training_by_its_key():
   one, again = (selected([.5, .3, .1, .1], train=False).kept for _ in range(2))
   np.testing.assert_array_equal(one, again)
@@ -76,6 +85,28 @@ def test_with_policy_none_a_token_has_one_expert_with_its_share_of_two():
 def test_thresholds_are_one_for_each_further_choice():
   with pytest.raises(ConfigError, match=r'config\.select\.threshold has 3 numbers for 2 further choices'):
     selected([.5, .3, .1, .1], threshold=(.1, .2, .3))
+
+
+# First choices that have a slot, in the balance loss of st-moe-pytorch. 2 experts; probabilities 3/4 and 1/4.
+#   6 tokens that want expert 0, int(6*1.25/2) = 3 slots, at least 4: F = (4/6, 0), P = (3/4, 1/4): 2*4/6*3/4 = 1.
+#   6 of 8, 2 want expert 1, int(8*1.25/2) = 5 slots: F = (5/8, 2/8), P = (5/8, 3/8): 2*(25+6)/64 = 31/32.
+#   2 of 4: 4 slots, for everyone: 2*(1/2*1/2 + 1/2*1/2) = 1.
+#   All first choices: 2*3/4, 2*(3/4*5/8 + 1/4*3/8) and 1.
+@pytest.mark.parametrize('straight_through', [False, True])
+@pytest.mark.parametrize('want_0, want_1, kept, everyone', [(6, 0, 1, 3 / 2), (6, 2, 31 / 32, 9 / 8), (2, 2, 1, 1)])
+def test_the_balance_loss_of_st_moe_pytorch_counts_first_choices_that_have_a_slot(
+    want_0, want_1, kept, everyone, straight_through):
+  values = jnp.log(jnp.float32([[[3, 1]] * want_0 + [[1, 3]] * want_1]))
+
+  def loss(**config):
+    fragment = papers.lucidrains(straight_through=straight_through, z=0., **config)
+    built = router.build(fragment, 'router', dim=2, num_experts=2, rngs=nnx.Rngs(0))
+    built.score.kernel[...] = jnp.eye(2)
+    output = built(values, RouterInputs(), key=KEY, train=True)
+    return sum(output.losses.values()) / 0.01
+
+  assert float(loss()) == pytest.approx(kept, rel=1e-5)
+  assert float(loss(balance_counts='all')) == pytest.approx(everyone, rel=1e-5)
 
 
 # Retries.

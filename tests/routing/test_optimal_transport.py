@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment, linprog, minimize
 
+from moejax import functional
 from moejax.config import ConfigError
 from moejax.routing import optimal_transport as transport
 from moejax.routing import papers, router
@@ -182,15 +183,47 @@ def test_a_cap_of_all_experts_is_no_cap():
   np.testing.assert_allclose(free.to_dense().weight, capped.to_dense().weight, rtol=1e-6)
 
 
-def test_by_lingvo_the_plan_counts_in_the_weight_too():
+def test_by_lingvo_gates_are_a_softmax_over_tokens_and_the_plan_counts_in_the_weight():
   x = jax.random.normal(jax.random.key(0), (1, S, D))
   built, out = route(papers.capped_expert_choice(capacity_factor=1., epsilon=0.1, iterations=50,
                                                  rank='plan_times_gate'), x)
-  gates = reference.softmax(x[0] @ built.score.kernel[...]).astype(np.float32)
-  plan = capped_plan(gates, np.ones(S, bool), S // E, 2., 0.1, 50)
-  weight = np.asarray(out.plan.to_dense().weight[0])
-  np.testing.assert_allclose(weight, np.where(weight > 0, plan * gates, 0), rtol=1e-4)
-  np.testing.assert_array_equal((weight > 0).sum(0), S // E)
+  gates = reference.softmax(x[0] @ built.score.kernel[...], axis=0).astype(np.float32)
+  product = capped_plan(gates, np.ones(S, bool), S // E, 2., 0.1, 50) * gates
+  expected = np.zeros((S, E))
+  for e in range(E):
+    best = np.argsort(-product[:, e], kind='stable')[:S // E]
+    expected[best, e] = product[best, e]
+  np.testing.assert_allclose(out.plan.to_dense().weight[0], expected, rtol=1e-4)
+
+
+def test_by_lingvo_the_router_learns_through_gates_not_through_the_plan():
+  """d/dW of sum_te c_te A_te S_te with A and the choice fixed, S a softmax over tokens, by differences in float64."""
+  x, kernel, counts, direction = (scores(seed, shape) for seed, shape in enumerate([(S, D), (D, E), (S, E), (D, E)]))
+  fragment = papers.capped_expert_choice(capacity_factor=1., epsilon=0.1, iterations=50, rank='plan_times_gate')
+  apply = functional.functionalize(
+      lambda rngs: router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=rngs)).apply
+
+  def loss(kernel):
+    weight = apply(dict(score=dict(kernel=kernel)), {}, x[None], RouterInputs(), train=True).plan.to_dense().weight[0]
+    return jnp.sum(counts * weight), weight
+
+  gradient, weight = jax.jit(jax.grad(loss, has_aux=True))(kernel)
+  gates = lambda step: reference.softmax(x.astype(np.float64) @ (kernel + step * direction.astype(np.float64)), axis=0)
+  fixed = counts * np.asarray(weight) / gates(0)
+  slope = ((gates(1e-5) - gates(-1e-5)) * fixed).sum() / 2e-5
+  assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-3)
+
+
+def test_a_token_s_experts_by_a_plan_are_placed_in_order_of_position():
+  """As google-research/vmoe with its batch_priority=False: ceil(16*2*0.5/4) = 4 slots."""
+  x = jax.random.normal(jax.random.key(0), (2, S, D))
+  fragment = papers.sparse_ot_tokens(k=2, capacity_factor=0.5)
+  chosen = route(fragment | dict(place=dict(name='dropless')), x)[1].plan
+  kept = np.asarray(route(fragment, x)[1].plan.kept)
+  for g in range(2):
+    queue = reference.fill_buffers(chosen.expert[g], chosen.kept[g], E, 4, reference.choice_major(S, 2))
+    assert set(zip(*np.nonzero(kept[g]))) == set(queue)
+  assert kept.sum() < np.asarray(chosen.kept).sum()
 
 
 @pytest.mark.parametrize('regularizer', ['sparse', 'quadratic', 'entropy'])

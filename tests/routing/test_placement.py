@@ -1,4 +1,8 @@
 """Capacities derived by hand, and slots against queues that are filled token by token in numpy."""
+import itertools
+import math
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 import jax
@@ -56,6 +60,27 @@ def test_the_same_factor_is_twice_the_capacity_in_vmoe_that_it_is_in_flaxformer_
 def test_moejax_capacity_is_exact_where_floats_would_round_up():
   assert 1.1 * 50 / 5 > 11
   assert placement.capacity(50, 5, 1, 1.1) == 11
+
+
+def test_fastmoe_s_switch_gate_rounds_up_in_floats():
+  assert placement.capacity(50, 5, 1, 1.1, 'fastmoe_switch') == 12
+  assert placement.capacity(50, 5, 1, 1.2, 'fastmoe_switch') == 12
+
+
+@pytest.mark.parametrize('sizes, slots', [
+    ((25, 2, 1, 1.2), 16),     # 12.5 * 1.20000005 = 15.0000006, and the next float32 above 15 is 15.000001
+    ((100, 3, 3, 1.25), 125),  # 33.3333321 * 3.75 = 124.999995
+    ((50, 2, 1, 2.2), 55),     # 25 * 2.20000005 = 55.0000012, nearer to 55 than to the next float32
+    ((20, 3, 1, 1.05), 7)])    # 6.66666651 * 1.04999995 = 6.9999995
+def test_deepspeed_multiplies_in_float32(sizes, slots):
+  assert placement.capacity(*sizes, 'deepspeed') == slots
+
+
+def test_deepspeed_s_capacity_is_a_float32_product_at_every_size():
+  float32 = lambda number: struct.unpack('f', struct.pack('f', number))[0]
+  for s, e, k, factor in itertools.product(range(8, 104, 5), (2, 3, 7, 8), (1, 2, 3), (1., 1.05, 1.1, 1.25, 1.3, 2.4)):
+    product = float32(float32(s / e) * float32(factor * k))  # 48 bits are exact in float64
+    assert placement.capacity(s, e, k, factor, 'deepspeed') == max(math.ceil(product), 4)
 
 
 def test_a_minimum_replaces_that_of_the_convention():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import features, hashing
+from moejax.routing import features, hashing, papers
 from moejax.routing.features import RouterInputs
 from moejax.routing.scores import SCORES
 
@@ -40,11 +40,39 @@ def test_a_bias_starts_at_zero_and_is_added():
 
 # Glorot's deviation is sqrt(2 / (D + E)).
 @pytest.mark.parametrize('init_std, expected', [
-    (0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16), ('xavier/2', (2 / (256 + 64))**0.5 / 2)])
+    (0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16), ('torch_linear', 1 / 16 / 3**0.5),
+    ('xavier', (2 / (256 + 64))**0.5), ('xavier/2', (2 / (256 + 64))**0.5 / 2)])
 def test_the_kernel_starts_with_the_standard_deviation_asked_for(init_std, expected):
   kernel = build(name='linear', dim=256, num_experts=64, init_std=init_std).kernel[...]
   # 16,384 draws: the sample deviation is within 3% (more than five standard errors) of the true one.
   assert float(kernel.std()) == pytest.approx(expected, rel=0.03, abs=1e-9)
+
+
+def test_a_gate_that_starts_as_torch_s_linear_is_uniform_within_one_over_root_d():
+  score = build(name='linear', dim=64, num_experts=512, init_std='torch_linear', bias=True)
+  for values in (score.kernel[...], score.bias[...]):
+    values = np.sort(np.ravel(values)) * 8
+    # 512 uniform draws or more: their distribution is off by 0.09 (Kolmogorov) once in a thousand times.
+    np.testing.assert_allclose(values, np.linspace(-1, 1, len(values)), atol=0.18)
+    assert np.abs(values).max() <= 1
+
+
+@pytest.mark.parametrize('name, gate', [('deepspeed', {}), ('fastmoe', dict(gate='switch')), ('fastmoe', {}),
+                                        ('fastmoe_swipe', {}), ('lucidrains', {})])
+def test_gates_of_torch_codebases_start_as_torch_s_linear(name, gate):
+  fragment = getattr(papers, name)(**gate)
+  score = SCORES.build(fragment['score'], 'score', dim=64, num_experts=64, rngs=nnx.Rngs(0))
+  kernel = np.asarray(score.kernel[...])
+  assert np.abs(kernel).max() <= 1 / 8
+  assert kernel.std() == pytest.approx(1 / 8 / 3**0.5, rel=0.05)  # 4,096 draws
+  if name.startswith('fastmoe'):
+    assert np.abs(score.bias[...]).max() <= 1 / 8 and np.std(score.bias[...]) > 0.05
+
+
+def test_slots_of_soft_moe_start_as_long_as_one_over_root_e():
+  """google-research/vmoe: lecun normal of [D,E,C], whose fan-in counts experts too."""
+  phi = np.asarray(build(name='soft_moe', dim=64, num_experts=8, slots=32).phi[...])
+  assert phi.std() == pytest.approx((64 * 8)**-0.5, rel=0.03)
 
 
 @pytest.mark.parametrize('noise_std, expected', [('1/E', 1 / 64), (0.5, 0.5)])

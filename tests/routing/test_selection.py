@@ -1,4 +1,5 @@
 """Selection against sorting in numpy, exact counts, and frequencies of what is drawn."""
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import selection
+from moejax.routing import router, selection
+from moejax.routing.features import RouterInputs
 from moejax.routing.scores import noiseless
 from moejax.routing.selection import SELECTIONS
 import routing_reference as reference
@@ -178,3 +180,35 @@ def test_with_all_groups_a_limit_changes_nothing():
 def test_groups_that_cannot_be_are_refused(config, message):
   with pytest.raises(ConfigError, match=message):
     build(8, name='group_limited', **config)
+
+
+def gates_of(weighting, values):
+  return 1 / (1 + np.exp(-values)) if weighting == 'sigmoid' else reference.softmax(values)
+
+
+def limited_by_gates(gates, groups, kept, k):
+  """DeepSeek-V3's choice for one token: groups by the sum of their two largest gates, then experts by their gates."""
+  by_group = gates.reshape(groups, -1)
+  best = np.argsort(-np.sort(by_group, axis=-1)[:, -2:].sum(-1), kind='stable')[:kept]
+  allowed = np.isin(np.arange(gates.size) // by_group.shape[1], best)
+  return np.argsort(-np.where(allowed, gates, -1), kind='stable')[:k]
+
+
+@pytest.mark.parametrize('weighting', ['sigmoid', 'softmax'])
+@pytest.mark.parametrize('balance', [{}, dict(bias=dict(rate=1e-3))])
+def test_groups_are_ranked_by_sums_of_gates_not_of_logits(weighting, balance):
+  """Sigmoids as DeepSeek-V3, softmax as Megatron-LM; a bias that is zero changes nothing."""
+  values = 2 * np.random.default_rng(0).normal(size=(1, 50, 16)).astype(np.float32)
+  # Logits say the first group (8 - 4 > 1 + 1), sigmoids the second (1.018 < 1.462).
+  values[0, 0] = [8, -4, -9, -9, 1, 1, -9, -9] + [-9] * 8
+  config = dict(score=dict(name='linear'), weigh=dict(name=weighting), balance=balance,
+                select=dict(name='group_limited', k=3, groups=4, groups_per_token=1, group_score='top_2_sum'))
+  built = router.build(config, 'router', dim=16, num_experts=16, rngs=nnx.Rngs(0))
+  built.score.kernel[...] = jnp.eye(16)
+  expert = built(jnp.asarray(values), RouterInputs()).plan.expert[0]
+  gates = gates_of(weighting, values[0].astype(np.float64))
+  np.testing.assert_array_equal(expert, [limited_by_gates(token, 4, 1, 3) for token in gates])
+  if weighting == 'sigmoid':
+    np.testing.assert_array_equal(expert[0], [4, 5, 6])
+  by_logits = np.array([limited_by_gates(token, 4, 1, 3) for token in values[0].astype(np.float64) + 100])
+  assert (by_logits != np.asarray(expert)).any()

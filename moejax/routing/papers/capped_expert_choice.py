@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
+from moejax.routing.papers.mtf_expert_choice import softmax_over_tokens
 from moejax.routing.plans import Leak, Plan, slot_plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
@@ -21,7 +22,7 @@ def capped_plan(gates: jax.Array, valid: jax.Array, slots: int, cap: float, epsi
   padding experts take fewer: at most all tokens there are, or an equal share of what the cap allows.
 
   Args:
-    gates: <float32>[S,E] probabilities.
+    gates: <float32>[S,E] what experts like tokens for: probabilities, over experts or over tokens.
     valid: <bool>[S].
     slots: C.
     cap: b.
@@ -56,8 +57,9 @@ class CappedExpertChoice:
     cap: experts a token at most; at least `capacity_factor`.
     epsilon: weight of the entropy in the plan, at most 1.
     iterations: of the solver.
-    rank: 'plan' ranks tokens by the plan, as the paper; 'plan_times_gate' by its product with the probability, which
-      is the weight as well, as lingvo.
+    rank: 'plan' ranks tokens by the plan, as the paper; 'plan_times_gate' by its product with the gate, which is the
+      weight as well, as lingvo: there gates are a softmax over the tokens of a group, and so is what the plan is made
+      of; use `weigh=dict(name='one')`.
     convention: how C is computed (`placement.capacity`).
   """
   where: str
@@ -86,12 +88,14 @@ class CappedExpertChoice:
     tokens = valid.shape[1]
     slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         f'{self.where}.capacity_factor', self.convention)
-    gates = jax.lax.stop_gradient(jax.nn.softmax(scores.select, axis=-1))
-    plan = jax.vmap(lambda gates, valid: capped_plan(gates, valid, slots, self.cap, self.epsilon, self.iterations))(
-        gates, valid)
-    token, filled = expert_choice(plan if self.rank == 'plan' else plan * gates, valid, slots)
+    over_tokens = self.rank == 'plan_times_gate'
+    gates = softmax_over_tokens(scores.select, valid) if over_tokens else jax.nn.softmax(scores.select, axis=-1)
+    plan = jax.lax.stop_gradient(jax.vmap(
+        lambda gates, valid: capped_plan(gates, valid, slots, self.cap, self.epsilon, self.iterations))(gates, valid))
+    product = plan * gates
+    token, filled = expert_choice(product if over_tokens else plan, valid, slots)
     chosen = slot_plan(token, filled, tokens)
-    return chosen if self.rank == 'plan' else chosen.scale(chosen.pick(plan))
+    return chosen.scale(chosen.pick(product)) if over_tokens else chosen
 
 
 @paper('Mixture-of-Experts with Expert Choice Routing', '2202.09368', chooses='expert',
@@ -102,11 +106,13 @@ def capped_expert_choice(capacity_factor: float = 2., cap: float = 2., epsilon: 
 
   max <S, A> + epsilon H(A) over choices A between 0 and 1 in which every expert takes C tokens and every token at most
   `cap` experts; then every expert's C best tokens by A, weighted by their probability. No auxiliary loss; not causal.
-  lingvo's `OptimalTransportOnlogits` has epsilon = 0.1, 50 iterations and `rank='plan_times_gate'`.
+  lingvo's `OptimalTransportOnlogits` has epsilon = 0.1, 50 iterations and `rank='plan_times_gate'`: softmax over tokens,
+  in bfloat16, and floor(S*2/E) slots.
   """
+  weigh = dict(name='softmax', order='before', renormalize='never') if rank == 'plan' else dict(name='one')
   return dict(
       score=dict(name='linear', init_std=0.02),
       select=dict(name='capped_expert_choice', capacity_factor=capacity_factor, cap=cap, epsilon=epsilon,
                   iterations=iterations, rank=rank),
-      weigh=dict(name='softmax', order='before', renormalize='never'),
+      weigh=weigh,
       place=dict(name='dropless'))

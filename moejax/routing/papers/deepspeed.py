@@ -13,18 +13,24 @@ def deepspeed(k: int = 1, capacity_factor: float = 1., eval_capacity_factor: flo
   """DeepSpeed-MoE (arXiv 2201.05596), as in deepspeed/moe/sharded_moe.py.
 
   k = 1: softmax of the best expert, not renormalised; Random Token Selection: where an expert has too many, a draw
-  says which tokens stay. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01); 'rsample' draws the expert
-  from the softmax, whose weight stays the probability. k = 2: the second expert drawn from the softmax without the
-  first, weights renormalised over what is kept, by position. k > 2: most probable choices first. Capacity at least 4;
-  balance loss 0.01.
+  says which tokens stay (in training; in the code at evaluation too). Without it the first stay, where the code keeps
+  whichever `torch.topk` returns of equal numbers. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01);
+  'rsample' draws the expert from the softmax, whose weight stays the probability. k = 2: the second expert drawn from
+  the softmax without the first, at evaluation too; weights renormalised over what is kept, by position. k > 2: most
+  probable choices first, the code's policy 'probs'; its 'position' is `priority='position', order='token'`. Capacity
+  at least 4; balance loss 0.01.
+
+  For k > 2 the code ranked logits until its commit 853c938 of April 2026, with 0 for tokens that did not choose the
+  expert: choices with negative logits were dropped although their expert had room. Since then, and here, it ranks
+  probabilities.
 
   The layer around it: `moe.shared` with `shared_gate` (residual MoE), and a list for `moe.num_experts` (pyramid).
   """
   select = {1: dict(name='sample' if noise == 'rsample' else 'top_k', k=1),
-            2: dict(name='top_2', second='sampling')}.get(k, dict(name='top_k', k=k))
+            2: dict(name='top_2', second='sampling', eval_second='sampling')}.get(k, dict(name='top_k', k=k))
   priority = {1: 'random' if random_token_selection else 'position', 2: 'position'}.get(k, 'probability')
   return dict(
-      score=dict(name='linear', init_std='1/sqrt(D)', jitter=0.01 if noise == 'jitter' else 0.),
+      score=dict(name='linear', init_std='torch_linear', jitter=0.01 if noise == 'jitter' else 0.),
       select=select,
       weigh=dict(name='softmax', order='before', renormalize='never' if k == 1 else 'after'),
       place=dict(name='capacity', capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor,

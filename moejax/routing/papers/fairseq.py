@@ -16,9 +16,10 @@ def fairseq(second: Second = 'all', capacity_factor: float = 1., eval_fraction: 
   as in training); gates renormalised over what is kept, so that the survivor of two has weight 1
   (`renormalize='before'`: `moe_normalize_gate_prob_before_dropping`). Balance loss over first choices, with 0.01.
   `second`: 'all' in the recipes; 'sampling', the default of the code, draws it from the softmax without the first;
-  'random' keeps it with probability min(1, 2*p2), p2 not renormalised.
+  'random' keeps it with probability min(1, 2*g2), where g2 is p2, or p2/(p1+p2) where gates are renormalised before.
   """
-  select = (dict(name='top_n', k=2, policy='random', threshold=0.5, gate='probability') if second == 'random' else
+  gate = 'renormalized' if renormalize == 'before' else 'probability'
+  select = (dict(name='top_n', k=2, policy='random', threshold=0.5, gate=gate) if second == 'random' else
             dict(name='top_2', second=second, eval_second=second))
   return dict(
       score=dict(name='linear', init_std=0.02),

@@ -123,7 +123,8 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
             experts_per_worker: int = 1) -> dict[str, Any]:
   """FastMoE (arXiv 2103.13262), as in fmoe/gates; 'faster' is of FasterMoE (PPoPP 2022).
 
-    naive    the 2 best logits, softmax over them; a linear gate with bias; no capacity, no loss
+    naive    the 2 best logits, softmax over them; a linear gate with bias, both as torch starts them; no capacity, no
+             loss
     gshard   naive, and: the second goes with probability min(1, 2*g2), at evaluation too; floor(ceil(factor*S)*2/E)
              slots, in the order of tokens; balance loss over first choices
     switch   U(-0.1, 0.1) on the logits in training (the code's U(0.9, 1.1) differs by a constant, which a softmax does
@@ -136,7 +137,7 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
   `capacity`: factors in training and at evaluation. 'noisy' is Shazeer et al. 2017, 'swipe' BASE-like reassignment.
   """
   train, evaluation = capacity
-  score = dict(name='linear', init_std='1/sqrt(D)', bias=True)
+  score = dict(name='linear', init_std='torch_linear', bias=True)
   over_chosen = dict(name='softmax', order='after', renormalize='never')
   placed = lambda factor, eval_factor, convention: dict(
       name='capacity', capacity_factor=factor, eval_capacity_factor=eval_factor, convention=convention, order='token')
@@ -147,7 +148,7 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
       'gshard': dict(score=score, select=random_second, weigh=over_chosen, place=placed(train, evaluation, 'fastmoe'),
                      balance=dict(fastmoe=balance)),
       'switch': dict(score=score | dict(logit_jitter=0.1), select=dict(name='top_k', k=1), weigh=dict(name='softmax'),
-                     place=placed(train, evaluation, 'moejax'),
+                     place=placed(train, evaluation, 'fastmoe_switch'),
                      balance=dict(fastmoe=dict(coefficient=balance, counts='surviving'))),
       'dc': dict(score=score, select=random_second, weigh=over_chosen,
                  place=placed(train * shares, evaluation * shares, 'moejax'), balance=dict(fastmoe=balance)),

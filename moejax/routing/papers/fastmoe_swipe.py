@@ -67,7 +67,7 @@ def fastmoe_swipe(k: int = 2) -> dict[str, Any]:
   `NaiveGate`. A worker is one expert here.
   """
   return dict(
-      score=dict(name='linear', init_std='1/sqrt(D)', bias=True),
+      score=dict(name='linear', init_std='torch_linear', bias=True),
       select=dict(name='swipe', k=k),
       weigh=dict(name='softmax', order='after', renormalize='never'),
       place=dict(name='dropless'))

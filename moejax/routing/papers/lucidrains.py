@@ -1,29 +1,54 @@
 """st-moe-pytorch, and mixture-of-experts before it: ST-MoE's routing for n experts a token."""
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
 from moejax.routing.further_choices import Policy
 from moejax.routing.papers import paper
+
+Counts = Literal['all', 'kept']
+
+
+@BALANCERS('kept_switch')
+class KeptSwitch(Balancer):
+  """`E * sum_e F_e P_e` where F_e is the share of tokens whose first choice is e and has a slot: at most `switch_loss`.
+
+  So says the code of st-moe-pytorch: dropping changes the mask of first choices, which the loss reads, in place.
+  """
+
+  def __init__(self, *, coefficient: float):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    first = routed.plan.expert[..., :1]
+    # No token chooses an expert twice, so that what is computed of the first choice's expert is the first choice.
+    kept = jnp.take_along_axis(routed.placed.shares(), first, axis=-1) > 0
+    return switch_loss(routed.probs, first, kept, routed.valid, 'flaxformer')  # flaxformer: sums to what is kept
 
 
 @paper('ST-MoE: Designing Stable and Transferable Sparse Expert Models', '2202.08906', draws=True,
        example=dict(n=3, capacity_factor=1.), alone=dict(n=1))
 def lucidrains(n: int = 2, threshold: float | tuple[float, ...] = 0.2, policy: Policy = 'random',
                eval_policy: Policy = 'random', capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2.,
-               straight_through: bool = False, z: float = 1e-3) -> dict[str, Any]:
+               straight_through: bool = False, z: float = 1e-3, balance_counts: Counts = 'kept') -> dict[str, Any]:
   """lucidrains/st-moe-pytorch: a reading of ST-MoE (arXiv 2202.08906) with n experts.
 
   The n best of the softmax, renormalised before anything is dropped; each further expert goes with probability
   min(1, g / threshold), a threshold for each rank, at evaluation too. Capacity as in Mesh TensorFlow; balance loss over
-  first choices with 0.01, z-loss with 0.001. `straight_through` (its default; here it needs dispatch 'einsum') gives
-  dispatch the gradient of the combine weights.
+  first choices that have a slot with 0.01, z-loss with 0.001. `straight_through` (its default; here it needs dispatch
+  'einsum') gives dispatch the gradient of the combine weights.
 
-  `policy` 'all', 'none' and 'threshold' are of lucidrains/mixture-of-experts, where n = 2 and z = 0: with 'none' a
-  token has one expert, whose weight is still its share of the two best.
+  `policy` 'all', 'none' and 'threshold' are of lucidrains/mixture-of-experts, where n = 2, z = 0 and
+  balance_counts = 'all': with 'none' a token has one expert, whose weight is still its share of the two best.
   """
+  balance = dict(kept_switch=0.01) if balance_counts == 'kept' else dict(
+      switch=dict(coefficient=0.01, convention='gshard'))
   return dict(
-      score=dict(name='linear', init_std='1/sqrt(D)'),
+      score=dict(name='linear', init_std='torch_linear'),
       select=dict(name='top_n', k=n, policy=policy, eval_policy=eval_policy, threshold=threshold),
       weigh=dict(name='softmax', order='before', renormalize='before'),
       place=dict(name='straight_through' if straight_through else 'capacity', capacity_factor=capacity_factor,
                  eval_capacity_factor=eval_capacity_factor, convention='mesh_tensorflow'),
-      balance=dict(switch=dict(coefficient=0.01, convention='gshard'), **(dict(z=z) if z else {})))
+      balance=balance | (dict(z=z) if z else {}))

@@ -119,7 +119,8 @@ def sparse_ot(regularizer: Regularizer = 'sparse', capacity_factor: float = 1., 
   Each expert takes the tokens of its column in a transport plan with at most C non-zeros a column; the plan selects,
   the softmax weighs. `KSparseProjectionTransportTopItemsPerExpertRouter` of google-research/vmoe: similarity is the
   softmax over experts, gamma = 1, 20 steps of Adam with 0.01. Its baselines: `regularizer='quadratic'` and 'entropy'.
-  No auxiliary loss, no noise. Not causal.
+  No auxiliary loss, no noise. Not causal. A token to which an expert's plan gives nothing is not the expert's, as in
+  the paper; the code fills the expert's free slots with such tokens, and weighs them by the softmax.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),
@@ -135,7 +136,7 @@ def sparse_ot_tokens(k: int = 2, regularizer: Regularizer = 'sparse', capacity_f
   """As `sparse_ot`, with at most k experts a token in place of at most C tokens an expert.
 
   `KSparseProjectionTransportTopExpertsPerItemRouter` of google-research/vmoe: the k largest entries of a token's row,
-  placed under V-MoE's capacity, those of the largest gates first.
+  placed under V-MoE's capacity by position, as with its `batch_priority=False`.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),
