@@ -22,7 +22,8 @@ VALID[1, 20:] = False
 def route(fragment, train, x=X, **inputs):
   built = router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
   built.score.kernel[...] = jax.random.normal(jax.random.key(2), (D, E))
-  return built, built(x, RouterInputs(valid=jnp.asarray(VALID), **inputs), key=jax.random.key(0), train=train)
+  inputs = RouterInputs(valid=jnp.asarray(VALID), **inputs)
+  return built, reference.run(built, x, inputs, key=jax.random.key(0), train=train)
 
 
 def logits(built):
@@ -80,7 +81,7 @@ def test_at_evaluation_experts_take_what_is_above_their_thresholds():
   np.testing.assert_array_equal(built.score.threshold[...], np.full(E, 1 / E))
   threshold = np.array([.1, .2, .5, 2.], np.float32)  # no gate is above 2
   built.score.threshold[...] = jnp.asarray(threshold)
-  out = built(X, RouterInputs(valid=jnp.asarray(VALID)), train=False)
+  out = reference.run(built, X, RouterInputs(valid=jnp.asarray(VALID)), train=False)
   gates = reference.softmax(logits(built))
   taken = (gates > threshold) & VALID[..., None]
   kept = np.where(taken, gates, 0)
