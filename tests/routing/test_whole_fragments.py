@@ -19,13 +19,14 @@ from moejax.routing.features import RouterInputs
 import routing_reference as reference
 from routing_reference import softmax
 
-G, S, D = 2, 24, 8
+G, S, D = 2, 101, 8  # a prime number of tokens, so that codebases' roundings of capacities differ
 VALID = np.ones((G, S), bool)
-VALID[1, 20:] = False
+VALID[0, 100:] = VALID[1, 84:] = False
 X = np.random.default_rng(0).normal(size=(G, S, D)).astype(np.float32)
 X[..., -1] = 3  # what all tokens share makes some experts popular, so that capacities count
 TASKS = np.arange(S) % 3 + np.zeros((G, 1), int)
-IMAGES = np.arange(S) < 14
+IMAGES = np.arange(S) < 60
+X[:, ~IMAGES, -2] = 5  # and text likes few
 SHARED = np.random.default_rng(2).normal(size=(G, S, 5)).astype(np.float32)
 
 
@@ -140,7 +141,7 @@ def always(share, probability, g):
 # Papers: parameters -> (weights [G,S,E], losses with their coefficients).
 
 
-def vmoe(p, k=2, slots=16, num_experts=4):  # ceil(24*2*1.05/4) = 13, up to 16
+def vmoe(p, k=2, slots=56, num_experts=4):  # ceil(101*2*1.05/4) = 54, up to 56
   clean = X @ p['kernel']
   noisy = clean + normal(clean.shape) / num_experts
   weights, load = [], []
@@ -155,7 +156,7 @@ def vmoe(p, k=2, slots=16, num_experts=4):  # ceil(24*2*1.05/4) = 13, up to 16
       load=0.005 * group_mean(lambda g: variation(load[g])))
 
 
-def limoe(p):  # ceil(24*1.05/32) = 1, up to 4
+def limoe(p):  # ceil(101*1.05/32) = 4
   weights, losses = vmoe(p, k=1, slots=4, num_experts=32)
   clean = X @ p['kernel']
   entropy = lambda probs: -(probs * np.log(probs)).sum(-1)
@@ -167,14 +168,14 @@ def limoe(p):  # ceil(24*1.05/32) = 1, up to 4
       global_entropy=0.04 * (of_all(image, 20) + of_all(text, 9)))
 
 
-def gmoe(p):  # int(1.5*ceil(24/4)) = 9
+def gmoe(p):  # int(1.5*ceil(101/4)) = 39
   unit = lambda rows: rows / np.sqrt((rows**2).sum(-1, keepdims=True))
   clean = unit(X @ p['kernel'] + p['bias']) @ unit(p['experts']).T * np.exp(min(p['temperature'], math.log(100)))
   noisy = clean + normal(clean.shape) / 4
   weights, losses = [], []
   for g in range(G):
     gates, expert = softmax(noisy[g]), best(noisy[g], 1)
-    kept = queued(expert, VALID[g][:, None], 4, 9, reference.batch_prioritized(at(gates, expert)))
+    kept = queued(expert, VALID[g][:, None], 4, 39, reference.batch_prioritized(at(gates, expert)))
     weights.append(dense(expert, at(gates, expert), kept, 4))
     probs = softmax(clean[g])
     lifted = norm.cdf((probs - at(noisy[g], expert)) * 4)
@@ -183,84 +184,84 @@ def gmoe(p):  # int(1.5*ceil(24/4)) = 9
   return np.array(weights), dict(tutel=0.01 * np.mean(losses))
 
 
-def widenet(p):  # ceil(24*2*1.2/4) = 15
+def widenet(p):  # ceil(101*2*1.2/4) = 61
   noisy = X @ p['kernel'] + normal((G, S, 4)) / 4
   weights = []
   for g in range(G):
     expert = best(noisy[g], 2)
-    kept = queued(expert, np.repeat(VALID[g][:, None], 2, 1), 4, 15, by_position(expert))
+    kept = queued(expert, np.repeat(VALID[g][:, None], 2, 1), 4, 61, by_position(expert))
     weights.append(dense(expert, at(softmax(noisy[g]), expert), kept, 4))
   return np.array(weights), dict(
       switch=0.01 * group_mean(lambda g: balance(softmax(noisy[g]), best(noisy[g], 2), VALID[g])))
 
 
-def switch(p):  # int(24*1.25/4) = 7
+def switch(p):  # int(101*1.25/4) = 31
   logits = X * (0.99 + 0.02 * uniform(X.shape)) @ p['kernel']
   weights = []
   for g in range(G):
     expert = best(logits[g], 1)
-    kept = queued(expert, VALID[g][:, None], 4, 7, by_position(expert))
+    kept = queued(expert, VALID[g][:, None], 4, 31, by_position(expert))
     weights.append(dense(expert, at(softmax(logits[g]), expert), kept, 4))
   return np.array(weights), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def gshard(p):  # 2*24/4 = 12 slots
+def gshard(p):  # ceil(2*101/4) = 51 slots
   logits = X @ p['kernel']
   second = lambda share, probability, g: uniform((G, S))[g] < 2 * share
-  return top_2_placed(logits, second, 12, after=False), dict(switch=0.01 * first_choices_loss(logits))
+  return top_2_placed(logits, second, 51, after=False), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def st_moe(p):  # int(24*1.25/4) = 7 slots
+def st_moe(p):  # int(101*1.25/4) = 31 slots
   logits = X @ p['kernel']
   second = lambda share, probability, g: uniform((G, S))[g] < share / 0.2
-  return top_2_placed(logits, second, 7, after=False), dict(
+  return top_2_placed(logits, second, 31, after=False), dict(
       switch=0.01 * first_choices_loss(logits), z=0.001 * np.mean(logsumexp(logits, axis=-1)[VALID]**2))
 
 
 def lucidrains(p):  # the same, but that the loss counts first choices that have a slot
   logits = X @ p['kernel']
   second = lambda share, probability, g: uniform((G, S, 1))[g, :, 0] < share / 0.2
-  weights = top_2_placed(logits, second, 7, after=False)
+  weights = top_2_placed(logits, second, 31, after=False)
   of_group = lambda g: 4 * softmax(logits[g])[VALID[g]].mean(0) @ np.array(
       [((best(logits[g], 1)[:, 0] == e) & (weights[g, :, e] > 0)).sum() / VALID[g].sum() for e in range(4)])
   return weights, dict(kept_switch=0.01 * group_mean(of_group),
                        z=0.001 * np.mean(logsumexp(logits, axis=-1)[VALID]**2))
 
 
-def glam(p):  # int(24*2/4) = 12 slots
+def glam(p):  # int(101*2/4) = 50 slots, up to 52
   logits = X @ p['kernel']
-  return top_2_placed(logits, always, 12, after=False), dict(switch=0.01 * first_choices_loss(logits))
+  return top_2_placed(logits, always, 52, after=False), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def fairseq(p):  # 2*ceil(24/4) = 12 slots
+def fairseq(p):  # 2*ceil(101/4) = 52 slots
   logits = X @ p['kernel']
-  return top_2_placed(logits, always, 12, after=True), dict(switch=0.01 * first_choices_loss(logits))
+  return top_2_placed(logits, always, 52, after=True), dict(switch=0.01 * first_choices_loss(logits))
 
 
 def fairseq_random_before(p):
   logits = X @ p['kernel']
   second = lambda share, probability, g: uniform((G, S, 1))[g, :, 0] < 2 * share
-  return top_2_placed(logits, second, 12, after=False), dict(switch=0.01 * first_choices_loss(logits))
+  return top_2_placed(logits, second, 52, after=False), dict(switch=0.01 * first_choices_loss(logits))
 
 
 def fairseq_random(p):
   logits = X @ p['kernel']
   second = lambda share, probability, g: uniform((G, S, 1))[g, :, 0] < 2 * probability
-  return top_2_placed(logits, second, 12, after=True), dict(switch=0.01 * first_choices_loss(logits))
+  return top_2_placed(logits, second, 52, after=True), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def deepspeed(p):  # 24/4 = 6 slots, for the tokens with the largest draws
+def deepspeed(p):  # ceil(101/4) = 26 slots, for the tokens with the largest draws
   logits = X @ p['kernel']
   weights = []
   for g in range(G):
     expert = best(logits[g], 1)
     queue = [(int(token), 0) for token in np.argsort(-uniform((G, S))[g], kind='stable')]
-    kept = queued(expert, VALID[g][:, None], 4, 6, queue)
+    kept = queued(expert, VALID[g][:, None], 4, 26, queue)
     weights.append(dense(expert, at(softmax(logits[g]), expert), kept, 4))
   return np.array(weights), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def deepspeed_top_2(p):  # 24/4*2 = 12 slots; the second expert is drawn from all but the first
+def deepspeed_top_2(p):  # ceil(101/4*2) = 51 slots; the second expert is drawn from all but the first
   logits = X @ p['kernel']
   weights = []
   for g in range(G):
@@ -268,44 +269,44 @@ def deepspeed_top_2(p):  # 24/4*2 = 12 slots; the second expert is drawn from al
     drawn = logits[g] + gumbel((G, S, 4))[g]
     np.put_along_axis(drawn, first, -np.inf, axis=-1)
     expert = np.concatenate([first, best(drawn, 1)], axis=1)
-    kept = queued(expert, np.repeat(VALID[g][:, None], 2, 1), 4, 12, by_position(expert))
+    kept = queued(expert, np.repeat(VALID[g][:, None], 2, 1), 4, 51, by_position(expert))
     weights.append(dense(expert, at(softmax(logits[g]), expert), kept, 4))
   weights = np.array(weights)
   return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30), dict(switch=0.01 * first_choices_loss(logits))
 
 
-def deepspeed_top_3(p):  # 24/4*3 = 18 slots, for the largest probabilities
+def deepspeed_top_3(p):  # ceil(101/4*3) = 76 slots, for the largest probabilities
   logits = X @ p['kernel']
   weights = []
   for g in range(G):
     expert = best(logits[g], 3)
     gate = at(softmax(logits[g]), expert)
-    kept = queued(expert, np.repeat(VALID[g][:, None], 3, 1), 4, 18, reference.by_probability(gate))
+    kept = queued(expert, np.repeat(VALID[g][:, None], 3, 1), 4, 76, reference.by_probability(gate))
     weights.append(dense(expert, gate, kept, 4))
   weights = np.array(weights)
   return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30), dict(
       switch=0.01 * group_mean(lambda g: balance(softmax(logits[g]), best(logits[g], 3), VALID[g])))
 
 
-def fastmoe(p):  # floor(ceil(1.2*24)*2/4) = 14 slots, token by token; one loss for all groups
+def fastmoe(p):  # floor(ceil(1.2*101)*2/4) = 61 slots, token by token; one loss for all groups
   logits = X @ p['kernel'] + p['bias']
   weights = []
   for g in range(G):
     expert = best(logits[g], 2)
     gate = shares(at(softmax(logits[g]), expert))
     routed = VALID[g][:, None] & np.stack([np.ones(S, bool), uniform((G, S))[g] < 2 * gate[:, 1]], 1)
-    weights.append(dense(expert, gate, queued(expert, routed, 4, 14, reference.token_major(S, 2)), 4))
+    weights.append(dense(expert, gate, queued(expert, routed, 4, 61, reference.token_major(S, 2)), 4))
   flat = lambda a: a.reshape(G * S, -1)
   loss = balance(flat(softmax(logits)), best(flat(logits), 1), VALID.ravel())
   return np.array(weights), dict(fastmoe=0.01 * loss)
 
 
-def fastmoe_switch(p):  # ceil(1.2*24/4) = 8 slots; the loss counts surviving tokens, in both denominators
+def fastmoe_switch(p):  # ceil(1.2*101/4) = 31 slots; the loss counts surviving tokens, in both denominators
   logits = X @ p['kernel'] + p['bias'] + 0.2 * uniform((G, S, 4)) - 0.1
   weights = []
   for g in range(G):
     expert = best(logits[g], 1)
-    kept = queued(expert, VALID[g][:, None], 4, 8, by_position(expert))
+    kept = queued(expert, VALID[g][:, None], 4, 31, by_position(expert))
     weights.append(dense(expert, at(softmax(logits[g]), expert), kept, 4))
   weights = np.array(weights)
   survive = (weights > 0).sum((0, 1))
@@ -342,7 +343,7 @@ def sparsely_gated(p):  # 4 of 8
                        smooth_load=0.1 * group_mean(lambda g: variation(load[g])))
 
 
-def s_base(p):  # 20 scalings with epsilon 1; 2*24/4 = 12 slots
+def s_base(p):  # 20 scalings with epsilon 1; ceil(2*101/4) = 51 slots
   logits = X @ p['kernel']
   weights = []
   for g in range(G):
@@ -352,7 +353,7 @@ def s_base(p):  # 20 scalings with epsilon 1; 2*24/4 = 12 slots
       columns = math.log(len(scores) / 4) - logsumexp(scores + rows[:, None], axis=0)
     expert = np.zeros((S, 1), int)
     expert[VALID[g], 0] = (scores + columns).argmax(1)
-    kept = queued(expert, VALID[g][:, None], 4, 12, by_position(expert))
+    kept = queued(expert, VALID[g][:, None], 4, 51, by_position(expert))
     weights.append(dense(expert, at(softmax(logits[g]), expert), kept, 4))
   return np.array(weights), {}
 
@@ -373,18 +374,18 @@ def speech_moe(p):
                        mean_importance=0.15 * 4 * (real.mean(0)**2).sum())
 
 
-def expert_choice(p):  # 2*24/4 = 12 tokens an expert
+def expert_choice(p):  # ceil(2*101/4) = 51 tokens an expert
   probs = np.where(VALID[..., None], softmax(X @ p['kernel']), 0)
   weights = np.zeros(probs.shape)
   for g in range(G):
     for e in range(4):
-      token = np.argsort(-probs[g, :, e], kind='stable')[:12]
+      token = np.argsort(-probs[g, :, e], kind='stable')[:51]
       weights[g, token, e] = probs[g, token, e]
   return weights, {}
 
 
 def moe_2d(p):
-  """4 groups of 4 experts. max(int(24*1.25/4), 4) = 7 slots of a group, max(int(7*1/4), 4) = 4 of an expert."""
+  """4 groups of 4 experts. int(101*1.25/4) = 31 slots of a group, int(31*1/4) = 7 of an expert."""
   outer, inner = X @ p['outer'], np.einsum('gsd,dnm->gsnm', X, p['inner'])
   draw = uniform((G, S))
   weights, losses = np.zeros((G, S, 16)), []
@@ -392,7 +393,7 @@ def moe_2d(p):
     groups = best(outer[g], 2)
     of_groups = shares(at(softmax(outer[g]), groups))
     second_group = draw[g] < of_groups[:, 1] / 0.2
-    in_group, entries = queued(groups, VALID[g][:, None] & np.stack([VALID[g], second_group], 1), 4, 7,
+    in_group, entries = queued(groups, VALID[g][:, None] & np.stack([VALID[g], second_group], 1), 4, 31,
                                by_position(groups)), []
     for s in range(S):
       first, second = groups[s]
@@ -403,7 +404,7 @@ def moe_2d(p):
                       (second, inner[g, s, second].argmax(), of_groups[s, 1], in_group[s, 1])])
     group, inside, gate, has_slot = (np.array([[entry[i] for entry in token] for token in entries]) for i in range(4))
     expert = (4 * group + inside).astype(int)
-    weights[g] = dense(expert, gate, queued(expert, has_slot.astype(bool), 16, 4, by_position(expert)), 16)
+    weights[g] = dense(expert, gate, queued(expert, has_slot.astype(bool), 16, 7, by_position(expert)), 16)
     first = groups[:, 0]
     losses.append((balance(softmax(outer[g]), groups[:, :1], VALID[g]), {
         n: balance(softmax(inner[g, :, n]), best(inner[g, :, n], 1), VALID[g] & (first == n)) for n in range(4)
@@ -439,7 +440,7 @@ def test_a_training_step_is_that_of_the_loop_losses_included(name):
   for loss, value in losses.items():
     assert float(output.losses[loss]) == pytest.approx(value, rel=1e-4), loss
   if name == 's_base':  # a balanced plan leaves slots free
-    assert output.plan.capacity == 12
+    assert output.plan.capacity == 51
   elif 'capacity' in fragment['place']['name']:
     assert output.metrics['dropped'] > 0.01  # or the capacity would not show
 
