@@ -452,7 +452,7 @@ def test_loss_free_s_bias_steps_by_a_thousandth_against_the_load():
   np.testing.assert_allclose(output.updates['balance']['bias']['bias'], stepped, atol=1e-6)
 
 
-def test_base_gives_every_expert_as_many_tokens_and_weighs_by_the_sigmoid_of_the_affinity():
+def test_base_is_balanced_and_weighs_by_the_sigmoid_of_the_affinity():
   output, params = route(papers.base(), 4)
   weights = np.asarray(output.plan.to_dense().weight)
   sigmoid = 1 / (1 + np.exp(-(X @ params['kernel'])))
