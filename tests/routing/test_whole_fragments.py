@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax, logsumexp
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 from moejax import functional
@@ -136,6 +136,16 @@ def first_choices_loss(logits):
 
 def always(share, probability, g):
   return np.ones(S, bool)
+
+
+def in_top_k(noisy, clean, std, k):
+  """Probability of each to be among the k best if its own noise were drawn again: [..., N], by a loop."""
+  prob = np.ones(clean.shape)
+  for index in np.ndindex(clean.shape):
+    others = np.sort(np.delete(noisy[index[:-1]], index[-1]))[::-1]
+    if k <= len(others):
+      prob[index] = norm.cdf((clean[index] - others[k - 1]) / std[index])
+  return prob
 
 
 # Papers: parameters -> (weights [G,S,E], losses with their coefficients).
@@ -332,13 +342,11 @@ def sparsely_gated(p):  # 4 of 8
   clean = X @ p['kernel']
   std = np.log1p(np.exp(X @ p['noise_kernel'])) + 0.01
   noisy = clean + std * normal(clean.shape)
-  weights, load = np.zeros((G, S, 8)), np.zeros((G, 8))
+  weights = np.zeros((G, S, 8))
   for g, s in zip(*np.nonzero(VALID)):
-    order = np.argsort(-noisy[g, s])
-    weights[g, s, order[:4]] = softmax(noisy[g, s, order[:4]])
-    for e in range(8):
-      others = np.sort(np.delete(noisy[g, s], e))[::-1]
-      load[g, e] += norm.cdf((clean[g, s, e] - others[3]) / std[g, s, e])
+    expert = np.argsort(-noisy[g, s])[:4]
+    weights[g, s, expert] = softmax(noisy[g, s, expert])
+  load = (in_top_k(noisy, clean, std, 4) * VALID[..., None]).sum(1)
   return weights, dict(gate_importance=0.1 * group_mean(lambda g: variation(weights[g].sum(0))),
                        smooth_load=0.1 * group_mean(lambda g: variation(load[g])))
 
@@ -414,6 +422,56 @@ def moe_2d(p):
   return weights, dict(hierarchical_switch=0.01 * (np.mean([of for of, _ in losses]) + np.mean(of_experts)))
 
 
+def hierarchical(p):  # 2 of 16 groups, 2 of the 3 experts of each
+  levels = {}
+  for level, names in dict(outer='n', inner='nm').items():
+    clean, noise = (np.einsum(f'gsd,d{names}->gs{names}', X, p[name]) for name in (level, f'{level}_noise'))
+    std = np.log1p(np.exp(noise)) + 0.01
+    levels[level] = clean + std * normal(clean.shape), clean, std
+  outer, inner = levels['outer'][0], levels['inner'][0]
+  weights, visits = np.zeros((G, S, 48)), np.zeros((G, S, 16))
+  for g, s in zip(*np.nonzero(VALID)):
+    groups = np.argsort(-outer[g, s])[:2]
+    for group, of_group in zip(groups, softmax(outer[g, s, groups])):
+      experts = np.argsort(-inner[g, s, group])[:2]
+      weights[g, s, 3 * group + experts] = of_group * softmax(inner[g, s, group, experts])
+      visits[g, s, group] = 1
+  load = (in_top_k(*levels['outer'], 2) * VALID[..., None]).sum(1) / np.maximum(visits.sum(1), 1)
+  load = load[..., None] * (visits[..., None] * in_top_k(*levels['inner'], 2)).sum(1)
+  return weights, dict(gate_importance=0.1 * group_mean(lambda g: variation(weights[g].sum(0))),
+                       hierarchical_load=0.1 * group_mean(lambda g: variation(load[g])))
+
+
+def xmoe(p):  # 16 dimensions; the loss at a temperature of 0.07 whatever has been learned
+  unit = lambda rows: rows / np.maximum(np.sqrt((rows**2).sum(-1, keepdims=True)), 1e-4)
+  cosine = unit(X @ p['kernel']) @ unit(p['experts']).T
+  weights = np.where(cosine == cosine.max(-1, keepdims=True), 1 / (1 + np.exp(-cosine / p['temperature'])), 0)
+  loss = group_mean(lambda g: balance(softmax(cosine[g] / 0.07), best(cosine[g], 1), VALID[g]))
+  return weights * VALID[..., None], dict(fixed_temperature=0.01 * (loss + 4e-6))
+
+
+def mtf_expert_choice(p):  # int(101*1.25/4) = 31 tokens an expert
+  logits = X * (0.99 + 0.02 * uniform(X.shape)) @ p['kernel']
+  weights, losses = np.zeros(logits.shape), []
+  for g in range(G):
+    over_tokens = softmax(np.where(VALID[g][:, None], logits[g], -np.inf), axis=0)
+    for e in range(4):
+      token = np.argsort(-over_tokens[:, e], kind='stable')[:31]
+      weights[g, token, e] = over_tokens[token, e]
+    weights[g] /= np.maximum((weights[g] > 0).sum(-1, keepdims=True), 1)
+    losses.append(VALID[g].sum() * (over_tokens.mean(-1)**2).sum())
+  return weights, dict(tokens=0.01 * np.mean(losses))
+
+
+def rl_routing(p):
+  logits = X @ p['kernel']
+  expert = (logits + gumbel(logits.shape)).argmax(-1)[..., None]
+  weights = np.zeros(logits.shape)
+  np.put_along_axis(weights, expert, np.take_along_axis(softmax(logits), expert, -1), -1)
+  return weights * VALID[..., None], dict(
+      switch=0.01 * group_mean(lambda g: balance(softmax(logits[g]), expert[g], VALID[g])))
+
+
 FRAGMENTS = {
     'vmoe': (vmoe, {}, 4), 'limoe': (limoe, {}, 32), 'gmoe': (gmoe, {}, 4), 'widenet': (widenet, {}, 4),
     'switch': (switch, {}, 4), 'gshard': (gshard, {}, 4), 'st_moe': (st_moe, {}, 4), 'glam': (glam, {}, 4),
@@ -426,6 +484,8 @@ FRAGMENTS = {
     'loss_free': (loss_free, {}, 8), 'sparsely_gated': (sparsely_gated, {}, 8), 's_base': (s_base, {}, 4),
     'task_aware': (task_aware, dict(num_tasks=3), 4), 'speech_moe': (speech_moe, dict(shared_dim=5), 4),
     'expert_choice': (expert_choice, {}, 4), 'moe_2d': (moe_2d, {}, 16),
+    'hierarchical': (hierarchical, {}, 48), 'xmoe': (xmoe, {}, 4), 'mtf_expert_choice': (mtf_expert_choice, {}, 4),
+    'rl_routing': (rl_routing, {}, 4),
 }
 
 
@@ -443,6 +503,16 @@ def test_a_training_step_is_that_of_the_loop_losses_included(name):
     assert output.plan.capacity == 51
   elif 'capacity' in fragment['place']['name']:
     assert output.metrics['dropped'] > 0.01  # or the capacity would not show
+
+
+def test_soft_moe_mixes_tokens_into_a_slot_of_each_expert_and_slots_into_tokens():
+  output, params = route(papers.soft_moe(), 4)
+  unit = lambda a, axis: a / np.sqrt((a**2).sum(axis, keepdims=True) + 1e-6)
+  logits = params['scale'] * np.einsum('gsd,dec->gsec', unit(X.astype(np.float64), -1), unit(params['phi'], 0))
+  valid = VALID[..., None, None]
+  np.testing.assert_allclose(output.plan.dispatch, softmax(np.where(valid, logits, -np.inf), axis=1), atol=1e-6)
+  np.testing.assert_allclose(output.plan.combine, softmax(logits, axis=2) * valid, atol=1e-6)
+  assert logits.shape[-1] == 1 and output.losses == {}
 
 
 def test_loss_free_s_bias_steps_by_a_thousandth_against_the_load():
