@@ -8,10 +8,11 @@ Paper: Rajbhandari et al. 2022, "DeepSpeed-MoE" (arXiv 2201.05596), section 4.1:
 Command: python -m moejax.train --config=configs/deepspeed_pr_moe_chitchat.py --workdir=runs/deepspeed_pr_moe_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/mixtral_chitchat.py; not measured.
-Proof: identities:
+Proof: numbers:
   tests/layers/test_residual_and_pyramid.py::test_the_softmax_gate_weighs_the_routed_and_the_fixed_expert_token_by_token,
   tests/layers/test_residual_and_pyramid.py::test_the_parameters_of_a_pyramid_are_those_of_the_formula,
-  tests/routing/test_codebases.py::test_deepspeed_keeps_every_token_equally_often
+  tests/routing/test_codebases.py::test_deepspeed_keeps_every_token_equally_often,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[deepspeed]
 Differs: the paper draws a plain sum of the two branches, the code weighs them with a softmax; the code is followed
   (shared_gate='sum' is the paper's). The code selects tokens at random at evaluation too; here evaluation goes by
   position. The paper's models have a mixture in every second layer; here all of two. In the code all experts of a layer

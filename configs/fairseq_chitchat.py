@@ -7,7 +7,8 @@ Paper: Artetxe et al. 2021, "Efficient Large Scale Language Modeling with Mixtur
 Command: python -m moejax.train --config=configs/fairseq_chitchat.py --workdir=runs/fairseq_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: implementation: tests/oracles/test_transformers_routers.py::test_fairseq_equals_the_router_of_nllb_moe
+Proof: implementation: tests/oracles/test_transformers_routers.py::test_fairseq_equals_the_router_of_nllb_moe,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[fairseq]
 Differs: the paper's evaluation has ceil(0.25*S) slots, here as in the recipes' generation 2*ceil(S/E)
   (`eval_fraction`). The code divides the experts' gradients by the square root of the number of workers, and not by
   that number; under Adam that changes nothing but the norm by which gradients are clipped, and is left out. The gate

@@ -8,7 +8,8 @@ Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
 Proof: numbers: tests/routing/test_codebases.py::test_the_gates_of_fastmoe_are_those_of_a_loop_over_tokens,
   tests/routing/test_codebases.py::test_fastmoe_s_switch_loss_counts_surviving_tokens,
-  tests/routing/test_codebases.py::test_faster_sends_few_tokens_to_other_nodes
+  tests/routing/test_codebases.py::test_faster_sends_few_tokens_to_other_nodes,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[fastmoe]
 Differs: in the code a second expert that the draw then drops has taken a slot; here the draw is before capacity, as in
   GShard. Its kernel gives out slots with atomic operations, in no certain order; here by token. With several workers
   its loss has the square of a worker's number of experts for E^2; here it is that of one worker. Its experts start as

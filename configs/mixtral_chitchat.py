@@ -6,7 +6,8 @@ Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088); dropless as i
 Command: python -m moejax.train --config=configs/mixtral_chitchat.py --workdir=runs/mixtral_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
-Proof: implementation: tests/oracles/test_transformers_models.py::test_sparse_decoder_equals_mixtral
+Proof: implementation: tests/oracles/test_transformers_models.py::test_sparse_decoder_equals_mixtral,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[top_k_dropless]
 Differs: the paper gives no balance loss. That of transformers is followed, which pools the tokens of all layers; here
   every layer has its own, and they are added up.
 """

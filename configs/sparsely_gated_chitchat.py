@@ -10,7 +10,8 @@ Result: Expected: experts evenly used (largest share of choices below 0.15), and
 Proof: numbers:
   tests/routing/test_noisy.py::test_prob_in_top_k_is_the_frequency_of_being_chosen_when_one_noise_is_drawn_again,
   tests/routing/test_noisy.py::test_losses_of_a_case_worked_out_by_hand,
-  tests/layers/test_recurrent.py::test_the_lstm_is_that_of_flax
+  tests/layers/test_recurrent.py::test_the_lstm_is_that_of_flax,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[sparsely_gated]
 Differs: the floor of 0.01 under the noise is in Tensor2Tensor and not in the paper, and followed; the loss weights
   are the paper's 0.1, not its 0.01. Smaller than any model of the paper, and over bytes instead of words.
 """

@@ -9,7 +9,8 @@ Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: implementation:
   tests/oracles/test_transformers_models.py::test_sparse_encoder_decoder_equals_switch_transformers,
   tests/oracles/test_transformers_routers.py::test_switch_equals_its_sparse_layer,
-  tests/routing/test_further_choices.py::test_retries_are_those_of_a_loop_over_rounds_and_tokens
+  tests/routing/test_further_choices.py::test_retries_are_those_of_a_loop_over_rounds_and_tokens,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[switch]
 Differs: the layers of this decoder are all sparse and have SwiGLU, the paper's encoder-decoder has every second one
   and ReLU. Transformers' capacity is a number of slots a sequence; Mesh TensorFlow's factor is followed. Only experts
   start at a tenth of the variance, all three matrices of them; in the paper attention, dense feed-forwards and the head

@@ -6,7 +6,8 @@ Data: as configs/dense_domains.py, whose active compute it has.
 Command: python -m moejax.train --config=configs/task_aware_domains.py --workdir=runs/task_aware_domains
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: at or below the perplexity of configs/task_moe_domains.py, near that of routing by token.
-Proof: identities: tests/routing/test_task_routing.py::test_a_gate_that_is_aware_of_the_task_sees_token_and_task
+Proof: numbers: tests/routing/test_task_routing.py::test_a_gate_that_is_aware_of_the_task_sees_token_and_task,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[task_aware]
 Differs: no code is published; that the token and a task's vector are concatenated, two experts a token and the balance
   loss are choices of this config.
 """

@@ -9,7 +9,8 @@ Cost: about a minute and a half on 2 CPU cores.
 Result: experiments/digits/results.json, and the table in README.md.
 Proof: numbers: tests/routing/test_balancing.py::test_the_load_loss_of_the_golden_logits,
   tests/routing/test_balancing.py::test_the_importance_loss_of_the_golden_gates,
-  tests/routing/test_placement.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps
+  tests/routing/test_placement.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps,
+  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[vmoe]
 Differs: the released configs train with priority by position (batch_priority=False) and a factor of their own at
   evaluation; here batch priority is on throughout. Kernels of attention and feed-forwards start as truncated normals of
   the fan-in, there xavier-uniform. Ensembles of experts (E3) are left out.
