@@ -82,10 +82,18 @@ class Registry:
                         f'{nearest(config["name"], self)}')
     return self._constructors[config['name']]
 
-  def build(self, config: Mapping, where: str, **context) -> Any:
-    """Builds what `config` names; the rest of `config` are its arguments. `where` is the config path, for errors."""
+  def build(self, config: Mapping, where: str, *, beside: Iterable[str] = (), **context) -> Any:
+    """Builds what `config` names; the rest of `config` are its arguments.
+
+    Args:
+      config: a `name`, and keys.
+      where: the config path, for errors.
+      beside: keys of the same group which are read by others, for errors.
+      context: what the surrounding code supplies.
+    """
     constructor = self.constructor(config, where)
-    return _call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, context, self, config['name'])
+    return _call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, context, self, config['name'],
+                 beside)
 
 
 def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
@@ -133,7 +141,7 @@ def recorded() -> Iterator[list[Consumed]]:
     _record.reset(token)
 
 
-def _call(constructor, config, where, context, registry=None, name=None):
+def _call(constructor, config, where, context, registry=None, name=None, beside=()):
   context = dict(context, where=where)
   parameters = _parameters(constructor)
   allowed = [name for name in parameters if name not in context]
@@ -141,7 +149,8 @@ def _call(constructor, config, where, context, registry=None, name=None):
   config = {key: _completed(value, parameters[key].default if key in allowed else None) for key, value in config.items()}
   for key, value in config.items():
     if key not in allowed:
-      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. {nearest(key, allowed)}')
+      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. '
+                        f'{nearest(key, [*allowed, *beside])}')
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
       raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {value!r} ({type(value).__name__}).')

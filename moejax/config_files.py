@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from moejax.config import ConfigError
 
@@ -47,7 +47,7 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
     config = module.get_config(*_arguments(module, name, variant if colon else None))
   if not isinstance(config, (ConfigDict, Mapping)):
     raise ConfigError(f'get_config() of {name} must return a ConfigDict, not {config!r} ({type(config).__name__}).')
-  return override(ConfigDict(config) if isinstance(config, Mapping) else config, overrides or {})
+  return override(config, overrides or {})
 
 
 def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
@@ -58,7 +58,8 @@ def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config
   Raises:
     ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
   """
-  config = copy.deepcopy(config) if isinstance(config, ConfigDict) else ConfigDict(config)
+  mutable = isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict)
+  config = copy.deepcopy(config) if mutable else ConfigDict(config)
   for path, value in overrides.items():
     if not re.fullmatch(_PATH, path):
       raise ConfigError(f'{where}.{path} is no path of a config: names with dots between, as in data.augment[0].name.')

@@ -269,7 +269,8 @@ def _all_names() -> list[Key]:
 def _devices(config: ConfigDict) -> Sequence[Any]:
   # As many, simulated, as the config's mesh has at least: a pod's config is described on a laptop.
   import jax
-  sizes = [size for size in dict(config.get('mesh', {})).values() if isinstance(size, int) and size > 0]
+  mesh = config.get('mesh')
+  sizes = [size for size in mesh.values() if type(size) is int and size > 0] if isinstance(mesh, ConfigDict) else []
   jax.config.update('jax_num_cpu_devices', math.prod(sizes))
   return jax.devices()
 

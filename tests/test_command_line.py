@@ -11,7 +11,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from moejax import command_line, config_files
 from moejax.config import ConfigError
@@ -75,6 +75,7 @@ def test_an_optional_group_is_made_by_its_keys():
     ('training.steps=many', "config.training.steps must be a whole number, not 'many' (str)."),
     ('training.steps=1e3', 'config.training.steps must be a whole number, not 1000.0 (float).'),
     ('model.moe.router.select.kk=2', "config.model.moe.router.select.kk: TopK has no such key. Did you mean 'k'?"),
+    ('optimizer.clpi=1', "config.optimizer.clpi: adamw has no such key. Did you mean 'clip'?"),
     ('model.name={}', 'config.model.name must be the name of a model, not {}'),
     ('model.name=[1]', 'config.model.name must be the name of a model, not [1]'),
     ('optimizer.schedule.name=3', 'config.optimizer.schedule.name must be the name of a schedule, not 3'),
@@ -123,6 +124,10 @@ def test_items_of_lists_are_set_by_their_number():
   assert config.data.augment[1]['padding'] == 1
   with pytest.raises(ConfigError, match=r'config.data.augment\[2\] is not there'):
     config_files.override(config, {'data.augment[2].padding': 2})
+
+
+def test_a_config_that_is_frozen_is_copied_first():
+  assert config_files.override(FrozenConfigDict(dict(a=dict(b=1))), {'a.b': 2, 'a.c': 3}).a == ConfigDict(dict(b=2, c=3))
 
 
 def test_keys_that_refer_to_one_another_stay_equal():

@@ -1,9 +1,9 @@
 """One small picture a paper: where its router sends the same twelve tokens ("A Review of Sparse Expert Models", figure 6).
 
     python -m moejax.analysis.router_pictures docs/routers.png
+    python -m moejax.analysis.router_pictures docs/routers.pdf
+    python -m moejax.analysis.router_pictures routers.svg
 """
-import sys
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from moejax import command_line
 from moejax.analysis import style
 from moejax.routing import papers, router
 from moejax.routing.features import RouterInputs
@@ -68,12 +69,15 @@ def figure() -> Figure:
   return figure
 
 
-def main(path: str) -> None:
-  """Writes the picture."""
+def main() -> None:
+  """The command."""
+  flags = command_line.Parser('moejax.analysis.router_pictures', __doc__, usage='path [flags]')
+  flags.add_argument('path', help='picture to write')
+  path = flags.parse().path
   with style.theme('light'):
     figure().savefig(path, dpi=110)
   print(f'{path}: {len(papers.PAPERS)} routers.')
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  command_line.in_one_sentence(main)

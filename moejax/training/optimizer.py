@@ -51,7 +51,7 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
   own = {k: v for k, v in config.items() if k not in shared}
   schedule = SCHEDULES.build(common.schedule, f'{where}.schedule', steps=steps)
   mask = decay_mask(model, common.decay, f'{where}.decay')
-  transform = OPTIMIZERS.build(own, where, schedule=schedule, mask=mask, axes=model.axes)
+  transform = OPTIMIZERS.build(own, where, beside=shared, schedule=schedule, mask=mask, axes=model.axes)
   if common.clip is not None:
     transform = optax.chain(optax.clip_by_global_norm(common.clip), transform)
   if common.gradient_scale is not None:
