@@ -46,7 +46,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
       say(f'Going on after step {start} of {total}.')
     train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
+    with metrics.MetricsWriter(folder, start, say) as writer, Progress(setup, start, say) as progress:
       row, batches.say = writer.last_row, progress.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, progress.say)
       collapse = alarms.Collapse(setup, writer.kept)
