@@ -24,6 +24,8 @@ import time
 from concurrent import futures
 from importlib import metadata
 
+from moejax import json_lines
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -78,8 +80,8 @@ def summarize(results: dict, metric: str) -> dict[str, tuple[float, float, int]]
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
   """The newest value of every scalar in a run's metrics.jsonl."""
   newest = {}
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    newest.update({k: v for k, v in json.loads(line).items() if isinstance(v, (int, float))})
+  for row in json_lines.read(workdir / 'metrics.jsonl'):
+    newest.update({k: v for k, v in row.items() if isinstance(v, (int, float))})
   return newest
 
 

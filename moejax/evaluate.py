@@ -42,15 +42,17 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     `{'<evaluator>/<metric>': value}`.
 
   Raises:
-    ConfigError: before anything is compiled: a key that does not exist, or a change that another model would need.
+    ConfigError: before anything is compiled: no such folder can be, a key that does not exist, or a change that another
+      model would need.
     NoCheckpoint: there is none to evaluate.
   """
   import jax
   from moejax.evaluation import log
   from moejax.parallel import processes, rules
+  from moejax.training import workdir as workdirs
   from moejax.training.checkpoint import restore_for_evaluation
   from moejax.training.setup import prepare
-  overrides = dict(overrides or {})
+  workdir, overrides = workdirs.find(workdir), dict(overrides or {})
   say = say if jax.process_index() == 0 else (lambda text: None)
   config, step, params, router_state = restore_for_evaluation(workdir, find_step(workdir, step))
   setup = prepare(override(config, overrides))

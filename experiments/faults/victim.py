@@ -15,7 +15,7 @@ from absl import logging
 from experiments.faults import config
 from moejax import command_line
 from moejax.parallel import processes
-from moejax.training import loop, setup, workdir
+from moejax.training import lock, loop, setup, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,10 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
     jax.config.update('jax_num_cpu_devices', 1)
     processes.start(*(f'localhost:{port}', count, process) if count > 1 else ())
     prepared = setup.prepare(config.get_config(str(steps)))
-    workdir.claim(folder, prepared.config)
     say = print if process == 0 else lambda line: None
-    loop.train(dataclasses.replace(prepared, pipeline=_Pipeline(prepared.pipeline, faults)), folder, say)
+    with lock.held(folder, say):
+      workdir.claim(folder, prepared.config)
+      loop.train(dataclasses.replace(prepared, pipeline=_Pipeline(prepared.pipeline, faults)), folder, say)
 
   code = 0
   try:

@@ -1,7 +1,8 @@
 """How evenly experts are loaded in the last step that was logged: metrics of effects."""
-import json
 import pathlib
 import statistics
+
+from moejax import json_lines
 
 
 def heaviest_load(workdir: pathlib.Path) -> float:
@@ -16,6 +17,6 @@ def load_variation(workdir: pathlib.Path) -> float:
 
 def _loads(workdir: pathlib.Path) -> list[list[float]]:
   newest = {}
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    newest |= {key: value for key, value in json.loads(line).items() if key.endswith('/load')}
+  for row in json_lines.read(workdir / 'metrics.jsonl'):
+    newest |= {key: value for key, value in row.items() if key.endswith('/load')}
   return list(newest.values())

@@ -1,14 +1,14 @@
 """LIMoE: what becomes of the text without the entropy losses."""
-import json
 import pathlib
 import statistics
 
 from experiments.paper_effects.effect import Effect
+from moejax import json_lines
 
 
 def text_success(workdir: pathlib.Path) -> float:
   """Share of the text's tokens that are computed: a mean over layers and the last half of training."""
-  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  rows = json_lines.read(workdir / 'metrics.jsonl')
   values = [value for row in rows[len(rows) // 2:] for key, value in row.items() if key.endswith('/text_success')]
   return statistics.mean(values)
 

@@ -31,6 +31,9 @@ class ImageText(Images):
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
     self.length = length
 
+  def fingerprint(self):
+    return super().fingerprint() | self.tokenizer.fingerprint()
+
   def batch_spec(self, batch_size=None):
     spec = super().batch_spec(batch_size)
     text = jax.ShapeDtypeStruct((batch_size or self.batch_size, self.length), np.int32)

@@ -41,6 +41,11 @@ class Mixture(Source):
                         f'{split!r}.')
     return Mixed(parts)
 
+  def fingerprint(self, split, examples):
+    return {f'{task}: {part}': found
+            for task, source, labelled in zip(self.tasks, self._sources, examples.parts)
+            for part, found in source.fingerprint(split, labelled.examples).items()}
+
 
 class Mixed:
   """The examples of `parts` one after the other; `task` is which part an example is from."""

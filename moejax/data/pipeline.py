@@ -53,6 +53,10 @@ class Pipeline(abc.ABC):
       self._opened[split] = examples
     return self._opened[split]
 
+  def fingerprint(self) -> dict[str, str]:
+    """`{part of the training data: what tells it from any other}`, to see whether a run that resumes has the same."""
+    return self.source.fingerprint('train', self.open('train'))
+
   @abc.abstractmethod
   def batch_spec(self, batch_size: int | None = None) -> Spec:
     """Shape and type of every array of a whole batch. Opens nothing."""

@@ -26,6 +26,7 @@ import grain
 import numpy as np
 
 from moejax.config import ConfigError, Explained, Registry
+from moejax.data import fingerprint
 
 SOURCES = Registry('source')
 
@@ -90,6 +91,11 @@ class Source(abc.ABC):
       DataError: a file is missing or broken.
       ImportError: a package that the source needs is not installed.
     """
+
+  def fingerprint(self, split: str, examples: Examples | Stream) -> dict[str, str]:
+    """What tells whether a split, of which `examples` are what `open` gave, is still the same; {} for a stream."""
+    del split
+    return {} if isinstance(examples, Stream) else fingerprint.of_examples(examples)
 
   def check_split(self, split: str) -> None:
     """Raises ConfigError where there is no such split."""
@@ -172,6 +178,10 @@ class Files(Source):
       indices = holdout(len(self._everything), float(self.test_fraction), self.split_seed)
       return Subset(self._everything, indices[split])
     return self.read(expand(self.files[split], f'{self.where}.files.{split}'))
+
+  def fingerprint(self, split, examples):
+    pattern = self.files if isinstance(self.files, str) else self.files[split]
+    return {'examples': str(len(examples)), **fingerprint.of_files(expand(pattern, f'{self.where}.files'))}
 
   @functools.cached_property
   def _everything(self) -> Examples:

@@ -64,6 +64,9 @@ class TextPipeline(Pipeline):
   def target_segments(self) -> str:
     """The array that is 0 where a target is padding."""
 
+  def fingerprint(self):
+    return super().fingerprint() | self.tokenizer.fingerprint()
+
   def batch_spec(self, batch_size=None):
     size = batch_size or self.batch_size
     spec = {name: jax.ShapeDtypeStruct((size, length), np.int32) for name, length in self.lengths.items()}

@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from moejax.config import Registry
+from moejax.data import fingerprint
 from moejax.data.source import DataError, Example, require
 
 TOKENIZERS = Registry('tokenizer')
@@ -39,6 +40,10 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def decode(self, ids: np.ndarray) -> str:
     """The text of ids; `start` and `end` are left out."""
+
+  def fingerprint(self) -> dict[str, str]:
+    """As of a source: what tells whether the ids of a text are still the same. Here: they follow from the config."""
+    return {}
 
   def text(self, document: Example) -> str:
     if 'text' not in document:
@@ -109,6 +114,9 @@ class _FromFile(Tokenizer):
     vocab_size: ids that the file must have.
   """
   path: str
+
+  def fingerprint(self):
+    return {f'tokenizer {part}': found for part, found in fingerprint.of_files([self._checked_path()]).items()}
 
   def _checked_path(self):
     path = os.path.expanduser(self.path)

@@ -2,9 +2,10 @@
 
     {"step": 2000, "overrides": {"model.moe.router.select.k": 1}, "metrics": {"test/accuracy": 0.96}}
 """
-import json
-import math
+from collections.abc import Callable
 from pathlib import Path
+
+from moejax import json_lines
 
 FILE = 'evaluations.jsonl'
 
@@ -12,14 +13,16 @@ FILE = 'evaluations.jsonl'
 def append(workdir: str | Path, step: int, overrides: dict, metrics: dict[str, float]) -> Path:
   """Adds a line; returns the path of the file."""
   path = Path(workdir) / FILE
-  # NaN and infinity are no JSON.
-  finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-  with open(path, 'a', encoding='utf-8') as file:
-    file.write(json.dumps({'step': step, 'overrides': overrides, 'metrics': finite}) + '\n')
+  json_lines.append(path, {'step': step, 'overrides': overrides, 'metrics': metrics})
   return path
 
 
-def read(workdir: str | Path) -> list[dict]:
-  """All lines in order; [] if there are none."""
-  path = Path(workdir) / FILE
-  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+def read(workdir: str | Path, say: Callable[[str], None] = print) -> list[dict]:
+  """All lines in order; [] if there are none. `say` hears of lines that cannot be read."""
+  return json_lines.read(Path(workdir) / FILE, _is_evaluation, say)
+
+
+def _is_evaluation(row):
+  metrics = row.get('metrics')
+  return (type(row.get('step')) is int and isinstance(row.get('overrides'), dict) and isinstance(metrics, dict) and
+          all(value is None or isinstance(value, (int, float)) for value in metrics.values()))

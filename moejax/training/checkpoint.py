@@ -3,13 +3,13 @@
     checkpoints/<step>/params  router_state  opt_state  skips  average  about  checksums.json
 
 Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them, over any number of
-processes. `about` holds the config, the position in the data, and a fingerprint of every item: what is read back is
-what was written, or it is not used. All processes of a run call the same methods at the same steps.
+processes. `about` holds the config, the position in the data, and a fingerprint of every item. It is checked before it
+is read, and the items against it: what is read back is what was written, or it is not used. All processes of a run call
+the same methods at the same steps.
 """
 import dataclasses
-import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from moejax.functional import Tree
-from moejax.parallel import processes, rules
-from moejax.training import checksums, kept, peers
+from moejax.parallel import processes
+from moejax.training import checksums, fingerprints, kept, peers, quiet
 from moejax.training import workdir as workdirs
 from moejax.training.kept import CheckpointConfig
 from moejax.training.recovery import NoCheckpoint
@@ -38,12 +38,16 @@ class Checkpoints:
     config: the whole config, stored in each checkpoint.
     options: config.checkpoint.
     say: receives sentences for the person who runs this.
+    data: `Pipeline.fingerprint()`; what has changed in it is said when the run resumes.
   """
 
-  def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None]):
+  def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None],
+               data: Mapping[str, str]):
     self.folder = Path(workdir).absolute() / 'checkpoints'
-    self._config, self._options, self._say = config, options, say
+    self._config, self._options, self._say, self._data = config, options, say, dict(data)
     self._saving: int | None = None
+    quiet.libraries()
+    self._set_damaged_scores_aside()
     self._open()
 
   def _open(self):
@@ -72,7 +76,8 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     about = {'step': step, 'config': workdirs.dumps(self._config), 'data': processes.union(iterator.get_state()),
-             'fingerprints': {name: fingerprint(tree) for name, tree in items.items()}}
+             'source': self._data,
+             'fingerprints': {name: fingerprints.fingerprint(tree) for name, tree in items.items()}}
     score = {'score': row[self._options.metric]} if self._options.metric in row else None
     args = ocp.args.Composite(
         about=ocp.args.JsonSave(about), **{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
@@ -125,11 +130,8 @@ class Checkpoints:
     Raises:
       NoCheckpoint: there are some, and none can be read.
     """
-    def read(step):
-      return self._read(step, states, iterator)
-
     steps = sorted(self._manager.all_steps(), reverse=True)
-    _, state, damaged = _first_readable(steps, read, self.folder, self._say)
+    _, found, damaged = _first_readable(steps, lambda step: self._read(step, states), self.folder, self._say)
     for other in damaged if jax.process_index() == 0 else ():
       # Out of the way, so that its step can be saved again; and kept, because it is not ours to destroy.
       aside = self.folder / f'damaged-{other}'
@@ -139,6 +141,11 @@ class Checkpoints:
       processes.wait('damaged checkpoints are out of the way')
       self._manager.close()
       self._open()
+    if found is None:
+      return None
+    state, about = found
+    self._say_what_changed(about)
+    iterator.set_state(about['data'])
     return state
 
   def before(self, limit: int, states: TrainState) -> tuple[int, TrainState] | None:
@@ -150,28 +157,50 @@ class Checkpoints:
     self._manager.reload()
     steps = [step for step in kept.latest_regular(self._manager.all_steps(), self._options) if step < limit]
     try:
-      step, state, _ = _first_readable(sorted(steps, reverse=True), lambda step: self._read(step, states), self.folder,
+      step, found, _ = _first_readable(sorted(steps, reverse=True), lambda step: self._read(step, states), self.folder,
                                        self._say)
     except NoCheckpoint:
       return None
-    return None if state is None else (step, state)
+    return None if found is None else (step, found[0])
 
-  def _read(self, step, states, iterator=None):
+  def _read(self, step, states):
+    """(state, about)."""
     items = _items(states)
+    with processes.together('read what it is about'):
+      checksums.check(self.folder / str(step), 'about/')
     try:
       with processes.together('read it'):
         restored = self._manager.restore(step, args=ocp.args.Composite(
             about=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}))
       for name in items:
         _verify(name, restored[name], restored['about'])
-    except Exception as error:
-      checksums.explain(self.folder / str(step), error)
+    except Exception:
+      checksums.check(self.folder / str(step))
       raise
-    if iterator is not None:
-      iterator.set_state(restored['about']['data'])
     found = {name: restored[name] for name in items}
     number = jax.device_put(np.int32(restored['about']['step']), states.step.sharding)
-    return dataclasses.replace(states, step=number, **found)
+    return dataclasses.replace(states, step=number, **found), restored['about']
+
+  def _say_what_changed(self, about):
+    before, now = about['source'], self._data
+    changes = [f'{name} was {before.get(name, "absent")}, now {now.get(name, "absent")}'
+               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if changes:
+      more = f'; and {len(changes) - 4} more' if len(changes) > 4 else ''
+      self._say(f'The training data have changed since step {about["step"]}: {"; ".join(changes[:4])}{more}. Training '
+                'continues with the data as they are; to repeat the run, restore them first.')
+
+  def _set_damaged_scores_aside(self):
+    # The manager reads all scores when it opens, and would end there at the first that is damaged.
+    for step in _steps(self.folder) if jax.process_index() == 0 else ():
+      path = self.folder / str(step) / 'metrics'
+      try:
+        checksums.check(path.parent, 'metrics/')
+      except checksums.Damaged as error:
+        if path.exists():
+          path.rename(path.with_name('damaged-metrics'))
+          self._say(f'The score of the checkpoint {path.parent} is damaged ({error}): it cannot be kept as the best.')
+    processes.wait('damaged scores are out of the way')
 
   def _write_checksums(self):
     # Called when all files of a checkpoint are written, before it gets its name: it has checksums, or is incomplete.
@@ -197,7 +226,7 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     NoCheckpoint: there is none, or none that can be read.
   """
   folder = Path(workdir).absolute() / 'checkpoints'
-  steps = sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
+  steps = _steps(folder)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
@@ -206,10 +235,11 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
+    checksums.check(folder / str(step), 'about/')
     try:
       return read_items(step)
-    except Exception as error:
-      checksums.explain(folder / str(step), error)
+    except Exception:
+      checksums.check(folder / str(step))
       raise
 
   def read_items(step):
@@ -223,6 +253,11 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
 
   _, restored, _ = _first_readable(steps, read, folder, print)
   return restored
+
+
+def _steps(folder: Path) -> list[int]:
+  """Those of complete checkpoints, the last one first."""
+  return sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
 
 
 def _restore_to_host(path: Path) -> Tree:
@@ -250,43 +285,8 @@ def _first_readable(steps, read, folder, say):
   return None, None, []
 
 
-# ---- fingerprints ---------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _fingerprints(mesh):
-  # Whole in every process, also where the leaves are not.
-  return jax.jit(lambda leaves: jnp.stack([_fingerprint(leaf) for leaf in leaves]),
-                 out_shardings=None if mesh is None else rules.replicated(mesh))
-
-
-def _fingerprint(x: jax.Array) -> jax.Array:
-  """<uint32>[]: sum of the bits of each element times an odd number that depends on its position, modulo 2**32.
-
-  Integer sums do not depend on order, so neither on sharding; an odd factor is invertible modulo 2**32, so that any
-  change of one element changes the sum.
-  """
-  bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-  return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
-
-
-def fingerprint(tree: Any) -> list[int]:
-  """One number for every leaf, that no other content is likely to have."""
-  leaves = jax.tree.leaves(tree)
-  if not leaves:
-    return []
-  return np.asarray(_fingerprints(_mesh(leaves[0]))(leaves)).tolist()
-
-
-def _mesh(leaf):
-  return getattr(getattr(leaf, 'sharding', None), 'mesh', None)
-
-
 def _verify(name: str, tree: Any, about: dict) -> None:
-  if fingerprint(tree) != about['fingerprints'].get(name, []):
+  if fingerprints.fingerprint(tree) != about['fingerprints'].get(name, []):
     raise ValueError(f'{name} differs from what was saved')
 
 

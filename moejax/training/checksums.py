@@ -1,6 +1,6 @@
-"""Checksums of the files of a folder, so that the one that is damaged can be named.
+"""Checksums of the files of a folder: what is small is checked before it is believed, and what is damaged is named.
 
-    checksums.json: {"params/d/0f3a...": [<bytes>, <CRC-32>], ...}
+    checksums.json: {"files": {"params/d/0f3a...": [<bytes>, <CRC-32>], ...}, "checksum": <CRC-32 of files>}
 """
 import json
 import zlib
@@ -9,6 +9,8 @@ from pathlib import Path
 from moejax.training.workdir import write_atomically
 
 _NAME = 'checksums.json'
+# orbax writes this one again when a checkpoint gets its name; nothing that is restored is in it.
+_CHANGES_LATER = '_CHECKPOINT_METADATA'
 _CHUNK = 1 << 22
 
 
@@ -18,23 +20,29 @@ class Damaged(Exception):
 
 def write(folder: Path) -> None:
   """Adds `checksums.json`, of all files that are in `folder`."""
-  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != _NAME]
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in (_NAME, _CHANGES_LATER)]
   sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
-  write_atomically(folder / _NAME, json.dumps(sums, indent=1) + '\n')
+  write_atomically(folder / _NAME, json.dumps({'files': sums, 'checksum': _of(sums)}, indent=1) + '\n')
 
 
-def damaged(folder: Path) -> list[str]:
-  """The files that are missing, cut off or changed, each with what is wrong with it. Reads all of them.
+def damaged(folder: Path, within: str = '') -> list[str]:
+  """The files that are missing, cut off or changed, each with what is wrong with it.
 
-  Where `checksums.json` itself is missing or cannot be read, it is what is named.
+  Reads all of those whose path begins with `within`. Where `checksums.json` itself is missing or damaged, it is what is
+  named.
   """
   try:
-    sums = json.loads((folder / _NAME).read_text())
-  except (OSError, ValueError):
+    content = json.loads((folder / _NAME).read_text())
+    sums = content['files']
+    if content['checksum'] != _of(sums):
+      return [f'{_NAME} has other contents than were written']
+  except (OSError, ValueError, KeyError, TypeError):
     return [f'{_NAME} cannot be read']
   found = []
   for name, (size, checksum) in sums.items():
     path = folder / name
+    if not name.startswith(within):
+      continue
     if not path.is_file():
       found.append(f'{name} is missing')
     elif path.stat().st_size != size:
@@ -44,12 +52,16 @@ def damaged(folder: Path) -> list[str]:
   return found
 
 
-def explain(folder: Path, error: Exception) -> None:
-  """Raises `Damaged` from `error`, naming the files of `folder` that are; returns where none is."""
-  files = damaged(folder)
+def check(folder: Path, within: str = '') -> None:
+  """Raises `Damaged`, naming them, where files of `folder` whose path begins with `within` are."""
+  files = damaged(folder, within)
   if files:
     more = f' and {len(files) - 3} other files' if len(files) > 3 else ''
-    raise Damaged(f'{"; ".join(files[:3])}{more}') from error
+    raise Damaged(f'{"; ".join(files[:3])}{more}')
+
+
+def _of(sums):
+  return zlib.crc32(json.dumps(sums, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from orbax.checkpoint import checkpoint_managers as policies
 
-from moejax.config import ConfigError
+from moejax.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,16 +18,10 @@ class CheckpointConfig:
     metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
     mode: whether the best is the largest or the smallest.
   """
-  where: str
-  every: int = 500
-  keep: int = 2
+  every: Count = 500
+  keep: Count = 2
   metric: str | None = None
   mode: Literal['max', 'min'] = 'max'
-
-  def __post_init__(self):
-    for name in ('every', 'keep'):
-      if getattr(self, name) < 1:
-        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
 
 
 def policy(options: CheckpointConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import alarms, checkpoint, metrics, peers, recovery, rollback, step, waiting, workdir
+from moejax.training import alarms, checkpoint, lock, metrics, peers, recovery, rollback, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
 
@@ -23,18 +23,20 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   """
   if jax.process_index() > 0:
     say = lambda line: None
+  folder = workdir.find(folder)
   setup = prepare(config)
-  for change in workdir.claim(folder, setup.config):
-    say(f'Going on with another config: {change}.')
-  return train(setup, folder, say)
+  with lock.held(folder, say):
+    for change in workdir.claim(folder, setup.config):
+      say(f'Going on with another config: {change}.')
+    return train(setup, folder, say)
 
 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
   """The loop itself; `folder` belongs to the run of `setup`."""
   total = setup.training.steps
-  signal_in_any = processes.LargestBefore()
+  data, signal_in_any = setup.pipeline.fingerprint(), processes.LargestBefore()
   with (recovery.Interruption() as interruption,
-        checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say) as checkpoints,
+        checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say, data) as checkpoints,
         waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches,
         peers.noticed()):
     states = step.abstract_state(setup)
@@ -46,7 +48,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
       say(f'Going on after step {start} of {total}.')
     train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with metrics.MetricsWriter(folder, start) as writer, Progress(setup, start, say) as progress:
+    with metrics.MetricsWriter(folder, start, say) as writer, Progress(setup, start, say) as progress:
       row, batches.say = writer.last_row, progress.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, progress.say)
       collapse = alarms.Collapse(setup, writer.kept)

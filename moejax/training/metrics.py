@@ -2,8 +2,7 @@
 
     {"step": 50, "train/loss": 1.2, "router/block_03/load": [0.25, 0.25, 0.5, 0.0], "eval/test/accuracy": 0.61}
 """
-import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import jax
 import numpy as np
 import tensorboardX
 
+from moejax import json_lines
 from moejax.training.workdir import write_atomically
+
+_FILE = 'metrics.jsonl'
 
 
 class MetricsWriter:
@@ -19,27 +21,32 @@ class MetricsWriter:
 
   Of several processes the first writes.
 
+  Args:
+    workdir: of the run.
+    restored_step: the last of the rows to keep.
+    say: receives a sentence where rows that were there cannot be read.
+
   Attributes:
     kept: the rows that were there already.
     last_row: the last of them, {} for a new run.
   """
 
-  def __init__(self, workdir: str | Path, restored_step: int):
+  def __init__(self, workdir: str | Path, restored_step: int, say: Callable[[str], None] = print):
     workdir = Path(workdir)
-    self.kept = [row for row in read(workdir) if row['step'] <= restored_step]
+    self.kept = [row for row in read(workdir, say) if row['step'] <= restored_step]
     self.last_row = self.kept[-1] if self.kept else {}
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
-    write_atomically(workdir / 'metrics.jsonl', ''.join(json.dumps(row) + '\n' for row in self.kept))
-    self._file = open(workdir / 'metrics.jsonl', 'a')
+    write_atomically(workdir / _FILE, ''.join(map(json_lines.line, self.kept)))
+    self._file = open(workdir / _FILE, 'a')
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=restored_step + 1)
 
   def write(self, step: int, row: dict[str, Any]) -> None:
     """Writes `row` (scalars, and lists of them) as that of `step`. It is on disk when this returns."""
     if not self._writes:
       return
-    self._file.write(json.dumps({'step': step, **jax.tree.map(_finite_or_none, row)}) + '\n')
+    self._file.write(json_lines.line({'step': step, **row}))
     self._file.flush()
     for name, value in row.items():
       if not np.isfinite(value).all():
@@ -62,16 +69,9 @@ class MetricsWriter:
     self._board.close()
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl in order; [] if there is none. A last line that a kill cut off is left out."""
-  path = Path(workdir) / 'metrics.jsonl'
-  rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      break
-  return rows
+def read(workdir: str | Path, say: Callable[[str], None] = lambda sentence: None) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl in order; [] if there is none. `say` hears of lines that cannot be read."""
+  return json_lines.read(Path(workdir) / _FILE, _is_row, say)
 
 
 def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
@@ -79,6 +79,9 @@ def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
   return {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
 
 
-def _finite_or_none(value):
-  # NaN and infinity are no JSON.
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+def _is_row(row):
+  return type(row.get('step')) is int and all(map(_is_value, row.values()))
+
+
+def _is_value(value):
+  return all(map(_is_value, value)) if isinstance(value, list) else value is None or isinstance(value, (int, float))

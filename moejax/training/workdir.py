@@ -1,9 +1,11 @@
 """The folder of a run: what lies where, and whose run it is.
 
-    config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html
+    config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html  lock (while it runs)
 """
 import json
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,30 @@ from moejax.parallel import processes
 # Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
 # trouble, not what is learned.
 MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report')
+_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # gs://bucket, and what pathlib makes of it
+
+
+def find(workdir: str | Path) -> Path:
+  """The folder that a person names; `~` is their own.
+
+  Raises:
+    ConfigError: there is something else than a folder, or checkpoints in it could not be read back.
+  """
+  name = os.path.expanduser(workdir)
+  if _ADDRESS.match(name):
+    raise ConfigError(f'--workdir={workdir} is an address, and a run needs a folder. Mount the bucket as one (gcsfuse, '
+                      's3fs, ...), and give --workdir the folder where it is mounted.')
+  if name.startswith('~'):
+    raise ConfigError(f'--workdir={workdir}: nobody here has the home folder {name.split("/")[0]}. Write the path out, '
+                      'or begin it with ./ for a folder of that name.')
+  path = Path(name)
+  # orbax looks for files by patterns that begin with the path, so that these would stand for something else.
+  if forbidden := sorted(set('*?[\\') & set(str(path.absolute()))):
+    raise ConfigError(f'--workdir={workdir}: checkpoints in {path.absolute()} could not be read back, because of the '
+                      f'{" and ".join(forbidden)} in its path. Choose a --workdir without.')
+  if problem := _problem(path):
+    raise ConfigError(f'--workdir={workdir} cannot be the folder of a run: {problem}. Choose another --workdir.')
+  return path
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
@@ -85,11 +111,27 @@ def loads(text: str) -> ConfigDict:
 def write_atomically(path: Path, text: str) -> None:
   """Writes all of `text` or nothing."""
   partial = path.with_name(path.name + '.partial')
-  with open(partial, 'w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  try:
+    with open(partial, 'w') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
+
+
+def _problem(path):
+  for part in (path, *path.parents):
+    if os.path.islink(part) and not os.path.exists(part):
+      return f'{part} is a link to {os.readlink(part)}, which does not exist'
+  try:
+    return None if stat.S_ISDIR(os.stat(path).st_mode) else 'it is no folder'
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    return (getattr(error, 'strerror', None) or str(error)).lower()
 
 
 # JSON has no tuples, and a tuple is not equal to a list.

@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory):
   workdir.claim(folder, setup.config)
   state, iterator = step.init_state(setup), iter(setup.pipeline.train(0))
   accuracy = {1: 0.9, 2: 0.1}
-  with checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, print) as checkpoints:
+  with checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, print, {}) as checkpoints:
     for number, value in accuracy.items():
       state = dataclasses.replace(state, step=jnp.int32(number))
       checkpoints.save(state, iterator, {'eval/test/accuracy': value})

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import strategies as st
 from training_fakes import make_setup
 
-from moejax.training import checkpoint, checksums, step
+from moejax.training import checkpoint, checksums, fingerprints, step
 from moejax.training.recovery import NoCheckpoint
+
+DATA = {'examples': '64', 'a.txt': '10 bytes of checksum 01234567'}
 
 
 @functools.cache
@@ -36,10 +38,9 @@ def state_at(number, devices=1):
   return jax.tree.map(lambda x: x + x.dtype.type(number), state_of(devices))
 
 
-def opened(folder, said=None, **options):
-  setup = setup_of()
-  options = checkpoint.CheckpointConfig('config.checkpoint', **options)
-  return checkpoint.Checkpoints(folder, setup.config, options, (said if said is not None else []).append)
+def opened(folder, said=None, data=DATA, **options):
+  return checkpoint.Checkpoints(folder, setup_of().config, checkpoint.CheckpointConfig(**options),
+                                (said if said is not None else []).append, data)
 
 
 def batches():
@@ -136,6 +137,25 @@ def lose_what_says_what_it_is(folder):
     path.unlink()
 
 
+def say_another(old, new):
+  def damage(folder):
+    """What it is about is sound JSON and says something else."""
+    path = folder / 'about' / 'metadata'
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+  return damage
+
+
+next_batch_is_another = say_another('"next_index": 4', '"next_index": 5')
+step_is_another = say_another('"step": 4', '"step": 6')
+config_is_another = say_another(r'\"log_every\": 1', r'\"log_every\": 3')
+
+
+def lose_the_checksums(folder):
+  (folder / 'checksums.json').unlink()
+
+
 def change_one_number(folder):
   """Files that are whole and say something else, which no library can notice."""
   params = state_at(4).params
@@ -145,7 +165,9 @@ def change_one_number(folder):
     checkpointer.save(folder / 'params', params)
 
 
-@pytest.mark.parametrize('damage', [cut_off, flip_bits, lose_an_item, lose_what_says_what_it_is, change_one_number])
+@pytest.mark.parametrize('damage', [
+    cut_off, flip_bits, lose_an_item, lose_what_says_what_it_is, next_batch_is_another, step_is_another,
+    config_is_another, lose_the_checksums, change_one_number])
 def test_where_the_newest_is_damaged_the_one_before_is_used_and_that_is_said(tmp_path, damage):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
@@ -153,6 +175,7 @@ def test_where_the_newest_is_damaged_the_one_before_is_used_and_that_is_said(tmp
   assert_equal(state, state_at(2))
   assert_equal(next(iterator), next(after(2)))
   assert len(said) == 1 and 'checkpoints/4 is damaged' in said[0] and 'step 2 instead' in said[0]
+  assert '_CHECKPOINT_METADATA' not in said[0]  # which is sound
   # The same step can be saved again, and is then used.
   save(tmp_path, 4)
   assert_equal(restore(tmp_path)[0], state_at(4))
@@ -167,6 +190,51 @@ def test_where_every_checkpoint_is_damaged_nothing_starts_and_nothing_is_touched
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
 
 
+def test_every_bit_of_what_a_checkpoint_is_about_is_under_its_checksum(tmp_path):
+  save(tmp_path, 2)
+  path = tmp_path / 'checkpoints' / '2' / 'about' / 'metadata'
+  sound = path.read_bytes()
+  for place in range(0, len(sound), 7):
+    changed = bytearray(sound)
+    changed[place] ^= 1 << place % 8
+    path.write_bytes(changed)
+    with pytest.raises(checksums.Damaged, match='about/metadata has other contents'):
+      checksums.check(path.parents[1], 'about/')
+
+
+@pytest.mark.parametrize('damage', [next_batch_is_another, step_is_another, config_is_another])
+def test_evaluation_does_not_believe_what_was_changed(tmp_path, damage, capsys):
+  save(tmp_path, 2, 4)
+  damage(tmp_path / 'checkpoints' / '4')
+  assert checkpoint.restore_for_evaluation(tmp_path)[1] == 2
+  assert 'checkpoints/4 is damaged (Damaged: about/metadata' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('content', [b'{"score": 0.', b'\xff', b'{}', b'{"score": 9.9}'])
+def test_a_damaged_score_costs_no_checkpoint(tmp_path, content):
+  options = dict(keep=1, metric='eval/test/accuracy')
+  save(tmp_path, 2, 4, rows={2: {'eval/test/accuracy': .3}, 4: {'eval/test/accuracy': .2}}, **options)
+  (tmp_path / 'checkpoints' / '4' / 'metrics' / 'metrics').write_bytes(content)
+  said = []
+  with opened(tmp_path, said, **options) as checkpoints:
+    assert_equal(checkpoints.restore(step.abstract_state(setup_of()), batches()), state_at(4))
+    checkpoints.save(state_at(6), after(6), {'eval/test/accuracy': .1})
+  assert len(said) == 1 and 'score of the checkpoint' in said[0] and 'checkpoints/4 is damaged (metrics/' in said[0]
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '6']  # the best, and the last
+
+
+@pytest.mark.parametrize('data, change', [
+    ({**DATA, 'examples': '63'}, 'examples was 64, now 63'),
+    ({**DATA, 'a.txt': '10 bytes of checksum 76543210'}, 'a.txt was 10 bytes of checksum 01234567, now 10 bytes of'),
+    ({**DATA, 'b.txt': 'new'}, 'b.txt was absent, now new'), ({'examples': '64'}, 'a.txt was .*, now absent')])
+def test_data_that_changed_while_the_run_was_stopped_are_named_when_it_resumes(tmp_path, data, change):
+  save(tmp_path, 2)
+  said = []
+  with opened(tmp_path, said, data) as checkpoints:
+    assert_equal(checkpoints.restore(step.abstract_state(setup_of()), batches()), state_at(2))
+  assert len(said) == 1 and re.match(f'The training data have changed since step 2: {change}', said[0])
+
+
 FIXED = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
 
 
@@ -174,11 +242,11 @@ FIXED = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
 def test_the_fingerprint_changes_with_any_change_of_one_element(index, bits):
   changed = np.asarray(FIXED).copy()
   changed.reshape(-1).view(np.uint32)[index] ^= np.uint32(bits)
-  assert checkpoint.fingerprint({'a': changed}) != checkpoint.fingerprint({'a': FIXED})
+  assert fingerprints.fingerprint({'a': changed}) != fingerprints.fingerprint({'a': FIXED})
 
 
 def test_the_fingerprint_changes_when_elements_swap_places():
-  assert checkpoint.fingerprint(FIXED) != checkpoint.fingerprint(FIXED[:, ::-1])
+  assert fingerprints.fingerprint(FIXED) != fingerprints.fingerprint(FIXED[:, ::-1])
 
 
 # ---- full disk ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 def test_what_is_as_it_was_written_is_not_named(folder):
   assert checksums.damaged(folder) == []
-  checksums.explain(folder, ValueError())
+  checksums.check(folder)
 
 
 def test_a_change_of_one_bit_is_found(folder):
@@ -26,7 +26,7 @@ def test_a_change_of_one_bit_is_found(folder):
   path.write_bytes(content)
   assert checksums.damaged(folder) == ['params/d/shard has other contents than were written']
   with pytest.raises(checksums.Damaged, match='params/d/shard'):
-    checksums.explain(folder, ValueError())
+    checksums.check(folder)
 
 
 def test_cut_off_and_missing_files_are_found(folder):
@@ -36,6 +36,27 @@ def test_cut_off_and_missing_files_are_found(folder):
   assert checksums.damaged(folder) == ['about is missing', 'params/d/shard has 100 bytes instead of 10240']
 
 
-def test_damaged_checksums_are_named_themselves(folder):
-  (folder / 'checksums.json').write_text('{"about": [')
+@pytest.mark.parametrize('content', [b'{"about": [', b'{}', b'[]', b'{"files": {}}', b'\xff'])
+def test_damaged_checksums_are_named_themselves(folder, content):
+  (folder / 'checksums.json').write_bytes(content)
   assert checksums.damaged(folder) == ['checksums.json cannot be read']
+
+
+def test_a_change_of_one_digit_of_the_checksums_accuses_no_other_file(folder):
+  text = (folder / 'checksums.json').read_text()
+  (folder / 'checksums.json').write_text(text.replace('10240', '10241'))
+  assert checksums.damaged(folder) == ['checksums.json has other contents than were written']
+
+
+def test_of_a_part_no_other_file_is_read_or_named(folder):
+  (folder / 'params' / 'd' / 'shard').unlink()
+  checksums.check(folder, 'about')
+  with pytest.raises(checksums.Damaged, match='params/d/shard is missing'):
+    checksums.check(folder, 'params/')
+
+
+def test_what_the_library_writes_again_later_is_not_accused(folder):
+  (folder / '_CHECKPOINT_METADATA').write_text('{}')
+  checksums.write(folder)
+  (folder / '_CHECKPOINT_METADATA').write_text('{"committed": true}')
+  assert checksums.damaged(folder) == []

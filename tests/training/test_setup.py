@@ -40,8 +40,10 @@ WRONG = {
     'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be at least 1'),
     'an average that is none': (change('training.average', 1.5), 'config.training.average is the decay'),
     'evaluation every 0 steps': (change('evaluation.every', 0), 'config.evaluation.every must be at least 1'),
-    'checkpoints every 0 steps': (change('checkpoint.every', 0), 'config.checkpoint.every must be at least 1'),
-    'no checkpoint kept': (change('checkpoint.keep', 0), 'config.checkpoint.keep must be at least 1'),
+    'checkpoints every 0 steps': (
+        change('checkpoint.every', 0), 'config.checkpoint.every must be a whole number of at least 1'),
+    'no checkpoint kept': (
+        change('checkpoint.keep', 0), 'config.checkpoint.keep must be a whole number of at least 1'),
     'an unknown direction': (change('checkpoint.mode', 'up'), "config.checkpoint.mode must be one of 'max', 'min'"),
     'an unknown time of the report': (change('report.at', 'noon'), "config.report.at must be one of 'end', 'never'"),
     'an evaluator that does not exist': (

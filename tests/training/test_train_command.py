@@ -111,6 +111,19 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start, 
   assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
+def test_the_same_command_started_twice_runs_once(start, undisturbed, tmp_path):
+  first = start(tmp_path)
+  wait_for_step(first, tmp_path, 13)
+  code, _, err = finish(start(tmp_path))
+  assert code == 2
+  assert f'is in use: process {first.pid} on' in err and 'Traceback' not in err
+  code, _, err = finish(first)
+  assert code == 0, err
+  assert_same_run(tmp_path, undisturbed)
+  assert not (tmp_path / 'lock').exists()
+
+
 # ---- how it ends ----------------------------------------------------------------------------------------------------
 
 

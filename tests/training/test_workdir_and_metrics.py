@@ -1,6 +1,7 @@
 """The folder of a run: configs and metrics survive being written and read; another run's folder is not touched."""
 import json
 import math
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -83,6 +84,62 @@ def test_a_folder_without_a_readable_config_is_said_to_be_one(tmp_path, content,
 def test_a_float_placeholder_is_written_as_none(tmp_path):
   config = ConfigDict(dict(a=config_dict.placeholder(float)))
   assert json.loads(workdir.dumps(config)) == {'a': None}
+
+
+def test_where_the_disk_is_full_the_old_file_stays_and_no_half_of_the_new_one(tmp_path, monkeypatch):
+  workdir.write_atomically(tmp_path / 'a', 'old')
+  def no_space(*_):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(workdir.os, 'fsync', no_space)
+  with pytest.raises(OSError, match='No space left'):
+    workdir.write_atomically(tmp_path / 'a', 'new')
+  assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'a': 'old'}
+
+
+# ---- names of folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', 's3://bucket', 'file:///tmp/run', Path('gs://bucket/run')])
+def test_an_address_is_no_folder(name):
+  with pytest.raises(ConfigError, match='is an address, and a run needs a folder'):
+    workdir.find(name)
+
+
+@pytest.mark.parametrize('name', ['runs/a[b]', 'runs/*', 'a?/b', 'back\\slash'])
+def test_a_path_from_which_no_checkpoint_could_be_read_back_is_refused(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError, match='could not be read back'):
+    workdir.find(name)
+  (tmp_path / name).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / name)
+  with pytest.raises(ConfigError, match='could not be read back'):
+    workdir.find('run')  # the path of the working folder counts as well
+
+
+@pytest.mark.parametrize('name', ['a b', 'runs/lr=0.1,k=2', 'a#b%20{c}', 'größe', "it's", 'a]b', '1:2'])
+def test_other_names_may_be_chosen_freely(name):
+  assert workdir.find(name) == Path(name)
+
+
+def test_the_home_folder_is_expanded_and_that_of_nobody_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert workdir.find('~/runs/a') == tmp_path / 'runs' / 'a'
+  assert workdir.find(Path('~')) == tmp_path
+  with pytest.raises(ConfigError, match='nobody here has the home folder ~none-of-us'):
+    workdir.find('~none-of-us/a')
+
+
+def test_what_is_no_folder_is_refused_in_a_sentence(tmp_path):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'dangling').symlink_to(tmp_path / 'gone')
+  (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+  for name, problem in (('file', 'it is no folder'), ('file/run', 'not a directory'), ('x' * 300, 'file name too long'),
+                        ('dangling', 'dangling is a link to .*/gone, which does not exist'),
+                        ('dangling/run', 'dangling is a link to .*/gone, which does not exist'),
+                        ('loop', 'which does not exist'), ('a\0b', 'null byte')):
+    with pytest.raises(ConfigError, match=f'cannot be the folder of a run: .*{problem}'):
+      workdir.find(tmp_path / name)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['dangling', 'file', 'loop']
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Files of JSON objects, one a line: what breaks one line costs no other."""
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
+         say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+  """The objects in order; [] where there is no file.
+
+  Left out is a line that a kill cut off, that is not JSON in UTF-8, or whose value is not an object that `fits`.
+
+  Args:
+    path: of the file.
+    fits: whether an object is what its readers expect.
+    say: receives one sentence about all lines that are left out, if there are any.
+  """
+  path = Path(path)
+  rows, broken = [], []
+  for number, line in enumerate(path.read_bytes().split(b'\n') if path.exists() else [], 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+      row = None
+    if isinstance(row, dict) and fits(row):
+      rows.append(row)
+    else:
+      broken.append(number)
+  if broken:
+    more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
+    say(f'{path}: line {broken[0]}{more} cannot be read, and is left out; all others are used.')
+  return rows
+
+
+def append(path: str | Path, row: dict[str, Any]) -> None:
+  """Adds a line. What a kill left of the last one stays a line of its own."""
+  with open(path, 'ab+') as file:
+    if file.tell():
+      file.seek(-1, os.SEEK_END)
+      file.write(b'' if file.read() == b'\n' else b'\n')
+    file.write(line(row).encode())
+
+
+def line(row: dict[str, Any]) -> str:
+  """The line of `row`; NaN and infinity, which are no JSON, become null."""
+  return json.dumps(_finite(row), allow_nan=False) + '\n'
+
+
+def _finite(value):
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
