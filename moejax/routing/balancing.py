@@ -6,7 +6,7 @@ valid token), inside a group over valid tokens; the z-loss is the mean over all 
 """
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -60,8 +60,8 @@ class Balancer(nnx.Module):
     """The scores with another `select`; `gates` <float32>[G,S,E] are those of the weighting."""
     return scores
 
-  def update(self, routed: Routed) -> dict[str, Any]:
-    """New values of this module's state by name."""
+  def update(self, routed: Routed) -> dict[str, functional.Statistics]:
+    """What moves this module's state, by name: sums over the tokens, applied once a step whatever its parts."""
     return {}
 
 
@@ -189,11 +189,20 @@ def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
   """One step of loss-free balancing: `b_e + rate * sign(mean(load) - load_e)` (its Algorithm 1).
 
   Args:
-    bias: <float32>[E].
-    load: <float32>[E] choices of every expert in the step's whole batch.
+    bias: <float32>[..., E].
+    load: <float32>[..., E] choices of every expert in the step's whole batch.
     rate: u.
   """
-  return bias + rate * jnp.sign(load.mean() - load)
+  return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasStep:
+  """`bias_step` of a rate."""
+  rate: float
+
+  def __call__(self, bias: jax.Array, load: jax.Array) -> jax.Array:
+    return bias_step(bias, load, self.rate)
 
 
 @BALANCERS('importance')
@@ -267,5 +276,5 @@ class Bias(Balancer):
   def adjust(self, scores: Scores, gates: jax.Array) -> Scores:
     return dataclasses.replace(scores, select=gates + jax.lax.stop_gradient(self.bias[...]))
 
-  def update(self, routed: Routed) -> dict[str, jax.Array]:
-    return {'bias': bias_step(self.bias[...], routed.plan.shares().sum((0, 1)), self.rate)}
+  def update(self, routed: Routed) -> dict[str, functional.Statistics]:
+    return {'bias': functional.Statistics(routed.plan.shares().sum((0, 1)), BiasStep(self.rate))}

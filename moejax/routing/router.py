@@ -50,11 +50,12 @@ class RouterOutput:
       of the weight where all experts see all tokens), `dropped` (share of the choices that are not computed; of tokens
       that no expert sees where experts choose), `confidence` (largest router probability) and `entropy` (nats), means
       over valid tokens; and each loss before its coefficient, as `<name>_loss`.
-    updates: new values of the router's state, as a nested dict over its paths; empty for most routers, and always
-      outside training.
+    updates: what the router's state becomes, for `functional.merge_updates`: `Statistics` of these tokens, and new
+      values; a nested dict over its paths, empty for most routers, and always outside training.
     probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
     extras: what the score left for others (`Scores.extras`).
     k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
+    tokens: <float32>[] how many valid tokens were routed: what their losses and metrics weigh beside those of others.
   """
   plan: Plan
   losses: dict[str, jax.Array]
@@ -63,6 +64,7 @@ class RouterOutput:
   probs: jax.Array | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
+  tokens: jax.Array | None = None
 
 
 class Router(nnx.Module):
@@ -136,7 +138,8 @@ class Router(nnx.Module):
         updates=_nonempty(updates),
         probs=routed.probs,
         extras=scores.extras,
-        k=self.select.k)
+        k=self.select.k,
+        tokens=valid.sum(dtype=jnp.float32))
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:

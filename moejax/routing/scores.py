@@ -54,7 +54,10 @@ class Score(nnx.Module):
     raise NotImplementedError
 
   def update(self) -> dict[str, Any]:
-    """After a training step: new values of this module's state (`functional.router_state`) by name."""
+    """After a training step: new values of this module's state (`functional.router_state`) by name.
+
+    They follow from parameters and state alone. What the tokens of a batch move is `functional.Statistics`.
+    """
     return {}
 
 

@@ -163,8 +163,10 @@ def test_a_stack_of_routers_keeps_every_router_s_state_apart():
   apply = functional.functionalize(Stack)
   params, state = apply.init(KEY)
   updates = jax.jit(apply.apply)(params, state, x).updates
-  assert updates['balance']['bias']['bias'].shape == (3, E)
-  functional.merge_updates(state, {'layers': updates})
+  load = updates['balance']['bias']['bias'].sums
+  assert load.shape == (3, E)
+  moved = functional.merge_updates(state, {'layers': updates})['layers']['balance']['bias']['bias']
+  np.testing.assert_array_equal(moved, np.float32(1e-3) * np.sign(load.mean(-1, keepdims=True) - load))
 
 
 @pytest.mark.parametrize('name', ['vmoe', 'expert_choice', 'soft_moe', 'loss_free'])
