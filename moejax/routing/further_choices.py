@@ -16,7 +16,7 @@ from moejax.routing.placement import PLACEMENTS, Capacity, slots_in_order
 from moejax.routing.plans import Leak, Plan, SoftPlan, TokenPlan, token_plan
 from moejax.routing.scores import Scores, required
 from moejax.routing.selection import SELECTIONS, TopK, top_k
-from moejax.routing.weighting import normalized
+from moejax.routing.shares import normalized
 
 Policy = Literal['all', 'none', 'threshold', 'random']
 PolicyGate = Literal['renormalized', 'probability']

@@ -6,7 +6,7 @@ logsumexp of a group is the primary logit o_i, and selection and weighting need 
 Shazeer et al. 2017 (arXiv 1701.06538), appendix B. `moe_2d` has the stages of the layer that came of it.
 """
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flax import nnx
 import jax
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.ranges import Count, Divides
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.noisy import check_noise, chosen, imbalance, learned_noise_std, over_tokens, prob_in_top_k
 from moejax.routing.plans import Leak, Plan, TokenPlan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, required, vectors
 from moejax.routing.selection import SELECTIONS, group_size, top_k
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting
 
 
 def joint_logits(outer: jax.Array, inner: jax.Array) -> jax.Array:
@@ -137,22 +138,22 @@ def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> j
 
 @WEIGHTINGS('hierarchical')
 @dataclasses.dataclass(frozen=True)
-class HierarchicalWeights:
+class HierarchicalWeights(Weighting):
   """See `hierarchical_weights`; what is not drawn, or dropped, keeps its share.
 
-  Config:
-    groups: N.
+  Config keys:
+    groups: N, a divisor of the number of experts, as in the score.
   """
-  groups: int
-
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
+  k: int | None
+  num_experts: int
+  groups: Annotated[Count, Divides('num_experts')]
 
   def weigh(self, plan: TokenPlan, logits: jax.Array) -> TokenPlan:
     return plan.scale(hierarchical_weights(plan.expert, logits, self.groups))
 
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
+  @property
+  def always_one(self) -> bool:
+    return self.k == 1
 
 
 @BALANCERS('hierarchical_load')

@@ -30,7 +30,7 @@ from moejax.routing.placement import PLACEMENTS
 from moejax.routing.plans import Leak, Plan, most_leaking
 from moejax.routing.scores import SCORES
 from moejax.routing.selection import SELECTIONS
-from moejax.routing.weighting import WEIGHTINGS, router_probs
+from moejax.routing.weighting import WEIGHTINGS
 
 # Every file of this room, and every paper, may hold stages: a config names them, whoever wrote it.
 for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
@@ -91,7 +91,12 @@ class Router(nnx.Module):
                                 "'soft_moe' scores slots, which only 'soft' selects by.")
     if self.select.reads_slots and balance:
       raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
-    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', k=self.select.k)
+    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
+    if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
+      raise configs.ConfigError(
+          f'{where}.weigh: the only expert of a token always has the weight 1 once weights are normalised, so that the '
+          "objective teaches the router nothing. Use weigh=dict(name='softmax', order='before', renormalize='never'), "
+          "or more experts a token; weigh=dict(name='one') if something else teaches it.")
     self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
     self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
                                    noisy=self.score.noisy)
@@ -123,8 +128,9 @@ class Router(nnx.Module):
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
-    placed = self.weigh.after_drops(self.place(selected, selected.pick(gates), **stage('place')))
-    routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid, placed=placed,
+    placed = self.place(selected, selected.pick(gates), **stage('place'))
+    placed = self.weigh.after_drops(placed, scores.logits)
+    routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid, placed=placed,
                               inputs=inputs)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}

@@ -9,7 +9,7 @@ from moejax import functional
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting
 
 # The names of CrossTaskMoE are gumbel_softmax_st, gumbel_softmax and softmax.
 Relaxation = Literal['straight_through', 'gumbel', 'softmax']
@@ -66,17 +66,11 @@ def straight_through(logits: jax.Array) -> jax.Array:
 
 
 @WEIGHTINGS('straight_through')
-class StraightThrough:
+class StraightThrough(Weighting):
   """See the function `straight_through`. For select 'all': all experts are computed, so that all have a gradient."""
-
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     return plan.scale(plan.pick(straight_through(logits)))
-
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
 
 
 @paper('Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of-Experts', '2205.12701',

@@ -34,7 +34,8 @@ def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
     probs: <float32>[G,S,E] summing to 1 over E.
     valid: <bool>[G,S].
   """
-  return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(jnp.sum(probs**2, axis=-1)), valid)
+  squares = jnp.maximum(jnp.sum(probs**2, axis=-1), jnp.finfo(jnp.float32).tiny)
+  return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(squares), valid)
 
 
 def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from moejax.routing.papers import paper
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
 from moejax.routing.scores import SCORES, Linear, Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
 
 
 @SCORES('linear_with_thresholds')
@@ -65,19 +65,13 @@ class Batchwise:
 
 @WEIGHTINGS('softmax_over_takers')
 @dataclasses.dataclass(frozen=True)
-class SoftmaxOverTakers:
+class SoftmaxOverTakers(Weighting):
   """Softmax over the experts that took the token, however many they are (Shazeer et al. 2017, equation 16)."""
-
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     taken = plan.shares() > 0
     weight = jax.nn.softmax(jnp.where(taken, logits, jnp.finfo(jnp.float32).min), axis=-1)
     return plan.scale(plan.pick(weight))
-
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
 
 
 def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, valid: jax.Array) -> jax.Array:
