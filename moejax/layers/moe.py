@@ -17,7 +17,7 @@ from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing import router
-from moejax.routing.features import RouterInputs
+from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
 
 
@@ -88,8 +88,10 @@ class MoE(nnx.Module):
       ConfigError: while tracing: a plan that the dispatcher cannot run, or tokens that cannot be grouped as asked.
     """
     batch, length, dim = x.shape
+    inputs = inputs or RouterInputs()
+    x = without_padding(x, inputs.valid)
     tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
-    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs or RouterInputs()))
+    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs))
     routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
     with jax.named_scope('dispatch'):  # by which its work is known in traced and compiled programs
       y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)

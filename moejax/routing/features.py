@@ -53,6 +53,16 @@ class RouterInputs:
     return value
 
 
+def without_padding(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+  """`x` <float>[G,S,..] with zeros where not `valid` <bool>[G,S], or as it is for None.
+
+  What padding holds may be anything: times a weight of zero, infinity is no zero, forward or backward.
+  """
+  if valid is None:
+    return x
+  return jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0)
+
+
 @FEATURES('token')
 class Token:
   """The activations themselves."""

@@ -25,7 +25,7 @@ from moejax import config as configs
 from moejax import routing
 from moejax.random import derive
 from moejax.routing import balancing
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.features import FEATURES, RouterInputs, without_padding
 from moejax.routing.placement import PLACEMENTS
 from moejax.routing.plans import Leak, Plan, most_leaking
 from moejax.routing.scores import SCORES
@@ -120,6 +120,9 @@ class Router(nnx.Module):
       ValueError: a key is needed, an input is missing, or the capacity keeps nothing.
     """
     stage = lambda name: dict(key=derive(key, name), train=train)
+    x = without_padding(x, inputs.valid)
+    if inputs.shared is not None:
+      inputs = dataclasses.replace(inputs, shared=without_padding(inputs.shared, inputs.valid))
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     scores = self.score(self.features(x, inputs), **stage('score'))
     gates = self.weigh.gates(scores.logits)
