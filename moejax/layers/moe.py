@@ -16,6 +16,7 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count
 from moejax.routing import router
 from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
@@ -36,11 +37,11 @@ class MoEConfig:
     shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
       two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
-  num_experts: int
+  num_experts: Count
   experts: dict
   router: dict
   dispatch: dict
-  group: Literal['batch', 'sequence'] | int = 'batch'
+  group: Literal['batch', 'sequence'] | Count = 'batch'
   shared: dict | None = None
   shared_gate: Literal['sum', 'softmax'] = 'sum'
 

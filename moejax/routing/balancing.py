@@ -6,7 +6,7 @@ valid token), inside a group over valid tokens; the z-loss is the mean over all 
 """
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flax import nnx
 import jax
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.ranges import NonNegative
 from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Plan
 from moejax.routing.scores import Scores
@@ -48,10 +49,15 @@ class Balancer(nnx.Module):
   """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step.
 
   Config:
-    coefficient: what the loss is multiplied by before it is added to the objective's.
+    coefficient: what the loss is multiplied by before it is added to the objective's. Not negative: what is rewarded for
+      imbalance has no minimum.
+
+  Attributes:
+    reads: names of what it needs of `Scores.extras`.
   """
 
   coefficient: float = 0.
+  reads: ClassVar[tuple[str, ...]] = ()
 
   def loss(self, routed: Routed) -> jax.Array | None:
     """A scalar before its coefficient, or None."""
@@ -211,7 +217,7 @@ class BiasStep:
 class Importance(Balancer):
   """See `importance_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -222,7 +228,7 @@ class Importance(Balancer):
 class Load(Balancer):
   """See `load_loss`. Needs a score with noise, or it would have no gradient."""
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float):
+  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
     self.k = choosing(k, where)
     if not noisy:
       raise ConfigError(f"{where}: without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
@@ -241,7 +247,7 @@ class Switch(Balancer):
     convention: what F_e counts; see `switch_loss`.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: float, convention: Convention = 'moejax'):
+  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
     choosing(k, where)
     self.coefficient, self.convention = coefficient, convention
 
@@ -253,7 +259,7 @@ class Switch(Balancer):
 class Z(Balancer):
   """See `z_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -270,7 +276,7 @@ class Bias(Balancer):
     rate: u, the size of a step.
   """
 
-  def __init__(self, *, where: str, k: int | None, num_experts: int, rate: float = 1e-3):
+  def __init__(self, *, where: str, k: int | None, num_experts: int, rate: NonNegative = 1e-3):
     choosing(k, where)
     self.rate = rate
     self.bias = functional.router_state(jnp.zeros(num_experts), (None,))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax import assignment
 
 from moejax import functional
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.shares import normalized
 from moejax.routing.smooth_step import EPSILON
@@ -89,9 +90,11 @@ def permutation_entropy(soft: jax.Array) -> jax.Array:
 
 @BALANCERS('permutation_entropy')
 class PermutationEntropy(Balancer):
-  """See `permutation_entropy`."""
+  """See `permutation_entropy`; for score 'comet' with `search_steps`."""
 
-  def __init__(self, *, coefficient: float):
+  reads = ('permutation',)
+
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

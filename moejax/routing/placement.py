@@ -1,20 +1,19 @@
 """Placement: how many slots an expert has in every group, and who gets them.
 
-A placement is a class with `leak(train)`, what placing lets through from later tokens, and
-`__call__(plan, gates, *, key, train) -> Plan`, where `gates` are those of the plan's own choices. Padding takes no
-slot.
+Padding takes no slot.
 """
 import dataclasses
 import fractions
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import ConfigError, Registry
+from moejax.ranges import Natural, Positive
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import Leak, Plan, TokenPlan
 from moejax.routing.scores import required
@@ -151,9 +150,33 @@ def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: 
   return slot.reshape(groups, choices, tokens).swapaxes(1, 2)
 
 
+def check_choosing(k: int | None, where: str) -> None:
+  """Raises ConfigError where tokens choose no fixed number `k` of experts; `where`: config path of the placement."""
+  if k is None:
+    raise ConfigError(f'{where}: a capacity is for tokens that choose experts, which this selection does not let them. '
+                      "Use place=dict(name='dropless').")
+
+
+class Placement:
+  """Base of placements.
+
+  Attributes:
+    soft: it makes a SoftPlan of what tokens choose.
+  """
+  soft: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    """What placing lets through from later tokens."""
+    raise NotImplementedError
+
+  def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    """`plan` with what has a slot; `gates` are those of the plan's own entries."""
+    raise NotImplementedError
+
+
 @PLACEMENTS('dropless')
 @dataclasses.dataclass(frozen=True)
-class Dropless:
+class Dropless(Placement):
   """Everything that was selected is computed."""
 
   def leak(self, train: bool) -> Leak:
@@ -165,7 +188,7 @@ class Dropless:
 
 @PLACEMENTS('capacity')
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class Capacity(Placement):
   """Every expert has C slots in every group; choices beyond that are dropped.
 
   Config:
@@ -182,17 +205,15 @@ class Capacity:
   where: str
   num_experts: int
   k: int | None
-  capacity_factor: float
-  eval_capacity_factor: float | None = None
+  capacity_factor: Positive
+  eval_capacity_factor: Positive | None = None
   convention: Convention = 'moejax'
-  min_capacity: int | None = None
+  min_capacity: Natural | None = None
   priority: Priority = 'position'
   order: Order = 'choice'
 
   def __post_init__(self):
-    if self.k is None:
-      raise ConfigError(f'{self.where}: a capacity is for tokens that choose experts, which this selection does not '
-                        "let them. Use place=dict(name='dropless').")
+    check_choosing(self.k, self.where)
 
   def leak(self, train: bool) -> Leak:
     if self._priority(train) != 'position':

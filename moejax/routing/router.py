@@ -89,6 +89,9 @@ class Router(nnx.Module):
     if self.select.reads_slots != (self.score.slots is not None):
       raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit: '
                                 "'soft_moe' scores slots, which only 'soft' selects by.")
+    if self.score.with_ids != getattr(self.features, 'with_ids', False):
+      raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit: '
+                                "'distilled' looks at tokens and their ids, which 'token_with_ids' alone gives.")
     if self.select.reads_slots and balance:
       raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
     self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
@@ -98,8 +101,21 @@ class Router(nnx.Module):
           "objective teaches the router nothing. Use weigh=dict(name='softmax', order='before', renormalize='never'), "
           "or more experts a token; weigh=dict(name='one') if something else teaches it.")
     self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
+    if self.place.soft and getattr(self.weigh, 'renormalize', 'never') == 'after':
+      raise configs.ConfigError(f"{where}.place: {place['name']!r} makes mixtures of tokens, whose weights "
+                                "renormalize='after' cannot change. Use 'before' or 'never'.")
     self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
                                    noisy=self.score.noisy)
+    self._check_reads(where, score['name'])
+
+  def _check_reads(self, where, score):
+    readers = {'select': self.select} | {f'balance.{name}': balancer for name, balancer in self.balance.items()}
+    for name, stage in readers.items():
+      missing = [extra for extra in getattr(stage, 'reads', ()) if extra not in self.score.gives]
+      if missing:
+        able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
+        raise configs.ConfigError(f'{where}.{name} reads {missing[0]!r} of the score, which score {score!r} does not give '
+                                  f'as it is configured. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; a property of the config."""

@@ -6,6 +6,7 @@ A selection is a class with static attributes
     k            int | None: experts a token; None where tokens do not choose a fixed number,
     reads_slots  it needs logits [G,S,E,C], a score for every slot,
     reads_gates  it ranks by the weighting's gates in place of logits; may be left out: False,
+    reads        names of what it needs of `Scores.extras`; may be left out: nothing,
 
 and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and
 `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
+from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing import placement
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, slot_plan, token_plan
 from moejax.routing.scores import Scores, required
@@ -123,7 +125,7 @@ def expert_choice(probs: jax.Array, valid: jax.Array, capacity: int) -> tuple[ja
 
 
 def _check_k(k: int, num_experts: int, where: str):
-  if not 1 <= k <= num_experts:
+  if k > num_experts:
     raise ConfigError(f'{where}: a token cannot choose {k} of {num_experts} experts. '
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
 
@@ -138,7 +140,7 @@ class TopK:
   """
   where: str
   num_experts: int
-  k: int
+  k: Count
 
   reads_slots: ClassVar[bool] = False
 
@@ -227,7 +229,7 @@ class Top2:
   num_experts: int
   second: SecondExpert = 'all'
   eval_second: SecondExpert = 'all'
-  threshold: float = 0.5
+  threshold: NonNegative = 0.5
 
   k: ClassVar[int] = 2
   reads_slots: ClassVar[bool] = False
@@ -257,7 +259,7 @@ class ExpertChoice:
   """
   where: str
   num_experts: int
-  capacity_factor: float = 2.
+  capacity_factor: Positive = 2.
   convention: placement.Convention = 'moejax'
 
   k: ClassVar[None] = None

@@ -70,7 +70,11 @@ class Weighting:
 
 @dataclasses.dataclass(frozen=True)
 class _OverSelected(Weighting):
-  # Gates of which those of the selected, or of the kept, may be made to sum to 1.
+  """What weightings share whose gates of the selected, or of the kept, may be made to sum to 1.
+
+  Config:
+    renormalize: whether the weights of a token are made to sum to 1, 'before' or 'after' choices are dropped.
+  """
   where: str
   k: int | None
   renormalize: Renormalize = 'never'
@@ -104,7 +108,7 @@ class _OverSelected(Weighting):
 class Softmax(_OverSelected):
   """Softmax probabilities.
 
-  Config keys:
+  Config:
     order: 'before': softmax over all experts, of which the selected are taken (Switch, GShard, V-MoE); 'after': softmax
       over the selected only (Shazeer et al., Mixtral), the same as 'before' with renormalize='before'.
     renormalize: makes the weights of the selected ('before') or of the kept ('after' dropping) sum to 1.
@@ -133,11 +137,7 @@ class Softmax(_OverSelected):
 @WEIGHTINGS('sigmoid')
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(_OverSelected):
-  """Sigmoids: experts do not compete for weight (sigma-MoE, loss-free balancing).
-
-  Config keys:
-    renormalize: makes the weights of the selected ('before') or of the kept ('after' dropping) sum to 1.
-  """
+  """Sigmoids: experts do not compete for weight (sigma-MoE, loss-free balancing)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(logits)

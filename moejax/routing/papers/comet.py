@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.ranges import Count, Positive
 from moejax.routing.local_search import LocalSearch
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
@@ -44,12 +44,13 @@ class Comet(Score):
     search_steps: training steps of local search for the order of the experts (COMET+); None: they stay in order.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int, gamma: float = 1.,
-               search_steps: int | None = None):
+  gives = ('selectors', 'permutation')
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count, gamma: Positive = 1.,
+               search_steps: Count | None = None):
     dim = vectors(dim, where)
-    if search_steps is not None and search_steps < 1:
-      raise ConfigError(f'{where}.search_steps must be at least 1, or None for no search; not {search_steps}.')
     self.num_experts, self.gamma = num_experts, gamma
+    self.gives = ('selectors',) if search_steps is None else ('selectors', 'permutation')
 
     def parameter(limit, shape, axes):
       uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
+from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
@@ -33,8 +34,9 @@ class TaskMLP(Score):
     start, decay, end: of `temperature`.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: int = 64,
-               relaxation: Relaxation = 'straight_through', start: float = 2., decay: float = 3e-4, end: float = 0.1):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: Count = 64,
+               relaxation: Relaxation = 'straight_through', start: Positive = 2., decay: NonNegative = 3e-4,
+               end: Positive = 0.1):
     dim = vectors(dim, where)
     self.noise, self.schedule = relaxation != 'softmax', (start, decay, end)
     init, zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros
