@@ -12,13 +12,13 @@ and `leak(train)`, what the choice itself lets through from later tokens (`plans
 `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
 """
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
-from moejax.ranges import Count, NonNegative, Positive
+from moejax.ranges import Count, Divides, NonNegative, Positive
 from moejax.routing import placement
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, slot_plan, token_plan
 from moejax.routing.scores import Scores, required
@@ -155,14 +155,6 @@ class TopK:
     return token_plan(expert, valid[..., None], self.num_experts)
 
 
-def group_size(num_experts: int, groups: int, where: str) -> int:
-  """Experts of each of `groups` equal groups. Raises ConfigError where they are not equal; `where` has the `groups`."""
-  if groups < 1 or num_experts % groups:
-    raise ConfigError(f'{where}.groups: {groups} groups do not divide {num_experts} experts. Choose a divisor of '
-                      'num_experts.')
-  return num_experts // groups
-
-
 @SELECTIONS('group_limited')
 @dataclasses.dataclass(frozen=True)
 class GroupLimited(TopK):
@@ -177,8 +169,8 @@ class GroupLimited(TopK):
     group_score: 'max', or 'top_2_sum' of the gates (plus the bias where `balance.bias` adds one), by which experts are
       then ranked too.
   """
-  groups: int
-  groups_per_token: int
+  groups: Annotated[Count, Divides('num_experts')]
+  groups_per_token: Count
   group_score: GroupScore = 'max'
 
   @property
@@ -187,7 +179,7 @@ class GroupLimited(TopK):
 
   def __post_init__(self):
     super().__post_init__()
-    size = group_size(self.num_experts, self.groups, self.where)
+    size = self.num_experts // self.groups
     least = -(-self.k // size)
     if not least <= self.groups_per_token <= self.groups:
       raise ConfigError(f'{self.where}.groups_per_token must lie between {least} (for k = {self.k} experts in groups of '

@@ -172,7 +172,7 @@ def test_with_all_groups_a_limit_changes_nothing():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(k=2, groups=3, groups_per_token=1), 'config.select.groups: 3 groups do not divide 8 experts'),
+    (dict(k=2, groups=3, groups_per_token=1), 'config.select.groups must be .* that divides num_experts, not 3'),
     (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must lie between 2 .* and 4'),
     (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must lie between 1 .* and 4'),
     (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'groups of one expert have no two best'),
