@@ -147,7 +147,8 @@ class Router(nnx.Module):
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
-    placed = self.place(selected, selected.pick(gates), **stage('place'))
+    documents = dict(documents=inputs['documents']) if self.place.by_document else {}
+    placed = self.place(selected, selected.pick(gates), **documents, **stage('place'))
     placed = self.weigh.after_drops(placed, scores.logits)
     routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid, placed=placed,
                               inputs=inputs)
