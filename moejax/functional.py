@@ -30,6 +30,20 @@ def router_state(value: jax.Array, axes: tuple[str | None, ...]) -> RouterState:
   return RouterState(value, axes=axes)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """What a batch says about one piece of router state, whose new value is `rule(state, sums)`.
+
+  Attributes:
+    sums: an array of sums over tokens: those of the parts of a batch add up, and so do those of layers that share it.
+    rule: takes the sums of the whole batch, and keeps leading axes (those of scanned layers). Equal configs have equal
+      rules: a frozen dataclass with `__call__`, or a function of a module.
+  """
+  sums: jax.Array
+  rule: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(metadata=dict(static=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Functional:
   """A module seen as `init` and `apply`.
@@ -132,12 +146,20 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 
 
 def merge_updates(state: Tree, updates: Tree) -> Tree:
-  """`state` with the leaves that `updates` (a nested dict over some of the same paths) replaces."""
+  """`state` after a step. `updates`: a nested dict over some of its paths, of `Statistics` and of new values."""
   flat, new = flatten(state), flatten(updates)
   unknown = sorted(set(new) - set(flat))
   if unknown:
     raise ValueError(f'updates for state that does not exist: {unknown}; there is {sorted(flat)}.')
-  return unflatten({**flat, **new})
+  return unflatten({**flat, **{path: value.rule(flat[path], value.sums) if isinstance(value, Statistics) else value
+                               for path, value in new.items()}})
+
+
+def add_updates(one: Tree, other: Tree) -> Tree:
+  """The updates of two parts of a batch as those of both: statistics add up, and new values are the same in both."""
+  def add(a, b):
+    return dataclasses.replace(a, sums=a.sums + b.sums) if isinstance(a, Statistics) else b
+  return jax.tree.map(add, one, other, is_leaf=lambda node: isinstance(node, Statistics))
 
 
 def _path(path) -> str:

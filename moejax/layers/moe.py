@@ -16,8 +16,9 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count
 from moejax.routing import router
-from moejax.routing.features import RouterInputs
+from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
 
 
@@ -30,17 +31,18 @@ class MoEConfig:
     experts: what an expert is (`moejax.experts`).
     router: the stages of the router (`moejax.routing`).
     dispatch: how tokens reach their experts (`moejax.dispatch`).
-    group: tokens that are routed together, and share a capacity: all of the 'batch', those of one 'sequence', or this
-      many (the largest divisor of B*S that is not above).
+    group: tokens that are routed together, and compete for the slots of a capacity: all of the 'batch', those of one
+      'sequence' with all documents that are packed in it, or this many (the largest divisor of B*S that is not above).
+      Slots for each document: router.place=dict(name='document_capacity').
     shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
     shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
       two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
-  num_experts: int
+  num_experts: Count
   experts: dict
   router: dict
   dispatch: dict
-  group: Literal['batch', 'sequence'] | int = 'batch'
+  group: Literal['batch', 'sequence'] | Count = 'batch'
   shared: dict | None = None
   shared_gate: Literal['sum', 'softmax'] = 'sum'
 
@@ -88,8 +90,10 @@ class MoE(nnx.Module):
       ConfigError: while tracing: a plan that the dispatcher cannot run, or tokens that cannot be grouped as asked.
     """
     batch, length, dim = x.shape
+    inputs = inputs or RouterInputs()
+    x = without_padding(x, inputs.valid)
     tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
-    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs or RouterInputs()))
+    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs))
     routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
     with jax.named_scope('dispatch'):  # by which its work is known in traced and compiled programs
       y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config import ConfigError
-from moejax.functional import Tree
+from moejax.functional import Tree, add_updates
 from moejax.layers import placement
 from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.blocks import Block, Context, Norms, SparseForm
@@ -39,8 +39,8 @@ class Transformer(nnx.Module):
     norm: of every branch and at the end; see `norms`.
     dropout: on every branch.
     stochastic_depth: rate at which branches of the last block are dropped; linear in depth from 0 at the first.
-    sharing: which parameters all layers share; see `Sharing`. The state of a shared router becomes the mean of what the
-      layers make of it.
+    sharing: which parameters all layers share; see `Sharing`. The state of a shared router moves once a step, by what
+      the tokens of all layers did.
     layers: scanned (only distinct blocks are compiled) or unrolled.
     remat: what of each block is kept for the backward pass.
   """
@@ -98,8 +98,7 @@ class Transformer(nnx.Module):
     x, routers, updates = self.stack.run(self.blocks, step, x, key)
     if updates and self.sharing != 'none':
       by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
-      mean = lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0).astype(leaves[0].dtype)
-      return self.final_norm(x), routers, dict(shared=jax.tree.map(mean, *by_layer.values()))
+      return self.final_norm(x), routers, dict(shared=functools.reduce(add_updates, by_layer.values()))
     return self.final_norm(x), routers, dict(blocks=updates) if updates else {}
 
   def distinct_blocks(self) -> Iterator[Block | BlockMixture]:

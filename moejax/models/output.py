@@ -18,7 +18,7 @@ class ModelOutput:
     features: <float>[B,D] or [B,S,D], what the logits are a linear function of.
     routers: the output of each router by depth ('block_03'), the same whether layers are scanned or not. Their updates
       are moved to:
-    updates: new values of router state, nested by the paths of the functional's state: for `functional.merge_updates`.
+    updates: what router state becomes, nested by the paths of the functional's state: for `functional.merge_updates`.
     extras: what one kind of model gives besides, by name.
   """
   logits: jax.Array

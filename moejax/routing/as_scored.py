@@ -4,12 +4,12 @@ import dataclasses
 import jax
 
 from moejax.routing.plans import Plan
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
 
 
 @WEIGHTINGS('as_scored')
 @dataclasses.dataclass(frozen=True)
-class AsScored:
+class AsScored(Weighting):
   """The scores themselves, which are shares of the experts in the output: not negative (DSelect-k, COMET)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
@@ -17,9 +17,6 @@ class AsScored:
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     return plan.scale(plan.pick(logits))
-
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
 
 
 @WEIGHTINGS('logit')

@@ -6,7 +6,7 @@ valid token), inside a group over valid tokens; the z-loss is the mean over all 
 """
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from flax import nnx
 import jax
@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.ranges import NonNegative
 from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import top_k
+from moejax.routing.shares import scaled
 
 BALANCERS = Registry('balance')
 
@@ -47,10 +49,15 @@ class Balancer(nnx.Module):
   """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step.
 
   Config:
-    coefficient: what the loss is multiplied by before it is added to the objective's.
+    coefficient: what the loss is multiplied by before it is added to the objective's. Not negative: what is rewarded for
+      imbalance has no minimum.
+
+  Attributes:
+    reads: names of what it needs of `Scores.extras`.
   """
 
   coefficient: float = 0.
+  reads: ClassVar[tuple[str, ...]] = ()
 
   def loss(self, routed: Routed) -> jax.Array | None:
     """A scalar before its coefficient, or None."""
@@ -60,8 +67,8 @@ class Balancer(nnx.Module):
     """The scores with another `select`; `gates` <float32>[G,S,E] are those of the weighting."""
     return scores
 
-  def update(self, routed: Routed) -> dict[str, Any]:
-    """New values of this module's state by name."""
+  def update(self, routed: Routed) -> dict[str, functional.Statistics]:
+    """What moves this module's state, by name: sums over the tokens, applied once a step whatever its parts."""
     return {}
 
 
@@ -101,6 +108,7 @@ def valid_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
 def squared_coefficient_of_variation(values: jax.Array) -> jax.Array:
   """Population variance over squared mean of the last axis (as V-MoE and Tensor2Tensor; FastMoE and Tutel use the
   unbiased variance, E/(E-1) times this). 0 where the mean is 0."""
+  values = scaled(values)
   mean = values.mean(-1)
   return values.var(-1) / jnp.where(mean == 0, 1, mean**2)
 
@@ -189,18 +197,27 @@ def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
   """One step of loss-free balancing: `b_e + rate * sign(mean(load) - load_e)` (its Algorithm 1).
 
   Args:
-    bias: <float32>[E].
-    load: <float32>[E] choices of every expert in the step's whole batch.
+    bias: <float32>[..., E].
+    load: <float32>[..., E] choices of every expert in the step's whole batch.
     rate: u.
   """
-  return bias + rate * jnp.sign(load.mean() - load)
+  return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasStep:
+  """`bias_step` of a rate."""
+  rate: float
+
+  def __call__(self, bias: jax.Array, load: jax.Array) -> jax.Array:
+    return bias_step(bias, load, self.rate)
 
 
 @BALANCERS('importance')
 class Importance(Balancer):
   """See `importance_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -211,7 +228,7 @@ class Importance(Balancer):
 class Load(Balancer):
   """See `load_loss`. Needs a score with noise, or it would have no gradient."""
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float):
+  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
     self.k = choosing(k, where)
     if not noisy:
       raise ConfigError(f"{where}: without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
@@ -230,7 +247,7 @@ class Switch(Balancer):
     convention: what F_e counts; see `switch_loss`.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: float, convention: Convention = 'moejax'):
+  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
     choosing(k, where)
     self.coefficient, self.convention = coefficient, convention
 
@@ -242,7 +259,7 @@ class Switch(Balancer):
 class Z(Balancer):
   """See `z_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -259,7 +276,7 @@ class Bias(Balancer):
     rate: u, the size of a step.
   """
 
-  def __init__(self, *, where: str, k: int | None, num_experts: int, rate: float = 1e-3):
+  def __init__(self, *, where: str, k: int | None, num_experts: int, rate: NonNegative = 1e-3):
     choosing(k, where)
     self.rate = rate
     self.bias = functional.router_state(jnp.zeros(num_experts), (None,))
@@ -267,5 +284,5 @@ class Bias(Balancer):
   def adjust(self, scores: Scores, gates: jax.Array) -> Scores:
     return dataclasses.replace(scores, select=gates + jax.lax.stop_gradient(self.bias[...]))
 
-  def update(self, routed: Routed) -> dict[str, jax.Array]:
-    return {'bias': bias_step(self.bias[...], routed.plan.shares().sum((0, 1)), self.rate)}
+  def update(self, routed: Routed) -> dict[str, functional.Statistics]:
+    return {'bias': functional.Statistics(routed.plan.shares().sum((0, 1)), BiasStep(self.rate))}

@@ -3,6 +3,7 @@ from flax import nnx
 import jax
 
 from moejax import functional
+from moejax.ranges import NonNegative
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, vectors
 
 
@@ -14,7 +15,7 @@ class Centroids(Score):
     gain: length of the vectors at the start.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: float = 0.1):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: NonNegative = 0.1):
     self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim, where), num_experts),
                                        ('embed', None))
 

@@ -32,7 +32,7 @@ class Random(Score):
     self.per = {True: per, False: per if eval_per is None else eval_per}
     if 'document' in self.per.values() and dim is not None:
       raise ConfigError(f"{where}: a draw for every document needs to know them. Set features=dict(name='documents').")
-    # All layers have one config, and yet draws of their own. Small: a mean over microbatches leaves it as it is.
+    # All layers have one config, and yet draws of their own.
     self.layer = functional.router_state(jax.random.randint(rngs.params(), (), 0, 2**16), ())
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:

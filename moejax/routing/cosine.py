@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.scores import SCORES, Score, Scores, gaussian, noiseless, required, uniform_within, vectors
 
 Normalize = Literal['both', 'experts', 'none']
@@ -74,16 +75,16 @@ class Cosine(Score):
     init_scale: gain or standard deviation of `init`.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: int | None = None,
-               project_bias: bool = False, normalize: Normalize = 'both', epsilon: float = 1e-4,
-               temperature: Temperature = 'none', temperature_init: float = 0.07,
-               init: Literal['orthogonal', 'normal'] = 'orthogonal', init_scale: float = 0.1,
-               rescale: float | None = None, noise_std: float | Literal['1/E'] = 0.):
+  gives = ('cosine',)
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: Count | None = None,
+               project_bias: bool = False, normalize: Normalize = 'both', epsilon: Positive = 1e-4,
+               temperature: Temperature = 'none', temperature_init: Positive = 0.07,
+               init: Literal['orthogonal', 'normal'] = 'orthogonal', init_scale: Positive = 0.1,
+               rescale: Positive | None = None, noise_std: NonNegative | Literal['1/E'] = 0.):
     dim = vectors(dim, where)
     if project is None and project_bias:
       raise ConfigError(f'{where}.project_bias: there is no projection to add a bias to. Set project, or remove it.')
-    if temperature_init <= 0:
-      raise ConfigError(f'{where}.temperature_init must be above 0, not {temperature_init}.')
     width = dim if project is None else project
     start = uniform_within(dim**-0.5)
     self.kernel = None if project is None else functional.parameter(rngs, start, (dim, width), ('embed', None))

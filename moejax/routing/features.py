@@ -9,10 +9,17 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from moejax.config import Registry
+from moejax.config import ConfigError, Registry
 from moejax.routing.plans import Leak
 
 FEATURES = Registry('router feature')
+
+_IDS = 'Language models have them: use one'
+_GIVEN_BY = dict(
+    token_ids=_IDS, previous_ids=_IDS, earlier_ids=_IDS, next_ids=_IDS, documents=_IDS, valid='Give batches that say it',
+    positions='Models of sequences and of patches have them: use one',
+    tasks='Use a language model, and data that say which task or domain a document is of',
+    modalities="Use config.model 'two_modalities'", shared='Use a model with a network that all routers share (speech)')
 
 
 @jax.tree_util.register_dataclass
@@ -45,12 +52,22 @@ class RouterInputs:
   shared: jax.Array | None = None
 
   def __getitem__(self, name: str) -> jax.Array:
-    """The field `name`. Raises ValueError where the model supplies none."""
+    """The field `name`. Raises ConfigError, while tracing, where the model supplies none."""
     value = getattr(self, name)
     if value is None:
-      raise ValueError(f'the router looks at {name.replace("_", " ")}, but the model gave it none '
-                       f'(RouterInputs.{name} is None).')
+      raise ConfigError(f'the router looks at {name.replace("_", " ")}, but the model gave it none '
+                        f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose a router that needs none.')
     return value
+
+
+def without_padding(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+  """`x` <float>[G,S,..] with zeros where not `valid` <bool>[G,S], or as it is for None.
+
+  What padding holds may be anything: times a weight of zero, infinity is no zero, forward or backward.
+  """
+  if valid is None:
+    return x
+  return jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0)
 
 
 @FEATURES('token')

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import Natural, NonNegative
 from moejax.routing.placement import PLACEMENTS, Capacity, slots_in_order
 from moejax.routing.plans import Leak, Plan, SoftPlan, TokenPlan, token_plan
 from moejax.routing.scores import Scores, required
 from moejax.routing.selection import SELECTIONS, TopK, top_k
-from moejax.routing.weighting import normalized
+from moejax.routing.shares import normalized
 
 Policy = Literal['all', 'none', 'threshold', 'random']
 PolicyGate = Literal['renormalized', 'probability']
@@ -62,7 +63,7 @@ class TopN(TopK):
   """
   policy: Policy = 'random'
   eval_policy: Policy = 'random'
-  threshold: float | tuple[float, ...] = 0.2
+  threshold: NonNegative | tuple[NonNegative, ...] = 0.2
   gate: PolicyGate = 'renormalized'
 
   def __post_init__(self):
@@ -95,13 +96,13 @@ class Ranked:
   """
   where: str
   num_experts: int
-  alternatives: int = 3
+  alternatives: Natural = 3
 
   k: ClassVar[int] = 1
   reads_slots: ClassVar[bool] = False
 
   def __post_init__(self):
-    if not 0 <= self.alternatives < self.num_experts:
+    if self.alternatives >= self.num_experts:
       raise ConfigError(f'{self.where}.alternatives must lie between 0 and {self.num_experts - 1}: a token has that '
                         f'many experts besides the best; not {self.alternatives}.')
 
@@ -178,6 +179,7 @@ class StraightThrough(_InOrder):
 
   Config: capacity_factor, eval_capacity_factor, convention and min_capacity of 'capacity'.
   """
+  soft: ClassVar[bool] = True
 
   def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> SoftPlan:
     soft = super().__call__(plan, gates, key=key, train=train).to_slots().to_soft()

@@ -1,7 +1,6 @@
 """Routers without anything to learn: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import ConfigError
+from moejax.ranges import Count, Natural, NonNegative
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.plans import Leak, Plan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
@@ -101,7 +101,7 @@ class Bigrams:
 
   width: ClassVar[None] = None
 
-  def __init__(self, *, buckets: int):
+  def __init__(self, *, buckets: Count):
     self.buckets = buckets
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
@@ -122,9 +122,11 @@ class Hash(Score):
     frequencies: V counts for the table 'balanced'; None: all ids equally frequent.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: int,
-               table: HashTable | tuple[int, ...] = 'random', seed: int = 0,
-               frequencies: Sequence[float] | None = None, hashes: int = 1):
+  gives = ('experts',)
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: Count,
+               table: HashTable | tuple[Natural, ...] = 'random', seed: Natural = 0,
+               frequencies: tuple[NonNegative, ...] | None = None, hashes: Count = 1):
     if dim is not None:
       raise ConfigError(f"{where}: 'hash' looks at token ids. Set features=dict(name='token_ids').")
     if frequencies is not None and (table != 'balanced' or len(frequencies) != vocab_size):
@@ -132,9 +134,8 @@ class Hash(Score):
                         f'here are {len(frequencies)} for table={table!r}.')
     self.num_experts = num_experts
     if isinstance(table, str):
-      if hashes < 1 or (hashes > 1 and table == 'modulo'):
-        raise ConfigError(f"{where}.hashes is {hashes}: with table={table!r} there can be 1"
-                          f"{' or more' if table != 'modulo' else ' only, as all would be the same'}.")
+      if hashes > 1 and table == 'modulo':
+        raise ConfigError(f"{where}.hashes is {hashes}: with table='modulo' there can be 1 only, as all would be the same.")
       frequencies = None if frequencies is None else tuple(frequencies)
       tables = [hash_table(table, vocab_size, num_experts, seed + n, frequencies) for n in range(hashes)]
     else:
@@ -161,15 +162,16 @@ class Hashed:
   """
   where: str
   num_experts: int
-  k: int
+  k: Count
 
   reads_slots: ClassVar[bool] = False
+  reads: ClassVar[tuple[str, ...]] = ('experts',)
 
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
-    experts = scores.extras.get('experts')
-    if experts is None or experts.shape[-1] != self.k:
+    experts = scores.extras['experts']
+    if experts.shape[-1] != self.k:
       raise ConfigError(f"{self.where}.k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")
     return token_plan(experts, valid[..., None], self.num_experts)

@@ -6,7 +6,7 @@ logsumexp of a group is the primary logit o_i, and selection and weighting need 
 Shazeer et al. 2017 (arXiv 1701.06538), appendix B. `moe_2d` has the stages of the layer that came of it.
 """
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flax import nnx
 import jax
@@ -14,12 +14,17 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.ranges import Count, Divides, NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.noisy import check_noise, chosen, imbalance, learned_noise_std, over_tokens, prob_in_top_k
 from moejax.routing.plans import Leak, Plan, TokenPlan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, required, vectors
-from moejax.routing.selection import SELECTIONS, group_size, top_k
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.selection import SELECTIONS, top_k
+from moejax.routing.weighting import WEIGHTINGS, Weighting
+
+
+# How many groups of experts; all have the same size.
+Groups = Annotated[Count, Divides('num_experts')]
 
 
 def joint_logits(outer: jax.Array, inner: jax.Array) -> jax.Array:
@@ -45,9 +50,12 @@ class Hierarchical(Score):
     noise_floor: least standard deviation of the noise.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, groups: int,
-               noise: Literal['learned', 'none'] = 'learned', init_std: float = 0., noise_floor: float = 1e-2):
-    dim, size = vectors(dim, where), group_size(num_experts, groups, where)
+  gives = ('outer', 'outer_clean', 'inner', 'inner_clean')
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, groups: Groups,
+               noise: Literal['learned', 'none'] = 'learned', init_std: NonNegative = 0.,
+               noise_floor: NonNegative = 1e-2):
+    dim, size = vectors(dim, where), num_experts // groups
     init = nnx.initializers.normal(init_std)
     outer = lambda: functional.parameter(rngs, init, (dim, groups), ('embed', None))
     inner = lambda: functional.parameter(rngs, init, (dim, groups, size), ('embed', None, None))
@@ -84,16 +92,16 @@ class HierarchicalTopK:
   """
   where: str
   num_experts: int
-  groups: int
-  groups_per_token: int
-  per_group: int
+  groups: Groups
+  groups_per_token: Count
+  per_group: Count
 
   reads_slots: ClassVar[bool] = False
 
   def __post_init__(self):
-    size = group_size(self.num_experts, self.groups, self.where)
+    size = self.num_experts // self.groups
     for name, most in (('groups_per_token', self.groups), ('per_group', size)):
-      if not 1 <= getattr(self, name) <= most:
+      if getattr(self, name) > most:
         raise ConfigError(f'{self.where}.{name} must lie between 1 and {most}, for {self.groups} groups of {size} '
                           f'experts; not {getattr(self, name)}.')
 
@@ -137,22 +145,28 @@ def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> j
 
 @WEIGHTINGS('hierarchical')
 @dataclasses.dataclass(frozen=True)
-class HierarchicalWeights:
+class HierarchicalWeights(Weighting):
   """See `hierarchical_weights`; what is not drawn, or dropped, keeps its share.
 
   Config:
-    groups: N.
+    groups: N, a divisor of the number of experts, as in the score.
   """
-  groups: int
+  where: str
+  k: int | None
+  num_experts: int
+  groups: Groups
 
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
+  def __post_init__(self):
+    if self.k is None:
+      raise ConfigError(f"{self.where}: weights over groups of experts are for tokens that choose them, which this "
+                        "selection does not let them. Use weigh=dict(name='softmax').")
 
   def weigh(self, plan: TokenPlan, logits: jax.Array) -> TokenPlan:
     return plan.scale(hierarchical_weights(plan.expert, logits, self.groups))
 
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
+  @property
+  def always_one(self) -> bool:
+    return self.k == 1
 
 
 @BALANCERS('hierarchical_load')
@@ -164,8 +178,10 @@ class HierarchicalLoad(Balancer):
     per_group: K of the others.
   """
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float, groups_per_token: int,
-               per_group: int):
+  reads = Hierarchical.gives
+
+  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative, groups_per_token: Count,
+               per_group: Count):
     check_noise(noisy, k, where)
     if groups_per_token * per_group != k:
       raise ConfigError(f'{where}: {groups_per_token} groups_per_token with {per_group} per_group are not the {k} '

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from optax import assignment
 
 from moejax import functional
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.shares import normalized
 from moejax.routing.smooth_step import EPSILON
 
 # At the first and the last step of the search, as in mazumder-lab/COMET.
@@ -82,15 +84,17 @@ class LocalSearch(nnx.Module):
 def permutation_entropy(soft: jax.Array) -> jax.Array:
   """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, and of it with its rows normalised; 0 for a
   permutation."""
-  rows = soft / soft.sum(1, keepdims=True)
+  rows = normalized(soft)
   return -jnp.sum(soft * jnp.log(soft + EPSILON)) - jnp.sum(rows * jnp.log(rows + EPSILON))
 
 
 @BALANCERS('permutation_entropy')
 class PermutationEntropy(Balancer):
-  """See `permutation_entropy`."""
+  """See `permutation_entropy`; for score 'comet' with `search_steps`."""
 
-  def __init__(self, *, coefficient: float):
+  reads = ('permutation',)
+
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

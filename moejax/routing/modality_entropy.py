@@ -8,12 +8,13 @@ For the tokens of one modality with router probabilities p_t,
 With S experts equally used, H of the mean is log S: S is a soft minimum of experts.
 """
 import math
-from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import AtLeast, NonNegative, NotEmpty
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, group_mean, token_mean
 
 # Their numbers in `RouterInputs.modalities` are their places here.
@@ -58,10 +59,8 @@ class LocalEntropy(Balancer):
     modalities: of which modalities the entropies are added up.
   """
 
-  def __init__(self, *, where: str, coefficient: float, modalities: Sequence[str] = ('text',)):
-    unknown = sorted(set(modalities) - set(MODALITIES))
-    if unknown or not modalities:
-      raise ConfigError(f'{where}.modalities must name some of {", ".join(MODALITIES)}, not {tuple(modalities)}.')
+  def __init__(self, *, where: str, coefficient: NonNegative,
+               modalities: Annotated[tuple[Literal['image', 'text'], ...], NotEmpty()] = ('text',)):
     self.coefficient, self.modalities = coefficient, tuple(modalities)
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -76,14 +75,15 @@ class GlobalEntropy(Balancer):
     image_experts, text_experts: S of each; None leaves the modality alone.
   """
 
-  def __init__(self, *, where: str, num_experts: int, coefficient: float, image_experts: float | None = None,
-               text_experts: float | None = None):
+  def __init__(self, *, where: str, num_experts: int, coefficient: NonNegative,
+               image_experts: Annotated[float, AtLeast(1)] | None = None,
+               text_experts: Annotated[float, AtLeast(1)] | None = None):
     wanted = zip(MODALITIES, (image_experts, text_experts))
     self.experts = {name: experts for name, experts in wanted if experts is not None}
     if not self.experts:
       raise ConfigError(f'{where}: set image_experts, text_experts or both.')
     for name, experts in self.experts.items():
-      if not 1 <= experts <= num_experts:
+      if experts > num_experts:
         raise ConfigError(f'{where}.{name}_experts must lie between 1 and num_experts = {num_experts}, not {experts}: '
                           'no modality can use more experts than there are.')
     self.coefficient = coefficient

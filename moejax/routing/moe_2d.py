@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import NonNegative, Positive
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
-from moejax.routing.hierarchical import two_levels
-from moejax.routing.placement import PLACEMENTS, capacity, checked_slots, slots_in_order
+from moejax.routing.hierarchical import Groups, two_levels
+from moejax.routing.placement import PLACEMENTS, Placement, capacity, check_choosing, checked_slots, slots_in_order
 from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.scores import Scores, required
-from moejax.routing.selection import SELECTIONS, group_size, top_k
+from moejax.routing.selection import SELECTIONS, top_k
 
 SecondChoice = Literal['all', 'random']
 
@@ -33,15 +34,12 @@ class HierarchicalTop2:
   """
   where: str
   num_experts: int
-  groups: int
+  groups: Groups
   second: SecondChoice = 'random'
   eval_second: SecondChoice = 'random'
-  threshold: float = 0.2
+  threshold: NonNegative = 0.2
 
   reads_slots: ClassVar[bool] = False
-
-  def __post_init__(self):
-    group_size(self.num_experts, self.groups, self.where)
 
   @property
   def k(self) -> int:
@@ -80,7 +78,7 @@ class HierarchicalTop2:
 
 @PLACEMENTS('two_level_capacity')
 @dataclasses.dataclass(frozen=True)
-class TwoLevelCapacity:
+class TwoLevelCapacity(Placement):
   """Slots of groups, and of the experts among those who have a slot of their group (`MoE2D`).
 
   A group has max(min(S, int(S * factor / N)), 4) slots, first choices of a group first; its experts share these, T,
@@ -93,10 +91,14 @@ class TwoLevelCapacity:
   """
   where: str
   num_experts: int
-  groups: int
-  capacity_factor: float = 1.25
-  eval_capacity_factor: float = 2.
-  second_level_factor: float = 1.
+  k: int | None
+  groups: Groups
+  capacity_factor: Positive = 1.25
+  eval_capacity_factor: Positive = 2.
+  second_level_factor: Positive = 1.
+
+  def __post_init__(self):
+    check_choosing(self.k, self.where)
 
   def leak(self, train: bool) -> Leak:
     return 'slots'
@@ -107,7 +109,7 @@ class TwoLevelCapacity:
     factor, second = getattr(self, name), self.second_level_factor
     of_group = checked_slots(capacity(tokens, self.groups, 2, factor, 'mesh_tensorflow'), tokens, factor,
                              f'{self.where}.{name}')
-    size = group_size(self.num_experts, self.groups, self.where)
+    size = self.num_experts // self.groups
     of_expert = capacity(of_group, size, 2, second, 'mesh_tensorflow')
     return of_group, checked_slots(of_expert, of_group, second, f'{self.where}.second_level_factor')
 
@@ -132,7 +134,9 @@ class HierarchicalSwitch(Balancer):
   slots, whether filled by such tokens, by others or not at all, which makes it smaller.
   """
 
-  def __init__(self, *, coefficient: float):
+  reads = ('outer', 'inner')
+
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import (BALANCERS, Balancer, Routed, choosing, group_mean,
                                       squared_coefficient_of_variation)
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, required, vectors
@@ -31,8 +32,8 @@ class NoisyLinear(Score):
 
   noisy = True
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.,
-               noise_floor: float = 1e-2):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.,
+               noise_floor: NonNegative = 1e-2):
     shape, init = (vectors(dim, where), num_experts), nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, shape, ('embed', None))
     self.noise_kernel = functional.parameter(rngs, init, shape, ('embed', None))
@@ -93,7 +94,7 @@ class GateImportance(Balancer):
   'importance' is V-MoE's: of the softmax over all experts, without noise.
   """
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -114,7 +115,7 @@ class SmoothLoad(Balancer):
   Without noise (at evaluation), of the counts themselves.
   """
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: float):
+  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
     check_noise(noisy, k, where)
     self.k, self.coefficient = k, coefficient
 

@@ -1,20 +1,19 @@
 """Placement: how many slots an expert has in every group, and who gets them.
 
-A placement is a class with `leak(train)`, what placing lets through from later tokens, and
-`__call__(plan, gates, *, key, train) -> Plan`, where `gates` are those of the plan's own choices. Padding takes no
-slot.
+Padding takes no slot.
 """
 import dataclasses
 import fractions
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import ConfigError, Registry
+from moejax.ranges import Natural, Positive
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import Leak, Plan, TokenPlan
 from moejax.routing.scores import required
@@ -151,9 +150,35 @@ def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: 
   return slot.reshape(groups, choices, tokens).swapaxes(1, 2)
 
 
+def check_choosing(k: int | None, where: str) -> None:
+  """Raises ConfigError where tokens choose no fixed number `k` of experts; `where`: config path of the placement."""
+  if k is None:
+    raise ConfigError(f'{where}: a capacity is for tokens that choose experts, which this selection does not let them. '
+                      "Use place=dict(name='dropless').")
+
+
+class Placement:
+  """Base of placements.
+
+  Attributes:
+    soft: it makes a SoftPlan of what tokens choose.
+    by_document: it is called with `documents` <int32>[G,S] besides.
+  """
+  soft: ClassVar[bool] = False
+  by_document: ClassVar[bool] = False
+
+  def leak(self, train: bool) -> Leak:
+    """What placing lets through from later tokens."""
+    raise NotImplementedError
+
+  def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    """`plan` with what has a slot; `gates` are those of the plan's own entries."""
+    raise NotImplementedError
+
+
 @PLACEMENTS('dropless')
 @dataclasses.dataclass(frozen=True)
-class Dropless:
+class Dropless(Placement):
   """Everything that was selected is computed."""
 
   def leak(self, train: bool) -> Leak:
@@ -165,8 +190,12 @@ class Dropless:
 
 @PLACEMENTS('capacity')
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class Capacity(Placement):
   """Every expert has C slots in every group; choices beyond that are dropped.
+
+  Whatever is in a group competes for its slots: documents that are packed in a row, and with `moe.group='batch'` the rows
+  of a batch. What is dropped of a document, and so its output, depends on its neighbours. 'document_capacity' has slots
+  for each document.
 
   Config:
     capacity_factor: see the function `capacity`.
@@ -182,17 +211,15 @@ class Capacity:
   where: str
   num_experts: int
   k: int | None
-  capacity_factor: float
-  eval_capacity_factor: float | None = None
+  capacity_factor: Positive
+  eval_capacity_factor: Positive | None = None
   convention: Convention = 'moejax'
-  min_capacity: int | None = None
+  min_capacity: Natural | None = None
   priority: Priority = 'position'
   order: Order = 'choice'
 
   def __post_init__(self):
-    if self.k is None:
-      raise ConfigError(f'{self.where}: a capacity is for tokens that choose experts, which this selection does not '
-                        "let them. Use place=dict(name='dropless').")
+    check_choosing(self.k, self.where)
 
   def leak(self, train: bool) -> Leak:
     if self._priority(train) != 'position':
@@ -201,28 +228,38 @@ class Capacity:
 
   def slots(self, tokens: int, train: bool) -> int:
     """C for groups of `tokens`. Raises ValueError where that is 0."""
-    key = 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'
-    factor = getattr(self, key)
+    key = self._factor(train)
+    return checked_slots(self.formula(tokens, train), tokens, getattr(self, key), f'{self.where}.{key}')
+
+  def formula(self, tokens: int, train: bool) -> int:
+    """What the convention gives an expert for `tokens`, be it none, or more than there are tokens."""
+    key = self._factor(train)
     if key == 'eval_capacity_factor' and self.convention == 'fairseq':
-      slots = math.ceil(factor * tokens)
-    else:
-      slots = capacity(tokens, self.num_experts, self.k, factor, self.convention, self.min_capacity)
-    return checked_slots(slots, tokens, factor, f'{self.where}.{key}')
+      return math.ceil(self.eval_capacity_factor * tokens)
+    return capacity(tokens, self.num_experts, self.k, getattr(self, key), self.convention, self.min_capacity)
+
+  def _factor(self, train):
+    return 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'
 
   def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     slots = self.slots(plan.expert.shape[1], train)
-    arguments = (plan.expert, plan.kept, self.num_experts)
+    slot = self.queued(plan.expert, plan.kept, self.num_experts, gates, key, train)
+    return dataclasses.replace(plan, kept=plan.kept & (slot < slots), slot=slot, capacity=slots)
+
+  def queued(self, expert: jax.Array, routed: jax.Array, num_experts: int, gates: jax.Array, key: jax.Array | None,
+             train: bool) -> jax.Array:
+    """<int32>[G,S,K] the place of every choice in the queue of its expert; see `slots_in_order`."""
+    arguments = (expert, routed, num_experts)
     match self._priority(train):
       case 'position':
-        slot = slots_in_order(*arguments, self.order)
+        return slots_in_order(*arguments, self.order)
       case 'batch':
-        slot = slots_by_token_priority(*arguments, gates.max(-1), self.order)
+        return slots_by_token_priority(*arguments, gates.max(-1), self.order)
       case 'random':
-        draw = jax.random.uniform(required(key, 'place "capacity" with priority="random"'), plan.expert.shape[:2])
-        slot = slots_by_token_priority(*arguments, draw, self.order)
+        draw = jax.random.uniform(required(key, 'place "capacity" with priority="random"'), expert.shape[:2])
+        return slots_by_token_priority(*arguments, draw, self.order)
       case 'probability':
-        slot = slots_by_choice_priority(*arguments, gates)
-    return dataclasses.replace(plan, kept=plan.kept & (slot < slots), slot=slot, capacity=slots)
+        return slots_by_choice_priority(*arguments, gates)
 
   def _priority(self, train: bool) -> Priority:
     return 'position' if self.priority == 'random' and not train else self.priority

@@ -25,12 +25,12 @@ from moejax import config as configs
 from moejax import routing
 from moejax.random import derive
 from moejax.routing import balancing
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.features import FEATURES, RouterInputs, without_padding
 from moejax.routing.placement import PLACEMENTS
 from moejax.routing.plans import Leak, Plan, most_leaking
 from moejax.routing.scores import SCORES
 from moejax.routing.selection import SELECTIONS
-from moejax.routing.weighting import WEIGHTINGS, router_probs
+from moejax.routing.weighting import WEIGHTINGS
 
 # Every file of this room, and every paper, may hold stages: a config names them, whoever wrote it.
 for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
@@ -50,11 +50,12 @@ class RouterOutput:
       of the weight where all experts see all tokens), `dropped` (share of the choices that are not computed; of tokens
       that no expert sees where experts choose), `confidence` (largest router probability) and `entropy` (nats), means
       over valid tokens; and each loss before its coefficient, as `<name>_loss`.
-    updates: new values of the router's state, as a nested dict over its paths; empty for most routers, and always
-      outside training.
+    updates: what the router's state becomes, for `functional.merge_updates`: `Statistics` of these tokens, and new
+      values; a nested dict over its paths, empty for most routers, and always outside training.
     probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
     extras: what the score left for others (`Scores.extras`).
     k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
+    tokens: <float32>[] how many valid tokens were routed: what their losses and metrics weigh beside those of others.
   """
   plan: Plan
   losses: dict[str, jax.Array]
@@ -63,6 +64,7 @@ class RouterOutput:
   probs: jax.Array | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
+  tokens: jax.Array | None = None
 
 
 class Router(nnx.Module):
@@ -87,12 +89,33 @@ class Router(nnx.Module):
     if self.select.reads_slots != (self.score.slots is not None):
       raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit: '
                                 "'soft_moe' scores slots, which only 'soft' selects by.")
+    if self.score.with_ids != getattr(self.features, 'with_ids', False):
+      raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit: '
+                                "'distilled' looks at tokens and their ids, which 'token_with_ids' alone gives.")
     if self.select.reads_slots and balance:
       raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
-    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', k=self.select.k)
+    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
+    if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
+      raise configs.ConfigError(
+          f'{where}.weigh: the only expert of a token always has the weight 1 once weights are normalised, so that the '
+          "objective teaches the router nothing. Use weigh=dict(name='softmax', order='before', renormalize='never'), "
+          "or more experts a token; weigh=dict(name='one') if something else teaches it.")
     self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
+    if self.place.soft and getattr(self.weigh, 'renormalize', 'never') == 'after':
+      raise configs.ConfigError(f"{where}.place: {place['name']!r} makes mixtures of tokens, whose weights "
+                                "renormalize='after' cannot change. Use 'before' or 'never'.")
     self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
                                    noisy=self.score.noisy)
+    self._check_reads(where, score['name'])
+
+  def _check_reads(self, where, score):
+    readers = {'select': self.select} | {f'balance.{name}': balancer for name, balancer in self.balance.items()}
+    for name, stage in readers.items():
+      missing = [extra for extra in getattr(stage, 'reads', ()) if extra not in self.score.gives]
+      if missing:
+        able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
+        raise configs.ConfigError(f'{where}.{name} reads {missing[0]!r} of the score, which score {score!r} does not give '
+                                  f'as it is configured. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; a property of the config."""
@@ -113,6 +136,9 @@ class Router(nnx.Module):
       ValueError: a key is needed, an input is missing, or the capacity keeps nothing.
     """
     stage = lambda name: dict(key=derive(key, name), train=train)
+    x = without_padding(x, inputs.valid)
+    if inputs.shared is not None:
+      inputs = dataclasses.replace(inputs, shared=without_padding(inputs.shared, inputs.valid))
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     scores = self.score(self.features(x, inputs), **stage('score'))
     gates = self.weigh.gates(scores.logits)
@@ -121,8 +147,10 @@ class Router(nnx.Module):
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
     selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
-    placed = self.weigh.after_drops(self.place(selected, selected.pick(gates), **stage('place')))
-    routed = balancing.Routed(scores=scores, probs=router_probs(gates), plan=selected, valid=valid, placed=placed,
+    documents = dict(documents=inputs['documents']) if self.place.by_document else {}
+    placed = self.place(selected, selected.pick(gates), **documents, **stage('place'))
+    placed = self.weigh.after_drops(placed, scores.logits)
+    routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid, placed=placed,
                               inputs=inputs)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}
@@ -136,7 +164,8 @@ class Router(nnx.Module):
         updates=_nonempty(updates),
         probs=routed.probs,
         extras=scores.extras,
-        k=self.select.k)
+        k=self.select.k,
+        tokens=valid.sum(dtype=jnp.float32))
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.config import ConfigError, Registry
 from moejax.random import derive
+from moejax.ranges import Count, Fraction, NonNegative, Rate
 from moejax.routing.plans import Leak
 
 SCORES = Registry('router score')
@@ -42,11 +43,15 @@ class Score(nnx.Module):
   Attributes:
     noisy: it adds Gaussian noise whose standard deviation it reports (the load loss needs it).
     slots: its logits are [G,S,E,slots] (Soft MoE), or None: [G,S,E].
+    gives: names of what it leaves in `Scores.extras` for stages that read them.
+    with_ids: it looks at activations and token ids together (features 'token_with_ids').
     leak: what scoring lets through from later tokens.
   """
 
   noisy: bool = False
   slots: int | None = None
+  gives: tuple[str, ...] = ()
+  with_ids: ClassVar[bool] = False
   leak: ClassVar[Leak] = 'causal'
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
@@ -54,7 +59,10 @@ class Score(nnx.Module):
     raise NotImplementedError
 
   def update(self) -> dict[str, Any]:
-    """After a training step: new values of this module's state (`functional.router_state`) by name."""
+    """After a training step: new values of this module's state (`functional.router_state`) by name.
+
+    They follow from parameters and state alone. What the tokens of a batch move is `functional.Statistics`.
+    """
     return {}
 
 
@@ -95,7 +103,7 @@ def uniform_within(bound: float) -> nnx.Initializer:
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-InitStd = float | Literal['1/sqrt(D)', 'torch_linear', 'xavier', 'xavier/2']
+InitStd = NonNegative | Literal['1/sqrt(D)', 'torch_linear', 'xavier', 'xavier/2']
 _INITS = {
     '1/sqrt(D)': nnx.initializers.lecun_normal(),
     'xavier': nnx.initializers.xavier_uniform(),
@@ -119,8 +127,8 @@ class Linear(Score):
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
-               init_std: InitStd = 0.02, bias: bool = False, jitter: float = 0.,
-               dropout: float = 0., noise_std: float | Literal['1/E'] = 0., logit_jitter: float = 0.):
+               init_std: InitStd = 0.02, bias: bool = False, jitter: Fraction = 0.,
+               dropout: Rate = 0., noise_std: NonNegative | Literal['1/E'] = 0., logit_jitter: NonNegative = 0.):
     dim = vectors(dim, where)
     bias_init = nnx.initializers.zeros
     if init_std == 'torch_linear':
@@ -129,8 +137,6 @@ class Linear(Score):
       init = _INITS[init_std] if init_std in _INITS else nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, (dim, num_experts), ('embed', None))
     self.bias = functional.parameter(rngs, bias_init, (num_experts,), (None,)) if bias else None
-    if not 0 <= dropout < 1:
-      raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
     self.jitter, self.dropout, self.logit_jitter = jitter, dropout, logit_jitter
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
@@ -182,10 +188,8 @@ class SoftMoE(Score):
   directions count, but the shorter they are, the faster Adam turns them.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: int = 1):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: Count = 1):
     dim = vectors(dim, where)
-    if slots < 1:
-      raise ConfigError(f'{where}.slots is {slots}: every expert needs at least one slot.')
     self.slots = slots
     self.phi = functional.parameter(rngs, nnx.initializers.lecun_normal(), (dim, num_experts, slots),
                                     ('embed', None, None))

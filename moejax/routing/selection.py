@@ -6,17 +6,19 @@ A selection is a class with static attributes
     k            int | None: experts a token; None where tokens do not choose a fixed number,
     reads_slots  it needs logits [G,S,E,C], a score for every slot,
     reads_gates  it ranks by the weighting's gates in place of logits; may be left out: False,
+    reads        names of what it needs of `Scores.extras`; may be left out: nothing,
 
 and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and
 `__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
 """
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
+from moejax.ranges import Count, Divides, NonNegative, Positive
 from moejax.routing import placement
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, slot_plan, token_plan
 from moejax.routing.scores import Scores, required
@@ -123,7 +125,7 @@ def expert_choice(probs: jax.Array, valid: jax.Array, capacity: int) -> tuple[ja
 
 
 def _check_k(k: int, num_experts: int, where: str):
-  if not 1 <= k <= num_experts:
+  if k > num_experts:
     raise ConfigError(f'{where}: a token cannot choose {k} of {num_experts} experts. '
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
 
@@ -138,7 +140,7 @@ class TopK:
   """
   where: str
   num_experts: int
-  k: int
+  k: Count
 
   reads_slots: ClassVar[bool] = False
 
@@ -151,14 +153,6 @@ class TopK:
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, self.k)
     return token_plan(expert, valid[..., None], self.num_experts)
-
-
-def group_size(num_experts: int, groups: int, where: str) -> int:
-  """Experts of each of `groups` equal groups. Raises ConfigError where they are not equal; `where` has the `groups`."""
-  if groups < 1 or num_experts % groups:
-    raise ConfigError(f'{where}.groups: {groups} groups do not divide {num_experts} experts. Choose a divisor of '
-                      'num_experts.')
-  return num_experts // groups
 
 
 @SELECTIONS('group_limited')
@@ -175,8 +169,8 @@ class GroupLimited(TopK):
     group_score: 'max', or 'top_2_sum' of the gates (plus the bias where `balance.bias` adds one), by which experts are
       then ranked too.
   """
-  groups: int
-  groups_per_token: int
+  groups: Annotated[Count, Divides('num_experts')]
+  groups_per_token: Count
   group_score: GroupScore = 'max'
 
   @property
@@ -185,7 +179,7 @@ class GroupLimited(TopK):
 
   def __post_init__(self):
     super().__post_init__()
-    size = group_size(self.num_experts, self.groups, self.where)
+    size = self.num_experts // self.groups
     least = -(-self.k // size)
     if not least <= self.groups_per_token <= self.groups:
       raise ConfigError(f'{self.where}.groups_per_token must lie between {least} (for k = {self.k} experts in groups of '
@@ -227,7 +221,7 @@ class Top2:
   num_experts: int
   second: SecondExpert = 'all'
   eval_second: SecondExpert = 'all'
-  threshold: float = 0.5
+  threshold: NonNegative = 0.5
 
   k: ClassVar[int] = 2
   reads_slots: ClassVar[bool] = False
@@ -257,7 +251,7 @@ class ExpertChoice:
   """
   where: str
   num_experts: int
-  capacity_factor: float = 2.
+  capacity_factor: Positive = 2.
   convention: placement.Convention = 'moejax'
 
   k: ClassVar[None] = None

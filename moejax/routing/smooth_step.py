@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 
 # Inside logarithms, as in the published code of both papers.
@@ -100,10 +101,13 @@ class SelectorEntropy(Balancer):
   """The entropy of each of the k selectors of DSelect-k or trees of COMET, added up: makes them choose.
 
   Config:
-    reduction: over tokens: their 'mean' (COMET), or their 'sum' (DSelect-k with a gate that looks at examples).
+    reduction: over tokens: their 'mean' (COMET), or their 'sum' (DSelect-k with a gate that looks at examples), which
+      is that of a microbatch where a step takes several.
   """
 
-  def __init__(self, *, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):
+  reads = ('selectors',)
+
+  def __init__(self, *, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
     self.coefficient, self.reduction = coefficient, reduction
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
+from moejax.ranges import Count
 from moejax.routing.features import FEATURES, RouterInputs, TokenIds
 from moejax.routing.plans import Leak
 
@@ -29,7 +30,7 @@ class Task(nnx.Module):
 
   leak: ClassVar[Leak] = 'causal'
 
-  def __init__(self, *, dim: int, rngs: nnx.Rngs, num_tasks: int, width: int | None = None, trainable: bool = True):
+  def __init__(self, *, dim: int, rngs: nnx.Rngs, num_tasks: Count, width: Count | None = None, trainable: bool = True):
     self.width = width or dim
     self.trainable = trainable
     self.embedding = functional.parameter(rngs, nnx.initializers.normal(1.), (num_tasks, self.width), (None, None))
@@ -44,7 +45,7 @@ class Task(nnx.Module):
 class TokenAndTask(Task):
   """The activations, and after them the vector of the task (2204.07689: gates that are aware of the task)."""
 
-  def __init__(self, *, dim: int, rngs: nnx.Rngs, num_tasks: int, width: int | None = None):
+  def __init__(self, *, dim: int, rngs: nnx.Rngs, num_tasks: Count, width: Count | None = None):
     super().__init__(dim=dim, rngs=rngs, num_tasks=num_tasks, width=width)
     self.width += dim
 

@@ -1,23 +1,17 @@
 """Weighting: with which weight each selected expert enters a token's output.
 
-A weighting is a class with
-
-    gates(logits) -> <float32>[G,S,E]    a value for every expert, before any normalisation over the selected ones,
-    weigh(plan, logits) -> Plan          the weights of what was selected, before anything is dropped,
-    after_drops(plan) -> Plan            the weights once it is known what is kept.
-
 Codebases disagree about one thing above all: with one of two experts (p1, p2) dropped, the survivor's weight is p1
 (`renormalize='never'`: Switch, V-MoE, flaxformer), p1/(p1+p2) ('before': GShard, Mesh TensorFlow) or 1 ('after':
-DeepSpeed, fairseq).
+DeepSpeed, fairseq). Sums of gates are taken of their logarithms: all of a token's gates may be tiny.
 """
 import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
 from moejax.routing.plans import Plan
+from moejax.routing.shares import normalized, softmax_over
 
 WEIGHTINGS = Registry('router weighting')
 
@@ -49,15 +43,34 @@ def router_probs(gates: jax.Array) -> jax.Array:
   return normalized(gates)
 
 
-def normalized(weight: jax.Array) -> jax.Array:
-  """`weight` <float32>[..., K] over its sum; zeros where the sum is zero, with zero gradient."""
-  total = weight.sum(-1, keepdims=True)
-  return weight / jnp.where(total > 0, total, 1.)
+class Weighting:
+  """Base of weightings. Here: gates that are a softmax, and weights that stay when choices are dropped."""
+
+  def gates(self, logits: jax.Array) -> jax.Array:
+    """<float32>[G,S,E,..] a value for every expert, before any normalisation over the selected ones."""
+    return softmax_over_experts(logits)
+
+  def probs(self, logits: jax.Array) -> jax.Array:
+    """<float32>[G,S,E] the gates as a distribution over experts."""
+    return router_probs(self.gates(logits))
+
+  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+    """`plan` with the weights of what was selected, before anything is dropped."""
+    raise NotImplementedError
+
+  def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
+    """`plan` with the weights once it is known what is kept."""
+    return plan
+
+  @property
+  def always_one(self) -> bool:
+    """Whether weights are 1 because nothing is left to share with: the router would learn nothing from the output."""
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
-class _Weighting:
-  """What weightings share.
+class _OverSelected(Weighting):
+  """What weightings share whose gates of the selected, or of the kept, may be made to sum to 1.
 
   Config:
     renormalize: whether the weights of a token are made to sum to 1, 'before' or 'after' choices are dropped.
@@ -71,18 +84,28 @@ class _Weighting:
       raise ConfigError(f'{self.where}.renormalize is {self.renormalize!r}, but the selection gives tokens no fixed '
                         "number of experts. Allowed: 'never'.")
 
-  def after_drops(self, plan: Plan) -> Plan:
+  def log_gates(self, logits: jax.Array) -> jax.Array:
+    """The logarithm of `gates`, but for a number that all experts of a token share."""
+    raise NotImplementedError
+
+  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+    if self.renormalize == 'before':
+      return plan.scale(jax.nn.softmax(plan.pick(self.log_gates(logits)), axis=-1))
+    return plan.scale(plan.pick(self.gates(logits)))
+
+  def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
     if self.renormalize != 'after':
       return plan
-    return dataclasses.replace(plan, weight=normalized(plan.kept_weight))
+    return dataclasses.replace(plan, weight=softmax_over(plan.kept, plan.pick(self.log_gates(logits))))
 
-  def _before_drops(self, plan: Plan, weight: jax.Array) -> Plan:
-    return plan.scale(normalized(weight) if self.renormalize == 'before' else weight)
+  @property
+  def always_one(self) -> bool:
+    return self.k == 1 and self.renormalize != 'never'
 
 
 @WEIGHTINGS('softmax')
 @dataclasses.dataclass(frozen=True)
-class Softmax(_Weighting):
+class Softmax(_OverSelected):
   """Softmax probabilities.
 
   Config:
@@ -98,37 +121,38 @@ class Softmax(_Weighting):
       raise ConfigError(f"{self.where}.order is 'after', but the selection gives tokens no fixed number of experts. "
                         "Allowed: 'before'.")
 
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
+  def log_gates(self, logits: jax.Array) -> jax.Array:
+    return logits
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     if self.order == 'after':
-      return self._before_drops(plan, jax.nn.softmax(plan.pick(logits), axis=-1))
-    return self._before_drops(plan, plan.pick(softmax_over_experts(logits)))
+      return plan.scale(jax.nn.softmax(plan.pick(logits), axis=-1))
+    return super().weigh(plan, logits)
+
+  @property
+  def always_one(self) -> bool:
+    return super().always_one or (self.k == 1 and self.order == 'after')
 
 
 @WEIGHTINGS('sigmoid')
 @dataclasses.dataclass(frozen=True)
-class Sigmoid(_Weighting):
+class Sigmoid(_OverSelected):
   """Sigmoids: experts do not compete for weight (sigma-MoE, loss-free balancing)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(logits)
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
-    return self._before_drops(plan, plan.pick(jax.nn.sigmoid(logits)))
+  def log_gates(self, logits: jax.Array) -> jax.Array:
+    return jax.nn.log_sigmoid(logits)
+
+  def probs(self, logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(self.log_gates(logits), axis=-1)
 
 
 @WEIGHTINGS('one')
 @dataclasses.dataclass(frozen=True)
-class One:
+class One(Weighting):
   """Weight one: no gradient reaches the router through the output (Hash Layers, THOR)."""
 
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
-
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
-    return plan
-
-  def after_drops(self, plan: Plan) -> Plan:
     return plan

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax.functional import Tree, merge_updates
+from moejax.functional import Tree, add_updates, merge_updates
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.training import optimizer as optimizers
@@ -136,8 +136,10 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
 def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[Tree, tuple[Tree, Metrics]]:
   """(gradients, (router state, metrics)) of `batch`, taken in `training.accumulate` microbatches.
 
-  The objective is the mean over all examples or tokens of the batch, however unevenly microbatches share them; router
-  losses, router metrics and new router states are means over microbatches, each of which is routed on its own.
+  The objective is the mean over all examples or tokens of the batch, however unevenly microbatches share them. Router
+  losses and router metrics are means over microbatches that count by their valid tokens, in each layer: exact where
+  they are means over tokens (z-loss, entropy, confidence); an estimate where they are functions of such means (balance
+  losses), since each microbatch is routed on its own. Router state moves once, by the statistics of all microbatches.
   """
   count = setup.training.accumulate
 
@@ -147,36 +149,65 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
     return jax.lax.with_sharding_constraint(gradients, placed), others
 
   if count == 1:
-    return gradient(setup, state.params, state.router_state, batch, key, jnp.float32(1))
+    gradients, (updates, metrics) = gradient(setup, state.params, state.router_state, batch, key, jnp.float32(1))
+    return gradients, (merge_updates(state.router_state, updates), metrics)
   total = jnp.maximum(setup.objective.weight(batch), 1)
 
   def split(x):
     # Every count-th example, so that each device keeps its own.
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
-  def of_one(index, micro):
+  def of_one(index, micro, shares):
     weight = setup.objective.weight(micro) * count / total
     micro_key = jax.random.fold_in(derive(key, 'microbatch'), index)
-    return gradient(setup, state.params, state.router_state, micro, micro_key, weight)
+    return gradient(setup, state.params, state.router_state, micro, micro_key, weight, shares)
 
-  microbatches = (jnp.arange(count), jax.tree.map(split, batch))
+  parts = jax.tree.map(split, batch)
+  microbatches = (jnp.arange(count), parts, token_shares(setup, state, parts, key))
+
+  def add(sums, micro):
+    (gradients, (updates, metrics)), of_micro = sums, of_one(*micro)
+    add_all = lambda one, other: jax.tree.map(jnp.add, one, other)
+    return (add_all(gradients, of_micro[0]), (add_updates(updates, of_micro[1][0]), add_all(metrics, of_micro[1][1]))), None
+
   shapes = jax.eval_shape(of_one, *jax.tree.map(lambda x: x[0], microbatches))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, _ = jax.lax.scan(lambda sums, micro: (jax.tree.map(jnp.add, sums, of_one(*micro)), None), zeros, microbatches)
-  return jax.tree.map(lambda x: (x / count).astype(x.dtype), sums)
+  (gradients, (updates, metrics)), _ = jax.lax.scan(add, zeros, microbatches)
+  mean = lambda sums: jax.tree.map(lambda x: (x / count).astype(x.dtype), sums)
+  return mean(gradients), (merge_updates(state.router_state, updates), mean(metrics))
 
 
-def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax.Array, weight: jax.Array):
-  """(loss, (router state, metrics)) of one microbatch, whose objective counts `weight` times."""
+def token_shares(setup, state: TrainState, microbatches: dict, key: jax.Array) -> dict[str, jax.Array]:
+  """`{layer: <float32>[M]}`: valid tokens of each of the M microbatches over their mean, as that layer's router counts.
+
+  Only models know which tokens of a batch they route, and only their counts are asked for here: the compiler leaves out
+  all else of the pass.
+  """
+  def tokens(micro):
+    output = setup.model.apply(state.params, state.router_state, micro, key=key, train=True)
+    return {layer: router.tokens for layer, router in output.routers.items()}
+  counts = jax.lax.map(tokens, microbatches)
+  return {layer: n * len(n) / jnp.maximum(n.sum(), 1) for layer, n in counts.items()}
+
+
+def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax.Array, weight: jax.Array,
+                  shares: dict[str, jax.Array] | None = None):
+  """(loss, (updates of router state, metrics)) of one microbatch.
+
+  `weight`: how often its objective counts; `shares`: how often the losses and metrics of each layer's router do.
+  """
   def forward(key, batch):
     return setup.model.apply(params, router_state, batch, key=key, train=True)
 
   objective, metrics, output = setup.method(forward, setup.objective, batch, key)
+  if shares is not None:
+    output = dataclasses.replace(output, routers={
+        layer: dataclasses.replace(router, **jax.tree.map(lambda x: shares[layer] * x, dict(
+            losses=router.losses, metrics=router.metrics))) for layer, router in output.routers.items()})
   router_loss = setup.objective.router_loss(output)
   loss = weight * objective + router_loss
   logged = {f'train/{name}': weight * value for name, value in metrics.items()}
   logged |= {'train/loss': loss, 'train/router_loss': router_loss}
   for layer, router in output.routers.items():
     logged |= {f'router/{layer}/{name}': jnp.asarray(value, jnp.float32) for name, value in router.metrics.items()}
-  return loss, (merge_updates(router_state, output.updates), logged)
-
+  return loss, (output.updates, logged)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax import functional
 from moejax.config import ConfigError
 from moejax.routing import balancing
 from moejax.routing.plans import TokenPlan
@@ -201,7 +202,9 @@ def test_the_bias_sees_the_choices_of_all_groups_without_padding():
   plan = TokenPlan(expert=jnp.array([[[0], [0]], [[1], [2]]]), weight=jnp.ones((2, 2, 1)),
                    kept=jnp.array([[[True], [True]], [[True], [False]]]), num_experts=3)
   routed = balancing.Routed(scores=None, probs=None, plan=plan, valid=plan.kept[..., 0])
-  np.testing.assert_array_equal(balancer.update(routed)['bias'], [-1., 0., 1.])  # counts 2, 1, 0
+  state = dict(bias=balancer.bias[...])
+  # Counts 2, 1, 0.
+  np.testing.assert_array_equal(functional.merge_updates(state, balancer.update(routed))['bias'], [-1., 0., 1.])
 
 
 def test_a_number_is_a_coefficient():
@@ -212,7 +215,7 @@ def test_a_number_is_a_coefficient():
 
 @pytest.mark.parametrize('config, context, message', [
     (dict(importnce=0.1), dict(), r"config\.balance\.importnce\.name: there is no balance 'importnce'.*'importance'"),
-    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a number, not '0\.1'"),
+    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a number of at least 0, not '0\.1'"),
     (dict(switch=dict(coefficient=.1, convention='switch')), dict(), r"convention must be one of 'moejax', 'gshard'"),
     (dict(switch=.1), dict(k=None), r'config\.balance\.switch is for routers whose tokens choose'),
     (dict(bias=dict()), dict(k=None), r'config\.balance\.bias is for routers whose tokens choose'),

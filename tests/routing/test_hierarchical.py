@@ -171,14 +171,14 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
 
 
 def test_a_second_group_that_is_no_second_group_is_no_choice():
-  place = moe_2d_stages.TwoLevelCapacity(where='', num_experts=4, groups=2, capacity_factor=9., second_level_factor=9.)
+  place = moe_2d_stages.TwoLevelCapacity(where='', num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
   plan = TokenPlan(expert=jnp.asarray([[[0, 1]] * 5]), weight=jnp.ones((1, 5, 2)), kept=jnp.ones((1, 5, 2), bool),
                    num_experts=4)
   assert place(plan, plan.weight, key=None, train=True).kept.all()
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.hierarchical(groups=5), 'config.router.score.groups: 5 groups do not divide 12 experts'),
+    (papers.hierarchical(groups=5), 'config.router.score.groups must be .* that divides num_experts, not 5'),
     (papers.hierarchical(groups=N, groups_per_token=4), 'select.groups_per_token must lie between 1 and 3'),
     (papers.hierarchical(groups=N, per_group=5), 'select.per_group must lie between 1 and 4'),
     (papers.hierarchical(**NOISY) | dict(balance=dict(hierarchical_load=dict(

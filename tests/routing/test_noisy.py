@@ -105,7 +105,7 @@ def test_without_noise_and_with_all_experts_it_is_a_dense_mixture():
 
 
 def test_without_noise_the_load_is_counted():
-  module = build(k=1)
+  module = build(k=2)
   out = reference.run(module, X, RouterInputs(), train=False)
   counts = np.bincount(np.asarray(out.plan.expert).ravel(), minlength=E)
   assert float(out.metrics['smooth_load_loss']) == pytest.approx(counts.var() / counts.mean()**2, rel=1e-6)
@@ -126,4 +126,4 @@ def test_the_load_loss_moves_noise_and_logits_of_an_expert_that_is_not_chosen():
 ])
 def test_a_load_loss_needs_noise_and_choices(changes, message):
   with pytest.raises(ConfigError, match=message):
-    router.build(papers.sparsely_gated(k=1) | changes, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
+    router.build(papers.sparsely_gated(k=2) | changes, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

@@ -163,8 +163,10 @@ def test_a_stack_of_routers_keeps_every_router_s_state_apart():
   apply = functional.functionalize(Stack)
   params, state = apply.init(KEY)
   updates = jax.jit(apply.apply)(params, state, x).updates
-  assert updates['balance']['bias']['bias'].shape == (3, E)
-  functional.merge_updates(state, {'layers': updates})
+  load = updates['balance']['bias']['bias'].sums
+  assert load.shape == (3, E)
+  moved = functional.merge_updates(state, {'layers': updates})['layers']['balance']['bias']['bias']
+  np.testing.assert_array_equal(moved, np.float32(1e-3) * np.sign(load.mean(-1, keepdims=True) - load))
 
 
 @pytest.mark.parametrize('name', ['vmoe', 'expert_choice', 'soft_moe', 'loss_free'])
@@ -209,9 +211,9 @@ def test_a_config_that_cannot_be_built_stops_with_its_path_and_what_is_allowed(c
 
 
 def test_a_capacity_that_keeps_nothing_stops_while_tracing():
-  config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.))
+  config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.1, convention='tutel'))
   apply = functional_router(config)
   params, state = apply.shapes()
-  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.0 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 keeps nothing'):
     jax.eval_shape(lambda params, state, x: apply.apply(params, state, x, RouterInputs(), key=KEY, train=True),
                    params, state, jax.ShapeDtypeStruct((2, 6, D), jnp.float32))

@@ -179,6 +179,17 @@ def test_comet_is_one_softmax_over_the_leaves_of_all_trees():
   assert np.isfinite(gradient[0]).all()
 
 
+def test_a_leaf_that_is_hardly_reached_may_have_the_largest_logit():
+  leaves, logits = np.array([[1e-25, .6, .4]]), np.array([[70., -40., -41.]])
+  scores = logits + np.log(leaves)
+  shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+  ours = lambda logits: mixture_of_leaves(jnp.float32(leaves), logits)[0]
+  np.testing.assert_allclose(ours(jnp.float32(logits)), shares[0], rtol=1e-4)
+  np.testing.assert_allclose(jax.jacobian(ours)(jnp.float32(logits))[:, 0], np.diag(shares[0]) - np.outer(*2 * [shares[0]]),
+                             atol=1e-5)
+  assert all(np.isfinite(leaf).all() for leaf in jax.jacobian(mixture_of_leaves)(jnp.float32(leaves), jnp.float32(logits)))
+
+
 @pytest.mark.parametrize('name, num_experts, options', [
     ('dselect_k', 8, {}), ('dselect_k', 5, {}), ('comet', 8, {}), ('comet', 5, {}), ('comet', 5, dict(gamma=4.))])
 def test_gradients_are_those_of_differences_everywhere(name, num_experts, options):

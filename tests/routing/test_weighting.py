@@ -1,14 +1,17 @@
 """Weights by hand: probabilities .6, .3, .1, of which two experts are selected and one is dropped."""
 import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import weighting
+from moejax.routing import papers, router, weighting
+from moejax.routing.balancing import squared_coefficient_of_variation
 from moejax.routing.plans import DensePlan, SlotPlan, SoftPlan, TokenPlan
+from moejax.routing.shares import normalized
 from moejax.routing.weighting import WEIGHTINGS
 import routing_reference as reference
 
@@ -22,10 +25,14 @@ def build(k=2, **config):
   return WEIGHTINGS.build(config, 'config.weigh', k=k)
 
 
+def build_router(config, num_experts=4):
+  return router.build(config, 'config.router', dim=6, num_experts=num_experts, rngs=nnx.Rngs(0))
+
+
 def weights(config, kept=(True, True)):
   weigh = build(**config)
   plan = weigh.weigh(FIRST_TWO, LOGITS)
-  return weigh.after_drops(dataclasses.replace(plan, kept=jnp.array([[kept]]))).kept_weight[0, 0]
+  return weigh.after_drops(dataclasses.replace(plan, kept=jnp.array([[kept]])), LOGITS).kept_weight[0, 0]
 
 
 @pytest.mark.parametrize('config, both, survivor', [
@@ -52,7 +59,7 @@ def test_a_token_that_lost_all_its_experts_gets_nothing_and_no_gradient(config):
   weigh = build(**config)
   def total(logits):
     plan = dataclasses.replace(weigh.weigh(FIRST_TWO, logits), kept=jnp.zeros((1, 1, 2), bool))
-    return weigh.after_drops(plan).kept_weight.sum()
+    return weigh.after_drops(plan, logits).kept_weight.sum()
   value, gradient = jax.value_and_grad(total)(LOGITS)
   assert value == 0
   np.testing.assert_array_equal(gradient, np.zeros((1, 1, 3)))
@@ -115,3 +122,107 @@ def test_weights_over_the_selected_need_tokens_that_select(config):
 def test_an_unknown_order_names_the_ones_there_are():
   with pytest.raises(ConfigError, match="config.weigh.order must be one of 'before', 'after'"):
     build(name='softmax', order='first')
+
+
+# Gates of which all are tiny, and weights that cannot depend on the router.
+
+FIRST_TWO_OF_FOUR = TokenPlan(expert=jnp.array([[[0, 1]]]), weight=jnp.ones((1, 1, 2)),
+                              kept=jnp.ones((1, 1, 2), bool), num_experts=4)
+
+
+def sigmoid_shares(logits, members):
+  """In float64: the shares of sigmoids among `members`, and the Jacobian of the shares by the logits."""
+  logits = np.asarray(logits, np.float64)
+  gates = np.where(members, 1 / (1 + np.exp(-logits)), 0)
+  shares = gates / gates.sum()
+  slopes = 1 - 1 / (1 + np.exp(-logits))  # of the logarithms of the gates
+  return shares, (np.diag(shares) - np.outer(shares, shares)) * slopes
+
+
+@pytest.mark.parametrize('renormalize', ['before', 'after'])
+@pytest.mark.parametrize('logits', [[.3, -.2, 1., 0.], [-50., -50., -50., -50.], [-50., -49., -48., -90.],
+                                    [-120., -121., -300., 2.], [40., 41., 0., 0.]])
+def test_shares_of_tiny_sigmoids_and_their_slopes_are_those_of_float64(renormalize, logits):
+  weigh = build(name='sigmoid', renormalize=renormalize)
+  def weights(logits):
+    plan = weigh.weigh(FIRST_TWO_OF_FOUR, logits[None, None])
+    return weigh.after_drops(plan, logits[None, None]).kept_weight[0, 0]
+  shares, jacobian = sigmoid_shares(logits, [True, True, False, False])
+  np.testing.assert_allclose(weights(jnp.array(logits)), shares[:2], rtol=1e-6)
+  np.testing.assert_allclose(jax.jacobian(weights)(jnp.array(logits)), jacobian[:2], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('logits', [[.3, -.2, 1., 0.], [-50., -50., -50., -50.], [-120., -121., -300., -119.]])
+def test_router_probabilities_of_tiny_sigmoids_and_their_slopes_are_those_of_float64(logits):
+  probs = lambda logits: build(name='sigmoid').probs(logits[None, None])[0, 0]
+  shares, jacobian = sigmoid_shares(logits, [True] * 4)
+  np.testing.assert_allclose(probs(jnp.array(logits)), shares, rtol=1e-6, atol=1e-30)
+  np.testing.assert_allclose(jax.jacobian(probs)(jnp.array(logits)), jacobian, rtol=1e-5, atol=1e-7)
+
+
+def test_the_survivor_of_two_has_all_the_weight_however_small_its_probability_was():
+  weigh = build(name='softmax', renormalize='after')
+  def weight(logits):
+    plan = dataclasses.replace(weigh.weigh(FIRST_TWO_OF_FOUR, logits), kept=jnp.array([[[False, True]]]))
+    return weigh.after_drops(plan, logits).kept_weight[0, 0]
+  logits = jnp.array([[[0., -45., -60., -60.]]])
+  for given in (logits, 3 * logits):
+    np.testing.assert_array_equal(weight(given), [0., 1.])
+    np.testing.assert_array_equal(jax.jacobian(weight)(given), np.zeros((2, 1, 1, 4)))
+
+
+@pytest.mark.parametrize('size', [1e-36, 1e-25, 1., 1e25])
+def test_quotients_by_a_sum_do_not_depend_on_its_size(size):
+  values = np.array([.2, .5, .1, 0.])
+  towards = np.array([1., -2., .5, 3.])
+  shares = values / values.sum()
+  slopes = (towards - towards @ shares) / values.sum()
+  found = lambda v: normalized(v * jnp.float32(size))
+  np.testing.assert_allclose(found(jnp.float32(values)), shares, rtol=1e-6)
+  np.testing.assert_allclose(jax.grad(lambda v: found(v) @ towards)(jnp.float32(values)), slopes, rtol=1e-5)
+
+
+def test_a_balance_loss_of_tiny_weights_is_that_of_ordinary_ones():
+  weights = jnp.array([1., 2., 3., 2.])
+  loss = lambda size: jax.value_and_grad(lambda w: squared_coefficient_of_variation(size * w))(weights)
+  for found, expected in zip(loss(1e-23), loss(1.)):
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert float(loss(1.)[0]) == pytest.approx(.5 / 4)  # variance 1/2, mean 2
+
+
+def test_scaling_changes_no_bit_of_a_quotient():
+  values = jax.random.uniform(jax.random.key(0), (1000, 7))
+  np.testing.assert_array_equal(normalized(values), values / values.sum(-1, keepdims=True))
+  mean = values.mean(-1)
+  np.testing.assert_array_equal(squared_coefficient_of_variation(values), values.var(-1) / mean**2)
+
+
+ONE_CHOICE = dict(score=dict(name='linear'), select=dict(name='top_k', k=1))
+
+
+@pytest.mark.parametrize('config', [
+    papers.top_k_dropless(k=1),
+    papers.lucidrains(n=1),
+    papers.hierarchical(groups=2, groups_per_token=1, per_group=1),
+    ONE_CHOICE | dict(weigh=dict(name='softmax', renormalize='after')),
+    ONE_CHOICE | dict(weigh=dict(name='sigmoid', renormalize='before')),
+    papers.s_base() | dict(weigh=dict(name='softmax', order='after')),
+    papers.switch(overflow='retry') | dict(weigh=dict(name='softmax', renormalize='before')),
+], ids=['mixtral', 'lucidrains', 'hierarchical', 'after drops', 'sigmoid', 'together', 'retry'])
+def test_a_router_whose_weights_cannot_depend_on_it_is_refused(config):
+  with pytest.raises(ConfigError, match=r'config\.router\.weigh: the only expert .* teaches the router nothing'):
+    build_router(config)
+
+
+@pytest.mark.parametrize('config', [
+    papers.switch(), papers.loss_free(k=1), papers.base(), papers.s_base(), papers.xmoe(), papers.rl_routing(),
+    papers.rl_routing(weight='one'), papers.thor(), papers.demix(num_domains=3), papers.hash_layers(vocab_size=9),
+    papers.deepspeed(), papers.gmoe(), papers.fastmoe(gate='zero'),
+    papers.hash_layers(vocab_size=9) | dict(weigh=dict(name='softmax', order='after')),  # with nothing to learn
+])
+def test_routers_with_one_expert_that_learn_or_are_not_to_are_built(config):
+  build_router(config)
+
+
+def test_with_one_expert_in_all_there_is_nothing_to_learn():
+  build_router(papers.top_k_dropless(k=1), num_experts=1)

@@ -146,7 +146,7 @@ def test_the_nearest_expert_is_that_of_the_moving_average_of_posteriors_at_the_e
 def test_what_is_no_demix_model_or_has_no_such_domain_is_refused():
   params, state = drawn()
   by_token = decoder()
-  by_token['moe'] |= dict(router=papers.top_k_dropless(k=1))
+  by_token['moe'] |= dict(router=papers.loss_free(k=1))
   for config in (by_token, decoder(moe=None)):
     with pytest.raises(ValueError, match='config.model is no decoder with an expert for every domain'):
       add_domain(config, params, state, [text()])

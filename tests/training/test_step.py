@@ -51,20 +51,24 @@ def test_microbatches_give_the_gradient_of_the_whole_batch_however_padding_is_sp
     np.testing.assert_allclose(parts[2][name], whole[2][name], rtol=1e-5)
 
 
-def test_router_losses_and_router_state_are_means_over_microbatches():
-  setup, _, _ = prepared(accumulate=2)
-  before, after, metrics = steps(1, accumulate=2)
+def test_router_losses_are_means_over_microbatches_by_their_valid_tokens_and_state_moves_once():
+  setup, _, _ = prepared(accumulate=4, padded=True)
+  before, after, metrics = steps(1, accumulate=4, padded=True)
   batch = setup.pipeline.batch(0)
 
   def run(part, index):
     key = derive(derive(derive(jax.random.key(setup.seed), 0), 'microbatch'), index)
     return MODEL.apply(before.params, before.router_state, part, key=key, train=True)
   run = jax.jit(run, static_argnums=1)
-  outputs = [run({name: values[index::2] for name, values in batch.items()}, index) for index in (0, 1)]
+  outputs = [run({name: values[index::4] for name, values in batch.items()}, index).routers['block_01']
+             for index in range(4)]
+  tokens = np.array([batch['valid'][index::4].sum() for index in range(4)])
+  assert len(set(tokens)) > 1
   np.testing.assert_allclose(metrics['train/router_loss'],
-                             np.mean([o.routers['block_01'].losses['balance'] for o in outputs]), rtol=1e-5)
-  expected = np.mean([o.updates['load'] for o in outputs], axis=0)
-  np.testing.assert_allclose(after.router_state['load'], expected, rtol=1e-5)
+                             np.average([o.losses['balance'] for o in outputs], weights=tokens), rtol=1e-5)
+  load = np.average([o.metrics['load'] for o in outputs], axis=0, weights=tokens)
+  np.testing.assert_allclose(metrics['router/block_01/load'], load, rtol=1e-5)
+  np.testing.assert_allclose(after.router_state['load'], 0.9 / 4 + 0.1 * load, rtol=1e-5)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])

@@ -20,6 +20,10 @@ from moejax.training.spikes import RecoveryConfig
 FEATURES, HIDDEN, EXPERTS, CLASSES, BATCH = 3, 8, 4, 5, 16
 
 
+def moving_load(old, load):
+  return 0.9 * old + 0.1 * load / jnp.maximum(load.sum(), 1)
+
+
 class TinyModel(nnx.Module):
   """A soft mixture over E experts with noise on its input, a balance loss, and a moving load as router state."""
 
@@ -39,10 +43,12 @@ class TinyModel(nnx.Module):
     share = jax.nn.softmax(x @ self.router[...])
     hidden = jnp.tanh(jnp.einsum('bd,edf->bef', x, self.wi[...]) + self.bias[...])
     features = jnp.einsum('bef,be->bf', hidden, share)
-    load = share.mean(0)
-    router = RouterOutput(plan=None, losses={'balance': self.balance * EXPERTS * jnp.square(load).sum()},
-                          metrics={'load': load, 'dropped': jnp.float32(0)}, updates={})
-    updates = {'load': 0.9 * self.load[...] + 0.1 * load} if train else {}
+    valid = batch.get('valid', jnp.ones(len(x), bool)).astype(jnp.float32)
+    load = valid @ share
+    mean = load / jnp.maximum(valid.sum(), 1)
+    router = RouterOutput(plan=None, losses={'balance': self.balance * EXPERTS * jnp.square(mean).sum()},
+                          metrics={'load': mean, 'dropped': jnp.float32(0)}, updates={}, tokens=valid.sum())
+    updates = {'load': functional.Statistics(load, moving_load)} if train else {}
     return ModelOutput(features @ self.head[...], features, {'block_01': router}, updates)
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import Natural
 from moejax.routing.assignment import TrainedTogether, auction
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
@@ -23,7 +24,7 @@ class Auction(TrainedTogether):
   Config:
     rounds: after which the auction settles for less.
   """
-  rounds: int = 100
+  rounds: Natural = 100
 
   k: ClassVar[int] = 1
 

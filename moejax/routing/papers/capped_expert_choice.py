@@ -1,11 +1,12 @@
 """Capped Expert Choice: experts take tokens, but of each token only so many."""
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import Above, AtMost, Count, Positive
 from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
 from moejax.routing.papers.mtf_expert_choice import softmax_over_tokens
@@ -64,10 +65,10 @@ class CappedExpertChoice:
   """
   where: str
   num_experts: int
-  capacity_factor: float = 2.
-  cap: float = 2.
-  epsilon: float = 0.001
-  iterations: int = 100
+  capacity_factor: Positive = 2.
+  cap: Positive = 2.
+  epsilon: Annotated[float, Above(0), AtMost(1)] = 0.001
+  iterations: Count = 100
   rank: Ranking = 'plan'
   convention: placement.Convention = 'moejax'
 
@@ -78,8 +79,6 @@ class CappedExpertChoice:
     if self.cap < self.capacity_factor:
       raise ConfigError(f'{self.where}.cap is {self.cap}: experts that take {self.capacity_factor} times an equal share '
                         f'need tokens to be taken that often. Set at least {self.capacity_factor}.')
-    if not 0 < self.epsilon <= 1:
-      raise ConfigError(f'{self.where}.epsilon must be above 0 and at most 1, not {self.epsilon}.')
 
   def leak(self, train: bool) -> Leak:
     return 'future'

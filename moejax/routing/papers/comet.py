@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.ranges import Count, Positive
 from moejax.routing.local_search import LocalSearch
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
+from moejax.routing.shares import normalized
 from moejax.routing.smooth_step import select_by_tree, smooth_step
 
 
@@ -23,7 +24,8 @@ def mixture_of_leaves(leaves: jax.Array, logits: jax.Array) -> jax.Array:
   Returns:
     <float32>[...,K,E] summing to 1 over K and E; 0, and without gradient to the logits, where the leaf is not reached.
   """
-  reached = jnp.where(leaves > 0, logits, -jnp.inf)
+  reached = jnp.where(leaves > 0, logits + jnp.log(jnp.where(leaves > 0, leaves, 1.)), -jnp.inf)
+  # With the leaves' own logarithms, or all weights could be tiny: the largest logit may be of a leaf hardly reached.
   largest = jax.lax.stop_gradient(reached.max((-2, -1), keepdims=True))
   # Leaves that are not reached may have far larger logits: their exponentials must stay finite.
   weights = leaves * jnp.exp(jnp.where(leaves > 0, logits - largest, 0.))
@@ -42,12 +44,13 @@ class Comet(Score):
     search_steps: training steps of local search for the order of the experts (COMET+); None: they stay in order.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int, gamma: float = 1.,
-               search_steps: int | None = None):
+  gives = ('selectors', 'permutation')
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count, gamma: Positive = 1.,
+               search_steps: Count | None = None):
     dim = vectors(dim, where)
-    if search_steps is not None and search_steps < 1:
-      raise ConfigError(f'{where}.search_steps must be at least 1, or None for no search; not {search_steps}.')
     self.num_experts, self.gamma = num_experts, gamma
+    self.gives = ('selectors',) if search_steps is None else ('selectors', 'permutation')
 
     def parameter(limit, shape, axes):
       uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -70,7 +73,7 @@ class Comet(Score):
     if self.search is not None:
       extras['permutation'] = self.search(train)
       shares = jnp.einsum('gse,ef->gsf', shares, extras['permutation'], precision=jax.lax.Precision.HIGHEST)
-      shares /= shares.sum(-1, keepdims=True)  # rows of a soft permutation need not sum to 1
+      shares = normalized(shares)  # rows of a soft permutation need not sum to 1
     return Scores(logits=shares, select=shares, clean=shares, extras=extras)
 
   def update(self) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
+from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting
 
 # The names of CrossTaskMoE are gumbel_softmax_st, gumbel_softmax and softmax.
 Relaxation = Literal['straight_through', 'gumbel', 'softmax']
@@ -33,8 +34,9 @@ class TaskMLP(Score):
     start, decay, end: of `temperature`.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: int = 64,
-               relaxation: Relaxation = 'straight_through', start: float = 2., decay: float = 3e-4, end: float = 0.1):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: Count = 64,
+               relaxation: Relaxation = 'straight_through', start: Positive = 2., decay: NonNegative = 3e-4,
+               end: Positive = 0.1):
     dim = vectors(dim, where)
     self.noise, self.schedule = relaxation != 'softmax', (start, decay, end)
     init, zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros
@@ -66,17 +68,11 @@ def straight_through(logits: jax.Array) -> jax.Array:
 
 
 @WEIGHTINGS('straight_through')
-class StraightThrough:
+class StraightThrough(Weighting):
   """See the function `straight_through`. For select 'all': all experts are computed, so that all have a gradient."""
-
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     return plan.scale(plan.pick(straight_through(logits)))
-
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
 
 
 @paper('Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of-Experts', '2205.12701',

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import Count
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
 
@@ -17,7 +18,7 @@ class Task(Score):
     num_tasks: tasks of the data, at most as many as experts.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, num_tasks: int):
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, num_tasks: Count):
     if dim is not None:
       raise ConfigError(f"{where}: 'task' looks at the ids of tasks. Set features=dict(name='tasks').")
     if num_tasks > num_experts:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import ConfigError
+from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
@@ -30,8 +31,10 @@ class DSelectK(Score):
     gamma: width of the step.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: int,
-               gate: Gate = 'example', tasks: int = 1, gamma: float = 1.):
+  gives = ('selectors',)
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
+               gate: Gate = 'example', tasks: Count = 1, gamma: Positive = 1.):
     if gate == 'task' and (tasks > 1) != (dim is None):
       raise ConfigError(f"{where}.tasks is {tasks}: the gate 'task' needs features=dict(name='tasks') for several "
                         'tasks, and vectors for one.')
@@ -78,7 +81,9 @@ class Reachable(Balancer):
     reduction: over tokens; see `SelectorEntropy`.
   """
 
-  def __init__(self, *, num_experts: int, coefficient: float, reduction: Literal['mean', 'sum'] = 'mean'):
+  reads = ('selectors',)
+
+  def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
     self.coefficient, self.reduction = coefficient, reduction
     self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.ranges import Count, Fraction, NonNegative
+from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing
 from moejax.routing.papers import paper
 from moejax.routing.plans import Leak, Plan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless
@@ -42,7 +43,9 @@ class FastMoELoss(Balancer):
       capacity.
   """
 
-  def __init__(self, *, coefficient: float, counts: Counts = 'best'):
+  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, counts: Counts = 'best'):
+    if counts == 'surviving':
+      choosing(k, where)
     self.coefficient, self.counts = coefficient, counts
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -84,12 +87,12 @@ class NearFirst(TopK):
     nodes: a divisor of the number of experts, which leaves at least two on each.
     outgoing: share of a group's tokens that may travel (0.14 in FasterMoE).
   """
-  nodes: int = 1
-  outgoing: float = 0.14
+  nodes: Count = 1
+  outgoing: Fraction = 0.14
 
   def __post_init__(self):
     super().__post_init__()
-    if self.nodes < 1 or self.num_experts % self.nodes or self.num_experts < 2 * self.nodes or self.k != 2:
+    if self.num_experts % self.nodes or self.num_experts < 2 * self.nodes or self.k != 2:
       raise ConfigError(f'{self.where}: two choices need at least two experts on each node, the same number on all; '
                         f'not k = {self.k} of {self.num_experts} experts on {self.nodes} nodes.')
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import Count
 from moejax.routing.assignment import TrainedTogether, within_shares
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
@@ -44,10 +45,10 @@ class Swipe(TrainedTogether):
   Config:
     k: experts a token.
   """
-  k: int
+  k: Count
 
   def __post_init__(self):
-    if not 1 <= self.k <= self.num_experts:
+    if self.k > self.num_experts:
       raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 

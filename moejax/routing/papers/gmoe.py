@@ -4,6 +4,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, group_mean
 from moejax.routing.papers import paper
 from moejax.routing.selection import top_k
@@ -36,7 +37,7 @@ def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) ->
 class Tutel(Balancer):
   """See `tutel_loss`; the noise is taken to be Tutel's own, of standard deviation 1/E."""
 
-  def __init__(self, *, where: str, k: int | None, coefficient: float):
+  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative):
     self.k, self.coefficient = choosing(k, where), coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
 from moejax.routing.further_choices import Policy
 from moejax.routing.papers import paper
@@ -18,7 +19,7 @@ class KeptSwitch(Balancer):
   So says the code of st-moe-pytorch: dropping changes the mask of first choices, which the loss reads, in place.
   """
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import NonNegative, Positive
 from moejax.routing import placement
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, group_mean
 from moejax.routing.papers import paper
@@ -36,7 +37,7 @@ def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
 class Tokens(Balancer):
   """See `token_balance_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -56,8 +57,8 @@ class MtfExpertChoice:
   """
   where: str
   num_experts: int
-  capacity_factor: float = 1.25
-  eval_capacity_factor: float = 2.
+  capacity_factor: Positive = 1.25
+  eval_capacity_factor: Positive = 2.
 
   k: ClassVar[None] = None
   reads_slots: ClassVar[bool] = False

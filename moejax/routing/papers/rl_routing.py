@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
+from moejax.ranges import NonNegative
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Linear, Scores, vectors
 
@@ -17,7 +18,9 @@ class Policy(Linear):
   The guess reads the activations without changing them.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.02):
+  gives = ('value',)
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
     super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
     zeros = nnx.initializers.zeros
     self.value = functional.parameter(rngs, zeros, (vectors(dim, where),), ('embed',))

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ConfigError
+from moejax.ranges import Count, Positive
 from moejax.routing import optimal_transport
 from moejax.routing.assignment import TrainedTogether
 from moejax.routing.papers import paper
@@ -25,15 +25,10 @@ class Sinkhorn(TrainedTogether):
     epsilon: weight of the entropy: the smaller, the closer the choices are to an assignment.
     iterations: of Sinkhorn.
   """
-  epsilon: float = 1.
-  iterations: int = 20
+  epsilon: Positive = 1.
+  iterations: Count = 20
 
   k: ClassVar[int] = 1
-
-  def __post_init__(self):
-    if self.epsilon <= 0 or self.iterations < 1:
-      raise ConfigError(f'{self.where}: epsilon must be above 0 and iterations at least 1, '
-                        f'not {self.epsilon} and {self.iterations}.')
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     select = scores.select

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
+from moejax.ranges import Count, Positive
 from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
@@ -29,16 +30,11 @@ class Transport:
   where: str
   num_experts: int
   regularizer: Regularizer = 'sparse'
-  strength: float = 1.
-  iterations: int = 20
-  learning_rate: float = 1e-2
+  strength: Positive = 1.
+  iterations: Count = 20
+  learning_rate: Positive = 1e-2
 
   reads_slots: ClassVar[bool] = False
-
-  def __post_init__(self):
-    if self.strength <= 0 or self.iterations < 1:
-      raise ConfigError(f'{self.where}: strength must be above 0 and iterations at least 1, '
-                        f'not {self.strength} and {self.iterations}.')
 
   def leak(self, train: bool) -> Leak:
     return 'future'
@@ -72,7 +68,7 @@ class TransportToExperts(Transport):
     capacity_factor: of C.
     convention: how C is computed (`placement.capacity`).
   """
-  capacity_factor: float = 1.
+  capacity_factor: Positive = 1.
   convention: placement.Convention = 'vmoe'
 
   k: ClassVar[None] = None
@@ -95,11 +91,10 @@ class TransportToTokens(Transport):
   Config:
     k: experts a token.
   """
-  k: int = 1
+  k: Count = 1
 
   def __post_init__(self):
-    super().__post_init__()
-    if not 1 <= self.k <= self.num_experts:
+    if self.k > self.num_experts:
       raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 

@@ -4,6 +4,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moejax.ranges import Natural, NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
@@ -17,7 +18,7 @@ class WithShared:
     shared_dim: width of that network; 0 leaves it out (the paper's local router, to compare with).
   """
 
-  def __init__(self, *, dim: int, shared_dim: int):
+  def __init__(self, *, dim: int, shared_dim: Natural):
     self.shared_dim, self.width = shared_dim, shared_dim + dim
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
@@ -34,7 +35,8 @@ def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
     probs: <float32>[G,S,E] summing to 1 over E.
     valid: <bool>[G,S].
   """
-  return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(jnp.sum(probs**2, axis=-1)), valid)
+  squares = jnp.maximum(jnp.sum(probs**2, axis=-1), jnp.finfo(jnp.float32).tiny)
+  return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(squares), valid)
 
 
 def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
@@ -52,7 +54,7 @@ def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
 class Sparsity(Balancer):
   """See `sparsity_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -63,7 +65,7 @@ class Sparsity(Balancer):
 class MeanImportance(Balancer):
   """See `mean_importance_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

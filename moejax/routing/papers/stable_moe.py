@@ -1,13 +1,13 @@
 """StableMoE: routing that is learnt early, distilled into a router of token ids alone, and then left as it is."""
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.ranges import Count, NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
 from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
@@ -33,6 +33,8 @@ class WithIds:
 @FEATURES('token_with_ids')
 class TokenWithIds:
   """The activations beside token ids, for score 'distilled'."""
+
+  with_ids: ClassVar[bool] = True
 
   def __init__(self, *, dim: int):
     self.width = dim
@@ -87,12 +89,13 @@ class Distilled(Score):
     gain: of the orthogonal start of e and e'.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: int,
-               stage_1_steps: int, width: int = 50, words: Words = 'unigram', gain: float = 0.1):
+  gives = ('distilled', 'stage_1')
+  with_ids = True
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: Count,
+               stage_1_steps: Count, width: Count = 50, words: Words = 'unigram', gain: NonNegative = 0.1):
     dim = vectors(dim, where)
-    if stage_1_steps < 1:
-      raise ConfigError(f'{where}.stage_1_steps must be at least 1, not {stage_1_steps}: stage 2 distils stage 1.')
-    self.where, self.stage_1_steps, self.words = where, stage_1_steps, words
+    self.stage_1_steps, self.words = stage_1_steps, words
     orthogonal, normal = nnx.initializers.orthogonal(gain), nnx.initializers.normal(1.)
     self.experts = functional.parameter(rngs, orthogonal, (num_experts, dim), (None, 'embed'))
     self.words_table = functional.parameter(rngs, normal, (vocab_size, width), ('vocab', None))
@@ -105,10 +108,7 @@ class Distilled(Score):
     self.frozen_kernel = functional.router_state(jnp.zeros(5), (None,)) if convolution else None
 
   def __call__(self, features: WithIds, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: those of 'token_with_ids'. Raises ConfigError for others, while tracing."""
-    if not isinstance(features, WithIds):
-      raise ConfigError(f"{self.where}: 'distilled' looks at tokens and their ids. "
-                        "Set features=dict(name='token_with_ids').")
+    """`features`: those of 'token_with_ids'."""
     logits = _product(features.x, self.experts[...])
     now = self._live_or_frozen()
     z = word_vectors(self.words, features.inputs, now['table'], now.get('kernel'))
@@ -172,13 +172,13 @@ def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.
 class _InStage1(Balancer):
   """A loss of stage 1: exactly 0, with exactly no gradient, after it."""
 
-  def __init__(self, *, where: str, coefficient: float):
-    self.where, self.coefficient = where, coefficient
+  reads = ('distilled', 'stage_1')
+
+  def __init__(self, *, coefficient: NonNegative):
+    self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
     scores = routed.scores
-    if 'stage_1' not in scores.extras:
-      raise ConfigError(f"{self.where} is for score=dict(name='distilled', ...).")
     greedy = jnp.argmax(scores.logits, axis=-1)
     return jnp.where(scores.extras['stage_1'], self.of(scores, greedy, routed.valid), 0.)
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from moejax import functional
+from moejax.ranges import NonNegative, Positive
 from moejax.routing import placement
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.papers import paper
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
 from moejax.routing.scores import SCORES, Linear, Scores
 from moejax.routing.selection import SELECTIONS, expert_choice
-from moejax.routing.weighting import WEIGHTINGS, softmax_over_experts
+from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
 
 
 @SCORES('linear_with_thresholds')
@@ -23,7 +24,9 @@ class LinearWithThresholds(Linear):
   Thresholds start at 1/E, the gate of an expert that is like all others.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.02):
+  gives = ('threshold',)
+
+  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
     super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
     self.threshold = functional.parameter(rngs, nnx.initializers.constant(1 / num_experts), (num_experts,), (None,))
 
@@ -43,10 +46,11 @@ class Batchwise:
   """
   where: str
   num_experts: int
-  experts_per_token: float
+  experts_per_token: Positive
 
   k: ClassVar[None] = None
   reads_slots: ClassVar[bool] = False
+  reads: ClassVar[tuple[str, ...]] = ('threshold',)
 
   def leak(self, train: bool) -> Leak:
     return 'future' if train else 'causal'
@@ -65,19 +69,13 @@ class Batchwise:
 
 @WEIGHTINGS('softmax_over_takers')
 @dataclasses.dataclass(frozen=True)
-class SoftmaxOverTakers:
+class SoftmaxOverTakers(Weighting):
   """Softmax over the experts that took the token, however many they are (Shazeer et al. 2017, equation 16)."""
-
-  def gates(self, logits: jax.Array) -> jax.Array:
-    return softmax_over_experts(logits)
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     taken = plan.shares() > 0
     weight = jax.nn.softmax(jnp.where(taken, logits, jnp.finfo(jnp.float32).min), axis=-1)
     return plan.scale(plan.pick(weight))
-
-  def after_drops(self, plan: Plan) -> Plan:
-    return plan
 
 
 def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, valid: jax.Array) -> jax.Array:
@@ -101,7 +99,9 @@ def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, val
 class Threshold(Balancer):
   """See `threshold_loss`."""
 
-  def __init__(self, *, coefficient: float):
+  reads = ('threshold',)
+
+  def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

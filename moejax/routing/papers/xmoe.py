@@ -4,7 +4,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ConfigError
+from moejax.ranges import NonNegative, Positive
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, switch_loss
 from moejax.routing.papers import paper
 
@@ -37,13 +37,13 @@ class FixedTemperature(Balancer):
     temperature: that cosines are divided by.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: float, temperature: float = 0.07):
+  reads = ('cosine',)
+
+  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, temperature: Positive = 0.07):
     choosing(k, where)
-    self.where, self.coefficient, self.temperature = where, coefficient, temperature
+    self.coefficient, self.temperature = coefficient, temperature
 
   def loss(self, routed: Routed) -> jax.Array:
-    if 'cosine' not in routed.scores.extras:
-      raise ConfigError(f"{self.where} needs cosines: set score=dict(name='cosine', ...).")
     return fixed_temperature_loss(routed.scores.extras['cosine'], routed.plan.expert, routed.plan.kept, routed.valid,
                                   self.temperature)
 
