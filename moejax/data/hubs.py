@@ -3,11 +3,15 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Annotated
 
 import grain
 
 from moejax.config import ConfigError
-from moejax.data.source import SOURCES, DataError, Source, Stream, require
+from moejax.data.source import SOURCES, DataError, Source, Stream, check_strings, decoding, read_file, require
+from moejax.ranges import Count, NotEmpty
+
+Names = Annotated[Mapping, NotEmpty()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +25,14 @@ class _Hub(Source):
     num_classes: of labelled data.
   """
   where: str
-  dataset: str
-  fields: Mapping
-  partitions: Mapping
-  num_classes: int | None = None
+  dataset: Annotated[str, NotEmpty()]
+  fields: Names
+  partitions: Names
+  num_classes: Count | None = None
 
   def __post_init__(self):
+    check_strings(self.fields, f'{self.where}.fields')
+    check_strings(self.partitions, f'{self.where}.partitions')
     if not {'image', 'text', 'tokens'} & set(self.fields):
       raise ConfigError(f'{self.where}.fields must name the field that holds `image`, `text` or `tokens`, '
                         f'not {dict(self.fields)}.')
@@ -62,7 +68,8 @@ class TensorFlowDatasets(_Hub):
     # Encoded images stay bytes: they are decoded together with the crop, by Pillow.
     raw = {name: tfds.decode.SkipDecoding() for name in self.fields.values()
            if isinstance(builder.info.features[name], tfds.features.Image)}
-    return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields)
+    with decoding(f'{self.where}: {self.dataset} split {self.partitions[split]!r}', 'cannot be opened'):
+      return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields)
 
   def _builder(self, tfds):
     folder = None if self.data_dir is None else os.path.expanduser(self.data_dir)
@@ -72,7 +79,8 @@ class TensorFlowDatasets(_Hub):
       raise DataError(f'{self.where}.dataset: tensorflow_datasets knows no {self.dataset!r}, and '
                       f'{folder or "its folder"} holds no prepared one.') from error
     if self.download:
-      builder.download_and_prepare()
+      with decoding(f'{self.where}: {self.dataset}', 'cannot be downloaded'):
+        builder.download_and_prepare()
     if not builder.is_prepared():
       raise DataError(f'{self.where}: {self.dataset} is not prepared as array_record in {builder.data_dir}. '
                       'Set download=True, or prepare it with: tfds build --file_format=array_record.')
@@ -93,18 +101,15 @@ class HuggingFace(_Hub):
   subset: str | None = None
   files: Mapping | None = None
   streaming: bool = False
-  shuffle_window: int = 1000
+  shuffle_window: Count = 1000
 
   def open(self, split):
     self.check_split(split)
     datasets = require('datasets', 'datasets', 'The source huggingface')
     files = None if self.files is None else {name: _plain(paths) for name, paths in self.files.items()}
-    try:
+    with decoding(f'{self.where}: {self.dataset} {files or ""} split {self.partitions[split]!r}', 'cannot be loaded'):
       dataset = datasets.load_dataset(self.dataset, self.subset, data_files=files, split=self.partitions[split],
                                       streaming=self.streaming)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-      raise DataError(f'{self.where}: {self.dataset} {files or ""} split {self.partitions[split]!r} cannot be loaded: '
-                      f'{error}') from error
     if dataset.features is not None:
       self.check_fields(dataset.features)
       for name in self.fields.values():
@@ -124,14 +129,15 @@ class Renamed:
     return len(self._examples)
 
   def __getitem__(self, index):
-    return rename(self._examples[index], self._fields)
+    with decoding(f'example {index} of the data set'):
+      return rename(self._examples[index], self._fields)
 
 
 def rename(example, fields):
   """An example with our names of fields instead of theirs; an encoded image as its bytes."""
   renamed = {ours: example[theirs] for ours, theirs in fields.items()}
   if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
-    renamed['image'] = renamed['image']['bytes'] or _read(renamed['image']['path'])
+    renamed['image'] = renamed['image']['bytes'] or read_file(renamed['image']['path'])
   return renamed
 
 
@@ -166,7 +172,8 @@ class _StreamIterator(grain.DatasetIterator):
     self._iterator = iter(self._dataset)
 
   def __next__(self):
-    return rename(next(self._iterator), self._fields)
+    with decoding('an example of the stream'):
+      return rename(next(self._iterator), self._fields)
 
   def get_state(self):
     return {'huggingface': self._dataset.state_dict()}
@@ -177,8 +184,3 @@ class _StreamIterator(grain.DatasetIterator):
 
 def _plain(paths):
   return paths if isinstance(paths, str) else list(paths)
-
-
-def _read(path):
-  with open(path, 'rb') as file:
-    return file.read()

@@ -111,8 +111,10 @@ def test_hub_errors_say_what_to_change(parquet):
     SOURCES.build({**text_source(parquet), 'fields': dict(text='words')}, 'source').open('train')
   with pytest.raises(DataError, match='none.parquet.* cannot be loaded'):
     SOURCES.build({**text_source(parquet), 'files': dict(train=str(parquet / 'none.parquet'))}, 'source').open('train')
-  with pytest.raises(ConfigError, match='source.fields must name the field that holds `image`, `text` or `tokens`'):
+  with pytest.raises(ConfigError, match='source.fields must be a dict that is not empty'):
     SOURCES.build({**text_source(parquet), 'fields': {}}, 'source')
+  with pytest.raises(ConfigError, match='source.fields must name the field that holds `image`, `text` or `tokens`'):
+    SOURCES.build({**text_source(parquet), 'fields': dict(label='y')}, 'source')
 
 
 @pytest.fixture(scope='module')
