@@ -25,6 +25,8 @@ def prepare(image, size: int, channels: int, crop: Crop, rng: np.random.Generato
     if image.shape[:2] == (size, size) and crop != 'inception':
       return to_unit(image if image.ndim == 3 else image[..., None], channels)
     image = _from_array(image)
+  if 0 in image.size:
+    raise ValueError('it has no pixels')
   image = image.convert('L' if channels == 1 else 'RGB')
   if crop == 'inception' and rng is not None:
     box = inception_box(*image.size, rng)

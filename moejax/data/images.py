@@ -143,11 +143,13 @@ class Images(Pipeline):
       return crops.prepare(image, self.image_size, self.channels, self.crop, rng)
 
   def _labels(self, labels, place):
-    if not (isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in 'iu'):
-      labels = [self._label(label, functools.partial(place, row)) for row, label in enumerate(labels)]
     classes = self.source.num_classes
-    rows = np.repeat(np.arange(len(labels)), [np.size(label) for label in labels])
-    flat = np.concatenate([np.ravel(label) for label in labels]) if len(labels) else rows
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in 'iu':
+      rows, flat = np.arange(len(labels)), labels
+    else:
+      labels = [self._label(label, functools.partial(place, row)) for row, label in enumerate(labels)]
+      rows = np.repeat(np.arange(len(labels)), [label.size for label in labels])
+      flat = np.concatenate([np.zeros(0, np.int64), *map(np.ravel, labels)])
     wrong = np.flatnonzero((flat < 0) | (flat >= classes))
     if wrong.size:
       raise DataError(f'{place(rows[wrong[0]])} has the label {flat[wrong[0]]}, but there are {classes} classes, '

@@ -257,9 +257,9 @@ class HuggingFace(_FromFile):
 
   @functools.cached_property
   def special(self):
-    # A vocabulary may spell special tokens by itself, and has start and end which are not called special.
+    # A vocabulary may spell special tokens by itself, and start and end may not be called special in the file.
     special = {id for id, token in self._model.get_added_tokens_decoder().items() if token.special}
-    return np.array(sorted((special | {self.start, self.end}) - {self._unknown()}))
+    return np.array(sorted((special - {self._unknown()}) | {self.start, self.end}))
 
   def _unknown(self):
     model = json.loads(self._model.to_str())['model']
