@@ -68,8 +68,9 @@ class TensorFlowDatasets(_Hub):
     # Encoded images stay bytes: they are decoded together with the crop, by Pillow.
     raw = {name: tfds.decode.SkipDecoding() for name in self.fields.values()
            if isinstance(builder.info.features[name], tfds.features.Image)}
-    with decoding(f'{self.where}: {self.dataset} split {self.partitions[split]!r}', 'cannot be opened'):
-      return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields)
+    what = f'{self.dataset} split {self.partitions[split]!r}'
+    with decoding(f'{self.where}: {what}', 'cannot be opened'):
+      return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields, what)
 
   def _builder(self, tfds):
     folder = None if self.data_dir is None else os.path.expanduser(self.data_dir)
@@ -107,7 +108,8 @@ class HuggingFace(_Hub):
     self.check_split(split)
     datasets = require('datasets', 'datasets', 'The source huggingface')
     files = None if self.files is None else {name: _plain(paths) for name, paths in self.files.items()}
-    with decoding(f'{self.where}: {self.dataset} {files or ""} split {self.partitions[split]!r}', 'cannot be loaded'):
+    what = f'{self.dataset} {files or ""} split {self.partitions[split]!r}'
+    with decoding(f'{self.where}: {what}', 'cannot be loaded'):
       dataset = datasets.load_dataset(self.dataset, self.subset, data_files=files, split=self.partitions[split],
                                       streaming=self.streaming)
     if dataset.features is not None:
@@ -115,22 +117,26 @@ class HuggingFace(_Hub):
       for name in self.fields.values():
         if isinstance(dataset.features[name], datasets.Image):
           dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return HuggingFaceStream(dataset, self.fields, self.shuffle_window) if self.streaming else Renamed(
-        dataset, self.fields)
+    if self.streaming:
+      return HuggingFaceStream(dataset, self.fields, self.shuffle_window, what)
+    return Renamed(dataset, self.fields, what)
 
 
 class Renamed:
-  """Examples whose fields are theirs, under our names."""
+  """Examples whose fields are theirs, under our names; `what` is named in errors."""
 
-  def __init__(self, examples, fields: Mapping):
-    self._examples, self._fields = examples, dict(fields)
+  def __init__(self, examples, fields: Mapping, what: str):
+    self._examples, self._fields, self._what = examples, dict(fields), what
 
   def __len__(self):
     return len(self._examples)
 
   def __getitem__(self, index):
-    with decoding(f'example {index} of the data set'):
+    with decoding(lambda: self.place(index)):
       return rename(self._examples[index], self._fields)
+
+  def place(self, index):
+    return f'{self._what}, example {index}'
 
 
 def rename(example, fields):
@@ -144,24 +150,24 @@ def rename(example, fields):
 class HuggingFaceStream(Stream):
   """`datasets.IterableDataset` as a grain dataset."""
 
-  def __init__(self, dataset, fields: Mapping, shuffle_window: int):
+  def __init__(self, dataset, fields: Mapping, shuffle_window: int, what: str):
     super().__init__()
-    self._dataset, self._fields, self.shuffle_window = dataset, dict(fields), shuffle_window
+    self._dataset, self._fields, self.shuffle_window, self._what = dataset, dict(fields), shuffle_window, what
 
   def shard(self, index, count):
     distributed = require('datasets.distributed', 'datasets', 'The source huggingface')
     part = distributed.split_dataset_by_node(self._dataset, index, count)
-    return HuggingFaceStream(part, self._fields, self.shuffle_window)
+    return HuggingFaceStream(part, self._fields, self.shuffle_window, self._what)
 
   def __iter__(self):
-    return _StreamIterator(self._dataset, self._fields)
+    return _StreamIterator(self._dataset, self._fields, self._what)
 
 
 class _StreamIterator(grain.DatasetIterator):
 
-  def __init__(self, dataset, fields):
+  def __init__(self, dataset, fields, what):
     super().__init__()
-    self._pristine, self._fields = dataset, fields
+    self._pristine, self._fields, self._what = dataset, fields, what
     self._restart()
 
   def _restart(self, state=None):
@@ -172,7 +178,7 @@ class _StreamIterator(grain.DatasetIterator):
     self._iterator = iter(self._dataset)
 
   def __next__(self):
-    with decoding('an example of the stream'):
+    with decoding(f'{self._what}, an example'):
       return rename(next(self._iterator), self._fields)
 
   def get_state(self):
@@ -183,4 +189,4 @@ class _StreamIterator(grain.DatasetIterator):
 
 
 def _plain(paths):
-  return paths if isinstance(paths, str) else list(paths)
+  return os.path.expanduser(paths) if isinstance(paths, str) else [os.path.expanduser(path) for path in paths]

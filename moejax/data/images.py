@@ -12,8 +12,7 @@ from moejax.data import augment as augmentations
 from moejax.data import crops
 from moejax.data.order import Order
 from moejax.data.pipeline import PIPELINES, PartOfBatch, Pipeline, endless, require_model_key
-from moejax.data.source import SOURCES, DataError, Stream, columns, decoding, transpose
-from moejax.data.tokenizers import whole_numbers
+from moejax.data.source import SOURCES, DataError, Stream, columns, decoding, transpose, whole_numbers
 from moejax.ranges import Count, Natural, Positive
 
 
@@ -164,7 +163,8 @@ class Images(Pipeline):
     with decoding(place, 'not labelled with whole numbers', 'Correct the data.'):
       label = whole_numbers(label)
     if label.ndim and not self.multi_label:
-      raise DataError(f'{place()} has a list of {label.size} labels. Set {self.where}.multi_label, or correct the data.')
+      raise DataError(f'{place()} has a list of {label.size} labels. Set {self.where}.multi_label, or correct the '
+                      'data.')
     return label
 
   def _pad(self, batch, size):

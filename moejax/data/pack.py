@@ -31,8 +31,8 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
   if os.path.exists(os.path.join(folder, records.INFO)):
     raise DataError(f'{folder} holds packed data already. Choose another folder, or delete it.')
   if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-    raise DataError(f'{folder} is a file, or holds files that are not a whole packing. Choose another folder, or delete '
-                    'it.')
+    raise DataError(f'{folder} is a file, or holds files that are not a whole packing. Choose another folder, or '
+                    'delete it.')
   parent, name = os.path.split(folder)
   try:
     os.makedirs(parent, exist_ok=True)

@@ -67,8 +67,11 @@ class decoding:  # spelt like contextlib's context managers; a generator would t
   def __exit__(self, kind, error, traceback) -> None:
     if isinstance(error, Exception) and not isinstance(error, (DataError, ConfigError, ImportError, StopIteration)):
       place, broken, advice = self._about
-      reason = (str(error).splitlines() or [''])[0][:200]
-      raise DataError(f'{place if isinstance(place, str) else place()}: {broken} ({kind.__name__}: {reason}). '
+      cause = error
+      while cause.__cause__ is not None:
+        cause = cause.__cause__
+      reason = (str(cause).splitlines() or [''])[0][:200]
+      raise DataError(f'{place if isinstance(place, str) else place()}: {broken} ({type(cause).__name__}: {reason}). '
                       f'{advice}'.rstrip()) from error
 
 
@@ -180,6 +183,14 @@ def transpose(examples: Sequence[Example]) -> dict[str, list]:
     return {name: [example[name] for example in examples] for name in (examples[0] if examples else ())}
 
 
+def whole_numbers(values) -> np.ndarray:
+  """<int64>[...] of whole numbers. Raises TypeError for anything else: numpy would cut fractions off, and wrap."""
+  array = np.asarray(values)
+  if array.size and array.dtype.kind not in 'biu':
+    raise TypeError(f'{str(values)[:40]} is not made of whole numbers')
+  return array.astype(np.int64)
+
+
 def holdout(count: int, test: int | float, seed: int, key: str, advice: str = '') -> dict[str, np.ndarray]:
   """Indices of `train` and `test`: `test` of `count` examples (or that share) drawn by `seed`, each in order.
 
@@ -223,7 +234,8 @@ class Files(Source):
   def open(self, split: str) -> Examples:
     self.check_split(split)
     if isinstance(self.files, str):
-      indices = holdout(len(self._everything), float(self.test_fraction), self.split_seed, f'{self.where}.test_fraction',
+      count, key = len(self._everything), f'{self.where}.test_fraction'
+      indices = holdout(count, float(self.test_fraction), self.split_seed, key,
                         f', or name files for each split: {self.where}.files is {self.files!r}, and may be '
                         'dict(train=..., test=...)')
       return Subset(self._everything, indices[split])

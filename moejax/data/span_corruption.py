@@ -7,9 +7,9 @@ import numpy as np
 from moejax.config import ConfigError
 from moejax.data.packing import FirstFitWindow
 from moejax.data.pipeline import PIPELINES, PartOfBatch
+from moejax.data.source import Share
 from moejax.data.text_pipeline import Balance, TextPipeline, joined, with_last
 from moejax.ranges import AtLeast, Count, Natural
-from moejax.data.source import Share
 
 
 @PIPELINES('span_corruption')

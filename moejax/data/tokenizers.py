@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from moejax.config import Registry
-from moejax.data.source import DataError, Example, Path, decoding, local_path, read_file, require
+from moejax.data.source import DataError, Example, Path, decoding, local_path, require, whole_numbers
 from moejax.ranges import Count, NotEmpty
 
 TOKENIZERS = Registry('tokenizer')
@@ -280,14 +280,6 @@ class HuggingFace(_FromFile):
 
   def decode(self, ids):
     return self._model.decode([int(id) for id in ids if id not in (self.start, self.end)], skip_special_tokens=False)
-
-
-def whole_numbers(values) -> np.ndarray:
-  """<int64>[...] of whole numbers. Raises TypeError for anything else: numpy would cut fractions off, and wrap."""
-  array = np.asarray(values)
-  if array.size and array.dtype.kind not in 'biu':
-    raise TypeError(f'{str(values)[:40]} is not made of whole numbers')
-  return array.astype(np.int64)
 
 
 def byte_counts(ends: np.ndarray, total: int) -> np.ndarray:

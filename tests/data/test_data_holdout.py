@@ -11,7 +11,8 @@ def build(**config):
 
 @pytest.mark.parametrize('documents, fraction, sentence', [
     (5, 0.05, 'config.data.source.test_fraction = 0.05 holds out 0 of 5 examples'),
-    (5, 0.95, 'holds out 5 of 5 examples'), (1, 0.5, 'holds out 0 of 1 examples'), (0, 0.5, 'holds out 0 of 0 examples')])
+    (5, 0.95, 'holds out 5 of 5 examples'), (1, 0.5, 'holds out 0 of 1 examples'),
+    (0, 0.5, 'holds out 0 of 0 examples')])
 def test_a_share_that_leaves_a_split_empty_is_refused_with_what_can_be_done(tmp_path, documents, fraction, sentence):
   (tmp_path / 'a.txt').write_text('x\n' * documents)
   path = str(tmp_path / '*.txt')

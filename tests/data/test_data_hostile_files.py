@@ -64,8 +64,8 @@ def test_what_has_been_said_and_what_is_no_error_passes(error):
 MARK = b'\xef\xbb\xbf'
 
 
-@pytest.mark.parametrize('raw', [MARK + b'one\ntwo', b'one\r\n\r\ntwo\r\n', b'\n \t\none\n\r\n   \ntwo\n\n', b'\n\none\ntwo\n ',
-                                 MARK + b'\none\n' + b'two'])
+@pytest.mark.parametrize('raw', [MARK + b'one\ntwo', b'one\r\n\r\ntwo\r\n', b'\n \t\none\n\r\n   \ntwo\n\n',
+                                 b'\n\none\ntwo\n ', MARK + b'\none\ntwo'])
 def test_marks_and_blank_lines_are_no_documents(tmp_path, raw):
   assert texts(lines(tmp_path, raw, 'text', document='line')) == ['one', 'two']
   as_json = raw.replace(b'one', b'{"text": "one"}').replace(b'two', b'{"text": "two"}')
@@ -209,7 +209,8 @@ def test_what_is_no_label_is_named_with_its_record(tmp_path, label, words):
 
 
 def test_examples_that_are_not_alike_or_no_images_are_refused(tmp_path):
-  refused(lambda: transpose([{'image': 0, 'label': 0}, {'image': 0}]), "lacks a field that others have (KeyError: 'label')")
+  refused(lambda: transpose([{'image': 0, 'label': 0}, {'image': 0}]),
+          "lacks a field that others have (KeyError: 'label')")
   refused(lambda: batch(folder(tmp_path, [{'image': whole_png()}])), 'the source gives image; images with labels are')
   texts_only = data.text_files.Documents(['a', 'b'])
   texts_only.where, texts_only.num_classes, texts_only.open = 'config.data.source', 2, lambda split: texts_only
@@ -219,8 +220,8 @@ def test_examples_that_are_not_alike_or_no_images_are_refused(tmp_path):
 @pytest.mark.parametrize('text', [None, 3, b'bytes', ['a']])
 def test_a_document_that_is_no_string_is_named_with_its_record(tmp_path, text):
   built = folder(tmp_path, [{'text': 'a'}, {'text': text}])
-  pipeline = data.build(dict(name='language_model', source=dict(name='chitchat'), tokenizer=dict(name='bytes'), length=4,
-                             batch_size=1))
+  pipeline = data.build(dict(name='language_model', source=dict(name='chitchat'), tokenizer=dict(name='bytes'),
+                             length=4, batch_size=1))
   pipeline.source = built
   for read in (lambda: next(pipeline.train(0)), lambda: list(pipeline.evaluate('train')),
                lambda: list(pipeline.documents('train'))):

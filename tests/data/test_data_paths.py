@@ -26,7 +26,8 @@ def test_packed_data_are_found_in_a_folder_of_any_name(tmp_path, name):
   (tmp_path / 'a.txt').write_text('one\ntwo')
   text = SOURCES.build(dict(name='text', files=dict(train=str(tmp_path / 'a.txt')), document='line'), 'source')
   pack.pack(text, str(tmp_path / name), shards=2)
-  packed = SOURCES.build(dict(name='array_record', path=str(tmp_path / name), splits=('train',)), 'source').open('train')
+  source = SOURCES.build(dict(name='array_record', path=str(tmp_path / name), splits=('train',)), 'source')
+  packed = source.open('train')
   assert sorted(packed[index]['text'] for index in range(len(packed))) == ['one', 'two']
 
 
@@ -56,7 +57,7 @@ def test_a_url_is_refused_by_every_source_of_files_and_never_a_folder_of_that_na
   for config in (dict(name='text', files=url), dict(name='jsonl', files=dict(train=url)),
                  dict(name='array_record', path=url), dict(name='idx', path=url, num_classes=2),
                  dict(name='spoken_digits', path=url)):
-    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, and only files of this machine are read'):
+    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, and only files of this machine are'):
       SOURCES.build(config, 'source').open('train')
   for config in (dict(name='sentencepiece'), dict(name='huggingface', end_token='x')):
     with pytest.raises(DataError, match='tokenizer.path: .* is a URL'):

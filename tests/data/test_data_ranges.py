@@ -10,8 +10,9 @@ from moejax.data import PIPELINES, SOURCES, TOKENIZERS
 from moejax.data.augment import AUGMENTATIONS
 
 SOURCE = {
-    'digits': {}, 'digits_with_captions': {}, 'rotated_digits': {}, 'chitchat': {}, 'python_library': {}, 'clusters': {},
-    'python_prose': {}, 'emoji': {}, 'spoken_digits': {}, 'speakers': {}, 'markov_mixture': {}, 'mixture': {},
+    'digits': {}, 'digits_with_captions': {}, 'rotated_digits': {}, 'chitchat': {}, 'python_library': {},
+    'clusters': {}, 'python_prose': {}, 'emoji': {}, 'spoken_digits': {}, 'speakers': {},
+    'markov_mixture': {}, 'mixture': {},
     'fashion_mnist': {}, 'text': dict(files='/none'), 'jsonl': dict(files='/none'), 'array_record': dict(path='/none'),
     'idx': dict(path='/none', num_classes=2),
     'tfds': dict(dataset='x', fields=dict(text='x'), partitions=dict(train='x')),
@@ -71,12 +72,15 @@ def test_numbers_that_cannot_be_are_refused_by_their_key(room, name, key):
 @pytest.mark.parametrize('changes, sentence', [
     (dict(batch_size=-3), 'config.data.batch_size must be a whole number of at least 1, not -3'),
     (dict(std=0.), 'config.data.std must be a number above 0'), (dict(std=(0.,)), 'config.data.std must be a number'),
-    (dict(mean=('a',)), 'config.data.mean must be a number or a tuple'), (dict(channels=4), 'channels must be one of 1, 3'),
-    (dict(augment=(dict(name='contrast', lower=2., upper=1.),)), r'augment\[0\].upper must be .* that is not below lower'),
+    (dict(mean=('a',)), 'config.data.mean must be a number or a tuple'),
+    (dict(channels=4), 'channels must be one of 1, 3'),
+    (dict(augment=(dict(name='contrast', lower=2., upper=1.),)),
+     r'augment\[0\].upper must be .* that is not below lower'),
     (dict(source=dict(name='speakers', min_phones=5)), 'min_phones = 5 must be at most max_phones, 4'),
     (dict(source=dict(name='text', files={})), 'source.files must be a string that is not empty or a dict that is not'),
     (dict(source=dict(name='text', files='')), 'source.files must be a string that is not empty'),
-    (dict(source=dict(name='jsonl', files=dict(train=3))), 'source.files.train must be a string that is not empty, not 3'),
+    (dict(source=dict(name='jsonl', files=dict(train=3))),
+     'source.files.train must be a string that is not empty, not 3'),
     (dict(source=dict(name='huggingface', dataset='x', fields=dict(text=['a']), partitions=dict(train='x'))),
      'source.fields.text must be a string'),
     (dict(source=dict(name='tfds', dataset='x', fields=dict(text='a'), partitions=dict(train=None))),

@@ -38,7 +38,8 @@ def added(token, special, id=256):
 
 
 @pytest.mark.parametrize('special', [True, False], ids=['called special', 'an added token like others'])
-@pytest.mark.parametrize('text', [SENTENCE, '<|endoftext|>', 'a<|endoftext|><|endoftext|>b <|endoftext|>', '<|start|>é'])
+@pytest.mark.parametrize('text', [SENTENCE, '<|endoftext|>', 'a<|endoftext|><|endoftext|>b <|endoftext|>',
+                                  '<|start|>é'])
 def test_text_that_spells_a_special_token_stays_text_and_comes_back(tmp_path, special, text):
   tokens = [added('<|endoftext|>', special), added('<|start|>', special, 257)]
   path = saved(byte_level(), tmp_path, added_tokens=tokens)
