@@ -91,6 +91,18 @@ class Divides:
 
 
 @dataclasses.dataclass(frozen=True)
+class NotBelow:
+  """The value is not below the argument called `of` of the same constructor."""
+  of: str
+
+  def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
+    return value >= arguments[self.of]
+
+  def __str__(self):
+    return f'that is not below {self.of}'
+
+
+@dataclasses.dataclass(frozen=True)
 class NotEmpty:
   """Of lists, tuples, dicts and strings."""
 

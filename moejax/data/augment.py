@@ -4,6 +4,7 @@ Images are <float>[H,W,C] in [0, 1]. The pipeline maps them over the batch insid
 """
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import dm_pix as pix
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError, Registry
 from moejax.random import derive
+from moejax.ranges import Natural, NonNegative, NotBelow
 
 AUGMENTATIONS = Registry('augmentation')
 
@@ -29,10 +31,10 @@ class Flip:
 class PadCrop:
   """Zeros around the image, then a crop of its own size at a random place.
 
-  Config:
-    padding: pixels on each side.
+  Config keys:
+    padding: pixels of zeros on each side.
   """
-  padding: int
+  padding: Natural
 
   def __call__(self, image, key):
     around = (self.padding, self.padding)
@@ -42,12 +44,12 @@ class PadCrop:
 @AUGMENTATIONS('brightness')
 @dataclasses.dataclass(frozen=True)
 class Brightness:
-  """Adds up to `max_delta`, either way.
+  """Adds a number to all pixels.
 
-  Config:
-    max_delta: most that is added; pixels lie in [0, 1].
+  Config keys:
+    max_delta: the most that is added, either way.
   """
-  max_delta: float
+  max_delta: NonNegative
 
   def __call__(self, image, key):
     return pix.random_brightness(key, image, self.max_delta)
@@ -58,12 +60,11 @@ class Brightness:
 class Contrast:
   """Multiplies the distance from the mean of the channel by a factor in [lower, upper].
 
-  Config:
-    lower: least factor.
-    upper: largest factor.
+  Config keys:
+    lower, upper: bounds of the factor.
   """
-  lower: float
-  upper: float
+  lower: NonNegative
+  upper: Annotated[NonNegative, NotBelow('lower')]
 
   def __call__(self, image, key):
     return pix.random_contrast(key, image, self.lower, self.upper)
@@ -74,12 +75,11 @@ class Contrast:
 class Saturation:
   """Multiplies the saturation of a colour image by a factor in [lower, upper].
 
-  Config:
-    lower: least factor.
-    upper: largest factor.
+  Config keys:
+    lower, upper: bounds of the factor.
   """
-  lower: float
-  upper: float
+  lower: NonNegative
+  upper: Annotated[NonNegative, NotBelow('lower')]
 
   def __call__(self, image, key):
     return pix.random_saturation(key, image, self.lower, self.upper)
@@ -88,12 +88,12 @@ class Saturation:
 @AUGMENTATIONS('rotate')
 @dataclasses.dataclass(frozen=True)
 class Rotate:
-  """Turns by up to `max_degrees`, either way; corners that come from outside are 0.
+  """Turns the image; corners that come from outside are 0.
 
-  Config:
-    max_degrees: largest angle.
+  Config keys:
+    max_degrees: the most that it is turned, either way.
   """
-  max_degrees: float
+  max_degrees: NonNegative
 
   def __call__(self, image, key):
     limit = jnp.deg2rad(self.max_degrees)

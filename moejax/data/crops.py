@@ -4,9 +4,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from moejax.data.source import DataError
+from PIL import Image
 
 Crop = Literal['stretch', 'center', 'inception']
 
@@ -17,15 +15,18 @@ _CENTER_SHARE = 224 / 256
 def prepare(image, size: int, channels: int, crop: Crop, rng: np.random.Generator | None) -> np.ndarray:
   """<float32>[size,size,channels] in [0, 1] of an encoded image, or an array [H,W] or [H,W,C].
 
-  With `rng` (training) 'inception' cuts a random part; without, and with 'center', the middle is cut.
+  With `rng` (training) 'inception' cuts a random part; without, and with 'center', the middle is cut. Raises what its
+  decoder does where it is no image.
   """
   if isinstance(image, bytes):
-    image = _open(image)
+    image = Image.open(io.BytesIO(image))
   else:
     image = np.asarray(image)
     if image.shape[:2] == (size, size) and crop != 'inception':
       return to_unit(image if image.ndim == 3 else image[..., None], channels)
     image = _from_array(image)
+  if 0 in image.size:
+    raise ValueError('it has no pixels')
   image = image.convert('L' if channels == 1 else 'RGB')
   if crop == 'inception' and rng is not None:
     box = inception_box(*image.size, rng)
@@ -39,14 +40,14 @@ def to_unit(images: np.ndarray, channels: int) -> np.ndarray:
   """Images [...,H,W,C] of bytes or of floats in [0, 1], as float32 with `channels` channels.
 
   Raises:
-    DataError: neither are the channels those, nor is the image grey and can be repeated.
+    ValueError: neither are the channels those, nor is the image grey and can be repeated.
   """
   images = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32)
   if images.shape[-1] == channels:
     return images
   if images.shape[-1] == 1:
     return np.repeat(images, channels, -1)
-  raise DataError(f'an image has {images.shape[-1]} channels, and config.data.channels is {channels}.')
+  raise ValueError(f'an image has {images.shape[-1]} channels, and config.data.channels is {channels}')
 
 
 def center_box(width: int, height: int, crop: Crop) -> tuple[float, float, float, float]:
@@ -69,15 +70,6 @@ def inception_box(width: int, height: int, rng: np.random.Generator) -> tuple[fl
       left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
       return left, top, left + wide, top + high
   return center_box(width, height, 'center')
-
-
-def _open(raw):
-  try:
-    image = Image.open(io.BytesIO(raw))
-    image.load()
-    return image
-  except (UnidentifiedImageError, OSError) as error:
-    raise DataError(f'an encoded image of {len(raw)} bytes cannot be decoded ({error}).') from error
 
 
 def _from_array(image):

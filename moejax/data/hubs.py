@@ -3,11 +3,15 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Annotated
 
 import grain
 
 from moejax.config import ConfigError
-from moejax.data.source import SOURCES, DataError, Source, Stream, require
+from moejax.data.source import SOURCES, DataError, Source, Stream, check_strings, decoding, read_file, require
+from moejax.ranges import Count, NotEmpty
+
+Names = Annotated[Mapping, NotEmpty()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +25,14 @@ class _Hub(Source):
     num_classes: of labelled data.
   """
   where: str
-  dataset: str
-  fields: Mapping
-  partitions: Mapping
-  num_classes: int | None = None
+  dataset: Annotated[str, NotEmpty()]
+  fields: Names
+  partitions: Names
+  num_classes: Count | None = None
 
   def __post_init__(self):
+    check_strings(self.fields, f'{self.where}.fields')
+    check_strings(self.partitions, f'{self.where}.partitions')
     if not {'image', 'text', 'tokens'} & set(self.fields):
       raise ConfigError(f'{self.where}.fields must name the field that holds `image`, `text` or `tokens`, '
                         f'not {dict(self.fields)}.')
@@ -62,7 +68,9 @@ class TensorFlowDatasets(_Hub):
     # Encoded images stay bytes: they are decoded together with the crop, by Pillow.
     raw = {name: tfds.decode.SkipDecoding() for name in self.fields.values()
            if isinstance(builder.info.features[name], tfds.features.Image)}
-    return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields)
+    what = f'{self.dataset} split {self.partitions[split]!r}'
+    with decoding(f'{self.where}: {what}', 'cannot be opened'):
+      return Renamed(builder.as_data_source(self.partitions[split], decoders=raw), self.fields, what)
 
   def _builder(self, tfds):
     folder = None if self.data_dir is None else os.path.expanduser(self.data_dir)
@@ -72,7 +80,8 @@ class TensorFlowDatasets(_Hub):
       raise DataError(f'{self.where}.dataset: tensorflow_datasets knows no {self.dataset!r}, and '
                       f'{folder or "its folder"} holds no prepared one.') from error
     if self.download:
-      builder.download_and_prepare()
+      with decoding(f'{self.where}: {self.dataset}', 'cannot be downloaded'):
+        builder.download_and_prepare()
     if not builder.is_prepared():
       raise DataError(f'{self.where}: {self.dataset} is not prepared as array_record in {builder.data_dir}. '
                       'Set download=True, or prepare it with: tfds build --file_format=array_record.')
@@ -93,69 +102,72 @@ class HuggingFace(_Hub):
   subset: str | None = None
   files: Mapping | None = None
   streaming: bool = False
-  shuffle_window: int = 1000
+  shuffle_window: Count = 1000
 
   def open(self, split):
     self.check_split(split)
     datasets = require('datasets', 'datasets', 'The source huggingface')
     files = None if self.files is None else {name: _plain(paths) for name, paths in self.files.items()}
-    try:
+    what = f'{self.dataset} {files or ""} split {self.partitions[split]!r}'
+    with decoding(f'{self.where}: {what}', 'cannot be loaded'):
       dataset = datasets.load_dataset(self.dataset, self.subset, data_files=files, split=self.partitions[split],
                                       streaming=self.streaming)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-      raise DataError(f'{self.where}: {self.dataset} {files or ""} split {self.partitions[split]!r} cannot be loaded: '
-                      f'{error}') from error
     if dataset.features is not None:
       self.check_fields(dataset.features)
       for name in self.fields.values():
         if isinstance(dataset.features[name], datasets.Image):
           dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return HuggingFaceStream(dataset, self.fields, self.shuffle_window) if self.streaming else Renamed(
-        dataset, self.fields)
+    if self.streaming:
+      return HuggingFaceStream(dataset, self.fields, self.shuffle_window, what)
+    return Renamed(dataset, self.fields, what)
 
 
 class Renamed:
-  """Examples whose fields are theirs, under our names."""
+  """Examples whose fields are theirs, under our names; `what` is named in errors."""
 
-  def __init__(self, examples, fields: Mapping):
-    self._examples, self._fields = examples, dict(fields)
+  def __init__(self, examples, fields: Mapping, what: str):
+    self._examples, self._fields, self._what = examples, dict(fields), what
 
   def __len__(self):
     return len(self._examples)
 
   def __getitem__(self, index):
-    return rename(self._examples[index], self._fields)
+    with decoding(lambda: self.place(index)):
+      return rename(self._examples[index], self._fields)
+
+  def place(self, index):
+    return f'{self._what}, example {index}'
 
 
 def rename(example, fields):
   """An example with our names of fields instead of theirs; an encoded image as its bytes."""
   renamed = {ours: example[theirs] for ours, theirs in fields.items()}
   if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
-    renamed['image'] = renamed['image']['bytes'] or _read(renamed['image']['path'])
+    renamed['image'] = renamed['image']['bytes'] or read_file(renamed['image']['path'])
   return renamed
 
 
 class HuggingFaceStream(Stream):
   """`datasets.IterableDataset` as a grain dataset."""
 
-  def __init__(self, dataset, fields: Mapping, shuffle_window: int):
+  def __init__(self, dataset, fields: Mapping, shuffle_window: int, what: str):
     super().__init__()
-    self._dataset, self._fields, self.shuffle_window = dataset, dict(fields), shuffle_window
+    self._dataset, self._fields, self.shuffle_window, self._what = dataset, dict(fields), shuffle_window, what
 
   def shard(self, index, count):
     distributed = require('datasets.distributed', 'datasets', 'The source huggingface')
     part = distributed.split_dataset_by_node(self._dataset, index, count)
-    return HuggingFaceStream(part, self._fields, self.shuffle_window)
+    return HuggingFaceStream(part, self._fields, self.shuffle_window, self._what)
 
   def __iter__(self):
-    return _StreamIterator(self._dataset, self._fields)
+    return _StreamIterator(self._dataset, self._fields, self._what)
 
 
 class _StreamIterator(grain.DatasetIterator):
 
-  def __init__(self, dataset, fields):
+  def __init__(self, dataset, fields, what):
     super().__init__()
-    self._pristine, self._fields = dataset, fields
+    self._pristine, self._fields, self._what = dataset, fields, what
     self._restart()
 
   def _restart(self, state=None):
@@ -166,7 +178,8 @@ class _StreamIterator(grain.DatasetIterator):
     self._iterator = iter(self._dataset)
 
   def __next__(self):
-    return rename(next(self._iterator), self._fields)
+    with decoding(f'{self._what}, an example'):
+      return rename(next(self._iterator), self._fields)
 
   def get_state(self):
     return {'huggingface': self._dataset.state_dict()}
@@ -176,9 +189,4 @@ class _StreamIterator(grain.DatasetIterator):
 
 
 def _plain(paths):
-  return paths if isinstance(paths, str) else list(paths)
-
-
-def _read(path):
-  with open(path, 'rb') as file:
-    return file.read()
+  return os.path.expanduser(paths) if isinstance(paths, str) else [os.path.expanduser(path) for path in paths]

@@ -1,14 +1,15 @@
 """Labelled images: scikit-learn's digits, and the IDX files of MNIST and its likes."""
 import dataclasses
 import functools
-import gzip
 import math
 import os
-import zlib
 
 import numpy as np
 
-from moejax.data.source import SOURCES, Arrays, DataError, Source, holdout, require
+from moejax.data.source import SOURCES, Arrays, DataError, Path, Source, holdout, local_path, read_file, require
+from moejax.ranges import Count, Natural
+
+_MOST_DIMENSIONS = 64  # of a numpy array
 
 
 @SOURCES('digits')
@@ -16,14 +17,14 @@ from moejax.data.source import SOURCES, Arrays, DataError, Source, holdout, requ
 class Digits(Source):
   """1,797 handwritten digits of 8x8 grey pixels, inside scikit-learn: 1,437 to train on and 360 to test."""
   where: str
-  test_examples: int = 360
-  split_seed: int = 0
+  test_examples: Count = 360
+  split_seed: Natural = 0
   num_classes = 10
 
   def open(self, split):
     self.check_split(split)
     images, labels = self._everything
-    chosen = holdout(len(labels), self.test_examples, self.split_seed)[split]
+    chosen = holdout(len(labels), self.test_examples, self.split_seed, f'{self.where}.test_examples')[split]
     return Arrays(image=images[chosen], label=labels[chosen])
 
   @functools.cached_property
@@ -37,30 +38,32 @@ class Digits(Source):
 class Idx(Source):
   """A folder with the four files of MNIST (`train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ...), `.gz` or not.
 
-  Config:
+  Config keys:
     path: the folder.
-    num_classes: number of labels.
   """
   where: str
-  path: str
-  num_classes: int
+  path: Path
+  num_classes: Count
 
   def open(self, split):
     self.check_split(split)
     prefix = {'train': 'train', 'test': 't10k'}[split]
-    images = read_idx(self._find(f'{prefix}-images-idx3-ubyte'))
-    labels = read_idx(self._find(f'{prefix}-labels-idx1-ubyte'))
+    images, labels = self._read(f'{prefix}-images', 3), self._read(f'{prefix}-labels', 1)
     if len(images) != len(labels):
       raise DataError(f'{self.path}: {len(images)} images but {len(labels)} labels in split {split!r}. '
                       'Download the files again.')
     return Arrays(image=images, label=labels.astype(np.int32))
 
-  def _find(self, name):
-    path = os.path.join(os.path.expanduser(self.path), name)
-    for candidate in (path, path + '.gz'):
-      if os.path.isfile(candidate):
-        return candidate
-    raise DataError(f'{self.where}.path: there is no file {path} or {path}.gz. {self._advice()}')
+  def _read(self, name, dimensions):
+    path = os.path.join(local_path(self.path, f'{self.where}.path'), f'{name}-idx{dimensions}-ubyte')
+    found = next((candidate for candidate in (path, path + '.gz') if os.path.isfile(candidate)), None)
+    if found is None:
+      raise DataError(f'{self.where}.path: there is no file {path} or {path}.gz. {self._advice()}')
+    array = read_idx(found)
+    if array.ndim != dimensions:
+      raise DataError(f'{found}: its header says {array.ndim} dimensions, and {name} have {dimensions}. '
+                      'Download it again.')
+    return array
 
   def _advice(self):
     return 'Put the four IDX files there.'
@@ -69,14 +72,9 @@ class Idx(Source):
 @SOURCES('fashion_mnist')
 @dataclasses.dataclass(frozen=True)
 class FashionMnist(Idx):
-  """70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao et al. 2017, arXiv:1708.07747).
-
-  Config:
-    path: the folder.
-    num_classes: number of labels.
-  """
-  path: str = '/usr/share/datasets/fashion-mnist'
-  num_classes: int = 10
+  """70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao et al. 2017, arXiv:1708.07747)."""
+  path: Path = '/usr/share/datasets/fashion-mnist'
+  num_classes: Count = 10
 
   def _advice(self):
     return 'Debian and Ubuntu install them with: apt-get install dataset-fashion-mnist.'
@@ -88,13 +86,12 @@ def read_idx(path: str) -> np.ndarray:
   Raises:
     DataError: the file is no IDX file of bytes, or its length is not what its header says.
   """
-  try:
-    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
-      raw = file.read()
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(f'{path}: broken gzip file ({error}). Download it again.') from error
+  raw = read_file(path)
   if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4 * raw[3]:
     raise DataError(f'{path}: not an IDX file of bytes; it begins with {raw[:4]!r}.')
+  if not 0 < raw[3] <= _MOST_DIMENSIONS:
+    raise DataError(f'{path}: its header says {raw[3]} dimensions, and there are 1 to {_MOST_DIMENSIONS}. '
+                    'Download it again.')
   start = 4 + 4 * raw[3]
   shape = tuple(int(size) for size in np.frombuffer(raw, '>u4', raw[3], offset=4))
   if len(raw) - start != math.prod(shape):

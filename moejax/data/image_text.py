@@ -4,30 +4,30 @@ import numpy as np
 
 from moejax.config import ConfigError
 from moejax.data import crops
-from moejax.data.images import Images
-from moejax.data.pipeline import PIPELINES
+from moejax.data.images import Channels, Images
+from moejax.data.pipeline import PIPELINES, PartOfBatch
 from moejax.data.source import DataError
 from moejax.data.tokenizers import TOKENIZERS
+from moejax.ranges import Count, Natural, Positive
 
 
 @PIPELINES('image_text')
 class ImageText(Images):
   """Batches of 'images', and of each caption tokens and segments <int32>[B,length]; segments are 0 for padding, else 1.
 
-  Config, besides that of 'images':
+  Config keys:
     tokenizer: of the captions.
     length: tokens of a caption; what is longer is cut.
   """
 
-  def __init__(self, where, source: dict, image_size: int, channels: int, tokenizer: dict, length: int, batch_size: int,
-               crop: crops.Crop = 'stretch', augment: tuple = (), mean: float | tuple = 0.5, std: float | tuple = 0.5,
-               threads: int = 0, readers: int = 1):
+  def __init__(self, where, source: dict, image_size: Count, channels: Channels, tokenizer: dict, length: Count,
+               batch_size: Count, crop: crops.Crop = 'stretch', augment: tuple = (),
+               mean: float | tuple[float, ...] = 0.5, std: Positive | tuple[Positive, ...] = 0.5, threads: Natural = 0,
+               readers: PartOfBatch = 1):
     super().__init__(where, source, image_size, channels, batch_size, crop, augment, False, mean, std, threads, readers)
     if not hasattr(self.source, 'class_captions'):
       raise ConfigError(f'{where}.source {source["name"]!r} has no captions. Choose digits_with_captions or emoji, or '
                         "the pipeline 'images'.")
-    if length < 1:
-      raise ConfigError(f'{where}.length must be 1 or more, not {length}.')
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
     self.length = length
 
@@ -69,5 +69,5 @@ class ImageText(Images):
       tokens[row, :len(ids)], segments[row, :len(ids)] = ids, 1
     return {'tokens': tokens, 'segments': segments}
 
-  def _batch(self, fields, seeds=None):
-    return {**super()._batch(fields, seeds), **self.encode(fields.get('text', ()))}
+  def _batch(self, fields, seeds=None, place=None):
+    return {**super()._batch(fields, seeds, place), **self.encode(fields.get('text', ()))}

@@ -1,5 +1,7 @@
 """The pipeline 'images': labelled images of one size."""
+import functools
 import sys
+from typing import Literal
 
 import grain
 import jax
@@ -9,8 +11,12 @@ from moejax.config import ConfigError
 from moejax.data import augment as augmentations
 from moejax.data import crops
 from moejax.data.order import Order
-from moejax.data.pipeline import PIPELINES, Pipeline, endless, require_model_key
-from moejax.data.source import SOURCES, DataError, Stream, columns, transpose
+from moejax.data.pipeline import PIPELINES, PartOfBatch, Pipeline, endless, require_model_key
+from moejax.data.source import SOURCES, DataError, Stream, columns, decoding, transpose, whole_numbers
+from moejax.ranges import Count, Natural, Positive
+
+
+Channels = Literal[1, 3]
 
 
 @PIPELINES('images')
@@ -19,28 +25,24 @@ class Images(Pipeline):
 
   Pixels in [0, 1] become `(pixel - mean) / std`.
 
-  Config:
+  Config keys:
+    image_size: H and W.
+    channels: C: 1 for grey, 3 for RGB.
     crop: how images of other sizes become [image_size, image_size]: 'stretch' the whole, the 'center' square, or as
       Inception is trained: a random part in training, the center in evaluation.
     augment: what the training step does to images, in order; names of `augment.AUGMENTATIONS`.
     multi_label: an image has any number of labels.
-    image_size: height and width, in pixels.
-    channels: 1 (grey) or 3 (RGB).
-    mean: what is taken off, one number or one a channel.
-    std: what is divided by, one number or one a channel.
+    mean, std: of pixels; one number, or one a channel.
   """
 
-  def __init__(self, where, source: dict, image_size: int, channels: int, batch_size: int,
+  def __init__(self, where, source: dict, image_size: Count, channels: Channels, batch_size: Count,
                crop: crops.Crop = 'stretch', augment: tuple = (), multi_label: bool = False,
-               mean: float | tuple = 0.5, std: float | tuple = 0.5, threads: int = 0, readers: int = 1):
+               mean: float | tuple[float, ...] = 0.5, std: Positive | tuple[Positive, ...] = 0.5, threads: Natural = 0,
+               readers: PartOfBatch = 1):
     super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
     if self.source.num_classes is None:
       raise ConfigError(f'{where}.source.num_classes is missing: images need labels. '
                         'Set it, or use another pipeline for data without labels.')
-    if channels not in (1, 3):
-      raise ConfigError(f'{where}.channels must be 1 (grey) or 3 (RGB), not {channels}.')
-    if image_size < 1:
-      raise ConfigError(f'{where}.image_size must be 1 or more, not {image_size}.')
     for name, value in (('mean', mean), ('std', std)):
       if not isinstance(value, (int, float)) and len(value) != channels:
         raise ConfigError(f'{where}.{name} must be one number or {channels}, one a channel, not {len(value)}.')
@@ -65,7 +67,7 @@ class Images(Pipeline):
 
     def read(step):
       positions = step * self.batch_size + rows
-      return self._batch(columns(examples, order(positions)), [(seed % 2**32, int(p)) for p in positions])
+      return self._rows(examples, order(positions), [(seed % 2**32, int(p)) for p in positions])
 
     steps = grain.MapDataset.range(sys.maxsize // self.batch_size)
     return iter(steps.map(read).to_iter_dataset(self.read_options()))
@@ -86,7 +88,7 @@ class Images(Pipeline):
 
     def read(step):
       indices = step * size + rows
-      return self._pad(self._batch(columns(examples, indices[indices < len(examples)])), len(rows))
+      return self._pad(self._rows(examples, indices[indices < len(examples)]), len(rows))
 
     return grain.MapDataset.range(-(-len(examples) // size)).map(read).to_iter_dataset(self.read_options())
 
@@ -111,34 +113,59 @@ class Images(Pipeline):
     images = augmentations.apply(self.augmentations, batch['image'] * self.std + self.mean, key)
     return {**batch, 'image': (images - self.mean) / self.std}
 
-  def _batch(self, fields, seeds=None):
-    """One batch from columns of examples; `seeds` of the random crops, one an image, in training."""
+  def _rows(self, examples, indices, seeds=None):
+    return self._batch(columns(examples, indices), seeds, lambda row: self.place(examples, indices[row]))
+
+  def _batch(self, fields, seeds=None, place=None):
+    """One batch from columns of examples.
+
+    `seeds` of the random crops, one an image, in training; `place(row)`: where an example comes from.
+    """
+    place = place or (lambda row: f'{self.source.where}: an example')
+    if fields and not {'image', 'label'} <= set(fields):
+      raise DataError(f'{self.source.where}: the source gives {", ".join(fields)}; images with labels are needed.')
     images = fields.get('image', ())
     count = len(images)
     if isinstance(images, np.ndarray) and images.shape[1:3] == 2 * (self.image_size,) and self.crop != 'inception':
-      images = crops.to_unit(images if images.ndim == 4 else images[..., None], self.channels)
+      with decoding(self.source.where, 'gives no images'):
+        images = crops.to_unit(images if images.ndim == 4 else images[..., None], self.channels)
     else:
-      random = self.crop == 'inception' and seeds is not None
-      images = [crops.prepare(image, self.image_size, self.channels, self.crop,
-                              np.random.default_rng(seeds[i]) if random else None) for i, image in enumerate(images)]
+      images = [self._crop(image, None if seeds is None else seeds[row], functools.partial(place, row))
+                for row, image in enumerate(images)]
       images = np.asarray(images, np.float32).reshape(count, self.image_size, self.image_size, self.channels)
-    name, labels = self._labels(fields.get('label', ()))
+    name, labels = self._labels(fields.get('label', ()), place)
     return {'image': (images - self.mean) / self.std, name: labels, 'valid': np.ones(count, bool)}
 
-  def _labels(self, labels):
+  def _crop(self, image, seed, place):
+    with decoding(place, 'not an image that can be decoded'):
+      rng = np.random.default_rng(seed) if self.crop == 'inception' and seed is not None else None
+      return crops.prepare(image, self.image_size, self.channels, self.crop, rng)
+
+  def _labels(self, labels, place):
     classes = self.source.num_classes
-    flat = np.concatenate([np.ravel(label) for label in labels]) if self.multi_label and len(labels) else labels
-    flat = np.asarray(flat, np.int32)
-    if flat.size and not 0 <= flat.min() <= flat.max() < classes:
-      wrong = flat[(flat < 0) | (flat >= classes)][0]
-      raise DataError(f'{self.source.where}: an example has the label {wrong}, but there are {classes} classes, '
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in 'iu':
+      rows, flat = np.arange(len(labels)), labels
+    else:
+      labels = [self._label(label, functools.partial(place, row)) for row, label in enumerate(labels)]
+      rows = np.repeat(np.arange(len(labels)), [label.size for label in labels])
+      flat = np.concatenate([np.zeros(0, np.int64), *map(np.ravel, labels)])
+    wrong = np.flatnonzero((flat < 0) | (flat >= classes))
+    if wrong.size:
+      raise DataError(f'{place(rows[wrong[0]])} has the label {flat[wrong[0]]}, but there are {classes} classes, '
                       'numbered from 0. Correct num_classes or the data.')
     if not self.multi_label:
-      return 'label', flat
+      return 'label', flat.astype(np.int32)
     hot = np.zeros((len(labels), classes), np.float32)
-    for row, label in zip(hot, labels):
-      row[np.asarray(label, int)] = 1
+    hot[rows, flat] = 1
     return 'labels', hot
+
+  def _label(self, label, place):
+    with decoding(place, 'not labelled with whole numbers', 'Correct the data.'):
+      label = whole_numbers(label)
+    if label.ndim and not self.multi_label:
+      raise DataError(f'{place()} has a list of {label.size} labels. Set {self.where}.multi_label, or correct the '
+                      'data.')
+    return label
 
   def _pad(self, batch, size):
     missing = size - len(batch['valid'])

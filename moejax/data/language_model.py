@@ -1,10 +1,10 @@
 """The pipeline 'language_model': documents as rows of tokens, each with the one that follows it."""
 import numpy as np
 
-from moejax.config import ConfigError
 from moejax.data.packing import ConcatWindow
-from moejax.data.pipeline import PIPELINES
-from moejax.data.text_pipeline import Balance, TextPipeline
+from moejax.data.pipeline import PIPELINES, PartOfBatch
+from moejax.data.text_pipeline import Balance, TextPipeline, joined, with_last
+from moejax.ranges import Count, Natural
 
 _NAMES = ('tokens', 'targets', 'target_bytes')
 
@@ -18,17 +18,14 @@ class LanguageModel(TextPipeline):
   into rows of `length`, so that every token of the data is a target exactly once. `target_bytes` is how many bytes of
   text a target stands for (0 for the end), so that the sum of losses over the sum of bytes is bits per byte of text.
 
-  Config:
+  Config keys:
     length: tokens a row.
-    shuffle_batches: training shuffles the rows of so many batches among themselves.
-    balance: of what training batches are made in equal parts; see `TextPipeline`.
   """
 
-  def __init__(self, where, source: dict, tokenizer: dict, length: int, batch_size: int, shuffle_batches: int = 16,
-               threads: int = 0, readers: int = 1, balance: Balance = 'examples'):
+  def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,
+               shuffle_batches: Count = 16, threads: Natural = 0, readers: PartOfBatch = 1,
+               balance: Balance = 'examples'):
     super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
-    if length < 1:
-      raise ConfigError(f'{where}.length must be 1 or more, not {length}.')
     self.length = length
 
   target_segments = 'segments'
@@ -37,13 +34,16 @@ class LanguageModel(TextPipeline):
   def lengths(self):
     return {name: self.length for name in (*self._names, 'segments', 'positions')}
 
-  def prepare(self, ids, num_bytes, seed, task=None):
+  def prepare(self, pieces, seed, task=None):
     del seed
-    end = [] if self.tokenizer.end is None else [self.tokenizer.end]
-    targets = np.append(ids, end).astype(np.int32)
-    tokens = np.append([self.tokenizer.start], targets[:-1]).astype(np.int32)[:len(targets)]
-    tasks = np.full(len(targets), 0 if task is None else task, np.int32)
-    return dict(zip(self._names, (tokens, targets, np.append(num_bytes, [0] * len(end)).astype(np.int32), tasks)))
+    before = [self.tokenizer.start]
+    for (ids, num_bytes), last in with_last(pieces):
+      end = [self.tokenizer.end] if last and self.tokenizer.end is not None else []
+      targets = joined(ids, end)
+      tokens = joined(before, targets[:-1])[:len(targets)]
+      tasks = np.full(len(targets), 0 if task is None else task, np.int32)
+      yield len(targets), dict(zip(self._names, (tokens, targets, joined(num_bytes, [0] * len(end)), tasks)))
+      before = targets[-1:] if len(targets) else before
 
   def window(self, num_rows):
     return ConcatWindow(num_rows, self.length, self._names)

@@ -5,11 +5,11 @@ import functools
 import glob
 import os
 import tokenize
-from typing import Any
+from typing import Annotated, Any
 
-from moejax.config import ConfigError
-from moejax.data.source import SOURCES, DataError, Source, Stream, holdout, require
+from moejax.data.source import SOURCES, DataError, Share, Source, Stream, decoding, holdout, place, require
 from moejax.data.text_files import Documents
+from moejax.ranges import Natural, NotEmpty
 
 # Three domains of text that people wrote, of about 12, 11 and 0.5 million characters, on any machine with moejax[data].
 DOMAINS = dict(code=dict(name='python_library'), dialogue=dict(name='chitchat'), prose=dict(name='python_prose'))
@@ -19,14 +19,12 @@ DOMAINS = dict(code=dict(name='python_library'), dialogue=dict(name='chitchat'),
 class Mixture(Source):
   """The examples of several sources, one source after the other, each with its `task`.
 
-  Config:
+  Config keys:
     sources: `{name: source}`; the default is `DOMAINS`. A task's id is the place of its name in alphabetical order.
   """
 
-  def __init__(self, *, where: str, sources: dict = DOMAINS):
+  def __init__(self, *, where: str, sources: Annotated[dict, NotEmpty()] = DOMAINS):
     self.where, self.tasks = where, tuple(sorted(sources))
-    if not self.tasks:
-      raise ConfigError(f'{where}.sources is empty: name the sources to be mixed.')
     self._sources = [SOURCES.build(sources[name], f'{where}.sources.{name}') for name in self.tasks]
     self.splits = tuple(split for split in self._sources[0].splits
                         if all(split in source.splits for source in self._sources))
@@ -58,8 +56,16 @@ class Mixed:
     return self._starts[-1]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    part, index = self._find(index)
+    return part[index]
+
+  def place(self, index: int) -> str:
+    part, index = self._find(index)
+    return part.place(index)
+
+  def _find(self, index):
     which = bisect.bisect_right(self._starts, index) - 1
-    return self.parts[which][index - self._starts[which]]
+    return self.parts[which], index - self._starts[which]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +80,9 @@ class Labelled:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return {**self.examples[index], 'task': self.task}
 
+  def place(self, index: int) -> str:
+    return f'task {self.task}, {place(self.examples, index)}'
+
 
 class _Installed(Source):
   """Documents that came with installed software: `texts` in order, of which a part is held out."""
@@ -83,7 +92,7 @@ class _Installed(Source):
 
   def open(self, split):
     self.check_split(split)
-    chosen = holdout(len(self.texts), float(self.test_fraction), self.split_seed)[split]
+    chosen = holdout(len(self.texts), float(self.test_fraction), self.split_seed, f'{self.where}.test_fraction')[split]
     return Documents([self.texts[index] for index in chosen])
 
 
@@ -92,8 +101,8 @@ class _Installed(Source):
 class PythonLibrary(_Installed):
   """The modules of Python's standard library, about 700 of them, as the running interpreter has them; not its tests."""
   where: str
-  test_fraction: float = 0.1
-  split_seed: int = 0
+  test_fraction: Share = 0.1
+  split_seed: Natural = 0
 
   @functools.cached_property
   def texts(self) -> list[str]:
@@ -108,8 +117,8 @@ class PythonProse(_Installed):
   """English prose, paragraph by paragraph: Python's language reference, as `help` prints it, and scikit-learn's
   descriptions of its data sets."""
   where: str
-  test_fraction: float = 0.1
-  split_seed: int = 0
+  test_fraction: Share = 0.1
+  split_seed: Natural = 0
 
   @functools.cached_property
   def texts(self) -> list[str]:
@@ -118,7 +127,7 @@ class PythonProse(_Installed):
     paths = sorted(glob.glob(os.path.join(os.path.dirname(package.__file__), 'datasets', 'descr', '*.rst')))
     texts = [topics[name] for name in sorted(topics)]
     for path in paths:
-      with open(path, encoding='utf-8') as file:
+      with decoding(path), open(path, encoding='utf-8') as file:
         texts.append(file.read())
     return [text for whole in texts for text in _paragraphs(whole)]
 
@@ -129,7 +138,7 @@ def _foreign(path: str) -> bool:
 
 
 def _source_text(path: str) -> str:
-  with tokenize.open(path) as file:  # reads the encoding that the file declares
+  with decoding(path), tokenize.open(path) as file:  # reads the encoding that the file declares
     return file.read()
 
 

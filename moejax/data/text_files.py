@@ -2,17 +2,20 @@
 import bisect
 import dataclasses
 import functools
-import gzip
 import json
-import mmap
 import os
-import zlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from moejax.data.source import SOURCES, DataError, Files, Source, holdout, require
+from moejax.data.source import (SOURCES, DataError, Files, Path, Share, Source, decoding, holdout, read_file, require)
+from moejax.ranges import Natural, NotEmpty
+
+_BYTE_ORDER_MARK = '\ufeff'.encode('utf-8')
+_BLOCK = 1 << 22
+# The whitespace of ASCII but for the line feed.
+_BLANK = np.isin(np.arange(256), list(b' \t\r\v\f'))
 
 
 @SOURCES('chitchat')
@@ -24,22 +27,23 @@ class Chitchat(Source):
   each.
   """
   where: str
-  test_fraction: float = 0.1
-  split_seed: int = 0
+  test_fraction: Share = 0.1
+  split_seed: Natural = 0
 
   def open(self, split):
     self.check_split(split)
     documents = self._everything
-    chosen = holdout(len(documents), float(self.test_fraction), self.split_seed)[split]
+    chosen = holdout(len(documents), float(self.test_fraction), self.split_seed, f'{self.where}.test_fraction')[split]
     return Documents([documents[index] for index in chosen])
 
   @functools.cached_property
   def _everything(self):
     package = require('chitchat_dataset', 'chitchat-dataset', 'The source chitchat')
-    with open(os.path.join(os.path.dirname(package.__file__), 'dataset.json'), encoding='utf-8') as file:
-      dialogues = json.load(file).values()
-    documents = (dialogue_text(dialogue['messages']) for dialogue in dialogues)
-    return [document for document in documents if document]
+    path = os.path.join(os.path.dirname(package.__file__), 'dataset.json')
+    with decoding(path, 'not the dialogues of chitchat-dataset', 'Install it again.'):
+      dialogues = json.loads(read_file(path)).values()
+      documents = (dialogue_text(dialogue['messages']) for dialogue in dialogues)
+      return [document for document in documents if document]
 
 
 def dialogue_text(turns) -> str:
@@ -64,17 +68,16 @@ class Documents:
 @SOURCES('text')
 @dataclasses.dataclass(frozen=True)
 class Text(Files):
-  """Text files in UTF-8. A document is a whole file, or a line that is not empty.
+  """Text files in UTF-8, plain or `.gz`.
 
-  Config:
-    files: a path or pattern, of which a part becomes the test split; or one for each split.
-    document: what a document is.
+  Config keys:
+    document: a whole 'file', or each 'line' that holds more than white space.
   """
   where: str
-  files: str | Mapping
+  files: Path | Annotated[Mapping, NotEmpty()]
   document: Literal['file', 'line'] = 'file'
-  test_fraction: float = 0.1
-  split_seed: int = 0
+  test_fraction: Share = 0.1
+  split_seed: Natural = 0
 
   def read(self, paths):
     return WholeFiles(paths) if self.document == 'file' else TextLines(paths)
@@ -90,36 +93,40 @@ class WholeFiles:
     return len(self._paths)
 
   def __getitem__(self, index):
-    with open(self._paths[index], 'rb') as file:
-      return {'text': decode(file.read(), self._paths[index])}
+    path = self._paths[index]
+    return {'text': decode(read_file(path).removeprefix(_BYTE_ORDER_MARK), path)}
+
+  def place(self, index):
+    return self._paths[index]
 
 
 @SOURCES('jsonl')
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Files):
-  """One JSON object a line, plain or `.gz`; the document is the string in `field`.
+  """One JSON object a line, plain or `.gz`.
 
-  Config:
-    files: a path or pattern, of which a part becomes the test split; or one for each split.
-    field: key of the text in each object.
+  Config keys:
+    field: the string in it that is the document.
   """
   where: str
-  files: str | Mapping
+  files: Path | Annotated[Mapping, NotEmpty()]
   field: str = 'text'
-  test_fraction: float = 0.1
-  split_seed: int = 0
+  test_fraction: Share = 0.1
+  split_seed: Natural = 0
 
   def read(self, paths):
     return JsonDocuments(paths, self.field)
 
 
 class Lines:
-  """The lines of files that are not empty, by index. Plain files are mapped, not read; `.gz` ones are held unpacked."""
+  """The lines of files that hold more than white space, by index.
+
+  A line of a plain file is read when it is asked for; `.gz` files are held unpacked.
+  """
 
   def __init__(self, paths: list[str]):
-    self._paths = paths
-    self._buffers = [_buffer(path) for path in paths]
-    self._starts = [_line_starts(buffer) for buffer in self._buffers]
+    self._files = [_Unpacked(path) if path.endswith('.gz') else _OnDisk(path) for path in paths]
+    self._starts = [_line_starts(file) for file in self._files]
     self._ends = np.cumsum([len(starts) for starts in self._starts]).tolist()
 
   def __len__(self):
@@ -127,15 +134,22 @@ class Lines:
 
   def line(self, index: int) -> tuple[bytes, str, int]:
     """The line, its file, and the byte that it starts at."""
-    which = bisect.bisect_right(self._ends, index)
-    buffer, starts = self._buffers[which], self._starts[which]
-    start = int(starts[index - (self._ends[which] - len(starts))])
-    end = buffer.find(b'\n', start)
-    return buffer[start:end if end >= 0 else len(buffer)], self._paths[which], start
+    file, starts, number = self._find(index)
+    stop = starts[number + 1] if number + 1 < len(starts) else file.size
+    raw = file.read(int(starts[number]), int(stop))
+    end = raw.find(b'\n')
+    return raw[:end] if end >= 0 else raw, file.path, int(starts[number])
 
-  def line_number(self, path: str, start: int) -> int:
-    """Counted from 1, as editors do."""
-    return self._buffers[self._paths.index(path)][:start].count(b'\n') + 1
+  def place(self, index: int) -> str:
+    """The file, and the line counted from 1, as editors do."""
+    file, starts, number = self._find(index)
+    before = sum(block.count(b'\n') for _, block in _blocks(file, int(starts[number])))
+    return f'{file.path}, line {before + 1}'
+
+  def _find(self, index):
+    which = bisect.bisect_right(self._ends, index)
+    starts = self._starts[which]
+    return self._files[which], starts, index - (self._ends[which] - len(starts))
 
 
 class TextLines(Lines):
@@ -154,16 +168,19 @@ class JsonDocuments(Lines):
     self._field = field
 
   def __getitem__(self, index):
-    line, path, start = self.line(index)
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise DataError(f'{path}, line {self.line_number(path, start)}: not valid JSON ({error}).') from error
-    if not isinstance(record, dict) or not isinstance(record.get(self._field), str):
-      has = ', '.join(record) if isinstance(record, dict) else type(record).__name__
-      raise DataError(f'{path}, line {self.line_number(path, start)}: no string {self._field!r}; it has {has}. '
-                      'Set the source\'s `field`.')
-    return {'text': record[self._field]}
+    text = decode(*self.line(index))
+    with decoding(lambda: self.place(index), 'not valid JSON'):
+      record = json.loads(text)
+    if not isinstance(record, dict):
+      has = f'{_kind(record)} in place of an object'
+    elif self._field not in record:
+      has = ', '.join(record) or 'no fields'
+    elif not isinstance(record[self._field], str):
+      has = f'{_kind(record[self._field])} there'
+    else:
+      return {'text': record[self._field]}
+    raise DataError(f"{self.place(index)}: no string {self._field!r}; it has {has}. Set the source's `field`, or take "
+                    'the line out.')
 
 
 def decode(raw: bytes, path: str, start: int = 0) -> str:
@@ -174,20 +191,63 @@ def decode(raw: bytes, path: str, start: int = 0) -> str:
     raise DataError(f'{path}: byte {start + error.start} is not UTF-8 ({error.reason}). Convert the file.') from error
 
 
-def _buffer(path):
-  if path.endswith('.gz'):
-    try:
-      with gzip.open(path) as file:
-        return file.read()
-    except (EOFError, OSError, zlib.error) as error:
-      raise DataError(f'{path}: broken gzip file ({error}). Download it again.') from error
-  with open(path, 'rb') as file:
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.path.getsize(path) else b''
+class _OnDisk:
+  """The bytes of a file, read when they are asked for. A file that is mapped instead ends the process if it is cut."""
+
+  def __init__(self, path: str):
+    with decoding(path):
+      self._file = open(path, 'rb', buffering=0)
+    self.path, self.size = path, os.fstat(self._file.fileno()).st_size
+
+  def read(self, start: int, stop: int) -> bytes:
+    parts = []
+    while start < stop:
+      with decoding(self.path):
+        part = os.pread(self._file.fileno(), stop - start, start)  # 2 GiB at most
+      if not part:
+        raise DataError(f'{self.path}: byte {start} is gone: the file has been cut since it was opened. Restore it, '
+                        'and start again.')
+      parts.append(part)
+      start += len(part)
+    return parts[0] if len(parts) == 1 else b''.join(parts)
 
 
-def _line_starts(buffer, block=1 << 26) -> np.ndarray:
-  newlines = [np.flatnonzero(np.frombuffer(buffer[at:at + block], np.uint8) == ord('\n')) + at
-              for at in range(0, len(buffer), block)]
-  ends = np.concatenate([*newlines, [len(buffer)]]).astype(np.int64)
-  starts = np.concatenate([[0], ends[:-1] + 1])
-  return starts[ends > starts]
+class _Unpacked:
+  """The bytes of a `.gz` file."""
+
+  def __init__(self, path: str):
+    self.path, self._raw = path, read_file(path)
+    self.size = len(self._raw)
+
+  def read(self, start: int, stop: int) -> bytes:
+    return self._raw[start:stop]
+
+
+def _blocks(file, size):
+  for at in range(0, size, _BLOCK):
+    yield at, file.read(at, min(at + _BLOCK, size))
+
+
+def _line_starts(file) -> np.ndarray:
+  """<int64>[lines] where the lines begin that hold more than white space; a byte order mark belongs to none."""
+  mark = file.read(0, min(file.size, len(_BYTE_ORDER_MARK))) == _BYTE_ORDER_MARK
+  begin, filled = len(_BYTE_ORDER_MARK) * mark, False  # of the line that no block has ended yet
+  found = []
+  for at, block in _blocks(file, file.size):
+    if mark and not at:
+      block = b' ' * len(_BYTE_ORDER_MARK) + block[len(_BYTE_ORDER_MARK):]
+    values = np.frombuffer(block + b' ', np.uint8)  # a space more, so that every line has a byte here
+    ends = np.flatnonzero(values == ord('\n'))
+    held = ~_BLANK[values]
+    held[ends] = False
+    has = np.logical_or.reduceat(held, np.append(0, ends + 1))
+    has[0] |= filled
+    begins = np.append(begin, at + ends + 1)
+    found.append(begins[:-1][has[:-1]])
+    begin, filled = begins[-1], has[-1]
+  return np.concatenate([*found, [begin] * bool(filled)]).astype(np.int64)
+
+
+def _kind(value):
+  return {type(None): 'null', dict: 'object', str: 'string', bool: 'truth value', int: 'number', float: 'number'}.get(
+      type(value), type(value).__name__)

@@ -1,8 +1,9 @@
 """What the pipelines of text share: documents are tokenized, prepared, packed into rows and batched."""
 import abc
+import functools
 import sys
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import grain
 import jax
@@ -10,10 +11,10 @@ import numpy as np
 
 from moejax.config import ConfigError
 from moejax.data.order import Order
-from moejax.data.packing import Packing, Window
+from moejax.data.packing import Document, Packing, Window
 from moejax.data.pipeline import Pipeline, endless, require_model_key
-from moejax.data.source import SOURCES, Example, Stream
-from moejax.data.tokenizers import TOKENIZERS
+from moejax.data.source import SOURCES, Example, Stream, decoding
+from moejax.data.tokenizers import TOKENIZERS, Piece
 
 
 Balance = Literal['examples', 'tasks']
@@ -35,20 +36,22 @@ class TextPipeline(Pipeline):
       raise ConfigError(f"{where}.balance is 'tasks', but the source {source['name']!r} has none. Use the source "
                         "'mixture'.")
     self.balance, self._shares = balance, len(built.tasks) if balance == 'tasks' else 1
-    if batch_size % self._shares:
-      raise ConfigError(f'{where}.batch_size must be a multiple of {self._shares}, the number of tasks that share it '
-                        f'equally; not {batch_size}.')
+    if batch_size % (readers * self._shares):
+      raise ConfigError(f'{where}.batch_size must be a multiple of {readers * self._shares}, the number of tasks that '
+                        f'share it equally times {where}.readers; not {batch_size}.')
     # A task is read by readers of its own, so that where they stand is remembered like that of any reader.
     super().__init__(where, built, batch_size, threads, readers * self._shares)
-    if shuffle_batches < 1:
-      raise ConfigError(f'{where}.shuffle_batches must be 1 or more, not {shuffle_batches}.')
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
     self.vocab_size = self.tokenizer.vocab_size
     self.shuffle_batches = shuffle_batches
 
   @abc.abstractmethod
-  def prepare(self, ids: np.ndarray, num_bytes: np.ndarray, seed: tuple[int, ...], task: int | None = None):
-    """What `window` takes of a document: ids <int32>[n], the bytes that each stands for, and the task where known."""
+  def prepare(self, pieces: Iterable[Piece], seed: tuple[int, ...], task: int | None = None
+              ) -> Iterator[tuple[int, Any]]:
+    """The parts of a `Document`, as `window` takes them, of a document in pieces; and the task where known.
+
+    However a document is cut into pieces, what it becomes is the same.
+    """
 
   @abc.abstractmethod
   def window(self, num_rows: int) -> Window:
@@ -78,13 +81,13 @@ class TextPipeline(Pipeline):
     def start(reader):
       if isinstance(examples, Stream):
         documents = endless(examples, seed, reader, self.readers).random_map(
-            lambda example, rng: self._document(example, (int(rng.integers(2**32)),)))
+            lambda example, rng: self._document(self.source.where, example, (int(rng.integers(2**32)),)))
       else:
         share, part = reader % self._shares, reader // self._shares
         shared = examples.parts[share] if self.balance == 'tasks' else examples
         order, own = Order(len(shared), seed), (seed,) if self.balance == 'examples' else (seed, share)
         documents = grain.MapDataset.range(part, sys.maxsize, self.readers // self._shares).map(
-            lambda position: self._document(shared[order.at(position)], (*own, position)))
+            lambda position: self._by_index(self._document, shared, order.at(position), (*own, position)))
         documents = documents.to_iter_dataset(self.read_options())
       part = self.batch_size // self.readers
       batches = Packing(documents, self.window, part, self.shuffle_batches, (seed, reader))
@@ -101,7 +104,10 @@ class TextPipeline(Pipeline):
   def documents(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and bytes of every document of a split, in order; without start and end."""
     self.source.check_split(split)
-    return iter(self._ordered(split, lambda example, seed: self.tokenizer.encode(example)))
+    def encode(place, example, seed):
+      with decoding(place, 'cannot be tokenized'):
+        return self.tokenizer.encode(example)
+    return iter(self._ordered(split, encode))
 
   def check(self, model_config, where='config.model'):
     size = require_model_key(model_config, 'vocab_size', where, 'tokens')
@@ -118,18 +124,41 @@ class TextPipeline(Pipeline):
             'documents': {split: None if isinstance(self.open(split), Stream) else len(self.open(split))
                           for split in self.splits}}
 
-  def _document(self, example: Example, seed):
-    return self.prepare(*self.tokenizer.encode(example), seed, example.get('task'))
+  def _document(self, place, example: Example, seed) -> Document:
+    def parts():
+      with decoding(place, 'cannot be tokenized'):
+        yield from self.prepare(self.tokenizer.pieces(example), seed, example.get('task'))
+    return Document(parts)
+
+  def _by_index(self, function, examples, index, seed):
+    return function(functools.partial(self.place, examples, index), examples[index], seed)
 
   def _ordered(self, split, function) -> grain.IterDataset:
+    """`function(place, example, seed)` of all examples."""
     examples = self.open(split)
     if isinstance(examples, Stream):
-      return examples.map(lambda example: function(example, (0,)))
+      return examples.map(lambda example: function(self.source.where, example, (0,)))
     indices = grain.MapDataset.range(len(examples))
-    return indices.map(lambda index: function(examples[index], (0, index))).to_iter_dataset(self.read_options())
+    indices = indices.map(lambda index: self._by_index(function, examples, index, (0, index)))
+    return indices.to_iter_dataset(self.read_options())
 
   def _with_loss_mask(self, batch):
     return {**batch, 'loss_mask': (batch[self.target_segments] > 0).astype(np.float32)}
+
+
+def joined(*parts: np.ndarray | list) -> np.ndarray:
+  """<int32>[sum of lengths]. Not through numpy's common type, which of a list is 64 bits wide."""
+  return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def with_last(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
+  """Each piece, and whether it is the last."""
+  pieces = iter(pieces)
+  piece = next(pieces, None)
+  while piece is not None:
+    following = next(pieces, None)
+    yield piece, following is None
+    piece = following
 
 
 def _entries(config, where, name):

@@ -5,15 +5,24 @@
 import abc
 import dataclasses
 import functools
+import json
 import os
+from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 
 from moejax.config import Registry
 from moejax.data import fingerprint
-from moejax.data.source import DataError, Example, require
+from moejax.data.source import DataError, Example, Path, decoding, local_path, require, whole_numbers
+from moejax.ranges import Count, NotEmpty
 
 TOKENIZERS = Registry('tokenizer')
+
+# Of text, in characters: what it becomes takes some hundred times as many bytes until it is packed.
+_LONGEST_PIECE = 1 << 20
+
+Piece = tuple[np.ndarray, np.ndarray]
 
 
 class Tokenizer(abc.ABC):
@@ -21,6 +30,7 @@ class Tokenizer(abc.ABC):
 
   Attributes:
     where: config path.
+    path: file of the tokenizer.
     vocab_size: all ids are below it, `start` and `end` too.
     start: the id that the first token is predicted from.
     end: the id predicted after the last token; None where documents do not end.
@@ -31,11 +41,26 @@ class Tokenizer(abc.ABC):
   end: int | None
 
   @abc.abstractmethod
-  def encode(self, document: Example) -> tuple[np.ndarray, np.ndarray]:
+  def encode(self, document: Example) -> Piece:
     """Ids <int32>[n] of a document, without start and end, and the bytes that each stands for <int32>[n].
 
-    The bytes sum to the length of the text in UTF-8.
+    The bytes sum to the length of the text in UTF-8. Text never becomes a special token, also where it spells one.
     """
+
+  def pieces(self, document: Example) -> Iterator[Piece]:
+    """`encode`, of a long text in pieces that begin with white space where there is some: one at a time."""
+    text = document.get('text')
+    if not isinstance(text, str):
+      yield self.encode(document)
+      return
+    start = 0
+    while len(text) - start > _LONGEST_PIECE:
+      bound = start + _LONGEST_PIECE
+      stop = max(text.rfind(' ', start + 1, bound), text.rfind('\n', start + 1, bound))
+      stop = stop if stop > 0 else bound
+      yield self.encode({**document, 'text': text[start:stop]})
+      start = stop
+    yield self.encode({**document, 'text': text[start:]})
 
   @abc.abstractmethod
   def decode(self, ids: np.ndarray) -> str:
@@ -49,6 +74,8 @@ class Tokenizer(abc.ABC):
     if 'text' not in document:
       raise DataError(f'{self.where}: the source gives {", ".join(document)} and not text. '
                       "Use the tokenizer 'ids' for documents that are tokenized already.")
+    if not isinstance(document['text'], str):
+      raise TypeError(f'its text is {document["text"]!r:.40} and not a string')
     # Half of a surrogate pair, which JSON can spell, is no character of UTF-8.
     return document['text'].encode('utf-8', errors='replace').decode('utf-8')
 
@@ -78,11 +105,11 @@ class Ids(Tokenizer):
 
   Every id counts as one byte, so that bits per byte are bits per id.
 
-  Config:
-    num_ids: number of ids.
+  Config keys:
+    num_ids: how many ids there are.
   """
   where: str
-  num_ids: int
+  num_ids: Count
   end = None
 
   @property
@@ -96,11 +123,13 @@ class Ids(Tokenizer):
   def encode(self, document):
     if 'tokens' not in document:
       raise DataError(f'{self.where}: the source gives {", ".join(document)} and not tokens. Use another tokenizer.')
-    ids = np.asarray(document['tokens'], np.int32)
+    ids = whole_numbers(document['tokens'])
+    if ids.ndim != 1:
+      raise ValueError(f'its tokens have the shape {ids.shape} and are not a list')
     if ids.size and not 0 <= ids.min() <= ids.max() < self.num_ids:
       raise DataError(f'{self.where}.num_ids is {self.num_ids}, but a document has ids from {ids.min()} to '
                       f'{ids.max()}. Set it above the largest.')
-    return ids, np.ones(len(ids), np.int32)
+    return ids.astype(np.int32), np.ones(len(ids), np.int32)
 
   def decode(self, ids):
     return ' '.join(str(id) for id in np.asarray(ids) if id != self.start)
@@ -109,25 +138,53 @@ class Ids(Tokenizer):
 class _FromFile(Tokenizer):
   """Tokenizers whose file is read at the first use.
 
-  Config:
-    path: of the file.
-    vocab_size: ids that the file must have.
+  Config keys:
+    vocab_size: the largest id in the file and one.
   """
   path: str
 
   def fingerprint(self):
-    return {f'tokenizer {part}': found for part, found in fingerprint.of_files([self._checked_path()]).items()}
+    return {f'tokenizer {part}': found for part, found in fingerprint.of_files([self._file()]).items()}
 
-  def _checked_path(self):
-    path = os.path.expanduser(self.path)
+  @abc.abstractmethod
+  def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids <int>[n] of a text, and the character that each ends before <int>[n]."""
+
+  @property
+  @abc.abstractmethod
+  def special(self) -> np.ndarray:
+    """<int>[n]: ids that text must not become."""
+
+  def encode(self, document):
+    text = self.text(document)
+    ids, ends = self._plain(text)
+    code = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+    sizes = 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000).astype(np.int64)
+    return ids.astype(np.int32), byte_counts(np.append(0, np.cumsum(sizes))[ends], int(sizes.sum()))
+
+  def _plain(self, text):
+    """`spans`; what spells a special token is cut after its first character, until nothing is one."""
+    ids, ends = self.spans(text)
+    found = np.flatnonzero(np.isin(ids, self.special))
+    if not found.size:
+      return ids, ends
+    begins = np.append(0, ends)[found]
+    cuts = [0, *sorted({int(begin) + 1 for begin in begins if begin + 1 < len(text)}), len(text)]
+    if len(cuts) == 2:
+      raise ValueError(f'{self.path} makes {text!r:.40} the special token {ids[found[0]]}, and it cannot be cut')
+    parts = [(start, *self._plain(text[start:stop])) for start, stop in zip(cuts, cuts[1:])]
+    return tuple(np.concatenate(arrays) for arrays in zip(*((part, ends + start) for start, part, ends in parts)))
+
+  def _file(self):
+    path = local_path(self.path, f'{self.where}.path')
     if not os.path.isfile(path):
       raise DataError(f'{self.where}.path: there is no tokenizer file {path}.')
     return path
 
   def _check_size(self, size):
     if size != self.vocab_size:
-      raise DataError(f'{self.where}.vocab_size is {self.vocab_size}, but {self.path} has {size} ids. '
-                      f'Set it to {size}.')
+      raise DataError(f'{self.where}.vocab_size is {self.vocab_size}, but the largest of the ids in {self.path} is '
+                      f'{size - 1}. Set it to {size}.')
 
 
 @TOKENIZERS('sentencepiece')
@@ -138,17 +195,15 @@ class SentencePiece(_FromFile):
   The start is the file's `<s>`, else its padding (T5's convention), else its end.
   """
   where: str
-  path: str
-  vocab_size: int
+  path: Path
+  vocab_size: Count
 
   @functools.cached_property
   def _model(self):
     module = require('sentencepiece', 'sentencepiece', 'The tokenizer sentencepiece')
-    path = self._checked_path()
-    try:
+    path = self._file()
+    with decoding(path, 'not a SentencePiece model'):
       model = module.SentencePieceProcessor(model_file=path)
-    except (RuntimeError, OSError) as error:
-      raise DataError(f'{path}: not a SentencePiece model ({error}).') from error
     self._check_size(model.vocab_size())
     return model
 
@@ -160,11 +215,14 @@ class SentencePiece(_FromFile):
   def end(self):
     return self._model.eos_id() if self._model.eos_id() >= 0 else None
 
-  def encode(self, document):
-    text = self.text(document)
+  @functools.cached_property
+  def special(self):
+    return np.array([id for id in range(self.vocab_size) if self._model.is_control(id)])
+
+  def spans(self, text):
     pieces = self._model.encode(text, return_type='proto').pieces
-    ends = np.cumsum([len(piece.surface.encode('utf-8')) for piece in pieces])
-    return np.array([piece.id for piece in pieces], np.int32), byte_counts(ends, len(text.encode('utf-8')))
+    ends = np.cumsum([len(piece.surface) for piece in pieces], dtype=np.int64)
+    return np.array([piece.id for piece in pieces], np.int64), ends
 
   def decode(self, ids):
     return self._model.decode([int(id) for id in ids if id not in (self.start, self.end)])
@@ -173,31 +231,28 @@ class SentencePiece(_FromFile):
 @TOKENIZERS('huggingface')
 @dataclasses.dataclass(frozen=True)
 class HuggingFace(_FromFile):
-  """A `tokenizer.json` of Hugging Face's tokenizers; `end_token` and `start_token` are tokens in it.
+  """A `tokenizer.json` of Hugging Face's tokenizers.
 
-  Without `start_token` documents start from the end token, as GPT-2's do.
-
-  Config:
-    end_token: ends documents.
-    start_token: starts them; None: the end token does.
+  Config keys:
+    end_token: the token in it that ends documents.
+    start_token: the token in it that documents start from; None: the end token, as GPT-2's do.
   """
   where: str
-  path: str
-  vocab_size: int
-  end_token: str
-  start_token: str | None = None
+  path: Path
+  vocab_size: Count
+  end_token: Annotated[str, NotEmpty()]
+  start_token: Annotated[str, NotEmpty()] | None = None
 
   @functools.cached_property
   def _model(self):
     module = require('tokenizers', 'tokenizers', 'The tokenizer huggingface')
-    path = self._checked_path()
-    try:
+    path = self._file()
+    with decoding(path, 'not a tokenizer.json'):
       model = module.Tokenizer.from_file(path)
-    except Exception as error:  # the library raises plain Exceptions
-      raise DataError(f'{path}: not a tokenizer.json ({error}).') from error
-    self._check_size(model.get_vocab_size())
+      self._check_size(max(model.get_vocab().values()) + 1)
     model.no_padding()
     model.no_truncation()
+    model.encode_special_tokens = True  # as the text that they are
     return model
 
   @property
@@ -208,18 +263,28 @@ class HuggingFace(_FromFile):
   def end(self):
     return self._id(self.end_token)
 
+  @functools.cached_property
+  def special(self):
+    # A vocabulary may spell special tokens by itself, and start and end may not be called special in the file.
+    special = {id for id, token in self._model.get_added_tokens_decoder().items() if token.special}
+    return np.array(sorted((special - {self._unknown()}) | {self.start, self.end}))
+
+  def _unknown(self):
+    model = json.loads(self._model.to_str())['model']
+    if isinstance(model.get('unk_token'), str):
+      return self._model.token_to_id(model['unk_token'])
+    return model.get('unk_id')
+
   def _id(self, token):
     id = self._model.token_to_id(token)
     if id is None:
       raise DataError(f'{self.where}: {self.path} has no token {token!r}.')
     return id
 
-  def encode(self, document):
-    text = self.text(document)
+  def spans(self, text):
     encoding = self._model.encode(text, add_special_tokens=False)
-    # Offsets count characters; tokens of a byte-level vocabulary may share one.
-    ends = np.cumsum([0, *(len(character.encode('utf-8')) for character in text)])[[end for _, end in encoding.offsets]]
-    return np.array(encoding.ids, np.int32), byte_counts(ends, len(text.encode('utf-8')))
+    # Tokens of a byte-level vocabulary may share a character.
+    return np.array(encoding.ids, np.int64), np.array([end for _, end in encoding.offsets], np.int64)
 
   def decode(self, ids):
     return self._model.decode([int(id) for id in ids if id not in (self.start, self.end)], skip_special_tokens=False)

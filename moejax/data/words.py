@@ -2,11 +2,12 @@
 import dataclasses
 import re
 import zlib
+from typing import Annotated
 
 import numpy as np
 
-from moejax.config import ConfigError
 from moejax.data.tokenizers import TOKENIZERS, Tokenizer
+from moejax.ranges import AtLeast
 
 
 @TOKENIZERS('hashed_words')
@@ -15,15 +16,14 @@ class HashedWords(Tokenizer):
   """A word is its CRC-32 modulo the ids there are: the same id everywhere, though two words may share one.
 
   Ids 0 and 1 are the start and the end. Case does not count. A hash cannot be undone: `decode` spells ids.
+
+  Config keys:
+    vocab_size: how many ids there are, with the start and the end.
   """
   where: str
-  vocab_size: int
+  vocab_size: Annotated[int, AtLeast(3)]
   start = 0
   end = 1
-
-  def __post_init__(self):
-    if self.vocab_size < 3:
-      raise ConfigError(f'{self.where}.vocab_size must be 3 or more, not {self.vocab_size}: two ids are special.')
 
   def encode(self, document):
     text = self.text(document)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moejax import data
-from moejax.data import DataError, crops
+from moejax.data import crops
 from moejax.data import augment as augmentations
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -61,13 +61,13 @@ def test_channels_are_converted_or_refused():
   red = encoded(np.full((5, 4, 3), [200, 0, 0], np.uint8))
   # Luma of ITU-R 601: 0.299 of red, 200 * 0.299 = 59.8, rounded by Pillow.
   np.testing.assert_allclose(crops.prepare(red, 4, 1, 'stretch', None) * 255, 60, atol=1e-4)
-  with pytest.raises(DataError, match='an image has 4 channels, and config.data.channels is 3'):
+  with pytest.raises(ValueError, match='an image has 4 channels, and config.data.channels is 3'):
     crops.prepare(np.zeros((4, 4, 4), np.uint8), 4, 3, 'stretch', None)
 
 
 @pytest.mark.parametrize('raw', [b'', b'not an image', encoded(np.zeros((40, 40), np.uint8), 'JPEG')[:200]])
 def test_bytes_that_are_no_whole_image_are_refused(raw):
-  with pytest.raises(DataError, match=f'encoded image of {len(raw)} bytes cannot be decoded'):
+  with pytest.raises(OSError):  # which the pipeline makes a DataError that says which image
     crops.prepare(raw, 4, 1, 'stretch', None)
 
 

@@ -41,6 +41,13 @@ def test_parquet_files_are_read_by_index(parquet):
   assert [examples[index]['text'] for index in range(len(examples))] == TEXTS
 
 
+def test_files_in_the_home_folder_are_found(parquet, monkeypatch):
+  monkeypatch.setenv('HOME', str(parquet))
+  for files in ('~/text.parquet', ['~/text.parquet']):
+    config = {**text_source(parquet), 'files': dict(train=files)}
+    assert len(SOURCES.build(config, 'source').open('train')) == len(TEXTS)
+
+
 def test_images_of_parquet_files_stay_encoded_until_they_are_cropped(parquet):
   pipeline = data.build(dict(
       name='images', image_size=4, channels=3, batch_size=4, mean=0, std=1,
@@ -111,8 +118,32 @@ def test_hub_errors_say_what_to_change(parquet):
     SOURCES.build({**text_source(parquet), 'fields': dict(text='words')}, 'source').open('train')
   with pytest.raises(DataError, match='none.parquet.* cannot be loaded'):
     SOURCES.build({**text_source(parquet), 'files': dict(train=str(parquet / 'none.parquet'))}, 'source').open('train')
-  with pytest.raises(ConfigError, match='source.fields must name the field that holds `image`, `text` or `tokens`'):
+  with pytest.raises(ConfigError, match='source.fields must be a dict that is not empty'):
     SOURCES.build({**text_source(parquet), 'fields': {}}, 'source')
+  with pytest.raises(ConfigError, match='source.fields must name the field that holds `image`, `text` or `tokens`'):
+    SOURCES.build({**text_source(parquet), 'fields': dict(label='y')}, 'source')
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize('content', [b'PAR1 nonsense PAR1', b'', None])
+def test_a_broken_file_is_named_whenever_it_is_noticed(parquet, tmp_path, content, streaming):
+  whole = (parquet / 'text.parquet').read_bytes()
+  (tmp_path / 'broken.parquet').write_bytes(whole[:40] + b'\0' * 20 + whole[60:] if content is None else content)
+  config = text_source(parquet, streaming=streaming)
+  with pytest.raises(DataError, match=r"broken.parquet'\} split 'train'.*: cannot be (loaded|read) \("):
+    examples = SOURCES.build({**config, 'files': dict(train=str(tmp_path / 'broken.parquet'))}, 'source').open('train')
+    list(examples)
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_a_null_text_is_refused_with_its_place(tmp_path, streaming):
+  (tmp_path / 'a.jsonl').write_text('{"text": "a"}\n{"text": null}\n')
+  source = dict(name='huggingface', dataset='json', files=dict(train=str(tmp_path / 'a.jsonl')), fields=dict(text='text'),
+                partitions=dict(train='train'), streaming=streaming)
+  pipeline = data.build(dict(name='language_model', source=source, tokenizer=dict(name='bytes'), length=4, batch_size=1))
+  where = '^config.data.source: ' if streaming else r"a.jsonl'\} split 'train', example 1: "
+  with pytest.raises(DataError, match=where + 'cannot be tokenized .*its text is None and not a string'):
+    list(pipeline.evaluate('train'))
 
 
 @pytest.fixture(scope='module')

@@ -94,7 +94,7 @@ def test_any_rows_of_a_balanced_batch_can_be_had_without_the_others(build):
 
 
 def test_what_cannot_be_mixed_or_balanced_is_refused(build, folder):
-  with pytest.raises(ConfigError, match='config.data.source.sources is empty'):
+  with pytest.raises(ConfigError, match='config.data.source.sources must be a dict that is not empty'):
     build(sources=())
   with pytest.raises(ConfigError, match='batch_size must be a multiple of 3, the number of tasks'):
     build(balance='tasks', batch_size=4)

@@ -116,3 +116,66 @@ def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, flags, sentence):
 def test_a_package_that_a_source_lacks_is_a_sentence_too():
   with pytest.raises(Explained, match="needs the package no-such-thing.*pip install 'moejax\\[hub\\]'"):
     source.require('no_such_thing', 'no-such-thing', 'The source x', 'hub')
+
+
+# what is at the folder already
+
+def lines(tmp_path):
+  (tmp_path / 'a.txt').write_text('\n'.join(map(str, range(7))))
+  return SOURCES.build(dict(name='text', files=dict(train=str(tmp_path / 'a.txt')), document='line'), 'source')
+
+
+def test_an_interrupted_packing_leaves_nothing_and_can_be_repeated_with_other_shards(tmp_path, monkeypatch):
+  encode, written = records.encode, []
+
+  def interrupted(example):
+    if len(written) == 4:
+      raise KeyboardInterrupt
+    written.append(example)
+    return encode(example)
+  text = lines(tmp_path)
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(records, 'encode', interrupted)
+    pack.pack(text, str(tmp_path / 'packed'), shards=3)
+  assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
+  pack.pack(text, str(tmp_path / 'packed'), shards=2)
+  read = SOURCES.build(dict(name='array_record', path=str(tmp_path / 'packed'), splits=('train',)), 'source')
+  assert len(read.open('train')) == 7
+
+
+@pytest.mark.parametrize('name', ['train-00000-of-00003.array_record', 'notes.txt', '.hidden'])
+def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path, name):
+  (tmp_path / 'packed').mkdir()
+  (tmp_path / 'packed' / name).write_text('x')
+  with pytest.raises(DataError, match='packed is a file, or holds files that are not a whole packing. Choose another'):
+    pack.pack(lines(tmp_path), str(tmp_path / 'packed'))
+  assert [path.name for path in (tmp_path / 'packed').iterdir()] == [name]
+
+
+def test_an_empty_folder_is_filled_and_folders_above_are_made(tmp_path):
+  (tmp_path / 'packed').mkdir()
+  for folder in (tmp_path / 'packed', tmp_path / 'new' / 'packed'):
+    assert pack.pack(lines(tmp_path), str(folder)) == {'train': 7}
+    assert sorted(path.name for path in folder.iterdir()) == ['info.json', 'train-00000-of-00001.array_record']
+
+
+@pytest.mark.parametrize('inside', ['', '/packed'])
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path, inside):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(DataError, match='file(/packed cannot be written| is a file, or)'):
+    pack.pack(lines(tmp_path), f'{tmp_path}/file{inside}')
+
+
+@pytest.mark.parametrize('shards', [0, -1, -2**40])
+def test_fewer_shards_than_one_are_refused(tmp_path, shards):
+  with pytest.raises(ConfigError, match=f'--shards must be 1 or more, not {shards}'):
+    pack.pack(lines(tmp_path), str(tmp_path / 'packed'), shards=shards)
+
+
+def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+  def full(path):
+    raise RuntimeError('write failed: No space left on device\nstack trace')
+  monkeypatch.setattr(records, 'writer', full)
+  with pytest.raises(DataError, match=r'packed cannot be written \(write failed: No space left on device\)\.$'):
+    pack.pack(lines(tmp_path), str(tmp_path / 'packed'))
+  assert [path.name for path in tmp_path.iterdir()] == ['a.txt']

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moejax.data.packing import ConcatWindow, FirstFitWindow, Packing
+from moejax.data.packing import ConcatWindow, Document, FirstFitWindow, Packing
 
 LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=30)
 
@@ -17,8 +17,15 @@ def documents_of(lengths):
   return [100 * index + np.arange(length) for index, length in enumerate(lengths, 1)]
 
 
-def concat(lengths, length, batch_size, batches, seed=None):
-  elements = [{'tokens': document} for document in documents_of(lengths)]
+def in_parts(sizes, parts):
+  """A document whose parts have these sizes."""
+  return Document(lambda: iter(zip(sizes, parts)))
+
+
+def concat(lengths, length, batch_size, batches, seed=None, part=24):
+  elements = [in_parts([len(one) for one in parts], [{'tokens': one} for one in parts])
+              for document in documents_of(lengths)
+              for parts in [np.split(document, range(part, len(document), part))]]
   window = functools.partial(ConcatWindow, length=length, names=('tokens',))
   source = grain.MapDataset.source(elements).to_iter_dataset(grain.ReadOptions(0, 0))
   return Packing(source, window, batch_size, batches, seed)
@@ -26,7 +33,7 @@ def concat(lengths, length, batch_size, batches, seed=None):
 
 def first_fit(lengths, batch_size, batches, seed=None):
   """Each document is a piece on one side and its first half on the other."""
-  elements = [[{'whole': {'tokens': document}, 'half': {'some': document[:(len(document) + 1) // 2]}}]
+  elements = [in_parts([1], [[{'whole': {'tokens': document}, 'half': {'some': document[:(len(document) + 1) // 2]}}]])
               for document in documents_of(lengths)]
   window = functools.partial(FirstFitWindow, lengths={'whole': 23, 'half': 15})
   source = grain.MapDataset.source(elements).to_iter_dataset(grain.ReadOptions(0, 0))
@@ -51,6 +58,14 @@ def test_concatenated_rows_hold_all_documents_in_order_with_padding_only_at_the_
   assert (segments[:len(stream)] > 0).all()
   for name in rows:
     assert not rows[name].ravel()[len(stream):].any()
+
+
+@given(lengths=LENGTHS, length=st.integers(1, 17), part=st.integers(1, 24), batches=st.integers(1, 3))
+def test_the_parts_that_documents_are_made_in_do_not_show(lengths, length, part, batches):
+  whole, cut = (rows_of(concat(lengths, length, 2, batches, part=size)) for size in (24, part))
+  assert (whole is None) == (cut is None)
+  for name in whole or ():
+    np.testing.assert_array_equal(whole[name], cut[name])
 
 
 @given(lengths=LENGTHS, length=st.integers(1, 17), batch_size=st.integers(1, 4), batches=st.integers(1, 3))
@@ -92,9 +107,9 @@ def test_first_fit_puts_a_piece_into_the_first_row_with_room_on_every_side():
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 3), batches=st.integers(1, 3), seed=st.integers(0, 5),
-       stop=st.integers(0, 12), first_fits=st.booleans())
-def test_a_restored_state_continues_with_the_same_batches(lengths, batch_size, batches, seed, stop, first_fits):
-  pack = first_fit if first_fits else functools.partial(concat, length=7)
+       stop=st.integers(0, 12), first_fits=st.booleans(), part=st.integers(1, 24))
+def test_a_restored_state_continues_with_the_same_batches(lengths, batch_size, batches, seed, stop, first_fits, part):
+  pack = first_fit if first_fits else functools.partial(concat, length=7, part=part)
   packing = pack([length + 1 for length in lengths][:29], batch_size=batch_size, batches=batches, seed=(seed,)) \
       if not first_fits else pack([min(length + 1, 23) for length in lengths], batch_size, batches, (seed,))
   whole = list(packing)

@@ -129,13 +129,13 @@ def test_chitchat_dialogues_are_in_one_split_each():
   assert all(train) and all(test) and train[0].count('\n') > 3
 
 
-def test_a_text_document_is_a_file_or_a_line(tmp_path):
+def test_a_text_document_is_a_file_or_a_line_that_is_not_blank(tmp_path):
   (tmp_path / 'a.txt').write_bytes('één\r\n\n  \ntwee'.encode())
   (tmp_path / 'b.txt').write_text('drie\n')
   read = lambda **config: [e['text'] for e in everything(source(name='text', **config).open('train'))]
   files = dict(train=str(tmp_path / '*.txt'))
   assert read(files=files) == ['één\r\n\n  \ntwee', 'drie\n']
-  assert read(files=files, document='line') == ['één', '  ', 'twee', 'drie']
+  assert read(files=files, document='line') == ['één', 'twee', 'drie']
 
 
 def test_one_pattern_is_split_into_train_and_test(tmp_path):

@@ -61,7 +61,8 @@ def pieces(batches):
 def test_the_text_comes_back_from_encoder_and_decoder(text, density, mean_span, seed):
   pipeline = build(noise_density=density, mean_span=mean_span, sentinels=300, length=64)
   recovered = []
-  for piece in pipeline.prepare(np.array(text), np.ones(len(text), np.int32), (seed,)):
+  (_, chunks), = pipeline.prepare([(np.array(text), np.ones(len(text), np.int32))], (seed,))
+  for piece in chunks:
     encoder, targets = piece['encoder']['encoder_tokens'], piece['decoder']['decoder_targets']
     recovered += reconstruct(encoder.tolist(), targets.tolist(), 258 + 300)
     assert piece['decoder']['decoder_tokens'].tolist() == [START, *targets[:-1]]
@@ -157,14 +158,14 @@ def test_a_restored_state_continues_with_the_same_batches(folder, steps):
 
 
 def test_configs_that_cannot_work_are_refused():
-  for changes, message in ((dict(noise_density=1.), 'noise_density must be between 0 and 1'),
-                           (dict(mean_span=.5), 'mean_span must be 1 or more'),
+  for changes, message in ((dict(noise_density=1.), 'noise_density must be a number above 0 and below 1, not 1.0'),
+                           (dict(mean_span=.5), 'mean_span must be a number of at least 1, not 0.5'),
                            (dict(length=2), 'config.data.length must be 3 or more, not 2'),
                            (dict(sentinels=1), 'sentinels: a chunk of 34 tokens has 2 spans, but .* Set it to 2')):
     with pytest.raises(ConfigError, match=message):
       build(**changes)
   with pytest.raises(ConfigError, match='span corruption ends its texts with an end token'):
-    build(tokenizer=dict(name='ids', num_ids=9)).prepare(np.arange(5), np.ones(5), (0,))
+    list(build(tokenizer=dict(name='ids', num_ids=9)).prepare([(np.arange(5), np.ones(5))], (0,)))
 
 
 def test_documents_with_nothing_to_corrupt_are_refused_and_not_waited_for(tmp_path):

@@ -99,7 +99,7 @@ def test_tokenizer_files_are_checked(tmp_path, json_file, sentencepiece_file):
       tokenizer(name=name, path=str(tmp_path / 'x'), vocab_size=10, **extra).encode({'text': 'x'})
   for built in (tokenizer(name='huggingface', path=json_file[0], vocab_size=7, end_token='<|end|>'),
                 tokenizer(name='sentencepiece', path=sentencepiece_file[0], vocab_size=7)):
-    with pytest.raises(DataError, match=r'vocab_size is 7, but .* has \d+ ids. Set it to \d+'):
+    with pytest.raises(DataError, match=r'vocab_size is 7, but the largest of the ids in .* is \d+. Set it to \d+'):
       built.encode({'text': 'x'})
   unknown = tokenizer(name='huggingface', path=json_file[0], vocab_size=json_file[1].get_vocab_size(), end_token='</s>')
   with pytest.raises(DataError, match="has no token '</s>'"):

@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant('every epoch in the same order', 'moejax/data/order.py', 'SeedSequence([seed % 2**64, epoch])',
            'SeedSequence([seed % 2**64, 0])', 'tests/data/test_data_order.py tests/data'),
     Mutant('targets are the tokens themselves', 'moejax/data/language_model.py',
-           'np.append([self.tokenizer.start], targets[:-1])', 'np.append([], targets)',
+           'joined(before, targets[:-1])', 'joined([], targets)',
            'tests/data/test_data_language_model.py tests/data'),
     Mutant('the data\'s position is not restored', 'moejax/training/checkpoint.py',
            "iterator.set_state(restored['about']['data'])", 'pass', 'tests/training/test_checkpoint.py tests/training'),
