@@ -24,7 +24,7 @@ MISTAKES = {
         'vmoe_digits', {'model.moe.num_experts': 6, 'mesh.expert': 4}, 'make it a positive multiple of 4'),
     'a capacity that keeps nothing': (
         'vmoe_digits', {'model.moe.router.place.capacity_factor': 0.},
-        'config.model.moe.router.place.capacity_factor = 0.0 keeps nothing'),
+        'config.model.moe.router.place.capacity_factor must be a number above 0, not 0.0.'),
     'a decoder whose experts choose': (
         'switch_chitchat', {'model.moe.router': papers.expert_choice()}, 'config.model'),
     'a decoder with batch priority': (

@@ -114,7 +114,7 @@ MUTANTS = (
            'joined(before, targets[:-1])', 'joined([], targets)',
            'tests/data/test_data_language_model.py tests/data'),
     Mutant('the data\'s position is not restored', 'moejax/training/checkpoint.py',
-           "iterator.set_state(restored['about']['data'])", 'pass', 'tests/training/test_checkpoint.py tests/training'),
+           "iterator.set_state(about['data'])", 'pass', 'tests/training/test_checkpoint.py tests/training'),
     Mutant('gradients are not averaged over microbatches', 'moejax/training/step.py', '(x / count).astype(x.dtype)',
            'x.astype(x.dtype)', 'tests/training/test_step.py tests/training'),
 )
