@@ -357,6 +357,12 @@ def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
   return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
 
+def not_finite(tree: Any) -> jax.Array:
+  """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
+  return sum((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
+             if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
 def norms_by_module(tree: Tree) -> dict[str, jax.Array]:
   """<float32>[] Euclidean norm of every module's own leaves, by the module's path, in the order of the tree."""
   squares: dict[str, jax.Array] = {}

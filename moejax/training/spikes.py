@@ -1,4 +1,5 @@
-"""Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes.
+"""Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes; the step adds those
+whose update is not finite.
 
 Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for
 the host, and every process decides alike. What is remembered is part of the train state: a run that goes on from a
@@ -23,7 +24,8 @@ class RecoveryConfig:
   """config.recovery.
 
   Attributes:
-    skip: batches whose update is not applied: those with a loss or gradient that is 'not_finite', or also 'spikes'.
+    skip: batches whose update is not applied: those with a loss, a gradient or an updated state that is 'not_finite', or
+      also 'spikes'.
     spike: a loss (or logarithm of the gradient norm) this many standard deviations above its running median is a spike.
     patience: that many skipped batches in a row, and the run rolls back to the last good checkpoint.
     max_rollbacks: when one more is due the run ends.
