@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from moejax.config import ConfigError
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
+from moejax.ranges import Count
 
 
 @EVALUATORS('accuracy')
 def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-             batch_size: int | None = None) -> Evaluator:
+             batch_size: Count | None = None) -> Evaluator:
   """Means over the valid examples of `split`.
 
   Batches with `label` (one class each): `loss` is the softmax cross-entropy, `accuracy` top-1, and with more than five

@@ -13,11 +13,12 @@ from moejax.evaluation import passes
 from moejax.evaluation.few_shot import padded
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.parallel import processes
+from moejax.ranges import Count
 
 
 @EVALUATORS('retrieval')
 def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-              batch_size: int | None = None) -> Evaluator:
+              batch_size: Count | None = None) -> Evaluator:
   """`image_to_text_recall_at_1` and `text_to_image_recall_at_1`, among all pairs of `split`.
 
   A hit is a pair with the same caption: where several images are described alike, none of them is wrong.
@@ -39,7 +40,7 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
 
 @EVALUATORS('zero_shot')
 def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-              batch_size: int | None = None) -> Evaluator:
+              batch_size: Count | None = None) -> Evaluator:
   """`accuracy` of the class whose captions are nearest to the image: the mean of their vectors, at length 1 (CLIP's
   prompt ensembles, 2103.00020, section 3.1.4). The captions are those of the data's source.
 

@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.layers import ctc
+from moejax.ranges import Count
 
 
 @EVALUATORS('label_error_rate')
 def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-                     batch_size: int | None = None) -> Evaluator:
+                     batch_size: Count | None = None) -> Evaluator:
   """`label_error_rate` is edits over labels of the whole split, with greedy decoding and no language model; `accuracy`
   the share of utterances without an error; `loss` the CTC loss, a mean over utterances.
 

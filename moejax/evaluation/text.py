@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
+from moejax.ranges import Count
 
 
 @EVALUATORS('language_model')
 def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-                   batch_size: int | None = None) -> Evaluator:
+                   batch_size: Count | None = None) -> Evaluator:
   """`loss` in nats a token, `perplexity`, `accuracy` and `bits_per_byte` over the tokens with `loss_mask` 1.
 
   Bits per byte compare models with different tokenizers: the loss in bits over the bytes of raw text that the tokens
@@ -30,7 +31,7 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
 
 @EVALUATORS('seq2seq')
 def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-            batch_size: int | None = None) -> Evaluator:
+            batch_size: Count | None = None) -> Evaluator:
   """As 'language_model', over the decoder's targets; `bits_per_byte` only where targets stand for bytes of text.
 
   Config:

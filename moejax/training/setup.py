@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes, rules
 from moejax.random import derive
+from moejax.ranges import Above, Below, Count, Natural
 from moejax.training import methods, objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.spikes import RecoveryConfig
@@ -57,19 +58,10 @@ class Training:
     accumulate: microbatches a step; each device holds the activations of one at a time.
     average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
   """
-  where: str
-  steps: int
-  log_every: int = 50
-  accumulate: int = 1
-  average: float | None = None
-
-  def __post_init__(self):
-    for name in ('steps', 'log_every', 'accumulate'):
-      if getattr(self, name) < 1:
-        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
-    if self.average is not None and not 0 < self.average < 1:
-      raise ConfigError(f'{self.where}.average is the decay of a moving average: between 0 and 1, or None; '
-                        f'not {self.average!r}.')
+  steps: Count
+  log_every: Count = 50
+  accumulate: Count = 1
+  average: Annotated[float, Above(0), Below(1)] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +72,8 @@ class Evaluation:
     every: steps between evaluations; None: only after the last step, which is always evaluated.
     evaluators: `{name: dict(name=<evaluator>, ...)}`.
   """
-  where: str
-  every: int | None = None
+  every: Count | None = None
   evaluators: dict = dataclasses.field(default_factory=dict)
-
-  def __post_init__(self):
-    if self.every is not None and self.every < 1:
-      raise ConfigError(f'{self.where}.every must be at least 1, or None for only at the end; not {self.every}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +170,7 @@ class Sections:
     sharding: what of the model is split over them.
     report: see `Report`.
   """
-  seed: int
+  seed: Natural
   model: Mapping
   objective: Mapping
   method: Mapping
@@ -200,9 +187,7 @@ class Sections:
 
 def _checked(config: Mapping) -> ConfigDict:
   config = ConfigDict(config).copy_and_resolve_references()
-  sections = call(Sections, config, 'config')
-  if not 0 <= sections.seed < 2**31:
-    raise ConfigError(f'config.seed must lie between 0 and 2**31 - 1, not {sections.seed}.')
+  call(Sections, config, 'config')
   workdir.dumps(config)  # Raises where a value cannot be written to config.json.
   return config
 

@@ -150,7 +150,7 @@ def spoils(part):
 OVERFLOWS = {
     'a learning rate': dict(SGD, schedule=dict(name='constant', peak=1e39)),  # finite in a config, not in float32
     'a decay': dict(SGD, weight_decay=1e39),
-    'a momentum': dict(SGD, momentum=1e39, schedule=dict(name='constant', peak=1e-3)),
+    'an accumulator': dict(name='adamw', eps=1e-46, schedule=dict(name='constant', peak=1e38), weight_decay=1.),
     'the parameters': optimizer.Optimizer(spoils('params'), optax.constant_schedule(0.1)),
     'the state of an optimizer': optimizer.Optimizer(spoils('opt_state'), optax.constant_schedule(0.1)),
 }
@@ -165,7 +165,7 @@ def test_an_update_that_is_not_finite_is_skipped_however_sound_loss_and_gradient
   setup = dataclasses.replace(setup, optimizer=made)
   update = jax.jit(functools.partial(step.train_step, setup))
   state = before = step.init_function(setup)()
-  for number in (0, 1):  # a momentum is multiplied from the second step on
+  for number in (0, 1):
     before, (state, metrics) = state, update(state, setup.place(setup.pipeline.batch(number)))
   assert np.isfinite([metrics['train/loss'], metrics['train/grad_norm']]).all()
   assert metrics['train/skipped'] and metrics['recovery/not_finite'] > 0
