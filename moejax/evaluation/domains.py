@@ -49,7 +49,7 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     raise ConfigError(f'{where}.removed: cannot take {", ".join(removed)} out of the domains {", ".join(tasks)} of a '
                       f'mixture {mixture!r}. Name some of them, and another mixture than "oracle".')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
-  measure = passes.compiled(
+  measure = passes.Program(
       lambda *args: target_log_probs(apply, *args, None if mixture == 'oracle' else experts), mesh)
   uniform = np.full(len(experts), 1 / len(experts))
   cache = None
@@ -97,7 +97,7 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     for domain, total in totals.items():
       metrics |= {f'{tasks[domain]}/{name}': value for name, value in _means(total).items() if total['tokens']}
     return metrics
-  return evaluate
+  return Evaluator(evaluate, ((measure, examples.spec),))
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
   """
   support = passes.Split(pipeline, mesh, support_split, batch_size, f'{where}.support_split', needs=('label', 'valid'))
   test = passes.Split(pipeline, mesh, split, batch_size, where, needs=('label', 'valid'))
-  features = passes.compiled(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
+  features = passes.Program(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
   chosen = []  # read once, at the first evaluation
 
   def evaluate(params, router_state):
@@ -53,7 +53,7 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
     rank = rank_in_class(labels)
     return {f'{n}_shot_accuracy': ridge_accuracy(rows[rank < n], labels[rank < n], test_rows, test_labels)
             for n in shots}
-  return evaluate
+  return Evaluator(evaluate, ((features, test.spec),))
 
 
 def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh: Mesh) -> list[dict[str, jax.Array]]:

@@ -30,14 +30,14 @@ def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 
     raise ConfigError(f'{where}: the accuracy evaluator needs batches with label or labels, and config.data gives '
                       f'{", ".join(sorted(spec))}. Text is measured by language_model or seq2seq.')
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('valid',))
-  run = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
+  run, program = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
 
   def evaluate(params, router_state):
     totals = run(params, router_state)
     count = totals.pop('examples')
     means = {name: float(value / count) for name, value in totals.items() if not name.startswith('router/')}
     return {**means, **passes.router_scalars(totals), 'examples': float(count)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))
 
 
 def single_label(output, batch) -> dict[str, jax.Array]:

@@ -28,14 +28,14 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
-  encode = passes.compiled(lambda params, state, batch: (
+  encode = passes.Program(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), _encode(apply, 'text', params, state, batch),
       batch['tokens'] * (batch['segments'] > 0), batch['valid']), mesh)
 
   def evaluate(params, router_state):
     images, texts, captions = _collect(encode, params, router_state, examples)
     return {**recalls_at_1(images, texts, captions), 'examples': float(len(images))}
-  return evaluate
+  return Evaluator(evaluate, ((encode, examples.spec),))
 
 
 @EVALUATORS('zero_shot')
@@ -51,16 +51,19 @@ def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
   if not hasattr(pipeline, 'class_captions'):
     raise ConfigError(f"{where}: zero-shot classification needs captions of classes; the pipeline 'image_text' has them.")
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))
-  encode_images = passes.compiled(lambda params, state, batch: (
+  encode_images = passes.Program(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), batch['label'], batch['valid']), mesh)
-  encode_texts = passes.compiled(lambda params, state, batch: (
+  encode_texts = passes.Program(lambda params, state, batch: (
       _encode(apply, 'text', params, state, batch), batch['class'], batch['valid']), mesh)
 
   def evaluate(params, router_state):
     images, labels = _collect(encode_images, params, router_state, examples)
     texts, classes = _collect(encode_texts, params, router_state, _class_batches(pipeline, mesh, examples.batch_size))
     return {'accuracy': zero_shot_accuracy(images, labels, texts, classes), 'examples': float(len(images))}
-  return evaluate
+
+  captions = {name: examples.spec[name] for name in ('tokens', 'segments', 'valid')}
+  captions['class'] = jax.ShapeDtypeStruct((examples.batch_size,), np.int32)
+  return Evaluator(evaluate, ((encode_images, examples.spec), (encode_texts, captions)))
 
 
 def recalls_at_1(images: np.ndarray, texts: np.ndarray, captions: np.ndarray) -> dict[str, float]:

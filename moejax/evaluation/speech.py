@@ -22,14 +22,14 @@ def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('frames', 'segments', 'targets', 'loss_mask'))
-  run = passes.totals(examples, apply, mesh, sums)
+  run, program = passes.totals(examples, apply, mesh, sums)
 
   def evaluate(params, router_state):
     totals = run(params, router_state)
     count = totals['examples']
     return {'label_error_rate': float(totals['edits'] / totals['labels']), 'accuracy': float(totals['correct'] / count),
             'loss': float(totals['loss'] / count), **passes.router_scalars(totals), 'examples': float(count)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))
 
 
 def sums(output, batch) -> dict[str, jax.Array]:

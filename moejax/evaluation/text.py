@@ -26,7 +26,7 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'loss_mask'))
-  return _evaluator(passes.totals(examples, apply, mesh, lambda output, batch: token_sums(output, batch, 'targets')))
+  return _evaluator(examples, apply, mesh, 'targets')
 
 
 @EVALUATORS('seq2seq')
@@ -39,8 +39,7 @@ def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('decoder_targets', 'loss_mask'))
-  return _evaluator(passes.totals(examples, apply, mesh,
-                                  lambda output, batch: token_sums(output, batch, 'decoder_targets')))
+  return _evaluator(examples, apply, mesh, 'decoder_targets')
 
 
 def token_sums(output, batch, targets: str) -> dict[str, jax.Array]:
@@ -62,8 +61,10 @@ def text_metrics(totals: dict[str, np.ndarray]) -> dict[str, float]:
   return {name: float(value) for name, value in {**metrics, 'tokens': totals['tokens']}.items()}
 
 
-def _evaluator(run) -> Evaluator:
+def _evaluator(examples, apply, mesh, targets: str) -> Evaluator:
+  run, program = passes.totals(examples, apply, mesh, lambda output, batch: token_sums(output, batch, targets))
+
   def evaluate(params, router_state):
     totals = run(params, router_state)
     return {**text_metrics(totals), **passes.router_scalars(totals)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))

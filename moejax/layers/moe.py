@@ -30,8 +30,9 @@ class MoEConfig:
     experts: what an expert is (`moejax.experts`).
     router: the stages of the router (`moejax.routing`).
     dispatch: how tokens reach their experts (`moejax.dispatch`).
-    group: tokens that are routed together, and share a capacity: all of the 'batch', those of one 'sequence', or this
-      many (the largest divisor of B*S that is not above).
+    group: tokens that are routed together, and share a capacity: all of the 'batch' (of the rows that the model sees at
+      a time: config.data.batch_size over config.training.accumulate, in evaluation too), those of one 'sequence', or
+      this many (the largest divisor of B*S that is not above).
     shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
     shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
       two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).

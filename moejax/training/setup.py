@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_dict
 
 from moejax import data, evaluation, models
 from moejax.config import ConfigError, call
+from moejax.evaluation import groups
 from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes, rules
@@ -18,6 +19,9 @@ from moejax.ranges import Above, Below, Count, Natural
 from moejax.training import methods, objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.spikes import RecoveryConfig
+
+
+_EVALUATORS = 'config.evaluation.evaluators'
 
 
 def default_config() -> ConfigDict:
@@ -70,7 +74,8 @@ class Evaluation:
 
   Attributes:
     every: steps between evaluations; None: only after the last step, which is always evaluated.
-    evaluators: `{name: dict(name=<evaluator>, ...)}`.
+    evaluators: `{name: dict(name=<evaluator>, batch_size=<rows>, ...)}`; without a batch size, of as many rows as the
+      model sees at a time in training. Another one is refused where routers would decide otherwise.
   """
   every: Count | None = None
   evaluators: dict = dataclasses.field(default_factory=dict)
@@ -110,6 +115,11 @@ class Setup:
     """The rows of training batches that this process feeds."""
     return processes.local_rows(self.mesh, self.pipeline.batch_size)
 
+  @property
+  def microbatch(self) -> int:
+    """Rows that the model sees at a time, in training and (unless an evaluator says otherwise) in evaluation."""
+    return self.pipeline.batch_size // self.training.accumulate
+
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch on the devices of the mesh, from the `rows` of it in every process."""
     return processes.place(self.mesh, batch)
@@ -124,7 +134,10 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   setup = build(config, devices)
   _check_best(setup)
   _check_batch(setup)
+  setup = dataclasses.replace(setup, evaluators=_evaluators(setup.evaluation, setup.pipeline, setup.model, setup.mesh,
+                                                            setup.microbatch))
   _trace(setup)
+  _trace_evaluators(setup)
   return setup
 
 
@@ -147,8 +160,7 @@ def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
-      evaluators=evaluation.build(evaluated.evaluators, 'config.evaluation.evaluators', pipeline=pipeline,
-                                  apply=model.apply, mesh=mesh))
+      evaluators=_evaluators(evaluated, pipeline, model, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +232,23 @@ def _check_batch(setup: Setup) -> None:
     nearest = ' or '.join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of {unit}: {shards} shards of the mesh '
                       f'(data x fsdp x expert) times {count} of config.training.accumulate. Nearest: {nearest}.')
+
+
+def _evaluators(options: Evaluation, pipeline: Any, model: Functional, mesh: jax.sharding.Mesh,
+                batch_size: int | None = None) -> dict[str, evaluation.Evaluator]:
+  return evaluation.build(options.evaluators, _EVALUATORS, batch_size=batch_size, pipeline=pipeline, apply=model.apply,
+                          mesh=mesh)
+
+
+def _trace_evaluators(setup: Setup) -> None:
+  shapes = setup.model.shapes()
+  for name, evaluator in setup.evaluators.items():
+    size = setup.config.evaluation.evaluators[name].get('batch_size')
+    if size not in (None, setup.microbatch):
+      with rules.use(setup.mesh):
+        groups.check(setup.model.apply, *shapes, setup.pipeline.batch_spec(setup.microbatch),
+                     setup.pipeline.batch_spec(size), f'{_EVALUATORS}.{name}.batch_size')
+    evaluator.trace(*shapes)
 
 
 def _trace(setup: Setup) -> None:
