@@ -66,8 +66,10 @@ def _abort_says(message: str) -> Iterator[None]:
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def say_and_exit(number):
     del number
-    os.write(2, text)
-    os._exit(PeerLost.code)
+    try:
+      os.write(2, text)
+    finally:  # nobody may be listening
+      os._exit(PeerLost.code)
 
   libc = ctypes.CDLL(None)
   libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)

@@ -1,4 +1,5 @@
 """What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
+import contextlib
 import os
 import signal
 from typing import Any
@@ -61,7 +62,8 @@ class Interruption:
     if self.signal is not None:
       raise KeyboardInterrupt
     self.signal = number
-    os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
+    with contextlib.suppress(OSError):  # nobody may be listening
+      os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
 
 
 def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
