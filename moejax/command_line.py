@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from absl import logging
 
-from moejax import config_files
+from moejax import config_files, platforms, streams
 from moejax.config import ConfigError, Explained, nearest
 
 _KEYS = """Any key of the {keys} can be set with --{keys}.<path>=<value>; `python -m moejax.describe <config>` lists them all.
@@ -121,6 +121,8 @@ def in_one_sentence(binary: Callable[[], int | None]) -> None:
 
   What `binary` returns is the exit code otherwise; None: nothing happens.
   """
+  streams.outlive_readers()
+  platforms.choose()
   logging.set_verbosity(logging.ERROR)
   try:
     code = binary()

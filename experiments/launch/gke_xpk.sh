@@ -5,13 +5,14 @@
 #     --config=configs/switch_c4.py --workdir=/mnt/shared/runs/switch_c4
 #
 # Needs xpk, gcloud and kubectl, a cluster (xpk cluster create), and storage that it mounts at /mnt/shared
-# (xpk storage attach). xpk puts this folder into the image.
+# (xpk storage attach). xpk puts this folder into the image. Restarted where another process died (3), and where this one
+# was killed (137: out of memory or evicted without notice, 143: preempted).
 set -euo pipefail
 : "${CLUSTER:?name of the cluster}" "${TPU_TYPE:?e.g. v5litepod-64}"
 name=$1
 shift
 
 xpk workload create --workload="$name" --cluster="$CLUSTER" --tpu-type="$TPU_TYPE" --num-slices="${SLICES:-1}" \
-  --base-docker-image="${IMAGE:-python:3.12}" --script-dir=. --max-restarts=10 --restart-on-exit-codes=3,143 \
+  --base-docker-image="${IMAGE:-python:3.12}" --script-dir=. --max-restarts=10 --restart-on-exit-codes=3,137,143 \
   --command="pip install -q -e '.[data]' 'jax[tpu]' && exec python -m moejax.train ${*@Q}"
 echo "Next: xpk workload list --cluster=$CLUSTER, and the log of the first process in the Cloud console."

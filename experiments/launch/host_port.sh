@@ -22,7 +22,14 @@ trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 
 # The first that does not end well gives its exit code, and ends the others, which would wait for it.
 code=0
-for ((left = processes; left > 0; left--)); do
-  wait -n "${pids[@]}" || { ended=$?; [ "$code" != 0 ] || code=$ended; kill -TERM "${pids[@]}" 2>/dev/null || true; }
+while ((${#pids[@]})); do
+  sleep 0.2
+  for id in "${!pids[@]}"; do
+    kill -0 "${pids[id]}" 2>/dev/null && continue
+    ended=0
+    wait "${pids[id]}" || ended=$?
+    unset "pids[$id]"
+    ((ended == 0)) || { ((code)) || code=$ended; kill -TERM "${pids[@]}" 2>/dev/null || true; }
+  done
 done
 exit "$code"

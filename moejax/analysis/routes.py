@@ -64,7 +64,7 @@ def collect(model: Functional, params: Tree, router_state: Tree, split: passes.S
     size = next(iter(batch.values())).shape[0]
     return {name: _per_example(router.plan, size) | {'metrics': router.metrics} for name, router in routers.items()}
 
-  compiled = passes.compiled(run, mesh)
+  compiled = passes.Program(run, mesh)
   parts, batches, seen = [], [], 0
   for batch in split:
     parts.append(jax.device_get(compiled(params, router_state, batch)))

@@ -4,7 +4,7 @@ Mixtures are over the probabilities of whole models, one pass for each expert (a
 """
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from scipy.special import logsumexp
 from moejax.config import ConfigError
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
+from moejax.ranges import Above, AtMost, Count
 
 Evidence = Literal['previous_token', 'all_tokens']
 Prior = Literal['uniform', 'updating', 'cached']
 
 
 @EVALUATORS('domains')
-def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test', batch_size: int | None = None,
+def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test', batch_size: Count | None = None,
             mixture: Literal['oracle', 'uniform', 'posterior'] = 'oracle', evidence: Evidence = 'previous_token',
-            prior: Prior = 'uniform', decay: float = 0.3, cache_split: str = 'train', cached_rows: int = 100,
-            removed: Sequence[str] = ()) -> Evaluator:
+            prior: Prior = 'uniform', decay: Annotated[float, Above(0), AtMost(1)] = 0.3, cache_split: str = 'train',
+            cached_rows: Count = 100, removed: Sequence[str] = ()) -> Evaluator:
   """The metrics of 'language_model', and `<domain>/loss` and `<domain>/perplexity` of each of the source's tasks.
 
   Config:
@@ -47,10 +48,8 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
   if unknown or (removed and (mixture == 'oracle' or len(removed) >= len(tasks))):
     raise ConfigError(f'{where}.removed: cannot take {", ".join(removed)} out of the domains {", ".join(tasks)} of a '
                       f'mixture {mixture!r}. Name some of them, and another mixture than "oracle".')
-  if not 0 < decay <= 1:
-    raise ConfigError(f'{where}.decay must lie in (0, 1], not {decay!r}.')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
-  measure = passes.compiled(
+  measure = passes.Program(
       lambda *args: target_log_probs(apply, *args, None if mixture == 'oracle' else experts), mesh)
   uniform = np.full(len(experts), 1 / len(experts))
   cache = None
@@ -98,7 +97,7 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     for domain, total in totals.items():
       metrics |= {f'{tasks[domain]}/{name}': value for name, value in _means(total).items() if total['tokens']}
     return metrics
-  return evaluate
+  return Evaluator(evaluate, ((measure, examples.spec),))
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

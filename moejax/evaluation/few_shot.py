@@ -6,6 +6,7 @@ arXiv 2106.05974, section 4) and of ViT before it, with one difference: they cho
 over nine datasets; here leave-one-out on the support examples chooses it, so no test label is used.
 """
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from moejax.config import ConfigError
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.parallel import processes
+from moejax.ranges import Count, Natural, NotEmpty
 
 REGULARISERS = 2. ** np.arange(-10, 20)
 # Large against standardised features, so that the regulariser hardly shrinks the bias.
@@ -23,9 +25,9 @@ BIAS = 100.
 
 
 @EVALUATORS('few_shot')
-def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, shots: tuple[int, ...] = (1, 5, 10, 25),
-             support_split: str = 'train', split: str = 'test', seed: int = 0,
-             batch_size: int | None = None) -> Evaluator:
+def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
+             shots: Annotated[tuple[Count, ...], NotEmpty()] = (1, 5, 10, 25), support_split: str = 'train',
+             split: str = 'test', seed: Natural = 0, batch_size: Count | None = None) -> Evaluator:
   """`<n>_shot_accuracy` on `split` for every n of `shots`, from the first n examples a class of a shuffled support.
 
   Config:
@@ -36,13 +38,11 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, shots: tuple[
     batch_size: examples at a time; None: as many as in training.
 
   Raises:
-    ConfigError: no shots, or (at the first call, when the split is read) a class with fewer examples than shots.
+    ConfigError: at the first call, when the split is read: a class with fewer examples than shots.
   """
-  if not shots or min(shots) < 1:
-    raise ConfigError(f'{where}.shots must name at least one positive number of examples a class, not {shots!r}.')
   support = passes.Split(pipeline, mesh, support_split, batch_size, f'{where}.support_split', needs=('label', 'valid'))
   test = passes.Split(pipeline, mesh, split, batch_size, where, needs=('label', 'valid'))
-  features = passes.compiled(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
+  features = passes.Program(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
   chosen = []  # read once, at the first evaluation
 
   def evaluate(params, router_state):
@@ -53,7 +53,7 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, shots: tuple[
     rank = rank_in_class(labels)
     return {f'{n}_shot_accuracy': ridge_accuracy(rows[rank < n], labels[rank < n], test_rows, test_labels)
             for n in shots}
-  return evaluate
+  return Evaluator(evaluate, ((features, test.spec),))
 
 
 def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh: Mesh) -> list[dict[str, jax.Array]]:

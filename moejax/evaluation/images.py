@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from moejax.config import ConfigError
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
+from moejax.ranges import Count
 
 
 @EVALUATORS('accuracy')
 def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-             batch_size: int | None = None) -> Evaluator:
+             batch_size: Count | None = None) -> Evaluator:
   """Means over the valid examples of `split`.
 
   Batches with `label` (one class each): `loss` is the softmax cross-entropy, `accuracy` top-1, and with more than five
@@ -29,14 +30,14 @@ def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 
     raise ConfigError(f'{where}: the accuracy evaluator needs batches with label or labels, and config.data gives '
                       f'{", ".join(sorted(spec))}. Text is measured by language_model or seq2seq.')
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('valid',))
-  run = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
+  run, program = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
 
   def evaluate(params, router_state):
     totals = run(params, router_state)
     count = totals.pop('examples')
     means = {name: float(value / count) for name, value in totals.items() if not name.startswith('router/')}
     return {**means, **passes.router_scalars(totals), 'examples': float(count)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))
 
 
 def single_label(output, batch) -> dict[str, jax.Array]:

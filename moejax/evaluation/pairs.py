@@ -13,11 +13,12 @@ from moejax.evaluation import passes
 from moejax.evaluation.few_shot import padded
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.parallel import processes
+from moejax.ranges import Count
 
 
 @EVALUATORS('retrieval')
 def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-              batch_size: int | None = None) -> Evaluator:
+              batch_size: Count | None = None) -> Evaluator:
   """`image_to_text_recall_at_1` and `text_to_image_recall_at_1`, among all pairs of `split`.
 
   A hit is a pair with the same caption: where several images are described alike, none of them is wrong.
@@ -27,19 +28,19 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
-  encode = passes.compiled(lambda params, state, batch: (
+  encode = passes.Program(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), _encode(apply, 'text', params, state, batch),
       batch['tokens'] * (batch['segments'] > 0), batch['valid']), mesh)
 
   def evaluate(params, router_state):
     images, texts, captions = _collect(encode, params, router_state, examples)
     return {**recalls_at_1(images, texts, captions), 'examples': float(len(images))}
-  return evaluate
+  return Evaluator(evaluate, ((encode, examples.spec),))
 
 
 @EVALUATORS('zero_shot')
 def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-              batch_size: int | None = None) -> Evaluator:
+              batch_size: Count | None = None) -> Evaluator:
   """`accuracy` of the class whose captions are nearest to the image: the mean of their vectors, at length 1 (CLIP's
   prompt ensembles, 2103.00020, section 3.1.4). The captions are those of the data's source.
 
@@ -50,16 +51,19 @@ def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
   if not hasattr(pipeline, 'class_captions'):
     raise ConfigError(f"{where}: zero-shot classification needs captions of classes; the pipeline 'image_text' has them.")
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))
-  encode_images = passes.compiled(lambda params, state, batch: (
+  encode_images = passes.Program(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), batch['label'], batch['valid']), mesh)
-  encode_texts = passes.compiled(lambda params, state, batch: (
+  encode_texts = passes.Program(lambda params, state, batch: (
       _encode(apply, 'text', params, state, batch), batch['class'], batch['valid']), mesh)
 
   def evaluate(params, router_state):
     images, labels = _collect(encode_images, params, router_state, examples)
     texts, classes = _collect(encode_texts, params, router_state, _class_batches(pipeline, mesh, examples.batch_size))
     return {'accuracy': zero_shot_accuracy(images, labels, texts, classes), 'examples': float(len(images))}
-  return evaluate
+
+  captions = {name: examples.spec[name] for name in ('tokens', 'segments', 'valid')}
+  captions['class'] = jax.ShapeDtypeStruct((examples.batch_size,), np.int32)
+  return Evaluator(evaluate, ((encode_images, examples.spec), (encode_texts, captions)))
 
 
 def recalls_at_1(images: np.ndarray, texts: np.ndarray, captions: np.ndarray) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """One pass over a split: the model runs on every batch, and sums over valid examples are added up exactly.
 
 Evaluators say what is summed. Batches have one shape, so the model is compiled once; what a batch was padded with is
-excluded by the sums themselves, and so metrics do not depend on the batch size.
+excluded by the sums themselves, and so metrics do not depend on the batch size where the model's outputs do not (`groups`).
 """
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class Split:
     pipeline: of `moejax.data`.
     mesh: the batch is spread over it.
     split: one of `pipeline.splits`.
-    batch_size: over all devices; the pipeline's own if None.
+    batch_size: rows over all devices; the pipeline's own if None.
     where: config path of the evaluator.
     needs: batch keys without which there is nothing to measure.
 
@@ -58,21 +59,27 @@ class Split:
       yield processes.place(self._mesh, batch)
 
 
-def compiled(function: Callable, mesh: Mesh) -> Callable:
-  """`function` compiled under `mesh`, its results whole on every device."""
-  jitted = jax.jit(function, out_shardings=rules.replicated(mesh))
-  program = None
+class Program:
+  """`function` compiled under `mesh` when it is first called, its results whole on every device."""
 
-  def call(*args):
-    nonlocal program
-    with rules.use(mesh):
-      program = program or processes.compiled(jitted, *args)
-      return program(*args)
-  return call
+  def __init__(self, function: Callable, mesh: Mesh):
+    self._function, self._mesh, self._compiled = function, mesh, None
+
+  def __call__(self, *args: Any) -> Any:
+    with rules.use(self._mesh):
+      self._compiled = self._compiled or processes.compiled(
+          jax.jit(self._function, out_shardings=rules.replicated(self._mesh)), *args)
+      return self._compiled(*args)
+
+  def trace(self, *shapes: Any) -> None:
+    """Raises what tracing the function with arguments of these shapes does."""
+    with rules.use(self._mesh):
+      jax.eval_shape(self._function, *shapes)
 
 
-def totals(split: Split, apply: Callable, mesh: Mesh, statistics: Statistics) -> Callable[[Tree, Tree], dict]:
-  """A function `(params, router_state) -> {name: float64 sum over the split}` that compiles the model once.
+def totals(split: Split, apply: Callable, mesh: Mesh,
+           statistics: Statistics) -> tuple[Callable[[Tree, Tree], dict], Program]:
+  """A function `(params, router_state) -> {name: float64 sum over the split}`, and the program that it runs.
 
   Besides what `statistics` sums: `router/<layer>/<metric>`, already means over the valid tokens of the split.
   """
@@ -80,7 +87,7 @@ def totals(split: Split, apply: Callable, mesh: Mesh, statistics: Statistics) ->
     output = apply(params, router_state, batch)
     return statistics(output, batch), _router_sums(output.routers, batch)
 
-  sums = compiled(batch_sums, mesh)
+  sums = Program(batch_sums, mesh)
 
   def run(params, router_state):
     total = None
@@ -93,7 +100,7 @@ def totals(split: Split, apply: Callable, mesh: Mesh, statistics: Statistics) ->
       raise ValueError('the split has no batches: nothing was measured.')
     statistics_total, router_total = total
     return {**statistics_total, **_router_means(router_total)}
-  return run
+  return run, sums
 
 
 def _add(total, sums):

@@ -1,25 +1,52 @@
 """The names of evaluators, and how all those of a config are built and run."""
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from moejax.config import Registry
+from moejax.evaluation.passes import Program
 from moejax.functional import Tree
 
-# (params, router_state) -> {metric: float}
-Evaluator = Callable[[Tree, Tree], dict[str, float]]
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """What is measured.
+
+  Attributes:
+    measure: (params, router_state) -> {metric: float}.
+    passes: what that computes on the devices: programs of (params, router_state, batch), each with the
+      `{name: jax.ShapeDtypeStruct}` of its batches.
+  """
+  measure: Callable[[Tree, Tree], dict[str, float]]
+  passes: tuple[tuple[Program, dict[str, jax.ShapeDtypeStruct]], ...]
+
+  def __call__(self, params: Tree, router_state: Tree) -> dict[str, float]:
+    return self.measure(params, router_state)
+
+  def trace(self, params: Tree, router_state: Tree) -> None:
+    """Raises what `measure` would while it traces the model; arguments are shapes, and nothing is read or compiled."""
+    for program, spec in self.passes:
+      program.trace(params, router_state, spec)
+
 
 EVALUATORS = Registry('evaluator')
 
 
-def build(config: Mapping, where: str = 'config.evaluation.evaluators', **context: Any) -> dict[str, Evaluator]:
+def build(config: Mapping, where: str = 'config.evaluation.evaluators', *, batch_size: int | None = None,
+          **context: Any) -> dict[str, Evaluator]:
   """`{name: evaluator}` for `config = {name: dict(name='accuracy', ...)}`.
 
-  `context` is `pipeline`, `apply` (of `functional.Functional`) and `mesh`. Nothing is read or compiled yet.
+  `context` is `pipeline`, `apply` (of `functional.Functional`) and `mesh`; `batch_size` that of evaluators whose config
+  has none. Nothing is read or compiled yet.
 
   Raises:
     ConfigError: an evaluator, a key or a split that does not exist, or batches the evaluator cannot measure.
   """
-  return {name: EVALUATORS.build(one, f'{where}.{name}', **context) for name, one in config.items()}
+  def completed(one):
+    return one if batch_size is None or one.get('batch_size') is not None else {**one, 'batch_size': batch_size}
+  return {name: EVALUATORS.build(completed(one), f'{where}.{name}', **context) for name, one in config.items()}
 
 
 def measure(evaluators: Mapping[str, Evaluator], params: Tree, router_state: Tree) -> dict[str, float]:

@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.layers import ctc
+from moejax.ranges import Count
 
 
 @EVALUATORS('label_error_rate')
 def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-                     batch_size: int | None = None) -> Evaluator:
+                     batch_size: Count | None = None) -> Evaluator:
   """`label_error_rate` is edits over labels of the whole split, with greedy decoding and no language model; `accuracy`
   the share of utterances without an error; `loss` the CTC loss, a mean over utterances.
 
@@ -21,14 +22,14 @@ def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('frames', 'segments', 'targets', 'loss_mask'))
-  run = passes.totals(examples, apply, mesh, sums)
+  run, program = passes.totals(examples, apply, mesh, sums)
 
   def evaluate(params, router_state):
     totals = run(params, router_state)
     count = totals['examples']
     return {'label_error_rate': float(totals['edits'] / totals['labels']), 'accuracy': float(totals['correct'] / count),
             'loss': float(totals['loss'] / count), **passes.router_scalars(totals), 'examples': float(count)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))
 
 
 def sums(output, batch) -> dict[str, jax.Array]:

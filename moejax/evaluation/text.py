@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
+from moejax.ranges import Count
 
 
 @EVALUATORS('language_model')
 def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-                   batch_size: int | None = None) -> Evaluator:
+                   batch_size: Count | None = None) -> Evaluator:
   """`loss` in nats a token, `perplexity`, `accuracy` and `bits_per_byte` over the tokens with `loss_mask` 1.
 
   Bits per byte compare models with different tokenizers: the loss in bits over the bytes of raw text that the tokens
@@ -25,12 +26,12 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'loss_mask'))
-  return _evaluator(passes.totals(examples, apply, mesh, lambda output, batch: token_sums(output, batch, 'targets')))
+  return _evaluator(examples, apply, mesh, 'targets')
 
 
 @EVALUATORS('seq2seq')
 def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
-            batch_size: int | None = None) -> Evaluator:
+            batch_size: Count | None = None) -> Evaluator:
   """As 'language_model', over the decoder's targets; `bits_per_byte` only where targets stand for bytes of text.
 
   Config:
@@ -38,8 +39,7 @@ def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     batch_size: examples at a time; None: as many as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('decoder_targets', 'loss_mask'))
-  return _evaluator(passes.totals(examples, apply, mesh,
-                                  lambda output, batch: token_sums(output, batch, 'decoder_targets')))
+  return _evaluator(examples, apply, mesh, 'decoder_targets')
 
 
 def token_sums(output, batch, targets: str) -> dict[str, jax.Array]:
@@ -61,8 +61,10 @@ def text_metrics(totals: dict[str, np.ndarray]) -> dict[str, float]:
   return {name: float(value) for name, value in {**metrics, 'tokens': totals['tokens']}.items()}
 
 
-def _evaluator(run) -> Evaluator:
+def _evaluator(examples, apply, mesh, targets: str) -> Evaluator:
+  run, program = passes.totals(examples, apply, mesh, lambda output, batch: token_sums(output, batch, targets))
+
   def evaluate(params, router_state):
     totals = run(params, router_state)
     return {**text_metrics(totals), **passes.router_scalars(totals)}
-  return evaluate
+  return Evaluator(evaluate, ((program, examples.spec),))

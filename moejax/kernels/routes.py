@@ -45,11 +45,16 @@ NOWHERE = jnp.iinfo(jnp.int32).max  # an index that no array has: reads there ar
 
 
 def ungrouped_nowhere(routes: Routes) -> Routes:
-  """The same routes; rows after the last group read nowhere, weigh nothing and are nobody's position."""
-  total = routes.group_sizes.sum()
+  """The same routes; rows after the last group read nowhere, weigh nothing and are nobody's position.
+
+  Of the types that `Routes` has: with jax_enable_x64 what is computed without a type has 64 bits.
+  """
+  dtypes = Routes(jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+  routes = Routes(*(a if a is None else a.astype(dtype) for a, dtype in zip(routes, dtypes)))
+  total = routes.group_sizes.sum(dtype=jnp.int32)
   grouped = jnp.arange(routes.token.shape[0]) < total
-  position = None if routes.position is None else jnp.where(routes.position < total, routes.position, NOWHERE)
-  return Routes(jnp.where(grouped, routes.token, NOWHERE), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
+  position = None if routes.position is None else jnp.where(routes.position < total, routes.position, jnp.int32(NOWHERE))
+  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
                 position)
 
 
@@ -77,7 +82,7 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
   """
   if routes.position is None:
     y = y.astype(jnp.float32)
-    return jnp.zeros((num_tokens, y.shape[1])).at[routes.token].add(
+    return jnp.zeros((num_tokens, y.shape[1]), jnp.float32).at[routes.token].add(
         y if weight is None else y * weight[:, None], mode='drop')
 
   def choice(row):

@@ -83,7 +83,7 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
 
     return over_blocks(block, carry, start, size, read.sizes), None
 
-  carry = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(read.num_rows),
+  carry = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(read.num_rows, jnp.float32),
            jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
   groups = weights, jnp.arange(len(routes.group_sizes)), starts(routes.group_sizes), routes.group_sizes
   dx, dweight, grads = lax.scan(expert, carry, groups)[0]

@@ -31,7 +31,8 @@ class MoEConfig:
     experts: what an expert is (`moejax.experts`).
     router: the stages of the router (`moejax.routing`).
     dispatch: how tokens reach their experts (`moejax.dispatch`).
-    group: tokens that are routed together, and compete for the slots of a capacity: all of the 'batch', those of one
+    group: tokens that are routed together, and compete for the slots of a capacity: all of the 'batch' (of the rows that
+      the model sees at a time: config.data.batch_size over config.training.accumulate, in evaluation too), those of one
       'sequence' with all documents that are packed in it, or this many (the largest divisor of B*S that is not above).
       Slots for each document: router.place=dict(name='document_capacity').
     shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.

@@ -7,13 +7,17 @@
 """
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
 
 from moejax.config import ConfigError, call
+from moejax.ranges import Count
 
 AXES = ('data', 'fsdp', 'expert', 'model')
+
+Size = Literal[-1] | Count
 
 
 def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -28,7 +32,7 @@ def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Dev
   return call(_mesh, config, where, devices=devices)
 
 
-def _mesh(*, devices: Sequence, where: str, data: int = -1, fsdp: int = 1, expert: int = 1, model: int = 1):
+def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, expert: Size = 1, model: Size = 1):
   """The sizes of the axes.
 
   Config:
@@ -39,11 +43,7 @@ def _mesh(*, devices: Sequence, where: str, data: int = -1, fsdp: int = 1, exper
   """
   sizes = dict(zip(AXES, (data, fsdp, expert, model)))
   free = [axis for axis, size in sizes.items() if size == -1]
-  wrong = [axis for axis, size in sizes.items() if size < 1 and size != -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
-  if wrong:
-    raise ConfigError(f'{where}.{wrong[0]} must be a positive size, or -1 for what the other axes leave; '
-                      f'not {sizes[wrong[0]]}.')
   if len(free) > 1:
     raise ConfigError(f'{where}: only one axis may be -1, not {" and ".join(free)}.')
   if free and len(devices) % fixed == 0:

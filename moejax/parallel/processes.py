@@ -20,6 +20,9 @@ from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import rules
 
+# Seconds without a sign of life after which a process counts as dead. Signs are given by a thread that waits for nobody.
+_HEARTBEAT = 20
+
 # ---- finding one another --------------------------------------------------------------------------------------------
 
 
@@ -28,6 +31,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
 
   Without arguments `jax.distributed` reads them from the cluster that `cluster` finds, and where there is none, or
   `num_processes` is 1, nothing is done: one process on one machine, with all its devices, needs no coordinator.
+  A coordinator that is named listens at that address alone, or at JAX_COORDINATOR_BIND_ADDRESS (where the name is not one
+  of its own machine: behind a service of Kubernetes, or in a container).
 
   Raises:
     ConfigError: some arguments without the others, values that cannot be, or the others were not found.
@@ -43,7 +48,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT,
+                               coordinator_bind_address=os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', coordinator))
   except (RuntimeError, ValueError) as error:
     raise ConfigError(f'The other processes of this run, that {"--coordinator" if given else found} names, were not '
                       f'found: {error} Start one process alone with --num_processes=1; elsewhere give --coordinator, '

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from moejax import evaluation
+from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
@@ -21,6 +21,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
     ConfigError: before anything is compiled or written.
     recovery.Stopped: the run ended early, in a way that one sentence explains.
   """
+  streams.outlive_readers()
   if jax.process_index() > 0:
     say = lambda line: None
   folder = workdir.find(folder)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError, Registry
 from moejax.models.output import ModelOutput
 from moejax.random import derive
+from moejax.ranges import NonNegative
 from moejax.routing.router import RouterOutput
 from moejax.training.objectives import Batch, Metrics, Objective
 
@@ -43,7 +44,7 @@ class Consistency:
   Config:
     alpha: 5 in the script of microsoft/Stochastic-Mixture-of-Experts, 1 is the default of its code.
   """
-  alpha: float = 5.0
+  alpha: NonNegative = 5.0
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
@@ -88,10 +89,10 @@ class Reinforce:
     entropy: coefficient of the policy's entropy, which is to be large.
     value: coefficient of the squared error of the learned baseline.
   """
-  coefficient: float = 0.1
+  coefficient: NonNegative = 0.1
   baseline: Literal['learned', 'batch', 'none'] = 'learned'
-  entropy: float = 0.01
-  value: float = 0.1
+  entropy: NonNegative = 0.01
+  value: NonNegative = 0.1
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:

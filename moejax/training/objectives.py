@@ -12,6 +12,7 @@ import optax
 
 from moejax.config import ConfigError, Registry
 from moejax.layers import ctc
+from moejax.ranges import NonNegative, Rate
 
 OBJECTIVES = Registry('objective')
 
@@ -73,11 +74,9 @@ class Classification(Objective):
   """
   needs = (('image',), ('label', 'labels'), ('valid',))
   loss: Literal['softmax', 'sigmoid'] = 'softmax'
-  label_smoothing: float = 0.0
+  label_smoothing: Rate = 0.0
 
   def __post_init__(self):
-    if not 0 <= self.label_smoothing < 1:
-      raise ConfigError(f'{self.where}.label_smoothing must lie in [0, 1), not {self.label_smoothing!r}.')
     if self.loss == 'sigmoid' and self.label_smoothing:
       raise ConfigError(f'{self.where}.label_smoothing is for loss="softmax"; set it to 0 for loss="sigmoid".')
 
@@ -109,7 +108,7 @@ class _Tokens(Objective):
     z_loss: coefficient of log(Z)^2.
   """
   targets: ClassVar[str]
-  z_loss: float = 0.0
+  z_loss: NonNegative = 0.0
 
   def counted(self, batch):
     return batch['loss_mask']
@@ -185,7 +184,7 @@ class CTC(Objective):
     shared: coefficient of the loss of the model's shared network.
   """
   needs = (('frames',), ('segments',), ('targets',), ('loss_mask',))
-  shared: float = 0.01
+  shared: NonNegative = 0.01
 
   def weight(self, batch):
     return _spoken(batch).astype(jnp.float32).sum()

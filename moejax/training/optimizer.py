@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config import ConfigError, Registry, call
 from moejax.functional import Functional, Tree, flatten, unflatten
+from moejax.ranges import Count, Natural, NonNegative, Positive, Rate
 from moejax.training import normalized_descent
 
 OPTIMIZERS = Registry('optimizer')
@@ -73,13 +74,9 @@ class _Common:
   """
   where: str
   schedule: dict
-  clip: float | None = None
+  clip: Positive | None = None
   decay: str | None = None
   gradient_scale: dict | None = None
-
-  def __post_init__(self):
-    if self.clip is not None and self.clip <= 0:
-      raise ConfigError(f'{self.where}.clip must be positive, or None for no clipping; not {self.clip!r}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +93,15 @@ class _GradientScale:
   """
   where: str
   parameters: str
-  factor: float
-
-  def __post_init__(self):
-    if self.factor < 0:
-      raise ConfigError(f'{self.where}.factor must be positive, or 0, not {self.factor!r}.')
+  factor: NonNegative
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 
 
 @OPTIMIZERS('adamw')
-def adamw(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-          weight_decay: float = 0.0):
+def adamw(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8,
+          weight_decay: NonNegative = 0.0):
   """AdamW (Loshchilov & Hutter 2019, algorithm 2); the decay is multiplied by the learning rate.
 
   Config:
@@ -121,9 +114,9 @@ def adamw(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.999,
 
 
 @OPTIMIZERS('adafactor')
-def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: int = 128, decay_rate: float = 0.8,
-              clipping_threshold: float = 1.0, multiply_by_parameter_scale: bool = True,
-              momentum: float | None = None, weight_decay: float = 0.0):
+def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: Count = 128, decay_rate: Positive = 0.8,
+              clipping_threshold: Positive = 1.0, multiply_by_parameter_scale: bool = True,
+              momentum: Rate | None = None, weight_decay: NonNegative = 0.0):
   """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW.
 
   Config:
@@ -144,7 +137,7 @@ def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: int = 1
 
 
 @OPTIMIZERS('lion')
-def lion(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
+def lion(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.99, weight_decay: NonNegative = 0.0):
   """Lion (Chen et al. 2023, algorithm 2).
 
   Config:
@@ -156,8 +149,8 @@ def lion(*, schedule: Schedule, mask: Tree, b1: float = 0.9, b2: float = 0.99, w
 
 
 @OPTIMIZERS('sgd')
-def sgd(*, schedule: Schedule, mask: Tree, momentum: float | None = None, nesterov: bool = False,
-        weight_decay: float = 0.0):
+def sgd(*, schedule: Schedule, mask: Tree, momentum: Rate | None = None, nesterov: bool = False,
+        weight_decay: NonNegative = 0.0):
   """Gradient descent with momentum; decay is added to the gradient's direction after momentum (decoupled).
 
   Config:
@@ -172,8 +165,8 @@ def sgd(*, schedule: Schedule, mask: Tree, momentum: float | None = None, nester
 
 
 @OPTIMIZERS('normalized_sgd')
-def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: float | None = None,
-                   others: float = 1.0, weight_decay: float = 0.0):
+def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate | None = None,
+                   others: NonNegative = 1.0, weight_decay: NonNegative = 0.0):
   """Gradient descent with momentum on experts' gradients of equal size (2208.02813, equation 3.4), decay before it.
 
   Config:
@@ -193,19 +186,19 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: floa
 
 
 @SCHEDULES('constant')
-def constant(*, steps: int, where: str, peak: float, warmup: int = 0) -> Schedule:
+def constant(*, steps: int, where: str, peak: Positive, warmup: Natural = 0) -> Schedule:
   """`peak` for ever.
 
   Config:
     peak: largest learning rate.
     warmup: steps of linear growth to it.
   """
-  _check(where, steps, peak, warmup)
+  _check(where, steps, warmup)
   return _warmed_up(peak, warmup, lambda step: jnp.full_like(step, peak))
 
 
 @SCHEDULES('linear')
-def linear(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
+def linear(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
   """On a straight line to `end` at the last step.
 
   Config:
@@ -213,12 +206,12 @@ def linear(*, steps: int, where: str, peak: float, warmup: int = 0, end: float =
     warmup: steps of linear growth to it.
     end: learning rate at the last step.
   """
-  _check(where, steps, peak, warmup)
+  _check(where, steps, warmup)
   return _warmed_up(peak, warmup, lambda step: peak + (end - peak) * _progress(step, warmup, steps))
 
 
 @SCHEDULES('cosine')
-def cosine(*, steps: int, where: str, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
+def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
   """Half a cosine down to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
 
   Config:
@@ -226,13 +219,13 @@ def cosine(*, steps: int, where: str, peak: float, warmup: int = 0, end: float =
     warmup: steps of linear growth to it.
     end: learning rate at the last step.
   """
-  _check(where, steps, peak, warmup)
+  _check(where, steps, warmup)
   return _warmed_up(peak, warmup, lambda step: end + (peak - end) * 0.5 * (
       1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))))
 
 
 @SCHEDULES('rsqrt')
-def rsqrt(*, steps: int, where: str, peak: float, warmup: int, cooldown: int = 0) -> Schedule:
+def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Count, cooldown: Natural = 0) -> Schedule:
   """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5).
 
   Config:
@@ -240,21 +233,18 @@ def rsqrt(*, steps: int, where: str, peak: float, warmup: int, cooldown: int = 0
     warmup: steps of linear growth to it.
     cooldown: last steps, of linear decay to 0.
   """
-  _check(where, steps, peak, warmup + cooldown)
-  if warmup < 1:
-    raise ConfigError(f'{where}.warmup must be at least 1 for rsqrt: it is the time scale of the decay; not {warmup}.')
+  _check(where, steps, warmup + cooldown)
+
   def decay(step):
     rate = peak * jnp.sqrt(warmup / jnp.maximum(step, warmup))
     return rate * jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else rate
   return _warmed_up(peak, warmup, decay)
 
 
-def _check(where, steps, peak, warmup):
-  if peak <= 0:
-    raise ConfigError(f'{where}.peak must be a positive learning rate, not {peak!r}.')
-  if not 0 <= warmup < steps:
-    raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must lie between 0 and the '
-                      f'{steps} of config.training.steps.')
+def _check(where, steps, warmup):
+  if warmup >= steps:
+    raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
+                      'config.training.steps.')
 
 
 def _progress(step, warmup, steps):
@@ -355,6 +345,12 @@ def at_step(opt_state: Any, step: jax.Array) -> Any:
 def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
   """`decay * average + (1 - decay) * params`, leaf by leaf (Polyak averaging with exponential forgetting)."""
   return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def not_finite(tree: Any) -> jax.Array:
+  """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
+  return sum((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
+             if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def norms_by_module(tree: Tree) -> dict[str, jax.Array]:

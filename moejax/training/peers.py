@@ -1,7 +1,7 @@
 """When another process of the run dies: those that are left end with a sentence, and do not wait for it.
 
 It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
-of the dead process (after 100 s) or the first process itself (at once), and ends every other by SIGABRT, from a thread
+of the dead process (after 20 s, `processes.start`) or the first process itself (at once), and ends every other by SIGABRT, from a thread
 of its own.
 """
 import contextlib
@@ -66,8 +66,10 @@ def _abort_says(message: str) -> Iterator[None]:
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def say_and_exit(number):
     del number
-    os.write(2, text)
-    os._exit(PeerLost.code)
+    try:
+      os.write(2, text)
+    finally:  # nobody may be listening
+      os._exit(PeerLost.code)
 
   libc = ctypes.CDLL(None)
   libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)

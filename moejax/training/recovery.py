@@ -1,4 +1,5 @@
 """What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
+import contextlib
 import os
 import signal
 from typing import Any
@@ -61,7 +62,8 @@ class Interruption:
     if self.signal is not None:
       raise KeyboardInterrupt
     self.signal = number
-    os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
+    with contextlib.suppress(OSError):  # nobody may be listening
+      os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
 
 
 def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
@@ -86,4 +88,8 @@ def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
             f'{", ".join(bad[:6])}{", ..." if len(bad) > 6 else ""}.')
   if bad:
     return 'Every router is finite, and the gradient of every module is not: look at what follows the last router.'
-  return 'Every single gradient is finite, but their norm overflows.'
+  if not np.isfinite(metrics['train/grad_norm']):
+    return 'Every single gradient is finite, but their norm overflows.'
+  parts = [name for name in sorted(metrics) if name.startswith('train/') and name not in ('train/loss', 'train/grad_norm')
+           and not np.isfinite(metrics[name]).all()]
+  return 'Every router and every gradient is finite; the loss alone is not' + (f': {", ".join(parts)}.' if parts else '.')

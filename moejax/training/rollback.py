@@ -100,6 +100,10 @@ def _why(metrics, batch):
     return 'the run had stopped here.'
   metrics = jax.device_get(metrics)
   loss, norm = float(metrics['train/loss']), float(metrics['train/grad_norm'])
+  if np.isfinite(loss) and np.isfinite(norm) and metrics['recovery/not_finite']:
+    return (f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the update is not: it leaves NaN or infinity in '
+            f'{metrics["recovery/not_finite"]} arrays of parameters, optimizer or router state '
+            f'(learning rate {float(metrics["train/learning_rate"]):.4g}).')
   if np.isfinite(loss) and np.isfinite(norm):
     return (f'Loss {loss:.4g}, gradient norm {norm:.4g}: a spike, above {float(metrics["recovery/loss_limit"]):.4g} or '
             f'{float(metrics["recovery/gradient_norm_limit"]):.4g}.')

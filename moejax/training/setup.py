@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -10,13 +10,18 @@ from ml_collections import ConfigDict, config_dict
 
 from moejax import data, evaluation, models
 from moejax.config import ConfigError, call
+from moejax.evaluation import groups
 from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
 from moejax.parallel import processes, rules
 from moejax.random import derive
+from moejax.ranges import Above, Below, Count, Natural
 from moejax.training import methods, objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.spikes import RecoveryConfig
+
+
+_EVALUATORS = 'config.evaluation.evaluators'
 
 
 def default_config() -> ConfigDict:
@@ -57,19 +62,10 @@ class Training:
     accumulate: microbatches a step; each device holds the activations of one at a time.
     average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
   """
-  where: str
-  steps: int
-  log_every: int = 50
-  accumulate: int = 1
-  average: float | None = None
-
-  def __post_init__(self):
-    for name in ('steps', 'log_every', 'accumulate'):
-      if getattr(self, name) < 1:
-        raise ConfigError(f'{self.where}.{name} must be at least 1, not {getattr(self, name)}.')
-    if self.average is not None and not 0 < self.average < 1:
-      raise ConfigError(f'{self.where}.average is the decay of a moving average: between 0 and 1, or None; '
-                        f'not {self.average!r}.')
+  steps: Count
+  log_every: Count = 50
+  accumulate: Count = 1
+  average: Annotated[float, Above(0), Below(1)] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +74,11 @@ class Evaluation:
 
   Attributes:
     every: steps between evaluations; None: only after the last step, which is always evaluated.
-    evaluators: `{name: dict(name=<evaluator>, ...)}`.
+    evaluators: `{name: dict(name=<evaluator>, batch_size=<rows>, ...)}`; without a batch size, of as many rows as the
+      model sees at a time in training. Another one is refused where routers would decide otherwise.
   """
-  where: str
-  every: int | None = None
+  every: Count | None = None
   evaluators: dict = dataclasses.field(default_factory=dict)
-
-  def __post_init__(self):
-    if self.every is not None and self.every < 1:
-      raise ConfigError(f'{self.where}.every must be at least 1, or None for only at the end; not {self.every}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +115,11 @@ class Setup:
     """The rows of training batches that this process feeds."""
     return processes.local_rows(self.mesh, self.pipeline.batch_size)
 
+  @property
+  def microbatch(self) -> int:
+    """Rows that the model sees at a time, in training and (unless an evaluator says otherwise) in evaluation."""
+    return self.pipeline.batch_size // self.training.accumulate
+
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch on the devices of the mesh, from the `rows` of it in every process."""
     return processes.place(self.mesh, batch)
@@ -137,7 +134,10 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   setup = build(config, devices)
   _check_best(setup)
   _check_batch(setup)
+  setup = dataclasses.replace(setup, evaluators=_evaluators(setup.evaluation, setup.pipeline, setup.model, setup.mesh,
+                                                            setup.microbatch))
   _trace(setup)
+  _trace_evaluators(setup)
   return setup
 
 
@@ -160,8 +160,7 @@ def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
-      evaluators=evaluation.build(evaluated.evaluators, 'config.evaluation.evaluators', pipeline=pipeline,
-                                  apply=model.apply, mesh=mesh))
+      evaluators=_evaluators(evaluated, pipeline, model, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +182,7 @@ class Sections:
     sharding: what of the model is split over them.
     report: see `Report`.
   """
-  seed: int
+  seed: Natural
   model: Mapping
   objective: Mapping
   method: Mapping
@@ -200,9 +199,7 @@ class Sections:
 
 def _checked(config: Mapping) -> ConfigDict:
   config = ConfigDict(config).copy_and_resolve_references()
-  sections = call(Sections, config, 'config')
-  if not 0 <= sections.seed < 2**31:
-    raise ConfigError(f'config.seed must lie between 0 and 2**31 - 1, not {sections.seed}.')
+  call(Sections, config, 'config')
   workdir.dumps(config)  # Raises where a value cannot be written to config.json.
   return config
 
@@ -235,6 +232,23 @@ def _check_batch(setup: Setup) -> None:
     nearest = ' or '.join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
     raise ConfigError(f'config.data.batch_size {size} must be a multiple of {unit}: {shards} shards of the mesh '
                       f'(data x fsdp x expert) times {count} of config.training.accumulate. Nearest: {nearest}.')
+
+
+def _evaluators(options: Evaluation, pipeline: Any, model: Functional, mesh: jax.sharding.Mesh,
+                batch_size: int | None = None) -> dict[str, evaluation.Evaluator]:
+  return evaluation.build(options.evaluators, _EVALUATORS, batch_size=batch_size, pipeline=pipeline, apply=model.apply,
+                          mesh=mesh)
+
+
+def _trace_evaluators(setup: Setup) -> None:
+  shapes = setup.model.shapes()
+  for name, evaluator in setup.evaluators.items():
+    size = setup.config.evaluation.evaluators[name].get('batch_size')
+    if size not in (None, setup.microbatch):
+      with rules.use(setup.mesh):
+        groups.check(setup.model.apply, *shapes, setup.pipeline.batch_spec(setup.microbatch),
+                     setup.pipeline.batch_spec(size), f'{_EVALUATORS}.{name}.batch_size')
+    evaluator.trace(*shapes)
 
 
 def _trace(setup: Setup) -> None:

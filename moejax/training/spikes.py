@@ -1,16 +1,17 @@
-"""Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes.
+"""Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes; the step adds those
+whose update is not finite.
 
 Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for
 the host, and every process decides alike. What is remembered is part of the train state: a run that goes on from a
 checkpoint decides as if it had never stopped.
 """
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from moejax.config import ConfigError
+from moejax.ranges import Above, AtMost, Count, Natural, Positive
 
 # How many accepted steps a spike is measured against.
 WINDOW = 64
@@ -23,7 +24,8 @@ class RecoveryConfig:
   """config.recovery.
 
   Attributes:
-    skip: batches whose update is not applied: those with a loss or gradient that is 'not_finite', or also 'spikes'.
+    skip: batches whose update is not applied: those with a loss, gradient or update that is 'not_finite', or also
+      'spikes'.
     spike: a loss (or logarithm of the gradient norm) this many standard deviations above its running median is a spike.
     patience: that many skipped batches in a row, and the run rolls back to the last good checkpoint.
     max_rollbacks: when one more is due the run ends.
@@ -31,25 +33,13 @@ class RecoveryConfig:
     data_timeout: seconds of waiting for a batch after which the run ends, saved.
     collapse: share of the tokens that choose one and the same expert from which on a router counts as collapsed.
   """
-  where: str
   skip: Literal['not_finite', 'spikes'] = 'not_finite'
-  spike: float = 10.0
-  patience: int = 10
-  max_rollbacks: int = 3
-  slow_data: float = 30.0
-  data_timeout: float = 600.0
-  collapse: float = 0.9
-
-  def __post_init__(self):
-    for name, least in (('patience', 1), ('max_rollbacks', 0)):
-      if getattr(self, name) < least:
-        raise ConfigError(f'{self.where}.{name} must be at least {least}, not {getattr(self, name)}.')
-    for name in ('spike', 'slow_data', 'data_timeout'):
-      if getattr(self, name) <= 0:
-        raise ConfigError(f'{self.where}.{name} must be positive, not {getattr(self, name)!r}.')
-    if not 0 < self.collapse <= 1:
-      raise ConfigError(f'{self.where}.collapse is a share of the tokens: above 0 and at most 1; '
-                        f'not {self.collapse!r}.')
+  spike: Positive = 10.0
+  patience: Count = 10
+  max_rollbacks: Natural = 3
+  slow_data: Positive = 30.0
+  data_timeout: Positive = 600.0
+  collapse: Annotated[float, Above(0), AtMost(1)] = 0.9
 
 
 def initial() -> Skips:

@@ -1,6 +1,6 @@
 """One update: what moves in a training step, and nothing else.
 
-    augmented batch -> gradients of microbatches -> their mean -> is it sound? -> optimizer -> router state -> average
+    augmented batch -> gradients of microbatches -> their mean -> optimizer -> router state -> average -> is all sound?
 
 The step is one `jax.jit`ed function over plain trees, sharded by `parallel/rules.py`; its input state is donated.
 """
@@ -91,7 +91,8 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
 
   `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
   `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
-  `recovery/in_a_row`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where `spikes.judge` refuses the update,
+  `recovery/in_a_row`, `recovery/not_finite`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where `spikes.judge`
+  refuses the loss or the gradient, or the update leaves arrays that are not finite (`recovery/not_finite` of them),
   `train/skipped` is True and of the returned state only `step` and `skips` are new.
   """
   def step(state, batch):
@@ -117,6 +118,9 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   if average is not None:
     average = optimizers.moving_average(average, params, setup.training.average)
   new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
+  # A sound gradient does not make a sound update: a learning rate, a decay or an accumulator can overflow.
+  not_finite = optimizers.not_finite(new)
+  accepted &= not_finite == 0
   new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
   skips = spikes.record(state.skips, accepted, loss, gradient_norm)
   new = dataclasses.replace(new, step=state.step + 1, skips=skips,
@@ -125,6 +129,7 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   metrics |= limits
   metrics['train/skipped'] = ~accepted
   metrics['recovery/in_a_row'] = skips['in_a_row']
+  metrics['recovery/not_finite'] = not_finite
   metrics['train/learning_rate'] = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
   metrics['train/grad_norm'] = gradient_norm
   metrics['train/param_norm'] = optax.tree.norm(state.params)

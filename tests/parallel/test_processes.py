@@ -2,8 +2,14 @@
 
 Oracle of the environments: the variables that each cluster sets, as its documentation has them.
 """
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import jax
 import numpy as np
+import process_launcher
 import pytest
 
 from moejax.config import ConfigError
@@ -56,13 +62,52 @@ def test_a_process_alone_starts_nothing(monkeypatch):
 
 
 def test_others_that_cannot_be_reached_are_named(monkeypatch):
-  def timeout(*arguments):
+  def timeout(*arguments, **options):
     raise RuntimeError('DEADLINE_EXCEEDED.')
   monkeypatch.setattr(jax.distributed, 'initialize', timeout)
   monkeypatch.setattr(jax.config, 'update', lambda *option: None)  # those of this process stay as they are
   monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '4')
   with pytest.raises(ConfigError, match='that Open MPI names, were not found: DEADLINE_EXCEEDED. Start one process'):
     processes.start()
+
+
+@pytest.mark.parametrize('environment, arguments, bound', [
+    ({}, ('host-1:1234', 2, 0), 'host-1:1234'),
+    ({}, ('[::1]:1234', 2, 1), '[::1]:1234'),
+    (dict(JAX_COORDINATOR_BIND_ADDRESS='10.0.0.7:1234'), ('service:1234', 2, 0), '10.0.0.7:1234'),
+    (dict(OMPI_COMM_WORLD_SIZE='4'), (), None),  # the address is the cluster's to know
+])
+def test_the_coordinator_listens_where_it_is_named(environment, arguments, bound, monkeypatch):
+  calls = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *named, **options: calls.append(options))
+  monkeypatch.setattr(jax.config, 'update', lambda *option: None)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  processes.start(*arguments)
+  assert calls[0]['coordinator_bind_address'] == bound
+  assert calls[0]['heartbeat_timeout_seconds'] <= 30  # by then a dead process has been noticed
+
+
+@pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='Linux lists the sockets that listen')
+def test_nobody_elsewhere_can_reach_a_coordinator_on_localhost():
+  port = process_launcher.free_port()
+  waits = subprocess.Popen(
+      [sys.executable, '-c', f"from moejax.parallel import processes; processes.start('localhost:{port}', 2, 0)"],
+      env=process_launcher.environment(1), stderr=subprocess.DEVNULL, cwd=process_launcher.ROOT)
+  try:
+    while not (found := listening(port)) and waits.poll() is None:
+      time.sleep(0.05)
+    # 127.0.0.1, the same in IPv6, and ::1, each word in the order of the machine.
+    assert found and found <= {'0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000'}
+  finally:
+    waits.kill()
+
+
+def listening(port):
+  """The addresses, in hexadecimal, at which some process listens on `port`."""
+  lines = [line.split() for name in ('tcp', 'tcp6') if Path(f'/proc/net/{name}').exists()
+           for line in Path(f'/proc/net/{name}').read_text().splitlines()[1:]]
+  return {line[1].split(':')[0] for line in lines if line[3] == '0A' and int(line[1].split(':')[1], 16) == port}
 
 
 @pytest.mark.parametrize('config', [dict(data=8), dict(data=2, expert=2, model=2), dict(fsdp=1, model=8), dict(fsdp=8)])

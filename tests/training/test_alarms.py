@@ -11,7 +11,7 @@ from moejax.training.spikes import RecoveryConfig
 
 def watch(router=None, rows=(), num_experts=4):
   model = ConfigDict(dict(moe=dict(num_experts=num_experts, router=router)) if router else {})
-  setup = SimpleNamespace(config=SimpleNamespace(model=model), recovery=RecoveryConfig('config.recovery'))
+  setup = SimpleNamespace(config=SimpleNamespace(model=model), recovery=RecoveryConfig())
   return alarms.Collapse(setup, rows)
 
 

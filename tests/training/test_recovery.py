@@ -22,7 +22,7 @@ NAN = float('nan')
     ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not in 1 of 3 modules: blocks/1/moe'),
     ({'gradient_norm/blocks/1/moe': NAN, 'gradient_norm/blocks/3/moe': NAN, 'gradient_norm/head': NAN},
      'look at what follows the last router'),
-    ({}, 'their norm overflows'),
+    ({'train/grad_norm': np.inf}, 'their norm overflows'),
 ])
 def test_the_first_place_that_is_not_finite_is_named(bad, place):
   assert place in recovery.locate({**FINE, **bad}, BATCH)
@@ -44,3 +44,16 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), number)
   assert recovery.Interrupted('', number).code == 128 + number
+
+
+@pytest.mark.parametrize('bad, sentence', [
+    ({'train/loss': NAN, 'train/router_loss': NAN, 'train/cross_entropy': 2.},
+     'Every router and every gradient is finite; the loss alone is not: train/router_loss.'),
+    ({'train/loss': np.inf, 'train/cross_entropy': np.inf, 'train/router_loss': 0.},
+     'Every router and every gradient is finite; the loss alone is not: train/cross_entropy.'),
+    ({'train/loss': NAN}, 'Every router and every gradient is finite; the loss alone is not.'),
+    ({'train/grad_norm': np.inf}, 'Every single gradient is finite, but their norm overflows.'),
+    ({'train/loss': NAN, 'train/grad_norm': np.inf},
+     'Every single gradient is finite, but their norm overflows.')])
+def test_a_loss_alone_that_is_not_finite_is_not_blamed_on_the_gradients(bad, sentence):
+  assert recovery.locate({**FINE, **bad}, BATCH) == sentence

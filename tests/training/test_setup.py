@@ -36,10 +36,10 @@ WRONG = {
     'a misspelt key': (
         change('training.log_evry', 5), "config.training.log_evry: Training has no such key. Did you mean 'log_every'"),
     'a value of another type': (change('training', dict(steps=1.5)), 'config.training.steps must be a whole number'),
-    'no steps': (change('training.steps', 0), 'config.training.steps must be at least 1'),
-    'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be at least 1'),
-    'an average that is none': (change('training.average', 1.5), 'config.training.average is the decay'),
-    'evaluation every 0 steps': (change('evaluation.every', 0), 'config.evaluation.every must be at least 1'),
+    'no steps': (change('training.steps', 0), 'config.training.steps must be a whole number of at least 1'),
+    'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be a whole number of at least 1'),
+    'an average that is none': (change('training.average', 1.5), 'config.training.average must be a number above 0 and below 1'),
+    'evaluation every 0 steps': (change('evaluation.every', 0), 'config.evaluation.every must be a whole number of at least 1'),
     'checkpoints every 0 steps': (
         change('checkpoint.every', 0), 'config.checkpoint.every must be a whole number of at least 1'),
     'no checkpoint kept': (

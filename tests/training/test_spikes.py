@@ -8,7 +8,7 @@ from moejax.config import ConfigError, call
 from moejax.training import spikes
 from moejax.training.spikes import WINDOW, RecoveryConfig
 
-SPIKES = RecoveryConfig('config.recovery', skip='spikes', spike=5.0)
+SPIKES = RecoveryConfig(skip='spikes', spike=5.0)
 judge = jax.jit(lambda skips, loss, norm: spikes.judge(SPIKES, skips, loss, norm))
 record = jax.jit(spikes.record)
 
@@ -63,15 +63,15 @@ def test_skipped_batches_are_counted_and_not_remembered():
 
 
 def test_by_default_a_spike_is_not_skipped():
-  accepted, limits = spikes.judge(RecoveryConfig('config.recovery'), filled(LOSSES), jnp.float32(1e6), jnp.float32(1.))
+  accepted, limits = spikes.judge(RecoveryConfig(), filled(LOSSES), jnp.float32(1e6), jnp.float32(1.))
   assert accepted and limits == {}
 
 
 @pytest.mark.parametrize('key, value, sentence', [
     ('skip', 'spike', "config.recovery.skip must be one of 'not_finite', 'spikes'"),
-    ('patience', 0, 'config.recovery.patience must be at least 1'),
-    ('max_rollbacks', -1, 'config.recovery.max_rollbacks must be at least 0'),
-    ('spike', 0., 'config.recovery.spike must be positive'), ('collapse', 1.5, 'config.recovery.collapse is a share')])
+    ('patience', 0, 'config.recovery.patience must be a whole number of at least 1'),
+    ('max_rollbacks', -1, 'config.recovery.max_rollbacks must be a whole number of at least 0'),
+    ('spike', 0., 'config.recovery.spike must be a number above 0'), ('collapse', 1.5, 'config.recovery.collapse must be a number above 0 and of at most 1')])
 def test_settings_that_cannot_be_are_refused(key, value, sentence):
   with pytest.raises(ConfigError, match=sentence):
     call(RecoveryConfig, {key: value}, 'config.recovery')

@@ -1,6 +1,7 @@
 """The step: gradients do not depend on how the batch is cut, over microbatches or devices; a step that is not finite
 changes nothing; the keys, the router state and the average are what they are said to be.
 """
+import dataclasses
 import functools
 
 import jax
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_fakes import EXAMPLEWISE, MODEL, TinyPipeline, make_setup
+from training_fakes import EXAMPLEWISE, MODEL, TinyModel, TinyPipeline, make_setup
 
+from moejax import functional
 from moejax.functional import flatten
 from moejax.random import derive
-from moejax.training import step
+from moejax.training import optimizer, rollback, step
 
 SGD = dict(name='sgd', schedule=dict(name='constant', peak=1.))
 
@@ -135,6 +137,59 @@ def test_a_step_that_is_not_finite_changes_nothing_that_is_learned_and_says_so()
   # and the next batch trains on from there
   after, metrics = train_step(after, setup.place(setup.pipeline.batch(0)))
   assert not metrics['train/skipped'] and metrics['recovery/in_a_row'] == 0 and after.step == 2
+
+
+def spoils(part):
+  """An optimizer that descends soundly, but for one number of `part`, from sound gradients."""
+  descent = optax.sgd(0.1)
+
+  def update(gradients, state, params=None):
+    updates, _ = descent.update(gradients, descent.init(params), params)
+    if part == 'params':
+      updates = {**updates, 'bias': updates['bias'].at[2, 3].set(jnp.nan)}
+    return updates, state.at[1].set(jnp.inf) if part == 'opt_state' else state
+  return optax.GradientTransformation(lambda params: jnp.zeros(3), update)
+
+
+OVERFLOWS = {
+    'a learning rate': dict(SGD, schedule=dict(name='constant', peak=1e39)),  # finite in a config, not in float32
+    'a decay': dict(SGD, weight_decay=1e39),
+    'an accumulator': dict(name='adamw', eps=1e-46, schedule=dict(name='constant', peak=1e38), weight_decay=1.),
+    'the parameters': optimizer.Optimizer(spoils('params'), optax.constant_schedule(0.1)),
+    'the state of an optimizer': optimizer.Optimizer(spoils('opt_state'), optax.constant_schedule(0.1)),
+}
+
+
+@pytest.mark.parametrize('what', OVERFLOWS)
+def test_an_update_that_is_not_finite_is_skipped_however_sound_loss_and_gradient_are(what):
+  setup = make_setup()
+  made = OVERFLOWS[what]
+  if isinstance(made, dict):
+    made = optimizer.build(made, 'config.optimizer', model=setup.model, steps=8)
+  setup = dataclasses.replace(setup, optimizer=made)
+  update = jax.jit(functools.partial(step.train_step, setup))
+  state = before = step.init_function(setup)()
+  for number in (0, 1):
+    before, (state, metrics) = state, update(state, setup.place(setup.pipeline.batch(number)))
+  assert np.isfinite([metrics['train/loss'], metrics['train/grad_norm']]).all()
+  assert metrics['train/skipped'] and metrics['recovery/not_finite'] > 0
+  for name in ('params', 'router_state'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(state, name))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+  assert 'are finite; the update is not' in rollback._why(metrics, {})
+
+
+def test_router_state_that_is_not_finite_is_not_kept():
+  class Overflowing(TinyModel):
+    def __call__(self, batch, *, key=None, train=False):
+      output = super().__call__(batch, key=key, train=train)
+      return dataclasses.replace(output, updates={'load': self.load[...] / 0.}) if train else output
+
+  setup = make_setup(model=functional.functionalize(Overflowing))
+  state, metrics = jax.jit(functools.partial(step.train_step, setup))(
+      step.init_function(setup)(), setup.place(setup.pipeline.batch(0)))
+  assert metrics['train/skipped'] and metrics['recovery/not_finite'] == 1
+  np.testing.assert_array_equal(state.router_state['load'], np.full(4, 0.25))
 
 
 def test_the_step_is_compiled_once():

@@ -36,7 +36,7 @@ def hang():
 
 
 def batches(source, said=None, signal=None, **options):
-  options = RecoveryConfig('config.recovery', **options)
+  options = RecoveryConfig(**options)
   return waiting.Batches(source, options, SimpleNamespace(signal=signal), (said if said is not None else []).append)
 
 

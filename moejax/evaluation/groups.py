@@ -1,0 +1,61 @@
+"""Whether another batch size routes tokens in other groups, so that it would measure another model.
+
+Tokens of a group compete for slots, and the group is cut out of the batch. So evaluators take batches of as many rows as
+the model sees at a time in training, and the last batch is filled with padding. Another size gives the same metrics
+where every token is routed on its own, or in groups of the same size; elsewhere it is refused.
+"""
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from moejax.config import ConfigError
+from moejax.functional import Tree
+from moejax.routing.plans import DensePlan, Plan, SlotPlan, TokenPlan
+
+Spec = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def check(apply: Callable, params: Tree, router_state: Tree, usual: Spec, spec: Spec, where: str) -> None:
+  """Checks an evaluator that takes batches of another size than usual; all arguments are shapes.
+
+  Args:
+    apply: of `functional.Functional`.
+    params, router_state: of the model.
+    usual: batches of the size that the model is trained on.
+    spec: batches of the evaluator.
+    where: config path of its batch size.
+
+  Raises:
+    ConfigError: a router would decide otherwise.
+  """
+  jaxpr, output = jax.make_jaxpr(apply, return_shape=True)(params, router_state, spec)
+  sizes = [next(iter(batch.values())).shape[0] for batch in (spec, usual)]
+  remedy = f'Leave it out (it is then {sizes[1]}, as in training)'
+  if output.routers and _draws(jaxpr.jaxpr):
+    raise ConfigError(f'{where} = {sizes[0]}: routers draw random numbers by the place in the batch, and other batches '
+                      f'would give other metrics. {remedy}.')
+  expected = jax.eval_shape(apply, params, router_state, usual).routers
+  for layer, router in output.routers.items():
+    here, there = group_size(router.plan), group_size(expected[layer].plan)
+    if here != there and not _alone(router.plan):
+      raise ConfigError(f'{where} = {sizes[0]}: the router of {layer} would see groups of {here} tokens, and in training '
+                        f"it sees {there}, so these would be another model's metrics. {remedy}, or route in groups that "
+                        "any batch has, e.g. group='sequence' of the mixture.")
+
+
+def group_size(plan: Plan) -> int:
+  """S, the tokens that are routed together."""
+  return plan.num_tokens if isinstance(plan, SlotPlan) else jax.tree.leaves(plan)[0].shape[1]
+
+
+def _alone(plan: Plan) -> bool:
+  """Whether no token's experts depend on the other tokens of its group."""
+  choosing = isinstance(plan, DensePlan) or isinstance(plan, TokenPlan) and plan.capacity is None
+  return choosing and plan.leak == 'causal'
+
+
+def _draws(jaxpr: Any) -> bool:
+  return any(equation.primitive.name == 'random_bits' for equation in jaxpr.eqns) or any(
+      _draws(inner) for inner in core.subjaxprs(jaxpr))

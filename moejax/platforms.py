@@ -1,0 +1,50 @@
+"""Plugins of accelerators that this machine does not have are left alone: each would print why it finds no device."""
+import ctypes
+import importlib.util
+import os
+import pkgutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+
+def choose() -> None:
+  """Chooses the CPU where JAX_PLATFORMS is not set and no installed plugin has a device; before jax looks for devices.
+
+  The extra `compile` installs the compilers of TPUs and NVIDIA GPUs on machines that have neither. A plugin that is not
+  known here may have a device, so jax looks for itself.
+  """
+  if 'JAX_PLATFORMS' in os.environ:
+    return
+  found = plugins()
+  known = {'libtpu': has_tpu, 'cuda': has_cuda}
+  if found and found <= known.keys() and not any(known[name]() for name in found):
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    if 'jax' in sys.modules:  # which has read its environment
+      sys.modules['jax'].config.update('jax_platforms', 'cpu')
+
+
+def plugins() -> set[str]:
+  """What is installed besides the CPU: 'libtpu', 'cuda', and others by their own names."""
+  names = {point.name for point in metadata.entry_points(group='jax_plugins')}
+  if spec := importlib.util.find_spec('jax_plugins'):
+    names |= {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
+  return ({'cuda' if name.startswith('xla_cuda') else name for name in names} |
+          ({'libtpu'} if importlib.util.find_spec('libtpu') else set()))
+
+
+def has_tpu() -> bool:
+  """Whether there is a PCI device of Google's, as TPUs are (and network cards of its cloud)."""
+  return any(path.read_text().strip() == '0x1ae0' for path in Path('/sys/bus/pci/devices').glob('*/vendor'))
+
+
+def has_cuda() -> bool:
+  """Whether there is a device of NVIDIA's, or the library of its driver, without which CUDA finds none."""
+  if any(Path('/dev').glob('nvidia*')):
+    return True
+  try:
+    ctypes.CDLL('libcuda.so.1')
+  except OSError:
+    return False
+  return True
