@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.exchange import over_devices
+from moejax.ranges import Count
 from moejax.routing.plans import SlotPlan, TokenPlan
 
 
@@ -21,7 +22,7 @@ class Gather(Dispatcher):
   Attributes:
     chunks: on a mesh, parts in which buffers travel to their experts (`exchange`).
   """
-  chunks: int = 1
+  chunks: Count = 1
 
   @classmethod
   def supports(cls, plan_type, placed):

@@ -11,6 +11,7 @@ from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.exchange import Dropless, over_devices
 from moejax.kernels import Name, Routes, expert_block
+from moejax.ranges import Count
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import SlotPlan, TokenPlan
 
@@ -27,7 +28,7 @@ class Grouped(Dispatcher):
   """
   implementation: Name | None = None
   exchange: Dropless | None = None
-  chunks: int = 1
+  chunks: Count = 1
 
   @classmethod
   def supports(cls, plan_type, placed):

@@ -16,6 +16,7 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count
 from moejax.routing import router
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
@@ -36,11 +37,11 @@ class MoEConfig:
     shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
       two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
-  num_experts: int
+  num_experts: Count
   experts: dict
   router: dict
   dispatch: dict
-  group: Literal['batch', 'sequence'] | int = 'batch'
+  group: Literal['batch', 'sequence'] | Count = 'batch'
   shared: dict | None = None
   shared_gate: Literal['sum', 'softmax'] = 'sum'
 
@@ -123,7 +124,7 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
 def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
   """Raises ConfigError unless the `expert` axis of the mesh divides the experts; fewer are sharded inside."""
   devices = 1 if mesh is None else mesh.shape['expert']
-  if num_experts < 1 or num_experts > devices and num_experts % devices:
+  if num_experts > devices and num_experts % devices:
     nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0) if mesh else 1
     raise ConfigError(f'{where}.num_experts = {num_experts} cannot be shared out over the {devices} devices of the mesh '
                       f'axis `expert`: make it a positive multiple of {devices}, or config.mesh.expert {nearest}.')

@@ -14,6 +14,7 @@ from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.blocks import Block, Context, Norms, SparseForm
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Layers, Remat, Stack
+from moejax.ranges import Count, Rate
 from moejax.routing.router import RouterOutput
 
 
@@ -45,10 +46,10 @@ class Transformer(nnx.Module):
     remat: what of each block is kept for the backward pass.
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: int, attention: Mapping,
+  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: Count, attention: Mapping,
                feed_forward: Mapping, norm: Mapping, moe: Mapping | None = None,
                sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
-               sparse_form: SparseForm = 'replace', dropout: float = 0., stochastic_depth: float = 0.,
+               sparse_form: SparseForm = 'replace', dropout: Rate = 0., stochastic_depth: Rate = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
                cross_attention: bool = False):
     kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
