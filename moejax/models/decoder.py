@@ -11,7 +11,7 @@ from moejax.layers.blocks import Context, SparseForm
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import position_encoding
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Sharing, Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
@@ -35,7 +35,7 @@ class Decoder(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, num_layers: Count,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, num_layers: Depth,
                attention: Mapping, feed_forward: Mapping, moe: Mapping | None = None,
                sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
                sparse_form: SparseForm = 'replace', norm: Mapping = dict(name='rms_norm'),

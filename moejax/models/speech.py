@@ -14,7 +14,7 @@ from moejax.layers.blocks import Context
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Linear
 from moejax.layers.positions import position_encoding
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -62,7 +62,7 @@ class SharedNetwork(AcousticEncoder):
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype, dim: Count,
-               num_layers: Count, attention: Mapping, feed_forward: Mapping, norm: Mapping, positions: Mapping,
+               num_layers: Depth, attention: Mapping, feed_forward: Mapping, norm: Mapping, positions: Mapping,
                dropout: Rate = 0.):
     super().__init__(where=where, rngs=rngs, num_features=num_features, vocab_size=vocab_size, dtype=dtype, dim=dim,
                      num_layers=num_layers, attention=attention, feed_forward=feed_forward, norm=norm,
@@ -82,7 +82,7 @@ class Speech(AcousticEncoder):
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: Count, vocab_size: Count, dim: Count,
-               num_layers: Count, attention: Mapping, feed_forward: Mapping, shared: Mapping | None = None,
+               num_layers: Depth, attention: Mapping, feed_forward: Mapping, shared: Mapping | None = None,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
                extra_feed_forward: Mapping | None = None, norm: Mapping = dict(name='layer_norm'),
                positions: Mapping = dict(name='rope'), dropout: Rate = 0., stochastic_depth: Rate = 0.,

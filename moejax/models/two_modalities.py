@@ -21,7 +21,7 @@ from moejax.layers.blocks import Context
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, Linear
 from moejax.layers.positions import Learned, PositionEncoding
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -49,7 +49,7 @@ class TwoModalities(Transformer):
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
                patch_size: Annotated[Count, Divides('image_size')], vocab_size: Count, text_length: Count, dim: Count,
-               embedding_dim: Count, num_layers: Count, attention: Mapping, feed_forward: Mapping, channels: Count = 3,
+               embedding_dim: Count, num_layers: Depth, attention: Mapping, feed_forward: Mapping, channels: Count = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
                norm: Mapping = dict(name='layer_norm'), embedding_init: Mapping = dict(name='normal', std=0.02),
                scale: Positive = 10., dropout: Rate = 0., stochastic_depth: Rate = 0., layers: Layers = 'unrolled',

@@ -18,7 +18,7 @@ from moejax.layers.embeddings import Linear
 from moejax.layers.feed_forward import FeedForward
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import position_encoding
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Sharing, Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -43,7 +43,7 @@ class VisionTransformer(Transformer):
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
-               patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, dim: Count, num_layers: Count,
+               patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, dim: Count, num_layers: Depth,
                attention: Mapping, feed_forward: Mapping, channels: Count = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
                extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace',
