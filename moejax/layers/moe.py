@@ -16,7 +16,7 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.ranges import Count
+from moejax.ranges import LARGEST, Count
 from moejax.routing import router
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
@@ -108,9 +108,13 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
   """S: the largest divisor of the B*S tokens that is not above `group`.
 
   Raises:
-    ConfigError: that is less than half of what was asked for, so another router than the config describes.
+    ConfigError: that is less than half of what was asked for, so another router than the config describes; or the
+      tokens are more than indices of 32 bits can count.
   """
   total = batch * length
+  if total > LARGEST:
+    raise ConfigError(f'{where}: a batch of {batch} x {length} tokens is routed at once, and at most {LARGEST} can be. '
+                      'Lower config.data.batch_size.')
   if group in ('batch', 'sequence'):
     return total if group == 'batch' else length
   wanted = min(group, total)

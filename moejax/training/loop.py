@@ -9,7 +9,7 @@ from moejax import evaluation
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import alarms, checkpoint, metrics, peers, recovery, rollback, step, waiting, workdir
+from moejax.training import alarms, checkpoint, metrics, peers, recovery, rollback, room, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
 
@@ -24,6 +24,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   if jax.process_index() > 0:
     say = lambda line: None
   setup = prepare(config)
+  room.check(setup)
   for change in workdir.claim(folder, setup.config):
     say(f'Going on with another config: {change}.')
   return train(setup, folder, say)

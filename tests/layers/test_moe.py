@@ -156,6 +156,13 @@ def test_tokens_that_divide_into_no_such_groups_are_refused(group):
     tokens_per_group(group, 1, 31, 'config.moe.group')
 
 
+@pytest.mark.parametrize('batch, length', [(2**31, 1), (2**16, 2**15), (3, 2**30)])
+def test_tokens_beyond_32_bits_are_refused(batch, length):
+  assert tokens_per_group('batch', 2**31 - 1, 1, 'config.moe.group') == 2**31 - 1
+  with pytest.raises(ConfigError, match='config.moe.group: a batch of .* Lower config.data.batch_size'):
+    tokens_per_group('batch', batch, length, 'config.moe.group')
+
+
 # Refusals.
 
 
