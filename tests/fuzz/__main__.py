@@ -1,29 +1,32 @@
 """Tries mutants of all configs: `python -m tests.fuzz --seed=0 --size=1000`.
 
-Each is prepared and its training step traced, in a worker with a limit of 20 s of CPU time and 4 GB. What came of each is
-a line of <out>/<seed>.jsonl; the same command goes on after the last one. `--jobs` workers run side by side. At the end
-<out>/results.json and results.md count what came of all seeds there are. `--run=100` then trains that many of the
-accepted ones for two steps with an evaluation.
+Each is prepared and its training step traced, in a worker with a limit of 20 s of CPU time and 4 GB. What came of each
+is a line of <out>/<seed>.jsonl; the same command resumes after the last one. `--jobs` workers run side by side.
+`--run=100` then trains that many of the accepted ones for two steps with an evaluation. At the end <out>/results.json
+and results.md count what came of all seeds there are.
 """
 import argparse
 import collections
 import json
 import pathlib
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
-FAULTS = ('unclear', 'traceback', 'hang', 'memory', 'died')
-PATIENCE = 180  # seconds on the clock until a worker that says nothing is ended; its own limit is of CPU time
+SMALL = re.compile('_(chitchat|digits|domains|emoji)')
+FAULTS = ('unclear', 'traceback', 'hang', 'memory', 'died', 'late')
+PATIENCE = 300  # seconds on the clock until a worker that says nothing is ended; its own limit is of CPU time
 
 
 class Worker:
-  """A process that tries mutants; started again when it dies."""
+  """A process that tries ('attempt') or trains ('train') mutants; started again when it dies."""
 
-  def __init__(self, seed: int, module: str = 'tests.fuzz.worker'):
-    self._command = [sys.executable, '-m', module, str(seed)]
+  def __init__(self, seed: int, what: str):
+    self._command = [sys.executable, '-m', 'tests.fuzz.worker', str(seed), what]
     self._process = None
 
   def attempt(self, number: int) -> dict:
@@ -55,18 +58,17 @@ class Worker:
       self._process.wait()
 
 
-def fuzz(seed: int, size: int, jobs: int, out: pathlib.Path) -> None:
-  """Tries the mutants of a seed that have not been tried yet."""
-  path = out / f'{seed}.jsonl'
-  tried = {json.loads(line)['number'] for line in path.read_text().splitlines()} if path.exists() else set()
-  left = [number for number in range(size) if number not in tried]
+def fuzz(seed: int, what: str, numbers: Iterable[int], jobs: int, path: pathlib.Path) -> None:
+  """Tries those mutants of a seed of which `path` does not say yet what came."""
+  tried = {line['number'] for line in read(path)}
+  left = [number for number in numbers if number not in tried]
   numbers, counts, start = queue.Queue(), collections.Counter(), time.time()
   for number in left:
     numbers.put(number)
   lock = threading.Lock()
 
   def work():
-    worker = Worker(seed)
+    worker = Worker(seed, what)
     while True:
       try:
         number = numbers.get_nowait()
@@ -92,6 +94,17 @@ def fuzz(seed: int, size: int, jobs: int, out: pathlib.Path) -> None:
     thread.join()
 
 
+def read(path: pathlib.Path) -> list[dict]:
+  """What came of the mutants in a file; nothing where there is none."""
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def to_run(lines: list[dict], count: int) -> list[int]:
+  """Numbers of accepted mutants, spread evenly, of configs whose models and data are small and here."""
+  small = [line['number'] for line in lines if line['verdict'] == 'accepted' and SMALL.search(line['config'])]
+  return small[::max(1, len(small) // count)][:count] if count else []
+
+
 def summary(lines: list[dict]) -> dict:
   """Counts by config and by kind of change, the slowest, and all faults."""
   def count(of):
@@ -102,10 +115,15 @@ def summary(lines: list[dict]) -> dict:
     return {group: dict(sorted(table[group].items())) for group in sorted(table)}
 
   slowest = sorted(lines, key=lambda line: -line['seconds'])[:10]
-  pick = lambda line: {key: line[key] for key in ('config', 'changes', 'verdict', 'seconds', 'message', 'place')}
   return dict(mutants=len(lines), verdicts=dict(collections.Counter(line['verdict'] for line in lines)),
-              by_kind=count(lambda line: set(line['kinds'])), by_config=count(lambda line: [line['config'].split(':')[0]]),
-              slowest=[pick(line) for line in slowest], faults=[pick(line) for line in lines if line['verdict'] in FAULTS])
+              by_kind=count(lambda line: set(line['kinds'])),
+              by_config=count(lambda line: [line['config'].split(':')[0]]), slowest=[pick(line) for line in slowest],
+              faults=[pick(line) for line in lines if line['verdict'] in FAULTS])
+
+
+def pick(line: dict) -> dict:
+  """What is told of one mutant."""
+  return {key: line[key] for key in ('config', 'changes', 'verdict', 'seconds', 'message', 'place')}
 
 
 def markdown(found: dict) -> str:
@@ -120,7 +138,8 @@ def markdown(found: dict) -> str:
   slowest = [f'- {line["seconds"]:.1f} s, {line["verdict"]}: {line["config"]}: `{"; ".join(line["changes"])}`'
              for line in found['slowest']]
   return '\n'.join([f'# {found["mutants"]} mutated configs: {verdicts}', '', *table('kind of change', found['by_kind']),
-                    *table('config', found['by_config']), 'Slowest:', '', *slowest, ''])
+                    *table('config', found['by_config']),
+                    f'Trained for two steps with an evaluation: {found["trained"]}.', '', 'Slowest:', '', *slowest, ''])
 
 
 def main() -> None:
@@ -132,9 +151,14 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/fuzz'))
   flags = parser.parse_args()
   flags.out.mkdir(parents=True, exist_ok=True)
-  fuzz(flags.seed, flags.size, flags.jobs, flags.out)
-  lines = [json.loads(line) for path in sorted(flags.out.glob('*.jsonl')) for line in path.read_text().splitlines()]
-  found = summary(lines)
+  tried = flags.out / f'{flags.seed}.jsonl'
+  fuzz(flags.seed, 'attempt', range(flags.size), flags.jobs, tried)
+  fuzz(flags.seed, 'train', to_run(read(tried), flags.run), flags.jobs, flags.out / f'{flags.seed}.trained.jsonl')
+  every = lambda pattern: [line for path in sorted(flags.out.glob(pattern)) for line in read(path)]
+  found = summary(every('*[0-9].jsonl'))
+  trained = every('*.trained.jsonl')
+  found['trained'] = dict(collections.Counter(line['verdict'] for line in trained))
+  found['faults'] += [pick(line) for line in trained if line['verdict'] in FAULTS]
   (flags.out / 'results.json').write_text(json.dumps(found, indent=1) + '\n')
   (flags.out / 'results.md').write_text(markdown(found))
   print(f'Written: {flags.out / "results.md"}')

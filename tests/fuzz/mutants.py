@@ -7,13 +7,11 @@ A change is a line of text, so that a mutant can be read, kept in a file, and ma
     model.moe.router <- t5_chitchat   takes a section from another config
     model.encoder <-> model.decoder   swaps two
 """
-import ast
 import copy
 import dataclasses
 import inspect
 import math
 import random
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -53,10 +51,8 @@ def apply(config: dict, change: str, load=probes.load) -> None:
   elif ' <- ' in change:
     path, other = change.split(' <- ')
     other, _, source = other.partition(' ')
-    parent, key = _parent(load(other), source or path)
-    value = copy.deepcopy(parent.get(key))
     parent, key = _parent(config, path)
-    parent[key] = value
+    parent[key] = copy.deepcopy(_get(load(other), source or path))
   else:
     path, value = change.split(' = ', 1)
     parent, key = _parent(config, path)
@@ -65,7 +61,7 @@ def apply(config: dict, change: str, load=probes.load) -> None:
 
 def literal(text: str) -> Any:
   """A Python literal in which nan and inf may stand."""
-  return eval(compile(ast.parse(text, mode='eval'), text, 'eval'), {'__builtins__': {}, 'nan': math.nan, 'inf': math.inf})
+  return eval(text, {'__builtins__': {}, 'nan': math.nan, 'inf': math.inf})
 
 
 def _parent(config, path):
@@ -77,18 +73,18 @@ def _parent(config, path):
   return config, key
 
 
-def draw(number: int, seed: int, probe=probes.probe, names: list[str] | None = None) -> Mutant:
-  """The mutant of that number; the same for the same seed."""
+def draw(number: int, seed: int, names: list[str] | None = None) -> Mutant:
+  """The mutant of that number, of the configs `names` or of all that ship; the same for the same seed."""
   rng = random.Random(f'{seed}/{number}')
   names = names or probes.names()
   name = names[number % len(names)]
-  probed = probe(name)
+  probed = probes.probe(name)
   count = rng.choice((1, 1, 1, 1, 1, 2, 3))
-  drawn = [_change(rng, probed, names) for _ in range(count)]
+  drawn = [_change(rng, probed) for _ in range(count)]
   return Mutant(name, tuple(change for change, _ in drawn), tuple(kind for _, kind in drawn))
 
 
-def _change(rng: random.Random, probed: probes.Probe, names: list[str]) -> tuple[str, str]:
+def _change(rng: random.Random, probed: probes.Probe) -> tuple[str, str]:
   path = rng.choice(sorted(probed.keys))
   key = probed.keys[path]
   draw = rng.random()
@@ -97,11 +93,12 @@ def _change(rng: random.Random, probed: probes.Probe, names: list[str]) -> tuple
     return f'del {rng.choice(sorted(present))}', 'missing'
   if draw < 0.08:
     parent = path.rpartition('.')[0]
-    return f'{parent}.{rng.choice(("foo", path.split(".")[-1] + "s", "name", "where", "rngs", "dim"))} = 1'.lstrip('.'), 'unknown'
+    key = rng.choice(('foo', path.split('.')[-1] + 's', 'name', 'where', 'rngs', 'dim'))
+    return f'{parent}.{key} = 1'.lstrip('.'), 'unknown'
   if draw < 0.26:
     return _other_name(rng, probed)
   if draw < 0.34:
-    return _section(rng, probed, names)
+    return _section(rng)
   return _value(rng, path, key, _get(probed.config, path))
 
 
@@ -122,7 +119,8 @@ def _other_name(rng, probed):
   registry, context = probed.registries[path]
   name = rng.choice(list(registry))
   if rng.random() < 0.1:
-    return f'{path}.name = {rng.choice((repr(name + "s"), repr(""), "None", "3", "[]", "{}", "nan", "True"))}', 'name'
+    wrong = rng.choice((repr(name + 's'), "''", 'None', '3', '[]', '{}', 'nan', 'True'))
+    return f'{path}.name = {wrong}', 'name'
   if rng.random() < 0.1:
     return f'{path}.name = {name!r}', 'name'
   given = {'name': name}
@@ -132,26 +130,28 @@ def _other_name(rng, probed):
       continue
     if parameter.default is inspect.Parameter.empty or rng.random() < 0.15:
       given[key] = _plausible(rng, parameter.annotation)
-  return f'{path} = {_spelt(given)}', 'name'
+  return f'{path} = {repr(given)}', 'name'
 
 
-def _section(rng, probed, names):
+_SECTIONS = (
+    'model', 'model.attention', 'model.feed_forward', 'model.norm', 'model.positions', 'model.sparse', 'model.encoder',
+    'model.decoder', 'model.moe', 'model.moe.dispatch', 'model.moe.experts', 'model.moe.router',
+    *(f'model.moe.router.{stage}' for stage in ('features', 'score', 'select', 'weigh', 'place', 'balance')),
+    'objective', 'method', 'data', 'data.source', 'data.tokenizer', 'optimizer', 'optimizer.schedule',
+    'evaluation.evaluators', 'mesh')
+
+
+def _section(rng):
   # A section of another config, in the same place or in one that it does not belong to.
-  sections = [path for path in ('model', 'model.moe', 'model.moe.router', 'model.moe.experts', 'model.moe.dispatch', 'data',
-                                'model.moe.router.score', 'model.moe.router.select', 'model.moe.router.balance',
-                                'model.attention', 'model.positions', 'model.sparse', 'model.encoder', 'model.decoder',
-                                'data.source', 'data.tokenizer', 'objective', 'optimizer', 'method', 'evaluation.evaluators',
-                                'optimizer.schedule', 'model.norm', 'model.moe.router.place', 'model.moe.router.weigh',
-                                'model.moe.router.features', 'mesh', 'model.feed_forward') ]
-  path = rng.choice(sections)
+  path = rng.choice(_SECTIONS)
   if rng.random() < 0.15:
-    return f'{path} <-> {rng.choice(sections)}', 'section'
-  others = [name for name in names if _get(probes.load(name), path) is not _ABSENT]
-  return f'{path} <- {rng.choice(others)}', 'section'
+    return f'{path} <-> {rng.choice(_SECTIONS)}', 'section'
+  others = rng.sample(probes.names(), len(probes.names()))
+  return f'{path} <- {next(name for name in others if _get(probes.load(name), path) is not _ABSENT)}', 'section'
 
 
-_WRONG = ("'text'", "''", 'None', 'True', '[]', '{}', '[1, 2]', "{'name': 'x'}", "{'a': {'b': [1]}}", '1.5', '3', '()', "(1, 'a')",
-          "['a']", "{'name': []}", '[[1], [2]]', "'1'", '1e3', '0.5')
+_WRONG = ("'text'", "''", "'1'", 'None', 'True', '3', '0.5', '1.5', '1e3', '[]', '()', '{}', '[1, 2]', '[[1], [2]]',
+          "['a']", "(1, 'a')", "{'name': 'x'}", "{'name': []}", "{'a': {'b': [1]}}")
 
 
 def _value(rng, path, key, current) -> tuple[str, str]:
@@ -159,7 +159,7 @@ def _value(rng, path, key, current) -> tuple[str, str]:
   if numbers and rng.random() < 0.75:
     kind = rng.choice(('zero', 'negative', 'not finite', 'huge', 'tiny', 'boundary', 'scaled', 'scaled', 'boundary'))
     whole = float not in numbers
-    start = current if isinstance(current, (int, float)) else key.default if isinstance(key.default, (int, float)) else 1
+    start = next((value for value in (current, key.default) if isinstance(value, (int, float))), 1)
     value = {
         'zero': lambda: rng.choice((0, 0.0) if not whole else (0,)),
         'negative': lambda: rng.choice((-1, -2, -7, -2**31) if whole else (-1., -1e-9, -5., -1e30)),
@@ -177,14 +177,15 @@ def _value(rng, path, key, current) -> tuple[str, str]:
   if draw < 0.15:
     return f'{path} = None', 'none'
   if draw < 0.3 and current is not _ABSENT:
-    return f'{path} = {rng.choice((_spelt([current]), _spelt({"a": current}), _spelt([[current]])))}', 'nested'
+    return f'{path} = {rng.choice((repr([current]), repr({"a": current}), repr([[current]])))}', 'nested'
   if draw < 0.5:
-    return f'{path} = {_spelt(_plausible(rng, key.annotation))}', 'scaled'
+    return f'{path} = {repr(_plausible(rng, key.annotation))}', 'scaled'
   return f'{path} = {rng.choice(_WRONG)}', 'type'
 
 
 def _boundary(rng, annotation, whole):
-  ends = [getattr(part, field) for part in _ranges(annotation) for field in ('least', 'most', 'bound') if hasattr(part, field)]
+  ends = [getattr(part, field) for part in _ranges(annotation) for field in ('least', 'most', 'bound')
+          if hasattr(part, field)]
   end = rng.choice(ends or [1])
   step = 1 if whole else 1e-6
   value = end + rng.choice((-step, 0, 0, step))
@@ -192,7 +193,8 @@ def _boundary(rng, annotation, whole):
 
 
 def _scaled(rng, start, whole):
-  value = rng.choice((start + 1, start - 1, start * 2, start * 3, start / 2, start * 10, start * 100, 1 - start, start / 10))
+  value = rng.choice((start + 1, start - 1, start * 2, start * 3, start / 2, start * 10, start * 100, 1 - start,
+                      start / 10))
   return int(value) if whole else value
 
 
@@ -254,7 +256,3 @@ def _ranges(annotation):
   if typing.get_origin(annotation) is typing.Annotated:
     return [part for part in typing.get_args(annotation)[1:] if isinstance(part, ranges.Range)]
   return [part for leaf in typing.get_args(annotation) for part in _ranges(leaf)]
-
-
-def _spelt(value) -> str:
-  return re.sub(r'\bInfinity\b', 'inf', repr(value))

@@ -1,6 +1,7 @@
 """Which keys a config may have: all that the constructors accept which it reaches, also those that it leaves out."""
 import contextlib
 import dataclasses
+import functools
 import importlib
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from moejax.training import setup
 _CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
+@functools.cache
 def names() -> list[str]:
   """Every config that ships, with its variants: 'vmoe_digits', 'switch_c4:base'."""
   found = []
@@ -21,15 +23,12 @@ def names() -> list[str]:
   return found
 
 
+@functools.cache
 def load(name: str) -> dict:
-  """A config as plain nested dicts."""
+  """A config as plain nested dicts, which are not to be changed."""
   file, _, variant = name.partition(':')
   get_config = importlib.import_module(f'configs.{file}').get_config
-  return plain(get_config(variant) if variant else get_config())
-
-
-def plain(config: Any) -> dict:
-  return config.copy_and_resolve_references().to_dict()
+  return (get_config(variant) if variant else get_config()).copy_and_resolve_references().to_dict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Probe:
 
 @contextlib.contextmanager
 def _everywhere(original, replacement):
-  modules = [module for module in sys.modules.values() if getattr(module, 'call', None) is original]
+  modules = [module for module in sys.modules.values() if vars(module).get('call') is original]
   for module in modules:
     module.call = replacement
   try:
@@ -70,6 +69,7 @@ def _everywhere(original, replacement):
       module.call = original
 
 
+@functools.cache
 def probe(name: str) -> Probe:
   """Builds and traces the config once, and notes who reads what."""
   config = load(name)

@@ -1,9 +1,10 @@
-"""One mutant: built, its training step traced, and judged."""
+"""One mutant: built, its training step traced, and judged; or trained for two steps."""
 import dataclasses
 import functools
 import re
 import resource
 import signal
+import tempfile
 import time
 import traceback
 
@@ -11,9 +12,10 @@ import jax
 
 from moejax.config import ConfigError
 from moejax.data import DataError
-from moejax.training import setup, step
+from moejax.training import loop, setup, step
+from moejax.training.recovery import Stopped
 
-SECONDS = 20  # of CPU time
+SECONDS = 20.  # of CPU time
 BYTES = 4 * 2**30
 
 
@@ -59,8 +61,25 @@ def attempt(config: dict) -> Outcome:
   seconds = time.process_time() - start
   if error is None:
     return Outcome(verdict, seconds)
-  text = str(error) if isinstance(error, (ConfigError, DataError)) else f'{type(error).__name__}: {error}'.split('\n')[0]
+  text = str(error) if verdict in ('refused', 'unclear') else f'{type(error).__name__}: {error}'.split('\n')[0]
   return Outcome(verdict, seconds, text[:600], _place(error))
+
+
+def train(config: dict) -> Outcome:
+  """Two steps and an evaluation of a config that was accepted: whatever goes wrong now was found too late."""
+  config['training'] |= dict(steps=2, log_every=1)
+  config['evaluation']['every'] = 1
+  config['checkpoint'] |= dict(every=1, metric=None)
+  config['report'] = dict(at='never')
+  start = time.process_time()
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      loop.run(config, folder, say=lambda line: None)
+  except (DataError, Stopped) as reason:  # of the data, or of the numbers
+    return Outcome('refused', time.process_time() - start, str(reason)[:600], _place(reason))
+  except Exception as fault:
+    return Outcome('late', time.process_time() - start, f'{type(fault).__name__}: {fault}'[:600], _place(fault))
+  return Outcome('ran', time.process_time() - start)
 
 
 def limit_memory() -> None:

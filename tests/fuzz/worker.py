@@ -1,34 +1,31 @@
-"""Tries the mutants whose numbers come in, one a line, and says what came of each as a line of JSON."""
+"""Tries or trains the mutants whose numbers come in, one a line, and says what came of each as a line of JSON."""
 import dataclasses
-import functools
 import gc
 import json
 import os
 import sys
 
 
-def main(seed: int) -> None:
+def main(seed: int, what: str) -> None:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what the code under test prints is no answer
   import jax
-  from tests.fuzz import mutants, probe, trial
+  from tests.fuzz import mutants, trial
   jax.config.update('jax_num_cpu_devices', 8)
   jax.devices()
-  probe.load = functools.lru_cache(None)(probe.load)
-  probed = functools.lru_cache(None)(probe.probe)
-  names = probe.names()
-  trial.limit_memory()
+  if what == 'attempt':
+    trial.limit_memory()
   print('ready', file=answers, flush=True)
   for count, line in enumerate(sys.stdin):
     number = int(line)
-    mutant = mutants.draw(number, seed, probed, names)
+    mutant = mutants.draw(number, seed)
     try:
-      config = mutant.build(probe.load)
+      config = mutant.build()
     except Exception as error:  # a second change that the first left no place for
       outcome = trial.Outcome('skipped', 0., repr(error))
     else:
-      outcome = trial.attempt(config)
+      outcome = getattr(trial, what)(config)
     said = dict(number=number, config=mutant.config, changes=mutant.changes, kinds=mutant.kinds,
                 **dataclasses.asdict(outcome))
     print(json.dumps(said), file=answers, flush=True)
@@ -38,4 +35,4 @@ def main(seed: int) -> None:
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]))
+  main(int(sys.argv[1]), sys.argv[2])
