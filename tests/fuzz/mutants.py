@@ -17,7 +17,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from moejax import config as config_lib
 from moejax import ranges
 from tests.fuzz import probe as probes
 
@@ -124,9 +123,8 @@ def _other_name(rng, probed):
   if rng.random() < 0.1:
     return f'{path}.name = {name!r}', 'name'
   given = {'name': name}
-  parameters = config_lib._parameters(registry[name])
-  for key, parameter in parameters.items():
-    if key in context or key == 'where':
+  for key, parameter in probes.parameters(registry[name]).items():
+    if key in context:
       continue
     if parameter.default is inspect.Parameter.empty or rng.random() < 0.15:
       given[key] = _plausible(rng, parameter.annotation)

@@ -1,16 +1,18 @@
 """Which keys a config may have: all that the constructors accept which it reaches, also those that it leaves out."""
-import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 import pathlib
-import sys
-from typing import Any
+from collections.abc import Callable
 
 from moejax import config as config_lib
 from moejax.training import setup
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+_COMMON = frozenset({'where', 'rngs', 'dim', 'num_experts'})
 
 
 @functools.cache
@@ -32,65 +34,33 @@ def load(name: str) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-  """A key that something reads.
-
-  Attributes:
-    annotation: of its values.
-    default: `inspect.Parameter.empty` where it has to be given.
-  """
-  annotation: Any
-  default: Any
-
-
-@dataclasses.dataclass(frozen=True)
 class Probe:
-  """What a config is made of.
+  """What a config is made of; paths are without the leading `config.`.
 
   Attributes:
     config: as `load` gives it.
-    keys: by path without the leading `config.`, `model.attention.heads`.
-    registries: of each path that is built by name, and the context that its constructors receive.
+    keys: parameters of the constructors that read them, by path: 'model.attention.heads'.
+    registries: of each path that is built by name, and the parameters that are found in the context there.
   """
   config: dict
-  keys: dict[str, Key]
+  keys: dict[str, inspect.Parameter]
   registries: dict[str, tuple[config_lib.Registry, frozenset[str]]]
-
-
-@contextlib.contextmanager
-def _everywhere(original, replacement):
-  modules = [module for module in sys.modules.values() if vars(module).get('call') is original]
-  for module in modules:
-    module.call = replacement
-  try:
-    yield
-  finally:
-    for module in modules:
-      module.call = original
 
 
 @functools.cache
 def probe(name: str) -> Probe:
-  """Builds and traces the config once, and notes who reads what."""
-  config = load(name)
-  keys, registries = {}, {}
-  original_call, original_build = config_lib.call, config_lib.Registry.build
-
-  def call(constructor, config, where, **context):
-    for key, parameter in config_lib._parameters(constructor).items():
-      if key not in context and key != 'where':
-        keys[f'{where}.{key}'.removeprefix('config.')] = Key(parameter.annotation, parameter.default)
-    return original_call(constructor, config, where, **context)
-
-  def build(self, config, where, **context):
-    registries[where.removeprefix('config.')] = self, frozenset(context)
-    constructor = self.constructor(config, where)
-    return call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, **context)
-
-  with _everywhere(original_call, call):
-    config_lib.Registry.build = build
-    try:
-      setup.prepare(config)
-    finally:
-      config_lib.Registry.build = original_build
+  """Prepares the config once, and notes who reads what."""
+  config, keys, registries = load(name), {}, {}
+  with config_lib.recorded() as groups:
+    setup.prepare(config)
+  for group in groups:
+    where = group.where.removeprefix('config').removeprefix('.')
+    keys |= {f'{where}.{key}'.removeprefix('.'): parameter for key, parameter in group.keys.items()}
+    if group.registry is not None:
+      registries[where] = group.registry, _COMMON | (set(parameters(group.constructor)) - set(group.keys))
   return Probe(config, keys, registries)
+
+
+def parameters(constructor: Callable) -> dict[str, inspect.Parameter]:
+  """Of a class or a function, with their annotations."""
+  return config_lib._parameters(constructor)
