@@ -75,7 +75,7 @@ class Registry:
     if 'name' not in config:
       raise ConfigError(f'{where}.name is missing: which {self.what}? One of {", ".join(self)}.')
     if not isinstance(config['name'], str):
-      raise ConfigError(f'{where}.name must be the name of a {self.what}, not {config["name"]!r}: '
+      raise ConfigError(f'{where}.name must be the name of a {self.what}, not {_shown(config["name"])}: '
                         f'one of {", ".join(self)}.')
     if config['name'] not in self._constructors:
       raise ConfigError(f'{where}.name: there is no {self.what} {config["name"]!r}. '
@@ -153,13 +153,13 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
                         f'{nearest(key, [*allowed, *beside])}')
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
-      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {value!r} ({type(value).__name__}).')
+      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {_shown(value)} ({type(value).__name__}).')
     _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
   for key, value in config.items():
     if not _within(value, parameters[key].annotation, known):
-      raise ConfigError(f'{where}.{key} must be {spell(parameters[key].annotation)}, not {value!r}.')
+      raise ConfigError(f'{where}.{key} must be {spell(parameters[key].annotation)}, not {_shown(value)}.')
   missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
   if missing:
     raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
@@ -243,6 +243,11 @@ def _matches(value, annotation) -> bool:
   if kind in (dict, Mapping) or (inspect.isclass(kind) and issubclass(kind, Mapping)):
     return isinstance(value, (Mapping, ConfigDict))
   return isinstance(value, kind) if inspect.isclass(kind) else True
+
+
+def _shown(value) -> str:
+  # A ConfigDict spells itself over several lines.
+  return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _within(value, annotation, arguments) -> bool:

@@ -18,6 +18,21 @@ class RouterState(nnx.Variable):
   """What a router remembers between steps and no gradient touches (biases, moving loads)."""
 
 
+class Keys:
+  """The keys of `nnx.Rngs(params=key)`, one after the other, which is what modules take as `rngs`.
+
+  The count is an int: in an array, as there, it made up most of the time that building a traced model takes.
+  """
+
+  def __init__(self, key: jax.Array):
+    self._key, self._count = key, -1
+
+  def params(self) -> jax.Array:
+    """The next key."""
+    self._count += 1
+    return jax.random.fold_in(self._key, self._count)
+
+
 def parameter(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
   """A float32 parameter with one logical axis name a dimension; `parallel/rules.py` maps names to mesh axes."""
   if len(shape) != len(axes):
@@ -66,11 +81,11 @@ class Functional:
 
 def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   """`build(rngs)` constructs the module; construction is traced once here without allocating."""
-  abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+  abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
 
   def init(key):
-    _, params, state = nnx.split(build(nnx.Rngs(params=key)), nnx.Param, RouterState)
+    _, params, state = nnx.split(build(Keys(key)), nnx.Param, RouterState)
     return _to_dict(params), _to_dict(state)
 
   def apply(params, state, *args, **kwargs):
@@ -90,9 +105,9 @@ def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx
     axis: its logical name; None: 'layers', before all axes that have names.
   """
   keys = jax.random.split(rngs.params(), count)
-  template = nnx.eval_shape(lambda: build(nnx.Rngs(params=keys[0])))
+  template = nnx.eval_shape(lambda: build(Keys(keys[0])))
   graph, _ = nnx.split(template)
-  variables = jax.vmap(lambda key: nnx.state(build(nnx.Rngs(params=key))))(keys)
+  variables = jax.vmap(lambda key: nnx.state(build(Keys(key))))(keys)
   if axis is not None:
     variables = nnx.from_flat_state([(path, variable.replace(axes=(axis, *variable.get_metadata()['axes'])))
                                      for path, variable in nnx.to_flat_state(variables)])
@@ -101,7 +116,7 @@ def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx
 
 def unstacked_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List:
   """`count` independently built modules."""
-  return nnx.List([build(nnx.Rngs(params=key)) for key in jax.random.split(rngs.params(), count)])
+  return nnx.List([build(Keys(key)) for key in jax.random.split(rngs.params(), count)])
 
 
 def scan_modules(stacked: nnx.Module, body: Callable, carry: Any, xs: Any = None, **scan_options) -> tuple[Any, Any]:

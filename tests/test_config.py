@@ -140,3 +140,10 @@ def test_a_number_that_is_not_finite_is_refused_at_every_key(weight):
     build(name='apple', weight=weight)
   with pytest.raises(ConfigError, match=f'config.fruit.extra.a must be finite'):
     build(name='apple', extra=dict(a=weight))
+
+
+@pytest.mark.parametrize('key, value', [('weight', {}), ('seeds', dict(a=dict(b=[1]))), ('name', dict(a=1))])
+def test_a_dict_in_the_place_of_a_value_is_shown_on_one_line(key, value):
+  with pytest.raises(ConfigError) as error:
+    FRUIT.build(ml_collections.ConfigDict(dict(name='apple') | {key: value}), 'config.fruit', dim=3)
+  assert '\n' not in str(error.value) and f'not {value!r}' in str(error.value)

@@ -6,6 +6,7 @@ from flax import nnx
 
 from moejax import experts as experts_lib
 from moejax.config import ConfigError, Registry
+from moejax.kernels import CannotRun
 from moejax.routing.plans import Plan, TokenPlan
 
 DISPATCHERS = Registry('dispatcher')
@@ -53,10 +54,14 @@ class Dispatcher:
       <float>[G,S,D] of the dtype of `x`.
 
     Raises:
-      ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan.
+      ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan, or the implementation
+        that it names does not run here.
     """
     self.check(plan)
-    y = self.run_on_mesh(plan, x, experts_lib.Call(experts, key, train))
+    try:
+      y = self.run_on_mesh(plan, x, experts_lib.Call(experts, key, train))
+    except CannotRun as limit:
+      raise ConfigError(f'{self.where}.implementation: {limit}') from None
     if plan.passthrough is not None:
       y = y + plan.passthrough[..., None] * x
     return y.astype(x.dtype)

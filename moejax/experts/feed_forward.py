@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError
 from moejax.experts import EXPERTS, Block, Layout
 from moejax.kernels import Weights
 from moejax.kernels.activations import GATES, Activation, activate
+from moejax.ranges import Count, Positive, Rate
 
 
 @EXPERTS('feed_forward')
@@ -20,9 +20,9 @@ class FeedForward(nnx.Module):
   `bo` [D].
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int,
-               activation: Activation = 'gelu', use_bias: bool = False, dropout: float = 0.,
-               init: Literal['independent', 'identical'] = 'independent', init_scale: float = 1.):
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+               activation: Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
+               init: Literal['independent', 'identical'] = 'independent', init_scale: Positive = 1.):
     """Initialises the weights; biases start at zero.
 
     Args:
@@ -39,10 +39,6 @@ class FeedForward(nnx.Module):
       init_scale: variance scaling with this scale and the fan-in of one expert, truncated normal; 0.1 in Switch
         Transformer, section 2.4.
     """
-    if hidden < 1:
-      raise ConfigError(f'{where}.hidden must be at least 1, not {hidden}.')
-    if not 0 <= dropout < 1:
-      raise ConfigError(f'{where}.dropout must be at least 0 and below 1, not {dropout}.')
     self.dtype, self.activation, self.dropout = dtype, activation, dropout
     lead, lead_axes = ((), ()) if num_experts is None else ((num_experts,), ('expert',))
     draw = jax.nn.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal', batch_axis=range(len(lead)))

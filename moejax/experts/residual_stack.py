@@ -1,14 +1,16 @@
 """Residual experts: a stack of pre-norm feed-forward branches around a residual stream of each expert's own."""
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError
 from moejax.experts import EXPERTS, Layout
 from moejax.experts.feed_forward import FeedForward
 from moejax.kernels.activations import Activation
 from moejax.random import derive
+from moejax.ranges import Between, Count
 
 
 @EXPERTS('residual_stack')
@@ -20,8 +22,8 @@ class ResidualStack(nnx.Module):
   no expert computes passes through unchanged. `sparse_form='insert'` of the model shows it `x` itself.
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int,
-               sublayers: int = 1, activation: Activation = 'relu', use_bias: bool = True):
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+               sublayers: Annotated[int, Between(1, 32)] = 1, activation: Activation = 'relu', use_bias: bool = True):
     """Initialises all sublayers; the defaults are fairseq's.
 
     Args:
@@ -35,8 +37,6 @@ class ResidualStack(nnx.Module):
       activation: of each branch; gated ones have a third matrix.
       use_bias: whether the matrices have biases.
     """
-    if sublayers < 1:
-      raise ConfigError(f'{where}.sublayers must be at least 1, not {sublayers}.')
     self.dtype = dtype
     self.sublayers = nnx.List([
         Sublayer(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,

@@ -7,6 +7,7 @@ from flax import nnx
 from moejax import functional
 from moejax.experts import EXPERTS, Layout
 from moejax.experts.feed_forward import FeedForward
+from moejax.ranges import Count
 
 
 @EXPERTS('scaled_geglu')
@@ -17,7 +18,7 @@ class ScaledGEGLU(FeedForward):
   gelu is exact there, and the tanh approximation here. Config: `hidden`, int(4*D*2/3) there.
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int):
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count):
     super().__init__(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation='geglu', use_bias=True)
     for name, outputs in dict(wi=2 * hidden, wg=2 * hidden, bi=2 * hidden, bg=2 * hidden, wo=dim, bo=dim).items():

@@ -1,4 +1,6 @@
 """Feed-forwards whose matrices come in segments, each of an expert of its own (MultiHash layers, 2106.04426)."""
+from typing import Annotated
+
 import jax
 from flax import nnx
 
@@ -6,6 +8,7 @@ from moejax import functional
 from moejax.config import ConfigError
 from moejax.experts import EXPERTS, Layout
 from moejax.kernels.activations import GATES, Activation, activate
+from moejax.ranges import Count, Divides
 
 
 @EXPERTS('segments')
@@ -17,8 +20,8 @@ class Segments(nnx.Module):
   output. Parameters: `wi` and `wg` [N,E,D,F/N], `wo` [N,E,F,D/N].
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: int,
-               segments: int, activation: Activation = 'relu'):
+  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+               segments: Annotated[Count, Divides('dim'), Divides('hidden')], activation: Activation = 'relu'):
     """Initialises the weights.
 
     Args:
@@ -33,9 +36,6 @@ class Segments(nnx.Module):
     """
     if num_experts is None:
       raise ConfigError(f'{where}: an expert that all tokens share has no segments to choose. Use feed_forward.')
-    if segments < 1 or dim % segments or hidden % segments:
-      raise ConfigError(f'{where}.segments: {segments} segments do not divide the width {dim} and {hidden} hidden '
-                        'units. Choose a divisor of both.')
     self.where, self.dtype, self.segments, self.activation = where, dtype, segments, activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),

@@ -35,6 +35,10 @@ REASONS = {
 }
 
 
+class CannotRun(ValueError):
+  """An implementation that was asked for does not run such shapes here; says why, and which would."""
+
+
 def implementations(name: Name) -> list[Implementation]:
   """What `name` stands for. Raises ValueError where there is no such name."""
   if name not in MODULES:
@@ -46,13 +50,13 @@ def choose(name: Name | None, *shapes: Shape) -> Implementation:
   """The implementation `name`, or the fastest, that runs all `shapes` on the present target.
 
   Raises:
-    ValueError: the one that was asked for cannot; says why, and which would.
+    CannotRun: the one that was asked for cannot.
   """
   where = target()
   if name is not None:
     able, limits = _able(name, where, shapes)
     if able is None:
-      raise ValueError(' '.join(limits))
+      raise CannotRun(' '.join(limits))
     return able
   for name in PREFERRED[where.platform]:
     able, _ = _able(name, where, shapes)

@@ -3,7 +3,7 @@
 Axis letters: B batch, S queries, T keys, H heads, N heads of keys and values, D width.
 """
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
 from moejax.parallel import rules
+from moejax.ranges import Count, Divides, Rate
 
 
 class Attention(nnx.Module):
@@ -32,13 +33,11 @@ class Attention(nnx.Module):
     init: how the projections start.
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: int, kv_heads: int | None = None,
-               head_dim: int | None = None, use_bias: bool = False, qk_norm: Mapping | None = None,
-               scale: Literal['sqrt', 'none'] = 'sqrt', dropout: float = 0., init: Mapping = dict(name='fan_in')):
+  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: Count,
+               kv_heads: Annotated[Count, Divides('heads')] | None = None, head_dim: Count | None = None,
+               use_bias: bool = False, qk_norm: Mapping | None = None, scale: Literal['sqrt', 'none'] = 'sqrt',
+               dropout: Rate = 0., init: Mapping = dict(name='fan_in')):
     kv_heads = heads if kv_heads is None else kv_heads
-    if heads % kv_heads:
-      raise ConfigError(f'{where}.kv_heads: {heads} heads cannot share {kv_heads} heads of keys and values evenly; '
-                        'use a divisor of heads.')
     if head_dim is None and dim % heads:
       raise ConfigError(f'{where}.heads: a width of {dim} cannot be split over {heads} heads; '
                         'use a divisor, or set head_dim.')

@@ -12,6 +12,7 @@ from moejax.config import ConfigError, call
 from moejax.layers.blocks import Block, Context
 from moejax.layers.moe import MoEConfig
 from moejax.random import derive
+from moejax.ranges import Count
 from moejax.routing import router
 from moejax.routing.router import RouterOutput
 
@@ -24,7 +25,7 @@ class LayersConfig:
     num_experts: E.
     router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
   """
-  num_experts: int
+  num_experts: Count
   router: dict
 
 
@@ -42,8 +43,6 @@ class LayerMixture(nnx.Module):
       raise ConfigError(f"{where}.{useless[0]}: with sparse_form='layer' every expert is a whole layer, made as the "
                         f"model's attention and feed_forward say, and sees all tokens. Remove {', '.join(useless)}.")
     config = call(LayersConfig, config, where)
-    if config.num_experts < 1:
-      raise ConfigError(f'{where}.num_experts must be at least 1, not {config.num_experts}.')
     self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
     if self.router.select.reads_slots:
       raise ConfigError(f'{where}.router: the slots of Soft MoE are mixtures of tokens, which have no positions to '

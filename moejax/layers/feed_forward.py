@@ -4,13 +4,14 @@ from flax import nnx
 
 from moejax.dispatch.layouts import Dense
 from moejax.experts import feed_forward as experts
+from moejax.ranges import Count, Positive, Rate
 
 
 class FeedForward(experts.FeedForward):
   """The expert's maths on x <float>[..,D]; the expert's parameters, with axes ('embed', 'mlp')."""
 
-  def __init__(self, *, dim: int, dtype, rngs: nnx.Rngs, hidden: int, activation: experts.Activation = 'gelu',
-               use_bias: bool = False, dropout: float = 0., init_scale: float = 1., where: str = 'feed_forward'):
+  def __init__(self, *, dim: int, dtype, rngs: nnx.Rngs, hidden: Count, activation: experts.Activation = 'gelu',
+               use_bias: bool = False, dropout: Rate = 0., init_scale: Positive = 1., where: str = 'feed_forward'):
     """See `moejax.experts.feed_forward.FeedForward`."""
     super().__init__(where=where, dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation=activation, use_bias=use_bias, dropout=dropout, init_scale=init_scale)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from moejax.config import Registry
+from moejax.ranges import NonNegative, Positive
 
 INITIALIZERS = Registry('initializer')
 Axes = int | tuple[int, ...]
@@ -15,7 +16,7 @@ def build(config: Mapping, where: str, *, in_axis: Axes = -2, out_axis: Axes = -
 
 
 @INITIALIZERS('fan_in')
-def fan_in(*, in_axis, out_axis, scale: float = 1.) -> Callable:
+def fan_in(*, in_axis, out_axis, scale: Positive = 1.) -> Callable:
   """Truncated normal of variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1.
 
   Config:
@@ -31,7 +32,7 @@ def xavier_uniform(*, in_axis, out_axis) -> Callable:
 
 
 @INITIALIZERS('normal')
-def normal(*, std: float) -> Callable:
+def normal(*, std: NonNegative) -> Callable:
   """Normal with a standard deviation that does not depend on the shape.
 
   Config:

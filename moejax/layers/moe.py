@@ -16,7 +16,7 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.ranges import Count
+from moejax.ranges import LARGEST, Count
 from moejax.routing import router
 from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
@@ -112,9 +112,13 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
   """S: the largest divisor of the B*S tokens that is not above `group`.
 
   Raises:
-    ConfigError: that is less than half of what was asked for, so another router than the config describes.
+    ConfigError: that is less than half of what was asked for, so another router than the config describes; or the
+      tokens are more than indices of 32 bits can count.
   """
   total = batch * length
+  if total > LARGEST:
+    raise ConfigError(f'{where}: a batch of {batch} x {length} tokens is routed at once, and at most {LARGEST} can be. '
+                      'Lower config.data.batch_size.')
   if group in ('batch', 'sequence'):
     return total if group == 'batch' else length
   wanted = min(group, total)
@@ -128,7 +132,7 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
 def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
   """Raises ConfigError unless the `expert` axis of the mesh divides the experts; fewer are sharded inside."""
   devices = 1 if mesh is None else mesh.shape['expert']
-  if num_experts < 1 or num_experts > devices and num_experts % devices:
+  if num_experts > devices and num_experts % devices:
     nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0) if mesh else 1
     raise ConfigError(f'{where}.num_experts = {num_experts} cannot be shared out over the {devices} devices of the mesh '
                       f'axis `expert`: make it a positive multiple of {devices}, or config.mesh.expert {nearest}.')

@@ -5,6 +5,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import Registry
+from moejax.ranges import NonNegative
 
 NORMS = Registry('norm')
 
@@ -18,7 +19,7 @@ class LayerNorm(nnx.Module):
     use_bias: whether a bias is added.
   """
 
-  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6, use_bias: bool = True):
+  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: NonNegative = 1e-6, use_bias: bool = True):
     self.epsilon = epsilon
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
     self.bias = functional.parameter(rngs, nnx.initializers.zeros, (dim,), (axis,)) if use_bias else None
@@ -39,7 +40,7 @@ class RMSNorm(nnx.Module):
     epsilon: added to the mean square.
   """
 
-  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: float = 1e-6):
+  def __init__(self, *, dim: int, axis: str, rngs: nnx.Rngs, epsilon: NonNegative = 1e-6):
     self.epsilon = epsilon
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
 

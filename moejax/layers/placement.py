@@ -5,6 +5,7 @@ A layout is named in the config: `sparse=dict(name='every', n=2)`; layers count 
 from collections.abc import Mapping
 
 from moejax.config import ConfigError, Registry
+from moejax.ranges import Count, Natural
 
 LAYOUTS = Registry('sparse layer layout')
 
@@ -48,7 +49,7 @@ def none():
 
 
 @LAYOUTS('layers')
-def layers(*, indices: tuple[int, ...]):
+def layers(*, indices: tuple[Natural, ...]):
   """Those named.
 
   Config:
@@ -58,7 +59,7 @@ def layers(*, indices: tuple[int, ...]):
 
 
 @LAYOUTS('every')
-def every(*, num_layers: int, n: int, first: int | None = None):
+def every(*, num_layers: int, n: Count, first: Natural | None = None):
   """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4.
 
   Config:
@@ -69,7 +70,7 @@ def every(*, num_layers: int, n: int, first: int | None = None):
 
 
 @LAYOUTS('last')
-def last(*, num_layers: int, n: int, where: str):
+def last(*, num_layers: int, n: Natural, where: str):
   """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974).
 
   Config:
@@ -79,7 +80,7 @@ def last(*, num_layers: int, n: int, where: str):
 
 
 @LAYOUTS('top')
-def top(*, num_layers: int, n: int, where: str):
+def top(*, num_layers: int, n: Natural, where: str):
   """The last n layers: Soft MoE; flaxformer's TOP.
 
   Config:
@@ -89,7 +90,7 @@ def top(*, num_layers: int, n: int, where: str):
 
 
 @LAYOUTS('bottom')
-def bottom(*, num_layers: int, n: int, where: str):
+def bottom(*, num_layers: int, n: Natural, where: str):
   """The first n layers: flaxformer's BOTTOM.
 
   Config:
@@ -99,7 +100,7 @@ def bottom(*, num_layers: int, n: int, where: str):
 
 
 @LAYOUTS('middle')
-def middle(*, num_layers: int, n: int, where: str):
+def middle(*, num_layers: int, n: Natural, where: str):
   """n layers in the middle, the later half where there are two middles: flaxformer's MIDDLE.
 
   Config:

@@ -7,6 +7,8 @@ A position encoding can act in three places, and each kind uses one of them:
     bias     added to the attention logits      relative_bias
 """
 import math
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,15 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
+from moejax.ranges import AtLeast, Count, NonNegative, Positive
 
 POSITIONS = Registry('position encoding')
+
+
+def position_encoding(config: Mapping, where: str, *, grid: tuple[int, int] | None = None, prefix: int = 0,
+                      **context: Any) -> 'PositionEncoding':
+  """The encoding that `config` names. `grid` and `prefix` are of tokens that are patches of an image."""
+  return POSITIONS.build(config, where, grid=grid, prefix=prefix, **context)
 
 
 @POSITIONS('none')
@@ -48,14 +57,14 @@ class Learned(PositionEncoding):
     init_std: standard deviation at the start.
   """
 
-  def __init__(self, *, dim: int, rngs: nnx.Rngs, length: int, init_std: float = 0.02):
-    self.length = length
+  def __init__(self, *, where: str, dim: int, rngs: nnx.Rngs, length: Count, init_std: NonNegative = 0.02):
+    self.where, self.length = where, length
     self.table = functional.parameter(rngs, nnx.initializers.normal(init_std), (length, dim), (None, 'embed'))
 
   def embed(self, x, positions):
     if x.shape[1] > self.length:
-      raise ValueError(f'a sequence of {x.shape[1]} tokens but learned positions for {self.length}: '
-                       'raise positions.length or shorten the data.')
+      raise ConfigError(f'{self.where}.length: there are learned positions for {self.length} tokens, and sequences of '
+                        f'{x.shape[1]}. Raise it, or shorten the data.')
     return x + self.table[...].astype(x.dtype)[positions]
 
 
@@ -69,7 +78,10 @@ class Sincos2d(PositionEncoding):
     temperature: largest wavelength over 2 pi.
   """
 
-  def __init__(self, *, dim: int, grid: tuple, prefix: int, where: str, temperature: float = 10000.):
+  def __init__(self, *, dim: int, grid: tuple | None, prefix: int, where: str, temperature: Positive = 10000.):
+    if grid is None:
+      raise ConfigError(f'{where}: sincos2d places the patches of images, and this model has other tokens. '
+                        'Choose another position encoding.')
     if dim % 4 or dim < 8:
       raise ConfigError(f'{where}: sincos2d needs a model width that is a multiple of 4 and at least 8, not {dim}.')
     self.grid, self.prefix, self.temperature = grid, prefix, temperature
@@ -93,17 +105,18 @@ class Rope(PositionEncoding):
     theta: base of the angles: the slowest pair turns once in about 2 pi theta positions.
   """
 
-  def __init__(self, *, theta: float = 10000.):
-    self.theta = theta
+  def __init__(self, *, where: str, theta: Positive = 10000.):
+    self.where, self.theta = where, theta
 
   def rotate(self, x, positions):
+    if x.shape[-1] % 2:
+      raise ConfigError(f'{self.where}: rotary positions pair features, so head_dim must be even, not {x.shape[-1]}. '
+                        'Set attention.head_dim, or choose another position encoding.')
     return rotate(x, positions, self.theta)
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-  """x: <float>[B,S,H,head_dim], positions: <int32>[B,S]; angles are float32. Raises ValueError if head_dim is odd."""
-  if x.shape[-1] % 2:
-    raise ValueError(f'rotary positions pair features: head_dim must be even, not {x.shape[-1]}.')
+  """x: <float>[B,S,H,head_dim], positions: <int32>[B,S]; angles are float32, head_dim is even."""
   half = x.shape[-1] // 2
   frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions[..., None, None].astype(jnp.float32) * frequencies
@@ -122,8 +135,12 @@ class RelativeBias(PositionEncoding):
     max_distance: from which on all distances share a bucket.
   """
 
-  def __init__(self, *, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs, buckets: int = 32,
-               max_distance: int = 128):
+  def __init__(self, *, where: str, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs,
+               buckets: Annotated[int, AtLeast(4)] = 32, max_distance: Count = 128):
+    exact = buckets // (4 if bidirectional else 2)  # distances that have a bucket each
+    if max_distance <= exact:
+      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, distances '
+                        'below that have one each. Raise it, or lower buckets.')
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
     init = nnx.initializers.normal(dim ** -0.5)
     self.table = functional.parameter(rngs, init, (buckets, heads), (None, 'heads'))

@@ -7,7 +7,7 @@ A pattern of kinds is factored into segments, each a unit that repeats: 'every s
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from flax import nnx
 
 from moejax import functional
 from moejax.functional import Tree
+from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
 Layers = Literal['scan', 'unrolled']
+Depth = Annotated[int, Between(1, 1000)]
 # What of each block is kept for the backward pass; all else is computed again.
 Remat = Literal['none', 'full', 'dots', 'dots_with_no_batch_dims']
 _POLICIES = {
@@ -60,6 +62,11 @@ class Stack:
   kinds: tuple[str, ...]
   layers: Layers = 'scan'
   remat: Remat = 'none'
+
+  @property
+  def traced(self) -> int:
+    """How many blocks are traced and compiled: scanned, those of the units; unrolled, all."""
+    return sum(len(unit) for unit, _ in factor(self.kinds)) if self.layers == 'scan' else len(self.kinds)
 
   def build(self, block: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.List:
     """`block(kind, rngs=)` for every layer."""

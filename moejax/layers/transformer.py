@@ -13,7 +13,8 @@ from moejax.layers import placement
 from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.blocks import Block, Context, Norms, SparseForm
 from moejax.layers.norms import NORMS
-from moejax.layers.stack import Layers, Remat, Stack
+from moejax.layers.stack import Depth, Layers, Remat, Stack
+from moejax.ranges import Rate
 from moejax.routing.router import RouterOutput
 
 
@@ -21,6 +22,9 @@ from moejax.routing.router import RouterOutput
 # router and one set of experts, but norms of its own in every layer, by which a token may meet other experts at another
 # depth (WideNet, 2107.11817).
 Sharing = Literal['none', 'all', 'all_but_norms']
+
+# A block takes a tenth of a second to trace for training, and some seconds to compile.
+_MOST_TRACED = 100
 
 
 class Transformer(nnx.Module):
@@ -45,10 +49,10 @@ class Transformer(nnx.Module):
     remat: what of each block is kept for the backward pass.
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: int, attention: Mapping,
+  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: Depth, attention: Mapping,
                feed_forward: Mapping, norm: Mapping, moe: Mapping | None = None,
                sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
-               sparse_form: SparseForm = 'replace', dropout: float = 0., stochastic_depth: float = 0.,
+               sparse_form: SparseForm = 'replace', dropout: Rate = 0., stochastic_depth: Rate = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
                cross_attention: bool = False):
     kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
@@ -63,6 +67,10 @@ class Transformer(nnx.Module):
                   ('extra_feed_forward', 'there is no branch of a mixture to follow. Remove it'))
       raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
     self.stack, self.sharing = Stack(kinds, layers, remat), sharing
+    if self.stack.traced > _MOST_TRACED:
+      raise ConfigError(f'{where}.num_layers = {num_layers} makes {self.stack.traced} blocks that are traced and compiled '
+                        f"one by one, and at most {_MOST_TRACED} can be. Use layers='scan', and a {where}.sparse that "
+                        'repeats; or fewer layers.')
 
     def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
       if kind != 'dense' and sparse_form == 'layer':

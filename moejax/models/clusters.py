@@ -1,19 +1,20 @@
 """Classifiers of patches whose experts are sums of filters: the model of "Towards Understanding MoE" (2208.02813)."""
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError, call
+from moejax.config import call
 from moejax.functional import Tree
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS
 from moejax.models.vision import patchify
 from moejax.random import derive
+from moejax.ranges import Count, Divides, Positive
 from moejax.routing import router
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
@@ -46,9 +47,9 @@ class Filters:
     activation: see `filter_experts`.
     init_scale: the initial values are those of a convolution of PyTorch, uniform within 1 / sqrt(D), times this.
   """
-  filters: int = 8
+  filters: Count = 8
   activation: Activation = 'cubic'
-  init_scale: float = 1e-3
+  init_scale: Positive = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class MixtureConfig:
     experts: see `Filters`.
     router: the stages of the router (`moejax.routing`); it sees the sum of the patches.
   """
-  num_experts: int
+  num_experts: Count
   experts: dict
   router: dict
 
@@ -119,11 +120,9 @@ class PatchMixture(nnx.Module):
       published code: the loss of two classes cannot fall below log(1 + 1/e) = 0.3133. 'logits': without.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, moe: Mapping,
-               channels: int = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
-    if image_size % patch_size:
-      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
-                        'use a divisor of image_size.')
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+               patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, moe: Mapping,
+               channels: Count = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
     self.patch_size, self.output = patch_size, output
     mixture = Mixture(moe, f'{where}.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
     self.blocks = nnx.List([Layer(mixture)])

@@ -10,14 +10,15 @@ from moejax.layers.attention import attention_mask
 from moejax.layers.blocks import Context, SparseForm
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
-from moejax.layers.positions import POSITIONS
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.positions import position_encoding
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Sharing, Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Rate
 
 
 @MODELS('decoder')
@@ -34,13 +35,13 @@ class Decoder(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, num_layers: int, attention: Mapping,
-               feed_forward: Mapping, moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
-               extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace',
-               norm: Mapping = dict(name='rms_norm'), positions: Mapping = dict(name='rope'),
-               embedding_init: Mapping = dict(name='normal', std=0.02),
+  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, num_layers: Depth,
+               attention: Mapping, feed_forward: Mapping, moe: Mapping | None = None,
+               sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
+               sparse_form: SparseForm = 'replace', norm: Mapping = dict(name='rms_norm'),
+               positions: Mapping = dict(name='rope'), embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
-               routing_leak: causality.RoutingLeak = 'refuse', dropout: float = 0., stochastic_depth: float = 0.,
+               routing_leak: causality.RoutingLeak = 'refuse', dropout: Rate = 0., stochastic_depth: Rate = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
                dtype: Dtype = 'float32'):
     dtype = compute_dtype(dtype)
@@ -52,8 +53,8 @@ class Decoder(Transformer):
     self.dropout = dropout
     self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',
                                dtype=dtype, rngs=rngs)
-    self.encoding = POSITIONS.build(positions, f'{where}.positions', dim=dim, rngs=rngs, heads=attention.get('heads'),
-                                    bidirectional=False)
+    self.encoding = position_encoding(positions, f'{where}.positions', dim=dim, rngs=rngs,
+                                      heads=attention.get('heads'), bidirectional=False)
     self.head = TokenHead(head, vocab_size=vocab_size, dim=dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:

@@ -11,13 +11,14 @@ from moejax.layers.attention import attention_mask
 from moejax.layers.blocks import Context
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
-from moejax.layers.positions import POSITIONS
+from moejax.layers.positions import position_encoding
 from moejax.layers.transformer import Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Rate
 
 
 @MODELS('encoder_decoder')
@@ -36,11 +37,11 @@ class EncoderDecoder(nnx.Module):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, encoder: Mapping, decoder: Mapping,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, encoder: Mapping, decoder: Mapping,
                positions: Mapping = dict(name='relative_bias'), norm: Mapping = dict(name='rms_norm'),
                embedding_init: Mapping = dict(name='normal', std=1.),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
-               routing_leak: causality.RoutingLeak = 'refuse', dropout: float = 0., dtype: Dtype = 'float32'):
+               routing_leak: causality.RoutingLeak = 'refuse', dropout: Rate = 0., dtype: Dtype = 'float32'):
     dtype = compute_dtype(dtype)
     self.dropout = dropout
     self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',
@@ -49,8 +50,8 @@ class EncoderDecoder(nnx.Module):
     def side(config, name):
       transformer = call(Transformer, config, f'{where}.{name}', dim=dim, dtype=dtype, rngs=rngs, norm=norm,
                          dropout=dropout, cross_attention=name == 'decoder')
-      encoding = POSITIONS.build(positions, f'{where}.positions', dim=dim, rngs=rngs,
-                                 heads=config['attention'].get('heads'), bidirectional=name == 'encoder')
+      encoding = position_encoding(positions, f'{where}.positions', dim=dim, rngs=rngs,
+                                   heads=config['attention'].get('heads'), bidirectional=name == 'encoder')
       return transformer, encoding
 
     self.encoder, self.encoder_encoding = side(encoder, 'encoder')

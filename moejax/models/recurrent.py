@@ -17,6 +17,7 @@ from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Rate
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
 
@@ -64,8 +65,8 @@ class RecurrentModel(nnx.Module):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: int, dim: int, moe: Mapping | None = None,
-               mixture_output: MixtureOutput = 'sigmoid', dropout: float = 0.,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, moe: Mapping | None = None,
+               mixture_output: MixtureOutput = 'sigmoid', dropout: Rate = 0.,
                embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dtype: Dtype = 'float32'):

@@ -13,13 +13,14 @@ from moejax.layers.attention import attention_mask
 from moejax.layers.blocks import Context
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Linear
-from moejax.layers.positions import POSITIONS
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.positions import position_encoding
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Rate
 from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
 
@@ -34,8 +35,8 @@ class AcousticEncoder(Transformer):
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
     build = dict(init=fan_in, bias_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
     self.embedding = Linear(shape=(num_features, dim), axes=(None, 'embed'), **build)
-    self.encoding = POSITIONS.build(positions, f'{where}.positions', dim=dim, rngs=rngs, heads=attention.get('heads'),
-                                    bidirectional=True)
+    self.encoding = position_encoding(positions, f'{where}.positions', dim=dim, rngs=rngs,
+                                      heads=attention.get('heads'), bidirectional=True)
     self.head = Linear(shape=(dim, vocab_size), axes=('embed', 'vocab'), **build)
 
   def encode(self, batch: Tree, shared: jax.Array | None, *, key: jax.Array | None,
@@ -60,9 +61,9 @@ class SharedNetwork(AcousticEncoder):
     dim: width.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype, dim: int,
-               num_layers: int, attention: Mapping, feed_forward: Mapping, norm: Mapping, positions: Mapping,
-               dropout: float = 0.):
+  def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype, dim: Count,
+               num_layers: Depth, attention: Mapping, feed_forward: Mapping, norm: Mapping, positions: Mapping,
+               dropout: Rate = 0.):
     super().__init__(where=where, rngs=rngs, num_features=num_features, vocab_size=vocab_size, dtype=dtype, dim=dim,
                      num_layers=num_layers, attention=attention, feed_forward=feed_forward, norm=norm,
                      positions=positions, dropout=dropout)
@@ -80,12 +81,12 @@ class Speech(AcousticEncoder):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dim: int, num_layers: int,
-               attention: Mapping, feed_forward: Mapping, shared: Mapping | None = None, moe: Mapping | None = None,
-               sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
-               norm: Mapping = dict(name='layer_norm'), positions: Mapping = dict(name='rope'), dropout: float = 0.,
-               stochastic_depth: float = 0., layers: Layers = 'unrolled', remat: Remat = 'none',
-               dtype: Dtype = 'float32'):
+  def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: Count, vocab_size: Count, dim: Count,
+               num_layers: Depth, attention: Mapping, feed_forward: Mapping, shared: Mapping | None = None,
+               moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
+               extra_feed_forward: Mapping | None = None, norm: Mapping = dict(name='layer_norm'),
+               positions: Mapping = dict(name='rope'), dropout: Rate = 0., stochastic_depth: Rate = 0.,
+               layers: Layers = 'unrolled', remat: Remat = 'none', dtype: Dtype = 'float32'):
     common = dict(rngs=rngs, num_features=num_features, vocab_size=vocab_size, dtype=compute_dtype(dtype), norm=norm,
                   positions=positions)
     super().__init__(where=where, dim=dim, num_layers=num_layers, attention=attention, feed_forward=feed_forward,

@@ -7,13 +7,13 @@ experts; a mask keeps attention within each.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.layers import initializers
 from moejax.layers.attention import attention_mask
@@ -21,13 +21,14 @@ from moejax.layers.blocks import Context
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, Linear
 from moejax.layers.positions import Learned, PositionEncoding
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.models.vision import patchify
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Divides, Positive, Rate
 from moejax.routing.features import RouterInputs
 from moejax.routing.modality_entropy import MODALITIES
 from moejax.routing.router import RouterOutput
@@ -46,17 +47,13 @@ class TwoModalities(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, vocab_size: int, text_length: int,
-               dim: int, embedding_dim: int, num_layers: int, attention: Mapping, feed_forward: Mapping,
-               channels: int = 3, moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+               patch_size: Annotated[Count, Divides('image_size')], vocab_size: Count, text_length: Count, dim: Count,
+               embedding_dim: Count, num_layers: Depth, attention: Mapping, feed_forward: Mapping, channels: Count = 3,
+               moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
                norm: Mapping = dict(name='layer_norm'), embedding_init: Mapping = dict(name='normal', std=0.02),
-               scale: float = 10., dropout: float = 0., stochastic_depth: float = 0., layers: Layers = 'unrolled',
+               scale: Positive = 10., dropout: Rate = 0., stochastic_depth: Rate = 0., layers: Layers = 'unrolled',
                remat: Remat = 'none', dtype: Dtype = 'float32'):
-    if image_size % patch_size:
-      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
-                        'use a divisor of image_size.')
-    if scale <= 0:
-      raise ConfigError(f'{where}.scale must be above 0, not {scale}: its logarithm is what is learned.')
     dtype = compute_dtype(dtype)
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse, dropout=dropout,
@@ -66,10 +63,10 @@ class TwoModalities(Transformer):
     build = dict(dtype=dtype, rngs=rngs)
     self.image_embedding = Linear(shape=(patch_size**2 * channels, dim), axes=(None, 'embed'), init=fan_in,
                                   bias_init=nnx.initializers.zeros, **build)
-    self.image_positions = Learned(dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
+    self.image_positions = Learned(where=where, dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
     self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init,
                                     where=f'{where}.embedding_init', **build)
-    self.text_positions = Learned(dim=dim, rngs=rngs, length=text_length)
+    self.text_positions = Learned(where=where, dim=dim, rngs=rngs, length=text_length)
     head = lambda: Linear(shape=(dim, embedding_dim), axes=('embed', None), init=fan_in, **build)
     self.image_head, self.text_head = head(), head()
     self.log_scale = functional.parameter(rngs, nnx.initializers.constant(math.log(scale)), (), ())

@@ -1,14 +1,14 @@
 """The vision transformer, dense or with mixtures of experts (ViT 2010.11929, V-MoE 2106.05974, Soft MoE 2308.00951)."""
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError, call
+from moejax.config import call
 from moejax.functional import Tree
 from moejax.layers import initializers
 from moejax.layers.attention import Attention
@@ -17,13 +17,14 @@ from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Linear
 from moejax.layers.feed_forward import FeedForward
 from moejax.layers.norms import NORMS
-from moejax.layers.positions import POSITIONS
-from moejax.layers.stack import Layers, Remat
+from moejax.layers.positions import position_encoding
+from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Sharing, Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.ranges import Count, Divides, Rate
 from moejax.routing.features import RouterInputs
 
 
@@ -41,18 +42,16 @@ class VisionTransformer(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: int, patch_size: int, num_classes: int, dim: int,
-               num_layers: int, attention: Mapping, feed_forward: Mapping, channels: int = 3,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+               patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, dim: Count, num_layers: Depth,
+               attention: Mapping, feed_forward: Mapping, channels: Count = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
                extra_feed_forward: Mapping | None = None, sparse_form: SparseForm = 'replace',
                norm: Mapping = dict(name='layer_norm'), positions: Mapping = dict(name='learned'),
                pool: Literal['gap', 'token', 'map'] = 'gap', head_init: Literal['zeros', 'fan_in'] = 'zeros',
-               head_bias: float | Literal['-log(num_classes)'] = 0., dropout: float = 0., stochastic_depth: float = 0.,
+               head_bias: float | Literal['-log(num_classes)'] = 0., dropout: Rate = 0., stochastic_depth: Rate = 0.,
                layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
                dtype: Dtype = 'float32'):
-    if image_size % patch_size:
-      raise ConfigError(f'{where}.patch_size: patches of {patch_size} do not tile images of {image_size}; '
-                        'use a divisor of image_size.')
     dtype = compute_dtype(dtype)
     super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
                      feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
@@ -66,9 +65,9 @@ class VisionTransformer(Transformer):
     prefix, side = int(pool == 'token'), image_size // patch_size
     self.class_token = (functional.parameter(rngs, nnx.initializers.zeros, (dim,), ('embed',))
                         if pool == 'token' else None)
-    self.encoding = POSITIONS.build(positions, f'{where}.positions', dim=dim, rngs=rngs, grid=(side, side),
-                                    prefix=prefix, length=side * side + prefix, heads=attention.get('heads'),
-                                    bidirectional=True)
+    self.encoding = position_encoding(positions, f'{where}.positions', dim=dim, rngs=rngs, grid=(side, side),
+                                      prefix=prefix, length=side * side + prefix, heads=attention.get('heads'),
+                                      bidirectional=True)
     self.map_pool = (MapPool(where=where, dim=dim, dtype=dtype, rngs=rngs, attention=attention,
                              feed_forward=feed_forward, norm=norm) if pool == 'map' else None)
     bias = -math.log(num_classes) if head_bias == '-log(num_classes)' else head_bias

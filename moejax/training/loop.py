@@ -9,7 +9,7 @@ from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import alarms, checkpoint, lock, metrics, peers, recovery, rollback, step, waiting, workdir
+from moejax.training import alarms, checkpoint, lock, metrics, peers, recovery, rollback, room, step, waiting, workdir
 from moejax.training.progress import Progress
 from moejax.training.setup import Setup, prepare
 
@@ -26,6 +26,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
     say = lambda line: None
   folder = workdir.find(folder)
   setup = prepare(config)
+  room.check(setup)
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
       say(f'Going on with another config: {change}.')

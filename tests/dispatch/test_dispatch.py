@@ -5,6 +5,7 @@ The loop's backward pass is derived by hand for experts with one ReLU:
 """
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -284,6 +285,18 @@ def test_a_plan_that_cannot_be_run_is_refused_naming_who_can(kind, able):
 def test_supports_is_known_without_a_plan():
   assert dispatch.Grouped.supports(TokenPlan, placed=False) and not dispatch.Gather.supports(TokenPlan, placed=False)
   assert dispatch.Gather.supports(TokenPlan, placed=True) and not dispatch.Gather.supports(SoftPlan, placed=True)
+
+
+@pytest.mark.parametrize('implementation, sentence', [
+    ('pallas_tpu', "'pallas_tpu' runs on TPU, not on cpu: use 'xla'"), ('pallas_gpu', 'NVIDIA GPUs.* use xla'),
+    ('tokamax', 'tokamax is not installed.* or use ragged_dot')])
+def test_an_implementation_that_does_not_run_here_is_refused_while_tracing(implementation, sentence, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tokamax', None)
+  zeros = np.zeros((G, S, K), int)
+  x, wi, wo, _ = draw()
+  run = dispatch.build(dict(name='grouped', implementation=implementation), 'config.model.moe.dispatch')
+  with pytest.raises(ConfigError, match=f'^config.model.moe.dispatch.implementation: .*{sentence}'):
+    jax.eval_shape(lambda x: run(token_plan(zeros, zeros == 0), x, call_experts(dict(wi=wi, wo=wo))), x)
 
 
 def test_a_misspelt_implementation_is_refused_when_built():

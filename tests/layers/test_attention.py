@@ -114,7 +114,7 @@ def test_parameters_carry_logical_axes():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(heads=4, kv_heads=3), 'kv_heads.*divisor'),
+    (dict(heads=4, kv_heads=3), 'kv_heads must be .* that divides heads'),
     (dict(heads=3), 'heads.*divisor'),
     (dict(heads=2, scale='half'), "scale must be one of 'sqrt', 'none'"),
     (dict(heads=2, qk_norms=None), "Did you mean 'qk_norm'"),

@@ -192,13 +192,20 @@ def test_tokens_that_divide_into_no_such_groups_are_refused(group):
     tokens_per_group(group, 1, 31, 'config.moe.group')
 
 
+@pytest.mark.parametrize('batch, length', [(2**31, 1), (2**16, 2**15), (3, 2**30)])
+def test_tokens_beyond_32_bits_are_refused(batch, length):
+  assert tokens_per_group('batch', 2**31 - 1, 1, 'config.moe.group') == 2**31 - 1
+  with pytest.raises(ConfigError, match='config.moe.group: a batch of .* Lower config.data.batch_size'):
+    tokens_per_group('batch', batch, length, 'config.moe.group')
+
+
 # Refusals.
 
 
 @pytest.mark.parametrize('config, message', [
     (dict(num_expert=3), "config.moe.num_expert: .* Did you mean 'num_experts'"),
     (dict(group='tokens'), 'config.moe.group must be'),
-    (dict(num_experts=0), 'config.moe.num_experts = 0'),
+    (dict(num_experts=0), 'config.moe.num_experts must be .* at least 1, not 0'),
     (dict(experts=dict(name='feed_forward')), 'config.moe.experts.hidden is missing'),
     (dict(dispatch='gathered'), "config.moe.dispatch.name: .* 'gathered'"),
     (dict(shared=dict(name='feed_forward', hidden=3, activation='tanh')), 'config.moe.shared.activation'),

@@ -40,8 +40,9 @@ def test_rope_rotates_each_pair_by_its_own_angle():
 
 
 def test_rope_refuses_odd_heads():
-  with pytest.raises(ValueError, match='even, not 7'):
-    rotate(X[..., :7], jnp.zeros((2, 5), int), 100.)
+  encoding = POSITIONS.build(dict(name='rope'), 'config.positions')
+  with pytest.raises(ConfigError, match='config.positions: .* even, not 7'):
+    encoding.rotate(X[..., :7], jnp.zeros((2, 5), int))
 
 
 def bucket_by_definition(distance, bidirectional, buckets, max_distance):
@@ -94,7 +95,7 @@ def test_learned_positions_refuse_longer_sequences_before_compilation():
   encoding = POSITIONS.build(dict(name='learned', length=4), 'positions', dim=8, rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(encoding.embed(jnp.zeros((1, 2, 8)), jnp.asarray([[3, 0]]))[0],
                                 encoding.table[...][jnp.asarray([3, 0])])
-  with pytest.raises(ValueError, match='5 tokens but learned positions for 4'):
+  with pytest.raises(ConfigError, match='positions.length: there are learned positions for 4 tokens, and sequences of 5'):
     jax.eval_shape(encoding.embed, jnp.zeros((1, 5, 8)), jnp.zeros((1, 5), int))
 
 

@@ -73,5 +73,5 @@ def test_padding_is_not_routed():
 
 
 def test_patches_must_tile_the_image():
-  with pytest.raises(ConfigError, match='patches of 3 do not tile images of 4'):
+  with pytest.raises(ConfigError, match='patch_size must be .* that divides image_size, not 3'):
     build(patch_size=3)

@@ -1,0 +1,38 @@
+"""Whether a run can lie in the memory of the devices that it is for; asked before anything is allocated."""
+import math
+import os
+
+import jax
+
+from moejax.config import ConfigError
+from moejax.parallel import memory, units
+from moejax.training import step
+from moejax.training.setup import Setup
+
+
+def check(setup: Setup) -> None:
+  """Counts what has to be there at once: the train state, a gradient of each parameter, and a batch.
+
+  Activations come on top, so what passes may still be too large; what does not cannot run.
+
+  Raises:
+    ConfigError: a device has less memory.
+  """
+  state, batch = step.abstract_state(setup), setup.pipeline.batch_spec()
+  parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+  of_state = memory.bytes_on_one_device(state) + memory.bytes_on_one_device(state.params)
+  of_batch = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in batch.values()) // setup.mesh.size
+  if of_state + of_batch > (available := bytes_of_a_device(setup.mesh)):
+    key, remedy = (('model', 'make the model smaller, or share it out over more devices (config.mesh)')
+                   if of_state > of_batch else ('data.batch_size', 'lower it, or take more devices'))
+    raise ConfigError(f'config.{key}: {units.short(parameters)} parameters with gradients and optimizer take '
+                      f'{units.size(of_state)} of each device, the batch {units.size(of_batch)}, and a device has '
+                      f'{units.size(available)}: {remedy}. `python -m moejax.compile` plans runs on other machines.')
+
+
+def bytes_of_a_device(mesh: jax.sharding.Mesh) -> int:
+  """Memory of the smallest local device; devices of a CPU share that of their host."""
+  local = mesh.local_devices
+  if local[0].platform == 'cpu':
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(local)
+  return min((device.memory_stats() or {}).get('bytes_limit', 2**63) for device in local)

@@ -1,0 +1,52 @@
+"""A run that its devices cannot hold is refused before anything is allocated, written or compiled."""
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from moejax.config import ConfigError
+from moejax.training import loop, room, setup, step
+
+
+def config(**changes):
+  config = importlib.import_module('configs.vmoe_digits').get_config()
+  for path, value in changes.items():
+    *groups, key = path.split('__')
+    node = config
+    for group in groups:
+      node = node[group]
+    node[key] = value
+  return config
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    (dict(model__dim=2**18), 'config.model: .* parameters with gradients and optimizer take .* GiB of each device'),
+    (dict(model__moe__num_experts=2**23), 'config.model: .*more devices'),
+    (dict(model__feed_forward__hidden=2**30), 'config.model: '),
+    (dict(data__batch_size=2**27 - 8), 'config.data.batch_size: .* the batch .* GiB.*: lower it'),
+])
+def test_what_cannot_fit_is_refused_before_a_folder_is_made(changes, sentence, tmp_path):
+  with pytest.raises(ConfigError, match=sentence):
+    loop.run(config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_largest_model_is_planned_here_and_not_run_here():
+  built = setup.prepare(importlib.import_module('configs.switch_c4').get_config('c'))
+  with pytest.raises(ConfigError, match='1.57 T parameters'):
+    room.check(built)
+
+
+def test_it_counts_state_gradients_and_batch_and_nothing_else(monkeypatch):
+  built = setup.prepare(config())
+  arrays = jax.tree.leaves(step.abstract_state(built))
+  held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int) * leaf.dtype.itemsize for leaf in arrays)
+  params = jax.tree.leaves(step.abstract_state(built).params)
+  held += sum(4 * np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int) for leaf in params)
+  held += sum(leaf.size * leaf.dtype.itemsize for leaf in built.pipeline.batch_spec().values()) // 8
+  monkeypatch.setattr(room, 'bytes_of_a_device', lambda mesh: held)
+  room.check(built)
+  monkeypatch.setattr(room, 'bytes_of_a_device', lambda mesh: held - 1)
+  with pytest.raises(ConfigError):
+    room.check(built)
