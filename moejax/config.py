@@ -157,9 +157,12 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
     _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
-  for key, value in config.items():
-    if not _within(value, parameters[key].annotation, known):
-      raise ConfigError(f'{where}.{key} must be {spell(parameters[key].annotation)}, not {_shown(value)}.')
+  for key in allowed:
+    # A default, too, may fail to divide what another key was set to.
+    value, annotation = known[key], parameters[key].annotation
+    if _matches(value, annotation) and not _within(value, annotation, known):
+      default = '' if key in config else ' (the default)'
+      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {_shown(value)}{default}.')
   missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
   if missing:
     raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '

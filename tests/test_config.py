@@ -134,6 +134,17 @@ def test_a_value_out_of_its_range_says_what_the_range_is(config, sentence):
   assert sentence in str(error.value)
 
 
+def test_a_default_that_another_key_makes_wrong_is_named():
+  with pytest.raises(ConfigError, match=r'config.fruit.size must be a whole number of at least 1 and that divides whole, '
+                                        r'not 4 \(the default\).'):
+    call(slice_of, dict(whole=18), 'config.fruit')
+  assert call(slice_of, dict(whole=16), 'config.fruit') == 4
+
+
+def slice_of(*, whole: Count, size: Annotated[Count, Divides('whole')] = 4):
+  return whole // size
+
+
 @pytest.mark.parametrize('weight', [float('nan'), float('inf'), -float('inf')])
 def test_a_number_that_is_not_finite_is_refused_at_every_key(weight):
   with pytest.raises(ConfigError, match=f'config.fruit.weight must be finite, not {weight}.'):
