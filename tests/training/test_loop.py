@@ -141,7 +141,7 @@ def test_a_run_that_resumes_with_other_data_names_what_changed(tmp_path):
   pipeline = TinyPipeline()
   pipeline.fingerprint = lambda: {'examples': '65'}
   _, said = run(tmp_path, pipeline)
-  assert said[0].startswith('The training data have changed since step 4: examples was 64, now 65.')
+  assert said[0].startswith('The training data have changed since step 5: examples was 64, now 65.')
 
 
 @pytest.mark.parametrize('name', ['gs://bucket/run', 'a[b]', 'file'])
