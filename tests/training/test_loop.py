@@ -5,6 +5,7 @@ Oracle: an uninterrupted run of the same set-up. Processes that are killed are i
 import dataclasses
 import errno
 import os
+import re
 import signal
 
 import jax
@@ -14,6 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 from training_fakes import TinyPipeline, make_setup
 
+from moejax import evaluate
+from moejax.config import ConfigError
 from moejax.functional import flatten
 from moejax.training import checkpoint, loop, metrics, recovery, step
 
@@ -130,6 +133,25 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
   again, said = run(tmp_path, StopsAt(0, crash))
   assert again == {'step': STEPS, **first}
   assert 'Finished: 8 steps.' in said
+
+
+def test_a_run_that_resumes_with_other_data_names_what_changed(tmp_path):
+  with pytest.raises(Exception, match='power failure'):
+    run(tmp_path, StopsAt(5, crash))
+  pipeline = TinyPipeline()
+  pipeline.fingerprint = lambda: {'examples': '65'}
+  _, said = run(tmp_path, pipeline)
+  assert said[0].startswith('The training data have changed since step 5: examples was 64, now 65.')
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', 'a[b]', 'file'])
+def test_a_folder_that_cannot_be_is_refused_before_the_config_is_looked_at(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'file').touch()
+  for command in (lambda: loop.run(None, name), lambda: evaluate.run(name)):
+    with pytest.raises(ConfigError, match=f'--workdir={re.escape(name)}'):
+      command()
+  assert os.listdir(tmp_path) == ['file']
 
 
 def test_a_run_goes_on_on_another_number_of_devices(tmp_path, uninterrupted, monkeypatch):
