@@ -1,7 +1,7 @@
 """Whether another batch size routes tokens in other groups, so that it would measure another model.
 
-Tokens of a group compete for slots, and the group is cut out of the batch. So evaluators take batches of as many rows as
-the model sees at a time in training, and the last batch is filled with padding. Another size gives the same metrics
+Tokens of a group compete for slots, and the group is cut out of the batch. So evaluators take batches of as many rows
+as the model sees at a time in training, and the last batch is filled with padding. Another size gives the same metrics
 where every token is routed on its own, or in groups of the same size; elsewhere it is refused.
 """
 from collections.abc import Callable, Mapping
@@ -40,9 +40,9 @@ def check(apply: Callable, params: Tree, router_state: Tree, usual: Spec, spec: 
   for layer, router in output.routers.items():
     here, there = group_size(router.plan), group_size(expected[layer].plan)
     if here != there and not _alone(router.plan):
-      raise ConfigError(f'{where} = {sizes[0]}: the router of {layer} would see groups of {here} tokens, and in training '
-                        f"it sees {there}, so these would be another model's metrics. {remedy}, or route in groups that "
-                        "any batch has, e.g. group='sequence' of the mixture.")
+      raise ConfigError(f'{where} = {sizes[0]}: the router of {layer} would see groups of {here} tokens, and in '
+                        f"training it sees {there}, so these would be another model's metrics. {remedy}, or route in "
+                        "groups that any batch has, e.g. group='sequence' of the mixture.")
 
 
 def group_size(plan: Plan) -> int:

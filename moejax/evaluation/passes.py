@@ -1,7 +1,8 @@
 """One pass over a split: the model runs on every batch, and sums over valid examples are added up exactly.
 
 Evaluators say what is summed. Batches have one shape, so the model is compiled once; what a batch was padded with is
-excluded by the sums themselves, and so metrics do not depend on the batch size where the model's outputs do not (`groups`).
+excluded by the sums themselves, and so metrics do not depend on the batch size where the model's outputs do not
+(see `groups`).
 """
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,4 +1,5 @@
 """The training loop: initialise or restore, iterate, log, evaluate, checkpoint, finish. The only one there is."""
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,8 +10,8 @@ from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import alarms, checkpoint, lock, metrics, peers, recovery, rollback, room, step, waiting, workdir
-from moejax.training.progress import Progress
+from moejax.training import (alarms, checkpoint, lock, metrics, peers, progress, recovery, rollback, room, step,
+                             waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
 
@@ -27,6 +28,8 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   folder = workdir.find(folder)
   setup = prepare(config)
   room.check(setup)
+  for line in progress.describe(setup):
+    say(line)
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
       say(f'Going on with another config: {change}.')
@@ -48,11 +51,14 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     start = int(state.step)
     if start:
       say(f'Going on after step {start} of {total}.')
-    train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
+    # Where there are several processes, all compile before any waits for the others; one compiles in its first step.
+    compiles_ahead = jax.process_count() > 1
+    with _compiling(compiles_ahead, say):
+      train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with metrics.MetricsWriter(folder, start, say) as writer, Progress(setup, start, say) as progress:
-      row, batches.say = writer.last_row, progress.say
-      guard = rollback.Guard(setup.recovery, state, states, checkpoints, progress.say)
+    with metrics.MetricsWriter(folder, start, say) as writer, progress.Progress(setup, start, say) as shown:
+      row, batches.say = writer.last_row, shown.say
+      guard = rollback.Guard(setup.recovery, state, states, checkpoints, shown.say)
       collapse = alarms.Collapse(setup, writer.kept)
       for now in range(start + 1, total + 1):
         try:
@@ -60,9 +66,10 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         except waiting.NoBatch as failure:
           if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
             checkpoints.save(state, batches, {})
-          _end_without_batch(failure, now - 1, total, checkpoints, interruption, progress.say)
-        state, measured = train_step(state, setup.place(batch))
-        progress.advance(now)
+          _end_without_batch(failure, now - 1, total, checkpoints, interruption, shown.say)
+        with _compiling(now == start + 1 and not compiles_ahead, shown.say):
+          state, measured = train_step(state, setup.place(batch))
+        shown.advance(now)
         state = guard.after(now, measured, batch, state)
 
         signal = signal_in_any(interruption.signal or 0)
@@ -72,12 +79,12 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         saves = _due(now, setup.checkpoint.every, total) or stops
         row = {}
         if logs:
-          row |= metrics.fetch(measured) | rollback.counters(state) | progress.rate(now)
-          row |= collapse.look(now, row, progress.say)
-          progress.show(now, row)
-        with progress.paused():
+          row |= metrics.fetch(measured) | rollback.counters(state) | shown.rate(now)
+          row |= collapse.look(now, row, shown.say)
+          shown.show(now, row)
+        with shown.paused():
           if evaluates:
-            row |= _evaluate(setup, state, progress)
+            row |= _evaluate(setup, state, shown.say)
           if row:
             writer.write(now, row)
           if saves:
@@ -92,6 +99,10 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
                                   'and run the same command again.')
   _finish(setup, Path(folder), state, row, say)
   return row
+
+
+def _compiling(begins: bool, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+  return progress.announced('Compiling the training step', say) if begins else contextlib.nullcontext()
 
 
 def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints, signal: int) -> NoReturn:
@@ -115,13 +126,13 @@ def _due(now: int, every: int | None, total: int) -> bool:
   return now == total or (every is not None and now % every == 0)
 
 
-def _evaluate(setup: Setup, state: step.TrainState, progress: Progress) -> dict[str, float]:
+def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) -> dict[str, float]:
   measured = evaluation.measure(setup.evaluators, state.evaluated, state.router_state)
   row = {f'eval/{name}': value for name, value in measured.items()}
   if setup.checkpoint.metric is not None and setup.checkpoint.metric not in row:
     raise ConfigError(f'config.checkpoint.metric: {setup.checkpoint.metric!r} was not measured; '
                       f'there are {", ".join(sorted(row))}.')
-  progress.say('  '.join(f'{name} {value:.4g}' for name, value in row.items() if '/router/' not in name))
+  say('  '.join(f'{name} {value:.4g}' for name, value in row.items() if '/router/' not in name))
   return row
 
 

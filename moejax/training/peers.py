@@ -1,8 +1,8 @@
 """When another process of the run dies: those that are left end with a sentence, and do not wait for it.
 
 It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
-of the dead process (after 20 s, `processes.start`) or the first process itself (at once), and ends every other by SIGABRT, from a thread
-of its own.
+of the dead process (within the 20 s of `processes.start`) or the first process itself (at once), and ends every other by
+SIGABRT, from a thread of its own, which prints its stack.
 """
 import contextlib
 import ctypes

@@ -2,11 +2,39 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import tqdm
+
+from moejax.models.counts import parameter_counts
+from moejax.parallel import rules
+
+
+def describe(setup) -> list[str]:
+  """What a run is made of, in the lines that it begins with."""
+  devices, spec = setup.mesh.devices.flat, setup.pipeline.batch_spec()
+  axes = ' '.join(f'{axis}={size}' for axis, size in setup.mesh.shape.items() if size > 1)
+  processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  with rules.use(setup.mesh, setup.rules):
+    parameters = parameter_counts(setup.model, spec)
+  unit, count = _work(spec)
+  data = setup.config.data.get('source', setup.config.data).name
+  split = f' in {setup.training.accumulate} parts' if setup.training.accumulate > 1 else ''
+  return [
+      f'Devices        {len(devices)} {devices[0].device_kind}{processes}{f", mesh {axes}" if axes else ""}',
+      f'Model          {setup.config.model.name}: {parameters["total"]:,} parameters, {parameters["active"]:,} active',
+      f'Data           {data}: {count:,} {unit} a batch{split}, {setup.training.steps:,} steps']
+
+
+@contextlib.contextmanager
+def announced(what: str, say: Callable[[str], None]) -> Iterator[None]:
+  """Says what begins, and how long it took."""
+  say(f'{what} ...')
+  began = time.perf_counter()
+  yield
+  say(f'{what} took {_duration(time.perf_counter() - began)}.')
 
 
 class Progress:

@@ -90,6 +90,7 @@ def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
     return 'Every router is finite, and the gradient of every module is not: look at what follows the last router.'
   if not np.isfinite(metrics['train/grad_norm']):
     return 'Every single gradient is finite, but their norm overflows.'
-  parts = [name for name in sorted(metrics) if name.startswith('train/') and name not in ('train/loss', 'train/grad_norm')
-           and not np.isfinite(metrics[name]).all()]
-  return 'Every router and every gradient is finite; the loss alone is not' + (f': {", ".join(parts)}.' if parts else '.')
+  parts = [name for name in sorted(metrics)
+           if name.startswith('train/') and name != 'train/loss' and not np.isfinite(metrics[name]).all()]
+  named = f': {", ".join(parts)}' if parts else ''
+  return f'Every router and every gradient is finite; the loss alone is not{named}.'
