@@ -49,8 +49,8 @@ class Balancer(nnx.Module):
   """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step.
 
   Config:
-    coefficient: what the loss is multiplied by before it is added to the objective's. Not negative: what is rewarded for
-      imbalance has no minimum.
+    coefficient: what the loss is multiplied by before it is added to the objective's. Not negative: that would reward
+      imbalance, without an end.
 
   Attributes:
     reads: names of what it needs of `Scores.extras`.

@@ -16,8 +16,8 @@ from moejax.routing.task_features import document_numbers
 class DocumentCapacity(Capacity):
   """An expert computes as many choices of a document as its tokens in the group give it slots by the convention.
 
-  So a document is routed as if it were alone in its group. Where 'capacity' keeps buffers of a static size, documents of
-  any number have none: the plan says which choices are kept, and no slots (dispatch 'grouped').
+  So a document is routed as if it were alone in its group. Where 'capacity' keeps buffers of a static size, documents
+  of any number have none: the plan says which choices are kept, and no slots (dispatch 'grouped').
 
   Config: that of 'capacity'.
   """

@@ -135,7 +135,7 @@ class Hash(Score):
     self.num_experts = num_experts
     if isinstance(table, str):
       if hashes > 1 and table == 'modulo':
-        raise ConfigError(f"{where}.hashes is {hashes}: with table='modulo' there can be 1 only, as all would be the same.")
+        raise ConfigError(f"{where}.hashes is {hashes}: with table='modulo' all would be the same. Set 1.")
       frequencies = None if frequencies is None else tuple(frequencies)
       tables = [hash_table(table, vocab_size, num_experts, seed + n, frequencies) for n in range(hashes)]
     else:

@@ -17,7 +17,7 @@ from moejax.config import ConfigError
 from moejax.ranges import Count, Divides, NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.noisy import check_noise, chosen, imbalance, learned_noise_std, over_tokens, prob_in_top_k
-from moejax.routing.plans import Leak, Plan, TokenPlan, token_plan
+from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.scores import SCORES, Score, Scores, required, vectors
 from moejax.routing.selection import SELECTIONS, top_k
 from moejax.routing.weighting import WEIGHTINGS, Weighting

@@ -193,9 +193,9 @@ class Dropless(Placement):
 class Capacity(Placement):
   """Every expert has C slots in every group; choices beyond that are dropped.
 
-  Whatever is in a group competes for its slots: documents that are packed in a row, and with `moe.group='batch'` the rows
-  of a batch. What is dropped of a document, and so its output, depends on its neighbours. 'document_capacity' has slots
-  for each document.
+  Whatever is in a group competes for its slots: documents that are packed in a row, and with `moe.group='batch'` the
+  rows of a batch. What is dropped of a document, and so its output, depends on its neighbours. 'document_capacity' has
+  slots for each document.
 
   Config:
     capacity_factor: see the function `capacity`.

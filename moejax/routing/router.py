@@ -114,8 +114,8 @@ class Router(nnx.Module):
       missing = [extra for extra in getattr(stage, 'reads', ()) if extra not in self.score.gives]
       if missing:
         able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
-        raise configs.ConfigError(f'{where}.{name} reads {missing[0]!r} of the score, which score {score!r} does not give '
-                                  f'as it is configured. Scores that can: {able}.')
+        raise configs.ConfigError(f'{where}.{name} reads {missing[0]!r} of the score, which score {score!r} does not '
+                                  f'give as it is configured. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; a property of the config."""
@@ -150,8 +150,8 @@ class Router(nnx.Module):
     documents = dict(documents=inputs['documents']) if self.place.by_document else {}
     placed = self.place(selected, selected.pick(gates), **documents, **stage('place'))
     placed = self.weigh.after_drops(placed, scores.logits)
-    routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid, placed=placed,
-                              inputs=inputs)
+    routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid,
+                              placed=placed, inputs=inputs)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}
     balance_updates = {name: balancer.update(routed) for name, balancer in self.balance.items()}

@@ -171,9 +171,9 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
   microbatches = (jnp.arange(count), parts, token_shares(setup, state, parts, key))
 
   def add(sums, micro):
-    (gradients, (updates, metrics)), of_micro = sums, of_one(*micro)
-    add_all = lambda one, other: jax.tree.map(jnp.add, one, other)
-    return (add_all(gradients, of_micro[0]), (add_updates(updates, of_micro[1][0]), add_all(metrics, of_micro[1][1]))), None
+    (gradients, (updates, metrics)), (more, (moved, logged)) = sums, of_one(*micro)
+    plus = lambda one, other: jax.tree.map(jnp.add, one, other)
+    return (plus(gradients, more), (add_updates(updates, moved), plus(metrics, logged))), None
 
   shapes = jax.eval_shape(of_one, *jax.tree.map(lambda x: x[0], microbatches))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
