@@ -6,6 +6,7 @@ import math
 import jax
 
 from moejax.config import ConfigError
+from moejax.config_files import override
 from moejax.functional import flatten
 from moejax.parallel import estimate as estimates
 from moejax.parallel import mesh as meshes
@@ -84,9 +85,9 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
     if batch % shards:
       continue
     for data, accumulate, zero, remat, within in itertools.product(
-        {1, now.axes['data']}, divisors(batch // shards), {now.zero, 3}, {False, full},
+        {1, math.gcd(rest, now.axes['data'])}, divisors(batch // shards), {now.zero, 3}, {False, full},
         {None, 'sequence' if one_hot else None}):
-      if rest % data == 0 and accumulate >= now.accumulate:
+      if accumulate >= now.accumulate:
         found.append(Settings((data, rest // data, expert, model), accumulate, zero, remat, within))
   return sorted(found, key=lambda settings: _cost(now, settings))
 
@@ -94,7 +95,7 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
 def _cost(now: Settings, new: Settings) -> float:
   """A rank of what changes cost in time: sharing out more costs less than recomputing, that less than smaller products."""
   doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in meshes.AXES}
-  return (0.1 * (doublings['data'] + doublings['expert']) + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
+  return (0.1 * doublings['data'] + 0.3 * doublings['expert'] + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
           0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))
 
 
@@ -114,7 +115,7 @@ def _accepted_keys(setup, settings: Settings, topology: Topology) -> dict[str, i
   """The keys of settings that `prepare` accepts; none where it does not."""
   try:
     keys = _keys(setup, settings, topology.name)
-    prepare(estimates.changed(setup.config, keys), topology.devices)
+    prepare(override(setup.config, keys), topology.devices)
   except ConfigError:
     return {}
   return keys

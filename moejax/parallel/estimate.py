@@ -15,6 +15,7 @@ import re
 import jax
 from ml_collections import ConfigDict
 
+from moejax.config_files import override
 from moejax.functional import flatten
 from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
@@ -76,16 +77,6 @@ def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
     if settings.groups and one_hot_of_batch(side):
       wanted[f'{path}.moe.group'], found[f'{path}.moe.group'] = settings.groups, 'batch'
   return {key: value for key, value in wanted.items() if found[key] not in (value, -1)}
-
-
-def changed(config: ConfigDict, keys: dict[str, int | str]) -> ConfigDict:
-  """`config` with other values at `keys`."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked(), config.ignore_type():
-    for path, value in keys.items():
-      *sections, key = path.split('.')
-      functools.reduce(lambda section, name: section[name], sections, config)[key] = value
-  return config
 
 
 def one_hot_of_batch(side: ConfigDict) -> bool:
@@ -156,7 +147,7 @@ class Estimator:
   @functools.cached_property
   def _kept_by_full(self) -> int:
     keys = overrides(self.setup.config, dataclasses.replace(self.now, full_remat=True))
-    setup = setups.prepare(changed(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
+    setup = setups.prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
     return memories.kept(setup, setup.pipeline.batch_spec())
 
   @functools.cached_property

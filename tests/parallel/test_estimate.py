@@ -11,6 +11,7 @@ import pytest
 
 from configs import mixtral_c4
 from moejax.config import ConfigError
+from moejax.config_files import override
 from moejax.parallel import advice, ahead_of_time, topologies
 from moejax.parallel import estimate as estimates
 from moejax.parallel import memory as memories
@@ -37,7 +38,7 @@ def on_pod(mixtral, chips, accumulate, model, total):
   """(setup, memory) of Mixtral on a pod: a mesh that needs no devices, and the total that a compiler says."""
   setup, kept = mixtral
   mesh = jax.sharding.AbstractMesh((1, chips // 8 // model, 8, model), ('data', 'fsdp', 'expert', 'model'))
-  config = estimates.changed(setup.config, {'training.accumulate': accumulate, 'mesh.model': model})
+  config = override(setup.config, {'training.accumulate': accumulate, 'mesh.model': model})
   setup = dataclasses.replace(setup, mesh=mesh, config=config,
                               training=dataclasses.replace(setup.training, accumulate=accumulate))
   held = memories.held(setup, steps.abstract_state(setup), steps.abstract_batch(setup))
@@ -104,7 +105,7 @@ def decoder(router=None, dispatch='einsum', **changes):
   config.objective = dict(name='language_model')
   config.data = dict(name='language_model', source=dict(name='chitchat'), tokenizer=dict(name='bytes'), length=8,
                      batch_size=32)
-  return estimates.changed(config, {key.replace('__', '.'): value for key, value in changes.items()})
+  return override(config, {key.replace('__', '.'): value for key, value in changes.items()})
 
 
 def memory_of(setup, **parts):
@@ -126,7 +127,7 @@ def test_state_and_gradients_are_estimated_exactly(mesh, zero):
   setup = setups.prepare(decoder(), jax.devices())
   estimate = estimates.Estimator(setup, memory_of(setup))
   keys = {f'mesh.{axis}': size for axis, size in zip(('data', 'fsdp', 'expert', 'model'), mesh)}
-  placed = setups.prepare(estimates.changed(setup.config, keys | {'sharding.zero': zero}), jax.devices())
+  placed = setups.prepare(override(setup.config, keys | {'sharding.zero': zero}), jax.devices())
   settings = dataclasses.replace(estimate.now, mesh=mesh, zero=zero)
   assert estimate(settings) == pytest.approx(memory_of(placed).total, abs=8)
   assert estimates.of_setup(placed) == settings
@@ -145,7 +146,7 @@ def test_keys_that_others_need_are_advised_with_them(config, key):
   memory = memory_of(setup, temporaries=100 * GIB, total=100 * GIB, available=70 * GIB)
   keys = advised(advice.advise(setup, memory, Topology('v5e:4x8', CHIPS['v5e'], (2, 4), tuple(jax.devices()))))
   assert 'training.accumulate' in keys and key in keys.items()
-  setups.prepare(estimates.changed(setup.config, keys), jax.devices())
+  setups.prepare(override(setup.config, keys), jax.devices())
 
 
 def test_a_compiler_without_ragged_all_to_all_is_answered_with_the_key_to_set(monkeypatch):

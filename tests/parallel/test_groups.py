@@ -5,8 +5,8 @@ import jax
 import pytest
 
 from configs import expert_choice_c4, st_moe_c4, switch_c4
+from moejax.config_files import override
 from moejax.parallel import groups
-from moejax.parallel.estimate import changed
 from moejax.parallel.groups import Spanning
 from moejax.routing import papers
 from moejax.training import loop, workdir
@@ -62,7 +62,7 @@ def test_the_groups_of_published_models_divide_over_their_pods(module, variant, 
 
 def test_the_decoders_57_groups_of_4096_do_not_divide(monkeypatch):
   setup = published(switch_c4, 'base', monkeypatch)
-  wide = dataclasses.replace(setup, config=changed(setup.config, {'model.decoder.moe.group': 4096}))
+  wide = dataclasses.replace(setup, config=override(setup.config, {'model.decoder.moe.group': 4096}))
   assert groups.spanning(wide, shards=256) == {'model.decoder': Spanning(57, 4096, 912)}
 
 
