@@ -1,8 +1,8 @@
 """Expert Choice in the encoder of a T5 at t5x's base and large sizes on C4.
 
-Paper: Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing" (arXiv 2202.09368); 64 experts every other layer,
-  capacity factor 1, as in t5x's gin files. Experts that choose look at later tokens, so the decoder routes top-2, as the
-  paper's does.
+Paper: Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing" (arXiv 2202.09368); 64 experts every other
+  layer, capacity factor 1, as in t5x's gin files. Experts that choose look at later tokens, so the decoder routes
+  top-2, as the paper's does.
 Data: as for configs/switch_c4.py.
 Command: python -m moejax.train --config=configs/expert_choice_c4.py:base --workdir=runs/expert_choice_base
 Cost: pods. Not run here; built and traced at full size by the tests.

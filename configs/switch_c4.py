@@ -1,9 +1,9 @@
 """Switch Transformers at their paper's scale: Base, Large, XXL and C on C4.
 
-Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; capacity and a scale of 0.1 for
-  attention, feed-forwards and experts at the start as in t5x's gin files: 128 experts every other layer (C: 2048 experts
-  in every layer). There the head starts with a scale of 0.1 too, here of 1, and Switch-Base takes the embedding table for
-  it.
+Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; capacity and a scale of 0.1
+  for attention, feed-forwards and experts at the start as in t5x's gin files: 128 experts every other layer (C: 2048
+  experts in every layer). There the head starts with a scale of 0.1 too, here of 1, and Switch-Base takes the embedding
+  table for it.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and T5's SentencePiece model:
   --config.data.tokenizer.path=.../cc_all.32000/sentencepiece.model
 Command: python -m moejax.train --config=configs/switch_c4.py:base --workdir=runs/switch_base

@@ -50,8 +50,9 @@ def spell(keys: dict[str, int | str]) -> str:
 
 def exchanges(config) -> list[str]:
   """Keys below config by which dropless stacks would choose a ragged all-to-all or another exchange."""
-  return [f'{path}.moe.dispatch.exchange' for path, side in sides(config).items()
-          if side.get('moe') and side.moe.dispatch.name == 'grouped' and side.moe.dispatch.get('exchange') != 'all_gather']
+  dispatch = {path: side.moe.dispatch for path, side in sides(config).items() if side.get('moe')}
+  return [f'{path}.moe.dispatch.exchange' for path, one in dispatch.items()
+          if one.name == 'grouped' and one.get('exchange') != 'all_gather']
 
 
 def divisors(number: int) -> list[int]:
@@ -93,7 +94,7 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
 
 
 def _cost(now: Settings, new: Settings) -> float:
-  """A rank of what changes cost in time: sharing out more costs less than recomputing, that less than smaller products."""
+  """What changes cost in time, as a rank: to share out costs least, then smaller microbatches, then to recompute."""
   doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in meshes.AXES}
   return (0.1 * doublings['data'] + 0.3 * doublings['expert'] + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
           0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))

@@ -3,9 +3,10 @@
     estimate = Estimator(setup, found.memory)
     estimate(dataclasses.replace(estimate.now, accumulate=4)) / topology.chip.memory
 
-Parameters, optimizer state, gradients and the batch follow from shardings, exactly. What the compiled step needs besides,
-its working set, is taken to be the weights of the largest layer with their gradients, whole over `fsdp`, and a rest that
-grows with the examples of a device's microbatch, three quarters of which (heads, hidden units, vocabulary) lie over `model`.
+Parameters, optimizer state, gradients and the batch follow from shardings, exactly. What the compiled step needs
+besides, its working set, is taken to be the weights of the largest layer with their gradients, whole over `fsdp`, and a
+rest that grows with the examples of a device's microbatch. Three quarters of that (heads, hidden units, vocabulary) lie
+over `model`.
 """
 import dataclasses
 import functools
@@ -130,7 +131,8 @@ class Estimator:
 
   def _exact(self, mesh, zero) -> dict[str, int]:
     setup = self._on(mesh, zero)
-    state = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), self._shapes, steps.state_shardings(setup))
+    place = lambda leaf, sharding: leaf.update(sharding=sharding)
+    state = jax.tree.map(place, self._shapes, steps.state_shardings(setup))
     return memories.held(setup, state, steps.abstract_batch(setup))
 
   def _whole_layer(self, mesh) -> int:

@@ -1,4 +1,4 @@
-"""Whether routing groups lie within devices: what spans them is routed, and often dispatched, by all of them together."""
+"""Whether routing groups lie within devices: those that span several are routed by all of them together, slowly."""
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ def sides(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
-  """{path below config: its groups} of the stacks whose groups do not divide; `setup`'s microbatches and shards by default.
+  """{path below config: its groups} of the stacks whose groups do not divide over `shards`: of `setup`, by default.
 
   Without slots groups mean nothing to a dispatcher, so that one may also be what several devices have.
   """

@@ -72,7 +72,8 @@ def of_refused(setup, state: Any, batch: Tree, available: int, message: str) -> 
   arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
   asked, only_temporaries = refusal(message)
   total = max(asked + arguments if only_temporaries else asked, arguments + parts['gradients'])
-  return Memory(**parts, temporaries=max(0, total - arguments), unaliased=0, total=total, available=available, refused=True)
+  return Memory(**parts, temporaries=max(0, total - arguments), unaliased=0, total=total, available=available,
+                refused=True)
 
 
 def refusal(message: str) -> tuple[int, bool]:
@@ -103,7 +104,7 @@ def held(setup, state: Any, batch: Tree) -> dict[str, int]:
 
 
 def kept(setup, batch: Tree) -> int:
-  """Bytes on one chip: what differentiating the loss of a microbatch keeps, but for parameters, over the shards of the batch."""
+  """What differentiating the loss of a microbatch keeps, but for parameters, over the shards of the batch: bytes."""
   count = setup.training.accumulate
   micro = {name: jax.ShapeDtypeStruct((leaf.shape[0] // count, *leaf.shape[1:]), leaf.dtype)
            for name, leaf in batch.items()}

@@ -168,8 +168,8 @@ def test_the_first_thing_to_change_is_what_an_estimate_says_fits(what):
   advice = advise(prepared, with_memory(**parts), machine())
   assert expected in advice
   if 'First try' in advice:
-    keys = dict(re.findall(r'--config\.([\w.]+)=(\w+)', advice))
-    setup.prepare(override(prepared.config, {key: parse_value(value) for key, value in keys.items()}), machine().devices)
+    keys = {key: parse_value(value) for key, value in re.findall(r'--config\.([\w.]+)=(\w+)', advice)}
+    setup.prepare(override(prepared.config, keys), machine().devices)
 
 
 def test_a_step_that_does_not_fit_says_by_how_much(prepared, plan):
