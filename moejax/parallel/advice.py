@@ -1,20 +1,58 @@
-"""The first thing to change when a step does not fit a chip: by what is largest there."""
+"""What to change when a step does not fit a chip: settings that an estimate says fit, or that nothing here does."""
+import dataclasses
+import itertools
+import math
+
 import jax
 
+from moejax.config import ConfigError
+from moejax.config_files import override
 from moejax.functional import flatten
-from moejax.parallel import rules
+from moejax.parallel import estimate as estimates
+from moejax.parallel import mesh as meshes
+from moejax.parallel import groups, rules, topologies
+from moejax.parallel.estimate import MARGIN, Estimator, Settings
+from moejax.parallel.groups import sides
 from moejax.parallel.memory import Memory, bytes_on_one_device
 from moejax.parallel.topologies import Topology
 from moejax.parallel.units import size
+from moejax.training.setup import prepare
+
+_MODEL = (1, 2, 4, 8)  # of the mesh axis `model`: inside of a host or a corner of a torus
 
 
 def advise(setup, memory: Memory, topology: Topology) -> str:
-  """Two sentences: what takes most memory, and the key to change, as it is written on a command line."""
-  held = memory.parameters + memory.optimizer + memory.others + memory.gradients
-  parts = {_less_state: held, _less_kept: memory.activations, _smaller_working_set: memory.working_set}
-  largest = max(parts, key=parts.get)
-  what, change = largest(setup, topology)
-  return f'Most of it is {what} ({size(parts[largest])}). First try {change}.'
+  """What takes most memory, and the keys to change, as they are written on a command line and accepted by `prepare`.
+
+  Keys are only given where an estimate says that the step fits with them; otherwise the smallest topology that it fits.
+  """
+  estimate = Estimator(setup, memory)
+  what, number = _largest(setup, memory)
+  most = f'Most of it is {what} ({size(number)}).'
+  best = memory.total, estimate.now
+  for settings in _ranked(setup, estimate.now, len(topology.devices)):
+    total = estimate(settings)
+    if total * MARGIN <= memory.available and settings != estimate.now and (
+        keys := _accepted_keys(setup, settings, topology)):
+      return f'{most} First try {spell(keys)}: {size(total)} a chip by an estimate from this plan.'
+    best = min(best, (total, settings), key=lambda one: one[0])
+  least = ''
+  if best[0] < memory.total and (keys := _accepted_keys(setup, best[1], topology)):
+    least = f'; the least is {size(best[0])}, with {spell(keys)}'
+  return (f'{most} By an estimate from this plan, nothing that can be set makes it fit {topology.name} with '
+          f'{MARGIN - 1:.0%} to spare{least}. {_larger(setup, estimate, topology)}')
+
+
+def spell(keys: dict[str, int | str]) -> str:
+  """As on a command line."""
+  return ' '.join(f'--config.{key}={value}' for key, value in keys.items())
+
+
+def exchanges(config) -> list[str]:
+  """Keys below config by which dropless stacks would choose a ragged all-to-all or another exchange."""
+  dispatch = {path: side.moe.dispatch for path, side in sides(config).items() if side.get('moe')}
+  return [f'{path}.moe.dispatch.exchange' for path, one in dispatch.items()
+          if one.name == 'grouped' and one.get('exchange') != 'all_gather']
 
 
 def divisors(number: int) -> list[int]:
@@ -22,57 +60,76 @@ def divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _less_state(setup, topology) -> tuple[str, str]:
-  mesh, chips = setup.mesh.shape, len(topology.devices)
+def _larger(setup, estimate: Estimator, topology: Topology) -> str:
+  for name, chip in topologies.by_size(topology):
+    for settings in _ranked(setup, estimate.now, topologies.chips(name)):
+      total = estimate(settings)
+      if total * MARGIN <= chip.memory:
+        keys = spell(_keys(setup, settings, name))
+        return (f'By the same estimate the smallest topology that holds it is --topology={name}'
+                f'{" " if keys else ""}{keys}: {size(total)} of {size(chip.memory)} a chip.')
+  return 'Nor does it fit any topology known here: make the model, its batch or its examples smaller.'
+
+
+def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
+  """Settings for so many chips that the model and the batch divide over, those first that cost the least time."""
+  batch = next(iter(setup.pipeline.batch_spec().values())).shape[0]
+  experts, heads = _experts(setup), math.gcd(*(side.get('attention', {}).get('heads', 1)
+                                               for side in sides(setup.config).values()))
+  full = any(side.get('remat', 'none') != 'full' for side in sides(setup.config).values())
+  one_hot = any(map(estimates.one_hot_of_batch, sides(setup.config).values()))
+  found = []
+  for model, expert in itertools.product(_MODEL, divisors(experts)):
+    if chips % (model * expert) or (model > 1 and heads % model):
+      continue
+    rest, shards = chips // (model * expert), chips // model
+    if batch % shards:
+      continue
+    for data, accumulate, zero, remat, within in itertools.product(
+        {1, math.gcd(rest, now.axes['data'])}, divisors(batch // shards), {now.zero, 3}, {False, full},
+        {None, 'sequence' if one_hot else None}):
+      if accumulate >= now.accumulate:
+        found.append(Settings((data, rest // data, expert, model), accumulate, zero, remat, within))
+  return sorted(found, key=lambda settings: _cost(now, settings))
+
+
+def _cost(now: Settings, new: Settings) -> float:
+  """What changes cost in time, as a rank: to share out costs least, then smaller microbatches, then to recompute."""
+  doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in meshes.AXES}
+  return (0.1 * doublings['data'] + 0.3 * doublings['expert'] + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
+          0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))
+
+
+def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
+  """What has to be set, with the groups and the exchange that a topology asks for."""
+  keys = estimates.overrides(setup.config, settings)
+  if settings.groups is None:
+    keys |= {f'{path}.moe.group': group.dividing
+             for path, group in groups.spanning(setup, settings.accumulate, settings.shards).items()
+             if isinstance(sides(setup.config)[path].moe.group, int)}
+  if settings.axes['expert'] > 1 and not topologies.has_ragged_all_to_all(topology):
+    keys |= dict.fromkeys(exchanges(setup.config), 'all_gather')
+  return keys
+
+
+def _accepted_keys(setup, settings: Settings, topology: Topology) -> dict[str, int | str]:
+  """The keys of settings that `prepare` accepts; none where it does not."""
+  try:
+    keys = _keys(setup, settings, topology.name)
+    prepare(override(setup.config, keys), topology.devices)
+  except ConfigError:
+    return {}
+  return keys
+
+
+def _largest(setup, memory: Memory) -> tuple[str, int]:
   experts, others = _parameters(setup)
-  what = f'{"experts" if experts > others else "parameters"} with their gradients and optimizer state'
-  if setup.config.sharding.zero < 3 and mesh['fsdp'] * mesh['expert'] > 1:
-    return what, '--config.sharding.zero=3, which also shares out parameters and gradients over fsdp and expert'
-  copies = mesh['data']  # of everything: this axis alone shares out no parameters
-  wider = [n for n in divisors(mesh['expert'] * copies) if n > mesh['expert'] and _experts(setup) % n == 0 and
-           n % mesh['expert'] == 0]
-  if experts > others and wider:
-    ways = wider[0] // mesh['expert']
-    return what, (f'--config.mesh.expert={wider[0]} --config.mesh.data={copies // ways}, which shares them out over '
-                  f'{ways} times as many chips')
-  if copies > 1:
-    return what, (f'--config.mesh.fsdp={copies * mesh["fsdp"]} --config.mesh.data=1, which shares them out over all '
-                  f'{chips} chips')
-  larger = f'a larger topology: each of the {chips} chips holds its part and no more'
-  if setup.config.optimizer.name != 'adafactor':
-    return what, ('--config.optimizer.name=adafactor, without the keys that only '
-                  f'{setup.config.optimizer.name} has, or {larger}')
-  return what, larger
-
-
-def _less_kept(setup, topology) -> tuple[str, str]:
-  what = 'activations kept for the backward pass'
-  for path, side in _sides(setup).items():
-    if side.get('remat', 'none') != 'full':
-      return what, f'--{path}.remat=full, which keeps only what enters each block'
-  return what, _microbatches(setup)
-
-
-def _smaller_working_set(setup, topology) -> tuple[str, str]:
-  what = 'what a block needs while it runs: activations, buffers of experts, gathered weights'
-  for path, side in _sides(setup).items():
-    moe = side.get('moe')
-    if moe and 'dispatch' in moe and moe.dispatch.name == 'einsum' and moe.group == 'batch':
-      return what, f'--{path}.moe.group=sequence: one-hot matrices grow with the square of a group'
-  return what, _microbatches(setup)
-
-
-def _microbatches(setup) -> str:
-  """More of them, each smaller; where each has one example a device already, tensor parallelism."""
-  count, shards = setup.training.accumulate, rules.batch_shards(setup.mesh)
-  of_device = next(iter(setup.pipeline.batch_spec().values())).shape[0] // shards
-  more = [n for n in divisors(of_device) if n > count]
-  if more:
-    return (f'--config.training.accumulate={more[0]}, so that a device holds {of_device // more[0]} '
-            'examples at a time')
-  model = 2 * setup.mesh.shape['model']
-  return (f'--config.mesh.model={model}, which splits heads, hidden units and vocabulary (another axis has to give '
-          'way), or a smaller --config.data.batch_size')
+  held = memory.parameters + memory.optimizer + memory.others + memory.gradients
+  parts = {
+      f'{"experts" if experts > others else "parameters"} with their gradients and optimizer state': held,
+      'activations kept for the backward pass': memory.activations,
+      'what a block needs while it runs: activations, buffers of experts, gathered weights': memory.working_set}
+  return max(parts.items(), key=lambda part: part[1])
 
 
 def _parameters(setup) -> tuple[int, int]:
@@ -87,13 +144,7 @@ def _parameters(setup) -> tuple[int, int]:
 
 
 def _experts(setup) -> int:
+  """What the mesh axis `expert` has to divide: the experts of every layer."""
   axes, shapes = flatten(setup.model.axes), flatten(setup.model.shapes()[0])
-  return max((length for path, leaf in shapes.items() for name, length in zip(axes[path], leaf.shape)
-              if name == 'expert'), default=0)
-
-
-def _sides(setup) -> dict[str, dict]:
-  """{config path: config} of the stacks of the model."""
-  model = setup.config.model
-  sides = {f'config.model.{side}': model[side] for side in ('encoder', 'decoder') if side in model}
-  return sides or {'config.model': model}
+  return math.gcd(*(length for path, leaf in shapes.items() for name, length in zip(axes[path], leaf.shape)
+                    if name == 'expert')) or 1

@@ -18,8 +18,8 @@ from moejax.config import ConfigError
 from moejax.models.counts import forward_flops, parameter_counts
 from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
-from moejax.parallel import roofline, rules
-from moejax.parallel.advice import advise
+from moejax.parallel import groups, roofline
+from moejax.parallel.advice import advise, exchanges, spell
 from moejax.parallel.collectives import Collective, collectives
 from moejax.parallel.flops import flops
 from moejax.parallel.topologies import Topology
@@ -56,6 +56,7 @@ class Plan:
     accumulate: microbatches in a step.
     flops: of all matrix products that one chip runs in a step, recomputed ones and padding included.
     model_flops: of the products that the model asks for in a step, forward and backward, over all chips.
+    notice: what makes routing slow on this mesh, and what to set; None: nothing known.
     memory: of one chip.
     program: None where the compiler refused.
     advice: what to change first; None where the step fits.
@@ -67,6 +68,7 @@ class Plan:
   accumulate: int
   flops: float
   model_flops: float
+  notice: str | None
   memory: memories.Memory
   program: Program | None
   advice: str | None
@@ -91,9 +93,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
     ConfigError: a step that the compiler of the topology cannot express.
   """
   state = steps.abstract_state(setup)
-  sharding = rules.batch_sharding(setup.mesh)
-  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-           for name, leaf in setup.pipeline.batch_spec().items()}
+  batch = steps.abstract_batch(setup)
   # The mesh tells kernels what they are compiled for.
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
     with stage('tracing the training step'):
@@ -104,7 +104,8 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
     known = dict(
         topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
-        flops=_flops(setup, state, batch) / len(topology.devices), model_flops=3 * forward_flops(setup.model, batch))
+        flops=_flops(setup, state, batch) / len(topology.devices), model_flops=3 * forward_flops(setup.model, batch),
+        notice=groups.notice(setup))
   available = topology.chip.memory
   with tempfile.TemporaryDirectory() as dump:
     with stage(f'compiling it for {topology.name}'):
@@ -112,18 +113,21 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
         compiled = lowered.compile(compiler_options={'xla_dump_to': dump, 'xla_dump_hlo_as_text': True})
       except jax.errors.JaxRuntimeError as error:
         if 'Ragged all-to-all is currently not supported' in str(error):
+          keys = spell(dict.fromkeys(exchanges(setup.config), 'all_gather'))
           raise ConfigError(f'--topology={topology.name}: its compiler has no ragged all-to-all for machines of this '
-                            "shape. Set moe.dispatch.exchange='all_gather', give the router a capacity, or choose "
-                            'another topology.') from None
+                            f'shape. Set {keys}, give the router a capacity, or choose another topology.') from None
         if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
           raise
         memory = memories.of_refused(setup, state, batch, available, str(error))
-        return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
+        with stage('estimating what would fit'):
+          return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
     with stage('reading the program'):
       memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
       program = _read(_text(compiled, pathlib.Path(dump)), setup, topology, known['flops'])
-  return Plan(**known, memory=memory, program=program,
-              advice=None if memory.fits else advise(setup, memory, topology))
+  if memory.fits:
+    return Plan(**known, memory=memory, program=program, advice=None)
+  with stage('estimating what would fit'):
+    return Plan(**known, memory=memory, program=program, advice=advise(setup, memory, topology))
 
 
 def _text(compiled, dump: pathlib.Path) -> str:
@@ -150,7 +154,8 @@ def as_dict(found: Plan) -> dict[str, Any]:
       topology=found.topology.name, chip=dataclasses.asdict(found.topology.chip), chips=found.chips, mesh=found.mesh,
       parameters=found.parameters, batch_size=found.batch, accumulate=found.accumulate,
       memory_bytes=dataclasses.asdict(found.memory), fits=found.memory.fits, flops_per_chip=found.flops,
-      model_flops=found.model_flops, program=program, advice=found.advice,
+      model_flops=found.model_flops, program=program, notice=found.notice,
+      advice=found.advice,
       assumptions=roofline.assumptions(found.topology))
 
 

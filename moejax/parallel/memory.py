@@ -58,21 +58,22 @@ class Memory:
 
 def of_program(setup, state: Any, batch: Tree, available: int, stats: Any) -> Memory:
   """Memory of a compiled step; `stats` is its `memory_analysis()`."""
-  parts = _parts(setup, state, batch)
+  parts = held(setup, state, batch) | dict(activations=kept(setup, batch))
   total = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes +
            stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
-  held = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
+  arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
   return Memory(**parts, temporaries=stats.temp_size_in_bytes, total=total, available=available,
-                unaliased=max(0, total - held - stats.temp_size_in_bytes))
+                unaliased=max(0, total - arguments - stats.temp_size_in_bytes))
 
 
 def of_refused(setup, state: Any, batch: Tree, available: int, message: str) -> Memory:
   """Memory of a step whose compiler refused it for lack of memory, with this message."""
-  parts = _parts(setup, state, batch)
-  held = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
+  parts = held(setup, state, batch) | dict(activations=kept(setup, batch))
+  arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
   asked, only_temporaries = refusal(message)
-  total = max(asked + held if only_temporaries else asked, held + parts['gradients'])
-  return Memory(**parts, temporaries=max(0, total - held), unaliased=0, total=total, available=available, refused=True)
+  total = max(asked + arguments if only_temporaries else asked, arguments + parts['gradients'])
+  return Memory(**parts, temporaries=max(0, total - arguments), unaliased=0, total=total, available=available,
+                refused=True)
 
 
 def refusal(message: str) -> tuple[int, bool]:
@@ -91,18 +92,19 @@ def bytes_on_one_device(tree: Any) -> int:
              for leaf in jax.tree.leaves(tree))
 
 
-def _parts(setup, state, batch) -> dict[str, int]:
+def held(setup, state: Any, batch: Tree) -> dict[str, int]:
+  """Bytes on one chip of what has a sharding: parameters, optimizer, others, batch and gradients."""
   placed = rules.shardings(setup.mesh, setup.model.axes, state.params, setup.rules.gradients)
   gradients = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                            state.params, placed)
   return dict(
       parameters=bytes_on_one_device(state.params), optimizer=bytes_on_one_device(state.opt_state),
       others=bytes_on_one_device((state.router_state, state.average, state.step)), batch=bytes_on_one_device(batch),
-      gradients=bytes_on_one_device(gradients), activations=_kept(setup, batch))
+      gradients=bytes_on_one_device(gradients))
 
 
-def _kept(setup, batch) -> int:
-  """What differentiating the loss of a microbatch keeps, but for parameters, over the shards of the batch."""
+def kept(setup, batch: Tree) -> int:
+  """What differentiating the loss of a microbatch keeps, but for parameters, over the shards of the batch: bytes."""
   count = setup.training.accumulate
   micro = {name: jax.ShapeDtypeStruct((leaf.shape[0] // count, *leaf.shape[1:]), leaf.dtype)
            for name, leaf in batch.items()}
@@ -115,10 +117,10 @@ def _kept(setup, batch) -> int:
     return jax.tree.leaves(jax.vjp(of_params, params, has_aux=True)[1])
 
   with rules.use(setup.mesh, setup.rules):
-    kept = jax.eval_shape(residuals, params, router_state, micro, key)
+    leaves = jax.eval_shape(residuals, params, router_state, micro, key)
   own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)]
   total = 0
-  for leaf in kept:
+  for leaf in leaves:
     if (leaf.shape, leaf.dtype) in own:
       own.remove((leaf.shape, leaf.dtype))
     elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):

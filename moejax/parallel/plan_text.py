@@ -11,7 +11,7 @@ def write(plan: Plan) -> str:
   sections = [_heading(plan), _memory(plan), _work(plan)]
   if plan.program is not None:
     sections += [_collectives(plan), _time(plan)]
-  return '\n\n'.join([*sections, verdict(plan)])
+  return '\n\n'.join([*sections, *([plan.notice] if plan.notice else []), verdict(plan)])
 
 
 def verdict(plan: Plan) -> str:

@@ -26,6 +26,11 @@ H100 = '''gpu_device_info {
   device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"'''
+# Shapes that are sold, smallest first.
+_TWO_DIMENSIONS = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_THREE_DIMENSIONS = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16')
+SHAPES = dict(v5e=_TWO_DIMENSIONS, v6e=_TWO_DIMENSIONS, v4=_THREE_DIMENSIONS, v5p=_THREE_DIMENSIONS,
+              h100=('1x1', '1x2', '1x4', '1x8', '2x8', '4x8', '8x8', '16x8', '32x8', '64x8'))
 # libtpu asks a cloud for its chips and its neighbours, and guards chips with a lock; here are none of them.
 _ALONE = dict(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_ACCELERATOR_TYPE='v5litepod-8',
               ALLOW_MULTIPLE_LIBTPU_LOAD='1')
@@ -47,6 +52,29 @@ class Topology:
   devices: tuple[jax.Device, ...]
 
 
+def has_ragged_all_to_all(name: str) -> bool:
+  """Whether the compiler of a topology makes one: libtpu 0.0.52 does not for a v5e of more than 16 chips."""
+  return not name.startswith('v5e:') or chips(name) <= 16
+
+def shape(name: str) -> tuple[int, ...]:
+  """The sides in the name of a topology."""
+  return tuple(map(int, name.partition(':')[2].split('x')))
+
+
+def chips(name: str) -> int:
+  """How many chips a topology of that name has."""
+  return math.prod(shape(name))
+
+
+def by_size(topology: Topology) -> list[tuple[str, Chip]]:
+  """Where to look for more memory than `topology` has: larger ones of its chip, then all others, the smallest first."""
+  own = [(f'{name}:{sides}', chip) for name, chip in CHIPS.items() if chip.kind == topology.chip.kind
+         for sides in SHAPES[name] if chips(f':{sides}') > len(topology.devices)]
+  others = [(f'{name}:{sides}', chip) for name, chip in CHIPS.items() if chip.kind != topology.chip.kind
+            for sides in SHAPES[name]]
+  return own + sorted(others, key=lambda other: (chips(other[0]), other[1].memory))
+
+
 def load(name: str) -> Topology:
   """The devices of `name`: <chip>:<sides>.
 
@@ -60,11 +88,11 @@ def load(name: str) -> Topology:
   if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', sides):
     raise ConfigError(f'--topology={name}: after {chip}: come the sides of the machine, e.g. '
                       f'{"h100:8x8 (hosts x GPUs a host)" if chip == "h100" else "v5e:16x16 or v5p:4x4x8"}.')
-  shape = tuple(map(int, sides.split('x')))
-  devices = _gpus(name, shape) if chip == 'h100' else _tpus(name, chip, sides)
-  if len(devices) != math.prod(shape):
-    raise RuntimeError(f'{name} has {len(devices)} devices, not one for each of {math.prod(shape)} chips.')
-  return Topology(name, CHIPS[chip], shape, tuple(devices))
+  sizes = shape(name)
+  devices = _gpus(name, sizes) if chip == 'h100' else _tpus(name, chip, sides)
+  if len(devices) != math.prod(sizes):
+    raise RuntimeError(f'{name} has {len(devices)} devices, not one for each of {math.prod(sizes)} chips.')
+  return Topology(name, CHIPS[chip], sizes, tuple(devices))
 
 
 def missing(name: str) -> str | None:

@@ -9,7 +9,7 @@ import jax
 from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
-from moejax.parallel import processes
+from moejax.parallel import groups, processes
 from moejax.training import (alarms, checkpoint, lock, metrics, peers, progress, recovery, rollback, room, step,
                              waiting, workdir)
 from moejax.training.setup import Setup, prepare
@@ -33,6 +33,8 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
       say(f'Going on with another config: {change}.')
+    if slow := groups.notice(setup):
+      say(slow)
     return train(setup, folder, say)
 
 

@@ -79,6 +79,13 @@ def abstract_state(setup) -> TrainState:
                       jax.eval_shape(init_function(setup)), state_shardings(setup))
 
 
+def abstract_batch(setup) -> dict[str, jax.ShapeDtypeStruct]:
+  """The batch of a step as `jax.ShapeDtypeStruct`s with their shardings."""
+  sharding = rules.batch_sharding(setup.mesh)
+  return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+          for name, leaf in setup.pipeline.batch_spec().items()}
+
+
 def init_state(setup) -> TrainState:
   """The state before the first step, created where it will live."""
   # On a CPU, optimising a program of random numbers that runs once takes longer than all else at the start of a run.

@@ -13,6 +13,7 @@ import pytest
 
 from moejax import compile as compiling
 from moejax.config import ConfigError
+from moejax.config_files import override, parse_value
 from moejax.functional import flatten
 from moejax.parallel import ahead_of_time, memory, plan_text, topologies, units
 from moejax.parallel.advice import advise
@@ -138,36 +139,37 @@ def with_memory(**parts):
 
 ADVICE = {
     'experts on every device': (
-        {}, dict(optimizer=15 * GIB),
-        '--config.mesh.expert=2 --config.mesh.data=4, which shares them out over 2 times'),
+        {}, dict(optimizer=15 * GIB), 'First try --config.mesh.fsdp=8: '),
     'experts in as many shards as there are': (
         dict(mesh__expert=8, optimizer=dict(name='adafactor', schedule=dict(name='constant', peak=1e-3))),
-        dict(parameters=15 * GIB), 'a larger topology: each of the 8 chips holds its part and no more'),
+        dict(parameters=15 * GIB), 'the smallest topology that holds it is --topology=h100:2x8 '),
     'parameters on every device': (
-        dict(model__moe__experts__hidden=8), dict(optimizer=15 * GIB),
-        '--config.mesh.fsdp=8 --config.mesh.data=1, which shares them out over all 8 chips'),
+        dict(model__moe__experts__hidden=8), dict(optimizer=15 * GIB), 'First try --config.mesh.fsdp=8: '),
     'a stage of ZeRO that leaves parameters whole': (
-        dict(mesh__fsdp=8, sharding__zero=1), dict(parameters=15 * GIB), '--config.sharding.zero=3'),
-    'an optimizer with two moments': (
-        dict(mesh__fsdp=8), dict(optimizer=15 * GIB), '--config.optimizer.name=adafactor'),
-    'activations of all layers': ({}, dict(activations=15 * GIB), '--config.model.remat=full'),
+        dict(mesh__fsdp=8, sharding__zero=1), dict(parameters=15 * GIB), 'First try --config.sharding.zero=3: '),
+    'activations of all layers': (
+        dict(training__accumulate=2), dict(activations=15 * GIB), 'First try --config.model.remat=full: '),
     'activations of rematerialised layers': (
-        dict(model__remat='full'), dict(activations=15 * GIB),
-        '--config.training.accumulate=2, so that a device holds 1'),
-    'one example a device': (
-        dict(model__remat='full', training__accumulate=2), dict(activations=15 * GIB), '--config.mesh.model=2'),
+        dict(model__remat='full'), dict(activations=15 * GIB), 'First try --config.training.accumulate=2: '),
+    'one example a device, and its hidden units split': (
+        dict(model__remat='full', model__moe__group='sequence', training__accumulate=2), dict(temporaries=10 * GIB),
+        'First try --config.mesh.model=2 --config.training.accumulate=4: '),
     'one-hot matrices of a whole batch': (
-        {}, dict(temporaries=15 * GIB), '--config.model.moe.group=sequence'),
+        {}, dict(temporaries=15 * GIB), 'First try --config.model.moe.group=sequence: '),
     'a block that needs much': (
-        dict(model__moe__group='sequence'), dict(temporaries=15 * GIB), '--config.training.accumulate=2'),
+        dict(model__moe__group='sequence'), dict(temporaries=15 * GIB), 'First try --config.training.accumulate=2: '),
 }
 
 
 @pytest.mark.parametrize('what', ADVICE)
-def test_the_first_thing_to_change_is_a_key_that_shrinks_what_is_largest(what):
+def test_the_first_thing_to_change_is_what_an_estimate_says_fits(what):
   changes, parts, expected = ADVICE[what]
   prepared = setup.prepare(text(**changes), machine().devices)
-  assert expected in advise(prepared, with_memory(**parts), machine())
+  advice = advise(prepared, with_memory(**parts), machine())
+  assert expected in advice
+  if 'First try' in advice:
+    keys = {key: parse_value(value) for key, value in re.findall(r'--config\.([\w.]+)=(\w+)', advice)}
+    setup.prepare(override(prepared.config, keys), machine().devices)
 
 
 def test_a_step_that_does_not_fit_says_by_how_much(prepared, plan):

@@ -1,0 +1,162 @@
+"""Memory of a chip with other settings, estimated from one compiled step: arithmetic, and no compiler.
+
+    estimate = Estimator(setup, found.memory)
+    estimate(dataclasses.replace(estimate.now, accumulate=4)) / topology.chip.memory
+
+Parameters, optimizer state, gradients and the batch follow from shardings, exactly. What the compiled step needs
+besides, its working set, is taken to be the weights of the largest layer with their gradients, whole over `fsdp`, and a
+rest that grows with the examples of a device's microbatch. Three quarters of that (heads, hidden units, vocabulary) lie
+over `model`.
+"""
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+from ml_collections import ConfigDict
+
+from moejax.config_files import override
+from moejax.functional import flatten
+from moejax.parallel import memory as memories
+from moejax.parallel import mesh as meshes
+from moejax.parallel import rules
+from moejax.parallel.groups import sides
+from moejax.training import setup as setups
+from moejax.training import step as steps
+
+# How much more than its estimate a step may take; tests/parallel/test_estimate.py has estimates and compiled steps.
+MARGIN = 1.25
+# Bytes of a gathered weight, in bfloat16, and of its gradient before it is shared out, in float32.
+_GATHERED = 2 + 4
+_DEFAULT_MESH = dict(data=-1, fsdp=1, expert=1, model=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What changes the memory of a step and not what it computes (but for `groups`).
+
+  Attributes:
+    mesh: sizes of its axes, in the order of `parallel.mesh.AXES`.
+    accumulate: microbatches.
+    zero: what is sharded, as in config.sharding.
+    full_remat: only what enters blocks is kept, in all stacks; False: what each stack's config says.
+    groups: 'sequence' where a router with one-hot matrices has the whole batch for a group; None: as the config says.
+  """
+  mesh: tuple[int, ...]
+  accumulate: int
+  zero: int
+  full_remat: bool = False
+  groups: str | None = None
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """Sizes of the mesh by name."""
+    return dict(zip(meshes.AXES, self.mesh))
+
+  @property
+  def shards(self) -> int:
+    """Of the batch."""
+    return math.prod(self.axes[axis] for axis in rules.BATCH_AXES)
+
+
+def of_setup(setup) -> Settings:
+  """The settings that a run has."""
+  return Settings(tuple(setup.mesh.shape[axis] for axis in meshes.AXES), setup.training.accumulate,
+                  setup.config.sharding.zero)
+
+
+def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
+  """`{key below config: value}` of what has to be set for `settings`; an axis that the config leaves at -1 adapts."""
+  wanted = {f'mesh.{axis}': size for axis, size in settings.axes.items()}
+  found = {f'mesh.{axis}': size for axis, size in (_DEFAULT_MESH | dict(config.mesh)).items()}
+  wanted |= {'training.accumulate': settings.accumulate, 'sharding.zero': settings.zero}
+  found |= {'training.accumulate': config.training.accumulate, 'sharding.zero': config.sharding.zero}
+  for path, side in sides(config).items():
+    if settings.full_remat:
+      wanted[f'{path}.remat'], found[f'{path}.remat'] = 'full', side.get('remat', 'none')
+    if settings.groups and one_hot_of_batch(side):
+      wanted[f'{path}.moe.group'], found[f'{path}.moe.group'] = settings.groups, 'batch'
+  return {key: value for key, value in wanted.items() if found[key] not in (value, -1)}
+
+
+def one_hot_of_batch(side: ConfigDict) -> bool:
+  """Whether a stack multiplies with one-hot matrices that grow with the square of the batch."""
+  moe = side.get('moe') or {}
+  return (moe.get('dispatch') or {}).get('name') == 'einsum' and moe.get('group', 'batch') == 'batch'
+
+
+class Estimator:
+  """Bytes on one chip by settings, calibrated so that those of `setup` take what `memory` says."""
+
+  def __init__(self, setup, memory: memories.Memory):
+    self.setup, self.memory, self.now = setup, memory, of_setup(setup)
+    self._shapes = jax.eval_shape(steps.init_function(setup))
+    self._exact, self._whole_layer = functools.cache(self._exact), functools.cache(self._whole_layer)
+    self._batch_size = next(iter(setup.pipeline.batch_spec().values())).shape[0]
+    self._squared = any(map(one_hot_of_batch, sides(setup.config).values()))
+    rest = max(0, memory.temporaries - memory.activations - _sums(self.now) * memory.gradients)
+    self._layer = min(rest, self._whole_layer(self.now.mesh))
+    self._examples = rest - self._layer
+
+  def __call__(self, settings: Settings) -> int:
+    """An estimate of all that a step takes. The batch must divide over its microbatches and shards."""
+    if settings == self.now:
+      return self.memory.total
+    exact, exact_now = self._exact(settings.mesh, settings.zero), self._exact(self.now.mesh, self.now.zero)
+    part = {name: getattr(self.memory, name) * exact[name] / max(1, exact_now[name]) for name in exact}
+    examples = self._of_device(settings) / self._of_device(self.now)
+    working = self._examples * examples
+    if self._squared:
+      working *= (1 if settings.groups == 'sequence' else self._microbatch(settings)) / self._microbatch(self.now)
+    working *= (1 + 3 / settings.axes['model']) / (1 + 3 / self.now.axes['model'])
+    kept = self.memory.activations
+    if settings.full_remat:
+      kept = min(kept, self._kept_by_full)
+      working += (self.memory.activations - kept) / self._blocks * examples  # a block at a time, recomputed
+    layer = self._layer * self._whole_layer(settings.mesh) / max(1, self._whole_layer(self.now.mesh))
+    held = part['parameters'] + part['optimizer'] + part['others'] + part['batch']
+    return int(held + _sums(settings) * part['gradients'] + kept * examples + layer + working + self.memory.unaliased)
+
+  def _microbatch(self, settings) -> int:
+    return self._batch_size // settings.accumulate
+
+  def _of_device(self, settings) -> float:
+    return self._microbatch(settings) / settings.shards
+
+  def _on(self, mesh: tuple[int, ...], zero: int):
+    # What is asked of it are shardings, for which a mesh needs no devices.
+    return dataclasses.replace(self.setup, mesh=jax.sharding.AbstractMesh(mesh, meshes.AXES),
+                               rules=rules.build(zero=zero))
+
+  def _exact(self, mesh, zero) -> dict[str, int]:
+    setup = self._on(mesh, zero)
+    place = lambda leaf, sharding: leaf.update(sharding=sharding)
+    state = jax.tree.map(place, self._shapes, steps.state_shardings(setup))
+    return memories.held(setup, state, steps.abstract_batch(setup))
+
+  def _whole_layer(self, mesh) -> int:
+    """Bytes of the largest layer, or of what is outside of all, as a device has them between gather and reduction."""
+    axes, shapes = self.setup.model.axes, self.setup.model.shapes()[0]
+    placed = flatten(rules.shardings(self._on(mesh, 0).mesh, axes, shapes, rules.build(zero=0).parameters))
+    layers: dict[str, int] = {}
+    for path, leaf in flatten(shapes).items():
+      repeats = leaf.shape[0] if flatten(axes)[path][0] == 'layers' else 1
+      layer = re.match(r'(?:.*?/)?blocks/\d+(?:/\d+(?=/))?|', path)[0]
+      layers[layer] = layers.get(layer, 0) + math.prod(placed[path].shard_shape(leaf.shape)) // repeats
+    return _GATHERED * max(layers.values())
+
+  @functools.cached_property
+  def _kept_by_full(self) -> int:
+    keys = overrides(self.setup.config, dataclasses.replace(self.now, full_remat=True))
+    setup = setups.prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
+    return memories.kept(setup, setup.pipeline.batch_spec())
+
+  @functools.cached_property
+  def _blocks(self) -> int:
+    return sum(side.get('num_layers', 1) for side in sides(self.setup.config).values())
+
+
+def _sums(settings: Settings) -> int:
+  # Gradients of a microbatch beside the sum of all.
+  return 1 if settings.accumulate == 1 else 2

@@ -1,0 +1,80 @@
+"""Whether routing groups lie within devices: those that span several are routed by all of them together, slowly."""
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from moejax.layers.moe import tokens_per_group
+from moejax.parallel import rules
+from moejax.routing.plans import DensePlan, SlotPlan, TokenPlan
+
+
+class Spanning(NamedTuple):
+  """Groups of a stack's routers that do not divide over the shards of the batch.
+
+  Attributes:
+    count: how many there are in a microbatch.
+    tokens: of each.
+    dividing: the largest number of tokens, not above that, which divides.
+  """
+  count: int
+  tokens: int
+  dividing: int
+
+
+def sides(config: ConfigDict) -> dict[str, ConfigDict]:
+  """{path below config: config} of the stacks of the model."""
+  model = config.model
+  return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
+
+
+def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
+  """{path below config: its groups} of the stacks whose groups do not divide over `shards`: of `setup`, by default.
+
+  Without slots groups mean nothing to a dispatcher, so that one may also be what several devices have.
+  """
+  accumulate, shards = accumulate or setup.training.accumulate, shards or rules.batch_shards(setup.mesh)
+  if shards == 1 or all(_group(side) == 'sequence' for side in sides(setup.config).values()):
+    return {}
+  batch = setup.pipeline.batch_spec()
+  examples = next(iter(batch.values())).shape[0]
+  routers = jax.eval_shape(lambda *args: setup.model.apply(*args), *setup.model.shapes(), batch).routers
+  found = {}
+  for path, side in sides(setup.config).items():
+    prefix = path.removeprefix('model').removeprefix('.')
+    plans = [router.plan for name, router in routers.items() if name.rpartition('block_')[0].rstrip('_') == prefix]
+    group = _group(side)
+    if not plans or group == 'sequence':
+      continue
+    micro, length = examples // accumulate, _tokens(plans[0]) // examples
+    tokens = tokens_per_group(group, micro, length, f'config.{path}.moe.group')
+    of_device = micro * length // shards
+    if of_device % tokens and (_has_slots(plans[0]) or tokens % of_device):
+      dividing = next(n for n in range(min(tokens, of_device), 0, -1) if of_device % n == 0)
+      found[path] = Spanning(micro * length // tokens, tokens, dividing)
+  return found
+
+
+def notice(setup) -> str | None:
+  """A sentence about routers whose groups do not divide over the devices, and what to set; None where all do."""
+  found, shards = spanning(setup), rules.batch_shards(setup.mesh)
+  if not found:
+    return None
+  what = ' and '.join(f'the {group.count} routing groups of {group.tokens} tokens in config.{path}'
+                      for path, group in found.items())
+  keys = ' '.join(f'--config.{path}.moe.group={group.dividing}' for path, group in found.items())
+  return (f'Slow: {what} do not divide over the {shards} shards of the batch, so devices route them together and the '
+          f'compiler decides what travels, often everything; {keys} gives every shard whole groups.')
+
+
+def _group(side: ConfigDict) -> str | int:
+  return (side.get('moe') or dict(group='sequence')).get('group', 'batch')
+
+
+def _tokens(plan) -> int:
+  groups, of_group = jax.tree.leaves(plan)[0].shape[:2]
+  return groups * (plan.num_tokens if isinstance(plan, SlotPlan) else of_group)
+
+
+def _has_slots(plan) -> bool:
+  return not isinstance(plan, DensePlan) and not (isinstance(plan, TokenPlan) and plan.capacity is None)
