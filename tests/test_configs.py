@@ -7,6 +7,7 @@ import importlib
 import math
 import pathlib
 import re
+from unittest import mock
 
 import jax
 import numpy as np
@@ -32,7 +33,9 @@ def load(name, variant=None):
 
 @functools.cache
 def full_size(name, variant=None):
-  return setup.prepare(load(name, variant))
+  # The loss is traced below, with its gradients and all else of a step.
+  with mock.patch.object(setup, '_trace'):
+    return setup.prepare(load(name, variant))
 
 
 def parameters(name, variant):

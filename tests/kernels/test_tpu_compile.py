@@ -45,14 +45,17 @@ def test_small_experts_compile(chip, product):
   check(chip, *products(4096, 4, 512, 1024, jnp.bfloat16)[product])
 
 
+# Mixtral 8x7B, OLMoE, V-MoE-B/32 and DeepSeekMoE 16B: widths of the experts, and how many.
+REAL = [((8192, 8, 4096, 14336), 'bfloat16'), ((8192, 8, 4096, 14336), 'float32'), ((65536, 64, 2048, 1024), 'bfloat16'),
+        ((25088, 32, 768, 3072), 'bfloat16'), ((65536, 64, 2048, 1408), 'bfloat16')]
+# Every product of every width, on the chips in turn: each chip sees every product and every width.
+CASES = [(list(tpu.TOPOLOGIES)[(i + j) % len(tpu.TOPOLOGIES)], *case, product) for i, case in enumerate(REAL)
+         for j, product in enumerate(('forward', 'dX', 'dW', 'gated', 'plain'))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('product', ['forward', 'dX', 'dW', 'gated', 'plain'])
-@pytest.mark.parametrize('shape, dtype', [((8192, 8, 4096, 14336), 'bfloat16'), ((8192, 8, 4096, 14336), 'float32'),
-                                          ((65536, 64, 2048, 1024), 'bfloat16'), ((25088, 32, 768, 3072), 'bfloat16'),
-                                          ((65536, 64, 2048, 1408), 'bfloat16')])
-@pytest.mark.parametrize('chip', tpu.TOPOLOGIES)
+@pytest.mark.parametrize('chip, shape, dtype, product', CASES)
 def test_experts_of_real_widths_compile(chip, shape, dtype, product):
-  """Mixtral 8x7B, OLMoE, V-MoE-B/32 and DeepSeekMoE 16B: widths of the experts, and how many."""
   check(chip, *products(*shape, jnp.dtype(dtype))[product])
 
 
