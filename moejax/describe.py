@@ -257,7 +257,7 @@ def main() -> None:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   config = config_files.load(given.config, given.overrides)
   found = keys(config, _devices(config))
-  print(write(found if given.path is None else within(found, given.path)))
+  print(write(found if given.path in (None, 'config') else within(found, given.path)))
 
 
 def _all_names() -> list[Key]:

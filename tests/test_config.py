@@ -1,11 +1,12 @@
 """Strict configs: what can be named, what is refused, and what the refusal says."""
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_collections
 import pytest
 from flax import nnx
 
-from moejax.config import ConfigError, Registry, call
+from moejax.config import ConfigError, Registry, call, recorded
 from moejax.ranges import AtLeast, Count, Divides, Fraction, NotEmpty, Positive, Rate
 
 FRUIT = Registry('fruit')
@@ -56,8 +57,8 @@ def test_the_path_is_handed_to_constructors_that_build_further():
 
 
 @pytest.mark.parametrize('config, sentence', [
-    (dict(name='aple'), "config.fruit.name: there is no fruit 'aple'. Did you mean 'apple'? Allowed: apple, module, orange, pear."),
-    (dict(), 'config.fruit.name is missing: which fruit? One of apple, module, orange, pear.'),
+    (dict(name='aple'), "config.fruit.name: there is no fruit 'aple'. Did you mean 'apple'? Allowed: apple, basket, module, orange, pear."),
+    (dict(), 'config.fruit.name is missing: which fruit? One of apple, basket, module, orange, pear.'),
     (dict(name='apple', wieght=1.), "config.fruit.wieght: Apple has no such key. Did you mean 'weight'?"),
     (dict(name='apple', weight='heavy'), "config.fruit.weight must be a number, not 'heavy' (str)."),
     (dict(name='apple', weight=True), 'config.fruit.weight must be a number, not True (bool).'),
@@ -158,3 +159,46 @@ def test_a_dict_in_the_place_of_a_value_is_shown_on_one_line(key, value):
   with pytest.raises(ConfigError) as error:
     FRUIT.build(ml_collections.ConfigDict(dict(name='apple') | {key: value}), 'config.fruit', dim=3)
   assert '\n' not in str(error.value) and f'not {value!r}' in str(error.value)
+
+
+# ---- groups in groups -----------------------------------------------------------------------------------------------
+
+
+@FRUIT('basket')
+class Basket:
+
+  def __init__(self, *, where: str, dim: int, first: Mapping = dict(name='apple', weight=2.), words: Sequence[str] = ()):
+    self.first = FRUIT.build(first, f'{where}.first', dim=dim)
+
+
+@pytest.mark.parametrize('first, weight, kind', [
+    (None, 2., 'red'), (dict(kind='green'), 2., 'green'), (dict(weight=3.), 3., 'red'), ({}, 2., 'red'),
+    (dict(name='apple'), 1., 'red')])  # a name says what the group is, and nothing of the default is left
+def test_a_group_without_a_name_changes_the_default(first, weight, kind):
+  built = build(name='basket', **({} if first is None else dict(first=ml_collections.ConfigDict(first)))).first.arguments
+  assert (built['weight'], built['kind']) == (weight, kind)
+
+
+def test_a_list_is_not_a_string_and_its_items_are_checked():
+  for words in ('one', ('one', 2)):
+    with pytest.raises(ConfigError, match='config.fruit.words must be a list of which each is a string, not'):
+      build(name='basket', words=words)
+  build(name='basket', words=['one', 'two'])
+
+
+@pytest.mark.parametrize('name', [{}, [1], 3, None, ('apple',)])
+def test_what_cannot_be_a_name_is_said_to_be_none(name):
+  with pytest.raises(ConfigError) as error:
+    build(name=name)
+  assert f'config.fruit.name must be the name of a fruit, not {name!r}: one of apple, basket, ' in str(error.value)
+
+
+def test_what_is_read_is_recorded_with_who_reads_it_outermost_first():
+  build(name='basket')
+  with recorded() as found:
+    build(name='basket', first=dict(weight=1))
+  outer, inner = found
+  assert (outer.where, outer.constructor, outer.name, outer.registry) == ('config.fruit', Basket, 'basket', FRUIT)
+  assert list(outer.keys) == ['first', 'words']
+  assert (inner.where, inner.given) == ('config.fruit.first', dict(weight=1))
+  assert set(inner.keys) == {'weight', 'kind', 'seeds', 'rings', 'extra'}  # not `dim`, which is context

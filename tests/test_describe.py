@@ -11,7 +11,8 @@ import pytest
 from moejax import command_line, config_files, describe
 from moejax.config import ConfigError, Registry
 
-CONFIGS = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.joinpath('configs').glob('[!_]*.py'))
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in ROOT.glob('configs/[!_]*.py'))
 by_config = pytest.mark.parametrize('name', CONFIGS)
 
 
@@ -147,7 +148,7 @@ def test_a_line_is_that_of_the_docstring_that_has_it_be_it_inherited(key, line):
 
 def test_the_command_prints_a_group_of_a_config_that_keys_change(monkeypatch, capsys):
   monkeypatch.setattr(describe, '_devices', lambda config: None)  # those of the tests
-  monkeypatch.setattr('sys.argv', ['describe', 'configs/vit_digits.py', 'optimizer.schedule',
+  monkeypatch.setattr('sys.argv', ['describe', str(ROOT / 'configs/vit_digits.py'), 'optimizer.schedule',
                                    '--config.optimizer.schedule.name=constant', '--config.optimizer.schedule={"name": "linear", '
                                    '"peak": 2.0}', '--format', 'md'])
   describe.main()
