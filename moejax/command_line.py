@@ -22,10 +22,10 @@ from absl import logging
 from moejax import config_files, platforms, streams
 from moejax.config import ConfigError, Explained, nearest
 
-_KEYS = """Any key of the {keys} can be set with --{keys}.<path>=<value>; `python -m moejax.describe <config>` lists them all.
-A value is a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a
-number that is meant as text needs two kinds ('"16"'). A path may count: data.augment[0].name. A dict replaces its whole
-group: it has a `name`, or is {{}}, or has all keys that the group had, and is refused otherwise; set single keys by their
+_KEYS = """--{keys}.<path>=<value> sets any key of the {keys}; `python -m moejax.describe <config>` lists them. A value is
+a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a number
+that is meant as text needs two kinds ('"16"'). A path may count: data.augment[0].name. A dict replaces its whole group:
+it has a `name`, or is {{}}, or has all keys that the group had, and is refused otherwise; set single keys by their
 paths. Groups that the config leaves out, or at None, are made. Later flags win."""
 
 
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
   def add_config(self) -> None:
     """--config=FILE[:ARGUMENT], which `config_files.load` reads."""
     self.add_argument('--config', metavar='FILE[:ARGUMENT]',
-                      help='config file, e.g. configs/vmoe_digits.py; some take an argument: configs/mixtral_c4.py:8x7b')
+                      help='config file, e.g. configs/vmoe_digits.py, or configs/mixtral_c4.py:8x7b')
 
   def add_processes(self) -> None:
     """The arguments of `parallel.processes.start`."""
@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         if not arguments or arguments[0].startswith('--'):
           self.error(f'{name} has no value: write {name}=<value>')
         text = arguments.pop(0)
-      overrides.pop(path := name.removeprefix(f'--{self.keys}.'), None)  # the later flag has its place in the order, too
+      overrides.pop(path := name.removeprefix(f'--{self.keys}.'), None)  # the later flag also comes later
       overrides[path] = config_files.parse_value(text)
     return rest, overrides
 

@@ -4,8 +4,8 @@
     python -m moejax.compile --config=configs/vmoe_digits.py --topology=v5e:2x2 --config.mesh.expert=4
     python -m moejax.compile --config=configs/switch_c4.py:base --topology=h100:8x8 --out=plans/switch
 
-Says what the step takes: parameters, memory of a chip, FLOPs, memory traffic, collectives, an estimate of time and MFU, and
-the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus (v5e:16x16,
+Says what the step takes: parameters, memory of a chip, FLOPs, memory traffic, collectives, an estimate of time and MFU,
+and the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus (v5e:16x16,
 v5p:4x4x8), h100 with hosts x GPUs (h100:8x8). Needs the extra `compile`. `--out` also writes plan.json. From Python:
 `moejax.compile.run(config, 'v5e:16x16')`.
 

@@ -146,7 +146,8 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
   parameters = _parameters(constructor)
   allowed = [name for name in parameters if name not in context]
   arguments = {name: context[name] for name in parameters if name in context}
-  config = {key: _completed(value, parameters[key].default if key in allowed else None) for key, value in config.items()}
+  config = {key: _completed(value, parameters[key].default if key in allowed else None)
+            for key, value in config.items()}
   for key, value in config.items():
     if key not in allowed:
       raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. '

@@ -53,7 +53,7 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
   """A copy of `config` with the values at these paths, e.g. {'model.moe.dispatch.name': 'gather'}, in their order.
 
-  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`, for errors.
+  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`.
 
   Raises:
     ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
@@ -171,8 +171,8 @@ def _in_place_of(old: Any, new: Any, where: str) -> Any:
   if isinstance(new, Mapping) and isinstance(old, (ConfigDict, Mapping)) and new and 'name' not in new:
     if removed := [key for key in old if key not in new]:
       key, value = next(iter(new.items()))
-      raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set single '
-                        f'keys, e.g. --{where}.{key}={value}, or give a dict with all keys of the group, or a `name`.')
+      raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set '
+                        f'single keys, e.g. --{where}.{key}={value}, or give all keys of the group, or a `name`.')
   # As the config file would have written it: a run goes on with the config that it was started with.
   if isinstance(old, float) and type(new) is int:
     return float(new)

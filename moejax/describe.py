@@ -4,10 +4,10 @@
     python -m moejax.describe configs/mixtral_c4.py:8x7b model.moe --format=md
     python -m moejax.describe configs/vmoe_digits.py model.moe.dispatch --config.model.moe.dispatch.name=grouped
 
-Keys are found by building the config as a run does, so the list is what is read. Where a `name` chooses what a group is, the
-other names stand below it; the keys are those of the name that the config has, and --config.<group>.name=<another> shows
-that one's. Without a config it lists all names there are. From Python: `moejax.describe.keys(config)`. Exit codes as of
-moejax.train.
+Keys are found by building the config as a run does, so the list is what is read. Where a `name` chooses what a group
+is, the other names stand below it; the keys are those of the name that the config has, and
+--config.<group>.name=<another> shows that one's. Without a config it lists all names there are. From Python:
+`moejax.describe.keys(config)`. Exit codes as of moejax.train.
 """
 import dataclasses
 import inspect
@@ -119,12 +119,14 @@ class _Listing:
       yield Key(_short(where), 'a dict', sentence(consumed.constructor), group=True)
       yield from self.below(where, {})
     else:
-      yield Key(_short(where), f'a number, or a dict of {", ".join(consumed.keys)}', sentence(consumed.constructor), value)
+      yield Key(_short(where), f'a number, or a dict of {", ".join(consumed.keys)}', sentence(consumed.constructor),
+                value)
 
   def _chooses(self, where, consumed, default):
     """Whether the group has a key `name`: in `router.balance` names are the keys of the group above."""
     value = self._value(where, default)
-    return consumed.registry is not None and ('name' in default or (isinstance(value, (Mapping, ConfigDict)) and 'name' in value))
+    groups = [group for group in (value, default) if isinstance(group, (Mapping, ConfigDict))]
+    return consumed.registry is not None and any('name' in group for group in groups)
 
   def _value(self, where, default):
     node = self._config
@@ -183,7 +185,7 @@ def names(registry: Registry) -> dict[str, str]:
 
 
 def _docstrings(constructor):
-  bases = [base for base in constructor.__mro__ if base is not object] if inspect.isclass(constructor) else [constructor]
+  bases = constructor.__mro__[:-1] if inspect.isclass(constructor) else [constructor]
   for base in bases:
     functions = [base, vars(base).get('__init__')] if inspect.isclass(base) else [base]
     texts = [part.__doc__ for part in functions if part is not None and part.__doc__]

@@ -6,8 +6,8 @@
 
 The same command goes on where the run stopped, however it stopped. From Python: `moejax.train.run(config, workdir)`.
 
-Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the config;
-3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
+Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the
+config; 3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
 """
 from collections.abc import Callable
 from pathlib import Path

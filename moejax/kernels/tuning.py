@@ -2,7 +2,7 @@
 
     python -m moejax.kernels.tuning --implementation=pallas_gpu --rows=16384 --experts=8 --dim=4096 --hidden=14336
     python -m moejax.kernels.tuning --implementation=pallas_tpu --rows=262144 --experts=64 --dim=2048 --hidden=1024
-    python -m moejax.kernels.tuning --implementation=triton --rows=25088 --experts=32 --dim=768 --hidden=3072 --dtype=float16
+    python -m moejax.kernels.tuning --implementation=triton --rows=25088 --experts=32 --dim=768 --hidden=3072
 
 Nothing is ever measured unasked. Kernels look their tiles up while they are traced (`choose`): in the user's table
 (`$MOEJAX_TUNING_CACHE`, or ~/.cache/moejax/tuning.json), then in tuned.json beside this file, and else they take the
@@ -261,7 +261,8 @@ def main() -> None:
   flags.add_argument('--experts', metavar='N', type=_count, help='number of experts on the device')
   flags.add_argument('--dim', metavar='N', type=_count, help='width of the model')
   flags.add_argument('--hidden', metavar='N', type=_count, help='width of an expert')
-  flags.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'), default='bfloat16', help='of rows and matrices')
+  flags.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'), default='bfloat16',
+                     help='of rows and matrices')
   given = flags.parse(needs=('rows', 'experts', 'dim', 'hidden'))
   entries = tune(given.implementation, Layer(given.rows, given.experts, given.dim, given.hidden, given.dtype))
   for name, entry in entries.items():
