@@ -22,11 +22,11 @@ from absl import logging
 from moejax import config_files, platforms, streams
 from moejax.config import ConfigError, Explained, nearest
 
-_KEYS = """--{keys}.<path>=<value> sets any key of the {keys}; `python -m moejax.describe <config>` lists them. A value is
-a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a number
-that is meant as text needs two kinds ('"16"'). A path may count: data.augment[0].name. A dict replaces its whole group:
-it has a `name`, or is {{}}, or has all keys that the group had, and is refused otherwise; set single keys by their
-paths. Groups that the config leaves out, or at None, are made. Later flags win."""
+_KEYS = """--{keys}.<path>=<value> sets any key of the {keys}; `python -m moejax.describe <config>` lists them. A value
+is a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a
+number that is meant as text needs two kinds ('"16"'). A path may count: data.augment[0].name. A dict replaces its whole
+group: it has a `name`, or is {{}}, or has all keys that the group had, and is refused otherwise; set single keys by
+their paths. Groups that the config leaves out, or at None, are made. Later flags win."""
 
 
 class Parser(argparse.ArgumentParser):

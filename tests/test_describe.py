@@ -54,7 +54,7 @@ def test_every_key_that_is_listed_can_be_set_from_the_command_line(name):
 
 def test_a_key_says_type_range_default_and_value():
   keys = of('vmoe_digits')
-  assert keys['model.dim'] == describe.Key('model.dim', 'a whole number', keys['model.dim'].line, value=64)
+  assert keys['model.dim'] == describe.Key('model.dim', 'a whole number of at least 1', keys['model.dim'].line, value=64)
   assert keys['model.channels'].value == 1 and keys['model.channels'].default == 3
   assert keys['model.layers'].type == "one of 'scan', 'unrolled'"
   assert keys['model.moe.shared'].type == 'a dict or None' and keys['model.moe.shared'].value is None
