@@ -8,14 +8,17 @@ import pytest
 
 PROGRAM = '''
 import os, sys
-from moejax import streams
-streams.outlive_readers()
-for number in range(3000):
-  print('a line', number, flush=number % 2 == 0)
-  print('a complaint', number, file=sys.stderr)
-os.write(2, b'a library speaks')
-with open(sys.argv[1], 'w') as file:
-  print('saved', file=file)
+from moejax import command_line
+
+def main():
+  for number in range(3000):
+    print('a line', number, flush=number % 2 == 0)
+    print('a complaint', number, file=sys.stderr)
+  os.write(2, b'a library speaks')
+  with open(sys.argv[1], 'w') as file:
+    print('saved', file=file)
+
+command_line.in_one_sentence(main)
 '''
 
 

@@ -46,6 +46,15 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
   assert recovery.Interrupted('', number).code == 128 + number
 
 
+def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch):
+  def nobody(*arguments):
+    raise BrokenPipeError
+  with recovery.Interruption() as interruption:
+    monkeypatch.setattr(os, 'write', nobody)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.signal == signal.SIGTERM
+
+
 @pytest.mark.parametrize('bad, sentence', [
     ({'train/loss': NAN, 'train/router_loss': NAN, 'train/cross_entropy': 2.},
      'Every router and every gradient is finite; the loss alone is not: train/router_loss.'),

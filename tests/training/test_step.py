@@ -154,7 +154,7 @@ def spoils(part):
 OVERFLOWS = {
     'a learning rate': dict(SGD, schedule=dict(name='constant', peak=1e39)),  # finite in a config, not in float32
     'a decay': dict(SGD, weight_decay=1e39),
-    'an accumulator': dict(name='adamw', eps=1e-46, schedule=dict(name='constant', peak=1e38), weight_decay=1.),
+    'the decay of another optimizer': dict(name='lion', weight_decay=1e39, schedule=dict(name='constant', peak=0.1)),
     'the parameters': optimizer.Optimizer(spoils('params'), optax.constant_schedule(0.1)),
     'the state of an optimizer': optimizer.Optimizer(spoils('opt_state'), optax.constant_schedule(0.1)),
 }
