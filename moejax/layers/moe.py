@@ -133,6 +133,6 @@ def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
   """Raises ConfigError unless the `expert` axis of the mesh divides the experts; fewer are sharded inside."""
   devices = 1 if mesh is None else mesh.shape['expert']
   if num_experts > devices and num_experts % devices:
-    nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0) if mesh else 1
+    nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0)
     raise ConfigError(f'{where}.num_experts = {num_experts} cannot be shared out over the {devices} devices of the mesh '
                       f'axis `expert`: make it a positive multiple of {devices}, or config.mesh.expert {nearest}.')

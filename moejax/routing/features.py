@@ -39,6 +39,7 @@ class RouterInputs:
     tasks: <int32>[G,S] task, domain or language of the token's document.
     modalities: <int32>[G,S] 0 for images, 1 for text.
     shared: <float>[G,S,De] what a network beside the model computed for the routers of all layers.
+    where: config path of the router that looks, for errors; routers set it.
   """
   token_ids: jax.Array | None = None
   previous_ids: jax.Array | None = None
@@ -50,12 +51,13 @@ class RouterInputs:
   tasks: jax.Array | None = None
   modalities: jax.Array | None = None
   shared: jax.Array | None = None
+  where: str = dataclasses.field(default='the router', metadata=dict(static=True))
 
   def __getitem__(self, name: str) -> jax.Array:
     """The field `name`. Raises ConfigError, while tracing, where the model supplies none."""
     value = getattr(self, name)
     if value is None:
-      raise ConfigError(f'the router looks at {name.replace("_", " ")}, but the model gave it none '
+      raise ConfigError(f'{self.where} looks at {name.replace("_", " ")}, but the model gave it none '
                         f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose a router that needs none.')
     return value
 

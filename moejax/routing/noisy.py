@@ -17,8 +17,11 @@ from moejax.routing.selection import top_k
 
 
 def learned_noise_std(raw: jax.Array, floor: float) -> jax.Array:
-  """`softplus(raw) + floor` (equation 4; the floor of 0.01 is in Tensor2Tensor alone): of the shape of `raw`."""
-  return jax.nn.softplus(raw) + floor
+  """`softplus(raw) + floor` (equation 4; the floor of 0.01 is in Tensor2Tensor alone): of the shape of `raw`.
+
+  At least 1e-6, as losses divide by it: without a floor, the softplus of a large negative number is no longer above 0.
+  """
+  return jnp.maximum(jax.nn.softplus(raw) + floor, 1e-6)
 
 
 @SCORES('noisy_linear')

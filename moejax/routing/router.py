@@ -82,7 +82,7 @@ class Router(nnx.Module):
   def __init__(self, *, where: str, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
-    self.num_experts = num_experts
+    self.num_experts, self.where = num_experts, where
     self.features = FEATURES.build(features, f'{where}.features', dim=dim, rngs=rngs)
     self.score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
     self.select = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
@@ -137,8 +137,8 @@ class Router(nnx.Module):
     """
     stage = lambda name: dict(key=derive(key, name), train=train)
     x = without_padding(x, inputs.valid)
-    if inputs.shared is not None:
-      inputs = dataclasses.replace(inputs, shared=without_padding(inputs.shared, inputs.valid))
+    shared = None if inputs.shared is None else without_padding(inputs.shared, inputs.valid)
+    inputs = dataclasses.replace(inputs, shared=shared, where=self.where)
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     scores = self.score(self.features(x, inputs), **stage('score'))
     gates = self.weigh.gates(scores.logits)

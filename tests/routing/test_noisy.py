@@ -127,3 +127,14 @@ def test_the_load_loss_moves_noise_and_logits_of_an_expert_that_is_not_chosen():
 def test_a_load_loss_needs_noise_and_choices(changes, message):
   with pytest.raises(ConfigError, match=message):
     router.build(papers.sparsely_gated(k=2) | changes, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
+
+
+def test_noise_that_is_as_good_as_none_leaves_finite_gradients():
+  clean = jnp.array([[[2., 1., 1.]]])
+  def loss(raw, clean):
+    std = noisy.learned_noise_std(raw, 0.)
+    return noisy.imbalance(noisy.over_tokens(noisy.prob_in_top_k(clean, clean, std, 1), jnp.ones((1, 1), bool)),
+                           jnp.ones((1, 1), bool))
+  value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.full((1, 1, 3), -120.), clean)
+  assert value == pytest.approx(2)  # the load is 1, 0, 0: of mean 1/3 and variance 2/9
+  assert all(np.isfinite(leaf).all() for leaf in gradients)

@@ -88,7 +88,7 @@ def test_chunks_are_counted_from_1(name):
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.hash_layers(vocab_size=9), 'looks at token ids, but the model gave it none .* Language models have them'),
+    (papers.hash_layers(vocab_size=9), r'config\.router looks at token ids, but the model gave it none .* Language models have them'),
     (papers.demix(num_domains=2), 'looks at tasks, but the model gave it none .* which task or domain'),
     (papers.limoe(image_experts=1., text_experts=1.), 'looks at modalities, but .*two_modalities'),
     (papers.speech_moe(shared_dim=3), 'looks at shared, but .* network that all routers share'),
