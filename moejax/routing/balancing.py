@@ -54,9 +54,11 @@ class Balancer(nnx.Module):
 
   Attributes:
     reads: names of what it needs of `Scores.extras`.
+    total: its loss is a sum over tokens, so that those of the parts of a batch add up; others are averaged.
   """
 
   coefficient: float = 0.
+  total: bool = False
   reads: ClassVar[tuple[str, ...]] = ()
 
   def loss(self, routed: Routed) -> jax.Array | None:

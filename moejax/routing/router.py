@@ -56,6 +56,7 @@ class RouterOutput:
     extras: what the score left for others (`Scores.extras`).
     k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
     tokens: <float32>[] how many valid tokens were routed: what their losses and metrics weigh beside those of others.
+    totals: names of the losses that are sums over tokens, not means.
   """
   plan: Plan
   losses: dict[str, jax.Array]
@@ -65,6 +66,7 @@ class RouterOutput:
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
   tokens: jax.Array | None = None
+  totals: tuple[str, ...] = dataclasses.field(default=(), metadata=dict(static=True))
 
 
 class Router(nnx.Module):
@@ -165,7 +167,8 @@ class Router(nnx.Module):
         probs=routed.probs,
         extras=scores.extras,
         k=self.select.k,
-        tokens=valid.sum(dtype=jnp.float32))
+        tokens=valid.sum(dtype=jnp.float32),
+        totals=tuple(name for name, balancer in self.balance.items() if balancer.total))
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:

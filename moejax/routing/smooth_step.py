@@ -101,14 +101,13 @@ class SelectorEntropy(Balancer):
   """The entropy of each of the k selectors of DSelect-k or trees of COMET, added up: makes them choose.
 
   Config:
-    reduction: over tokens: their 'mean' (COMET), or their 'sum' (DSelect-k with a gate that looks at examples), which
-      is that of a microbatch where a step takes several.
+    reduction: over tokens: their 'mean' (COMET), or their 'sum' (DSelect-k with a gate that looks at examples).
   """
 
   reads = ('selectors',)
 
   def __init__(self, *, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
-    self.coefficient, self.reduction = coefficient, reduction
+    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
 
   def loss(self, routed: Routed) -> jax.Array:
     return reduced(entropy(routed.scores.extras['selectors']), routed.valid, self.reduction)

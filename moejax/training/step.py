@@ -150,8 +150,8 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
 
   The objective is the mean over all examples or tokens of the batch, however unevenly microbatches share them. Router
   losses and router metrics are means over microbatches that count by their valid tokens, in each layer: exact where
-  they are means over tokens (z-loss, entropy, confidence); an estimate where they are functions of such means (balance
-  losses), since each microbatch is routed on its own. Router state moves once, by the statistics of all microbatches.
+  they are means over tokens (z-loss, entropy, confidence) or sums of them; an estimate where they are functions of such
+  means (balance losses), since each microbatch is routed on its own. Router state moves once, by the statistics of all.
   """
   count = setup.training.accumulate
 
@@ -214,8 +214,7 @@ def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax
   objective, metrics, output = setup.method(forward, setup.objective, batch, key)
   if shares is not None:
     output = dataclasses.replace(output, routers={
-        layer: dataclasses.replace(router, **jax.tree.map(lambda x: shares[layer] * x, dict(
-            losses=router.losses, metrics=router.metrics))) for layer, router in output.routers.items()})
+        layer: _counted(router, shares[layer], setup.training.accumulate) for layer, router in output.routers.items()})
   router_loss = setup.objective.router_loss(output)
   loss = weight * objective + router_loss
   logged = {f'train/{name}': weight * value for name, value in metrics.items()}
@@ -223,3 +222,11 @@ def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax
   for layer, router in output.routers.items():
     logged |= {f'router/{layer}/{name}': jnp.asarray(value, jnp.float32) for name, value in router.metrics.items()}
   return loss, (output.updates, logged)
+
+
+def _counted(router, share, parts):
+  # What the router says of a microbatch, such that the mean over microbatches is what it says of the batch.
+  def counted(values, suffix=''):
+    totals = {name + suffix for name in router.totals}
+    return {name: (parts if name in totals else share) * value for name, value in values.items()}
+  return dataclasses.replace(router, losses=counted(router.losses), metrics=counted(router.metrics, '_loss'))

@@ -10,13 +10,14 @@ from training_fakes import BATCH, CLASSES, FEATURES, TinyPipeline, make_setup
 
 from moejax import functional
 from moejax.models.output import ModelOutput
-from moejax.routing import router
+from moejax.routing import papers, router
 from moejax.routing.features import RouterInputs
 from moejax.training import step
 
 EXPERTS = 4
 ROUTER = dict(score=dict(name='linear', init_std=1.), select=dict(name='top_k', k=2),
               weigh=dict(name='sigmoid'), balance=dict(bias=dict(rate=1.), z=1., importance=1.))
+SUMS = 'sums over tokens'
 PADDING = {  # microbatch i of n is every n-th row from i on
     'none': np.ones(BATCH, bool),
     'every second row': np.arange(BATCH) % 2 == 0,
@@ -28,8 +29,8 @@ PADDING = {  # microbatch i of n is every n-th row from i on
 class OneRouter(nnx.Module):
   """Every example is a token; the classes are a linear function of its weights."""
 
-  def __init__(self, rngs, balance):
-    self.router = router.build(ROUTER | dict(balance=balance), 'router', dim=FEATURES, num_experts=EXPERTS, rngs=rngs)
+  def __init__(self, rngs, config):
+    self.router = router.build(config, 'router', dim=FEATURES, num_experts=EXPERTS, rngs=rngs)
     self.head = functional.parameter(rngs, nnx.initializers.normal(1.), (EXPERTS, CLASSES), (None, None))
 
   def __call__(self, batch, *, key=None, train=False):
@@ -51,8 +52,9 @@ class Padded(TinyPipeline):
 
 @functools.cache
 def compiled(accumulate, losses):
-  balance = {name: ROUTER['balance'][name] for name in losses}
-  model = functional.functionalize(lambda rngs: OneRouter(rngs, balance))
+  config = papers.dselect_k(k=2, entropy=0.1, reachable=0.) if losses == SUMS else (
+      ROUTER | dict(balance={name: ROUTER['balance'][name] for name in losses}))
+  model = functional.functionalize(lambda rngs: OneRouter(rngs, config))
   setup = make_setup(model=model, optimizer_config=dict(name='sgd', schedule=dict(name='constant', peak=1.)),
                      training=dict(accumulate=accumulate))
   return setup, step.make_train_step(setup)
@@ -82,6 +84,15 @@ def test_a_microbatch_without_tokens_counts_for_nothing_in_any_loss():
   whole, parts = (stepped(count, 'every second row', ('importance', 'z')) for count in (1, 2))
   np.testing.assert_allclose(parts[1]['router/block_00/importance_loss'], whole[1]['router/block_00/importance_loss'],
                              rtol=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), parts[0].params, whole[0].params)
+
+
+@pytest.mark.parametrize('padding', ['none', 'all but one of every fourth row'])
+def test_a_loss_that_is_a_sum_over_tokens_is_the_sum_over_all_parts(padding):
+  whole, parts = (stepped(count, padding, SUMS) for count in (1, 4))
+  name = 'router/block_00/selector_entropy_loss'
+  np.testing.assert_allclose(parts[1][name], whole[1][name], rtol=1e-5)
+  np.testing.assert_allclose(parts[1]['train/router_loss'], 0.1 * whole[1][name], rtol=1e-5)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), parts[0].params, whole[0].params)
 
 

@@ -84,7 +84,7 @@ class Reachable(Balancer):
   reads = ('selectors',)
 
   def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
-    self.coefficient, self.reduction = coefficient, reduction
+    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
     self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 
   def loss(self, routed: Routed) -> jax.Array:
