@@ -20,7 +20,6 @@ from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import top_k
-from moejax.routing.shares import scaled
 
 BALANCERS = Registry('balance')
 
@@ -110,7 +109,6 @@ def valid_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
 def squared_coefficient_of_variation(values: jax.Array) -> jax.Array:
   """Population variance over squared mean of the last axis (as V-MoE and Tensor2Tensor; FastMoE and Tutel use the
   unbiased variance, E/(E-1) times this). 0 where the mean is 0."""
-  values = scaled(values)
   mean = values.mean(-1)
   return values.var(-1) / jnp.where(mean == 0, 1, mean**2)
 

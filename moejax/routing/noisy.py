@@ -14,6 +14,7 @@ from moejax.routing.balancing import (BALANCERS, Balancer, Routed, choosing, gro
                                       squared_coefficient_of_variation)
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, required, vectors
 from moejax.routing.selection import top_k
+from moejax.routing.shares import scaled
 
 
 def learned_noise_std(raw: jax.Array, floor: float) -> jax.Array:
@@ -87,7 +88,8 @@ def over_tokens(values: jax.Array, valid: jax.Array) -> jax.Array:
 
 def imbalance(amounts: jax.Array, valid: jax.Array) -> jax.Array:
   """CV^2 over experts, a mean over the groups with a valid token; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
-  return group_mean(squared_coefficient_of_variation(amounts), valid)
+  # Weights and probabilities of all experts may be tiny, and their squares are no numbers then.
+  return group_mean(squared_coefficient_of_variation(scaled(amounts)), valid)
 
 
 @BALANCERS('gate_importance')
