@@ -11,20 +11,27 @@ from moejax.training.setup import Setup
 
 
 def check(setup: Setup) -> None:
-  """Counts what has to be there at once: the train state, a gradient of each parameter, and a batch.
+  """Counts what has to be there at once: the train state, a gradient of each parameter, and a batch, the largest of
+  training and evaluation.
 
   Activations come on top, so what passes may still be too large; what does not cannot run.
 
   Raises:
     ConfigError: a device has less memory.
   """
-  state, batch = step.abstract_state(setup), setup.pipeline.batch_spec()
+  state = step.abstract_state(setup)
   parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
   of_state = memory.bytes_on_one_device(state) + memory.bytes_on_one_device(state.params)
-  of_batch = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in batch.values()) // setup.mesh.size
+  batches = {'data.batch_size': setup.pipeline.batch_spec()}
+  for name, evaluator in setup.evaluators.items():
+    batches |= {f'evaluation.evaluators.{name}.batch_size': spec for _, spec in evaluator.passes}
+  sizes = {key: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in spec.values()) // setup.mesh.size
+           for key, spec in batches.items()}
+  largest = max(sizes, key=sizes.get)
+  of_batch = sizes[largest]
   if of_state + of_batch > (available := bytes_of_a_device(setup.mesh)):
     key, remedy = (('model', 'make the model smaller, or share it out over more devices (config.mesh)')
-                   if of_state > of_batch else ('data.batch_size', 'lower it, or take more devices'))
+                   if of_state > of_batch else (largest, 'lower it, or take more devices'))
     raise ConfigError(f'config.{key}: {units.short(parameters)} parameters with gradients and optimizer take '
                       f'{units.size(of_state)} of each device, the batch {units.size(of_batch)}, and a device has '
                       f'{units.size(available)}: {remedy}. `python -m moejax.compile` plans runs on other machines.')
