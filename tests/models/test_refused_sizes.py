@@ -42,7 +42,7 @@ def test_a_size_is_a_count_of_32_bits(config, key, value):
     (dict(embedding_init=dict(name='normal', std=-1)), 'config.model.embedding_init.std must be'),
     (dict(sparse=dict(name='every', n=0)), 'config.model.sparse.n must be'),
     (dict(sparse=dict(name='layers', indices=[-1])), 'config.model.sparse.indices must be'),
-    (dict(positions=dict(name='rope', theta=0.)), 'config.model.positions.theta must be a number above 0'),
+    (dict(positions=dict(name='rope', theta=0.5)), 'config.model.positions.theta must be a number of at least 1'),
     (dict(positions=dict(name='relative_bias', buckets=2)), 'positions.buckets must be'),
     (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'positions.max_distance must be above 4, not 4'),
     (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d places the patches of images'),
