@@ -141,8 +141,8 @@ class RelativeBias(PositionEncoding):
                buckets: Annotated[int, Between(4, 4096)] = 32, max_distance: Count = 128):
     exact = buckets // (4 if bidirectional else 2)  # distances that have a bucket each
     if max_distance <= exact:
-      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, distances '
-                        'below that have one each. Raise it, or lower buckets.')
+      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, '
+                        'distances below that have one each. Raise it, or lower buckets.')
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
     init = nnx.initializers.normal(dim ** -0.5)
     self.table = functional.parameter(rngs, init, (buckets, heads), (None, 'heads'))
