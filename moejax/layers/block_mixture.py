@@ -10,9 +10,8 @@ from flax import nnx
 from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.layers.blocks import Block, Context
-from moejax.layers.moe import MoEConfig
+from moejax.layers.moe import ExpertCount, MoEConfig
 from moejax.random import derive
-from moejax.ranges import Count
 from moejax.routing import router
 from moejax.routing.router import RouterOutput
 
@@ -25,7 +24,7 @@ class LayersConfig:
     num_experts: E.
     router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
   """
-  num_experts: Count
+  num_experts: ExpertCount
   router: dict
 
 

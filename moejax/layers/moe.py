@@ -1,7 +1,7 @@
 """The mixture-of-experts layer: group, route, dispatch to experts, combine; and an expert that all tokens share."""
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.ranges import LARGEST, Count
+from moejax.ranges import LARGEST, Between, Count
 from moejax.routing import router
 from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
+
+# As many as have been trained (2407.04153); a hundred slots of each can still be counted in 32 bits.
+ExpertCount = Annotated[int, Between(1, 2**20)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class MoEConfig:
     shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
       two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
   """
-  num_experts: Count
+  num_experts: ExpertCount
   experts: dict
   router: dict
   dispatch: dict

@@ -17,9 +17,10 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
-from moejax.ranges import AtLeast, Count, NonNegative, Positive
+from moejax.ranges import AtLeast, Between, Count, NonNegative
 
 POSITIONS = Registry('position encoding')
+Base = Annotated[float, AtLeast(1)]
 
 
 def position_encoding(config: Mapping, where: str, *, grid: tuple[int, int] | None = None, prefix: int = 0,
@@ -78,7 +79,7 @@ class Sincos2d(PositionEncoding):
     temperature: largest wavelength over 2 pi.
   """
 
-  def __init__(self, *, dim: int, grid: tuple | None, prefix: int, where: str, temperature: Positive = 10000.):
+  def __init__(self, *, dim: int, grid: tuple | None, prefix: int, where: str, temperature: Base = 10000.):
     if grid is None:
       raise ConfigError(f'{where}: sincos2d places the patches of images, and this model has other tokens. '
                         'Choose another position encoding.')
@@ -89,10 +90,11 @@ class Sincos2d(PositionEncoding):
   def embed(self, x, positions):
     quarter = x.shape[-1] // 4
     frequencies = self.temperature ** -(np.arange(quarter) / (quarter - 1))
-    rows, columns = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:self.grid[0], :self.grid[1]])
-    table = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=-1)
-    table = np.concatenate([np.zeros((self.prefix, x.shape[-1])), table])
-    return x + jnp.asarray(table, x.dtype)[positions]
+    angles = [np.arange(size)[:, None] * frequencies for size in self.grid]
+    rows, columns = (jnp.asarray(np.concatenate([np.sin(a), np.cos(a)], axis=-1), x.dtype) for a in angles)
+    waves = [jnp.broadcast_to(axis, (*self.grid, 2 * quarter)) for axis in (columns, rows[:, None])]
+    table = jnp.concatenate(waves, axis=-1).reshape(-1, x.shape[-1])
+    return x + jnp.pad(table, ((self.prefix, 0), (0, 0)))[positions]
 
 
 @POSITIONS('rope')
@@ -105,7 +107,7 @@ class Rope(PositionEncoding):
     theta: base of the angles: the slowest pair turns once in about 2 pi theta positions.
   """
 
-  def __init__(self, *, where: str, theta: Positive = 10000.):
+  def __init__(self, *, where: str, theta: Base = 10000.):
     self.where, self.theta = where, theta
 
   def rotate(self, x, positions):
@@ -136,20 +138,21 @@ class RelativeBias(PositionEncoding):
   """
 
   def __init__(self, *, where: str, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs,
-               buckets: Annotated[int, AtLeast(4)] = 32, max_distance: Count = 128):
+               buckets: Annotated[int, Between(4, 4096)] = 32, max_distance: Count = 128):
     exact = buckets // (4 if bidirectional else 2)  # distances that have a bucket each
     if max_distance <= exact:
-      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, distances '
-                        'below that have one each. Raise it, or lower buckets.')
+      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, '
+                        'distances below that have one each. Raise it, or lower buckets.')
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
     init = nnx.initializers.normal(dim ** -0.5)
     self.table = functional.parameter(rngs, init, (buckets, heads), (None, 'heads'))
 
   def bias(self, queries, keys):
     # Documents packed into one row are masked from one another, so differences of indices are those of positions.
-    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
-    bucket = relative_position_bucket(distance, self.bidirectional, self.buckets, self.max_distance)
-    return jnp.moveaxis(self.table[...][bucket], -1, 0)[None]
+    distances = np.arange(1 - queries, keys)
+    buckets = jnp.asarray(relative_position_bucket(distances, self.bidirectional, self.buckets, self.max_distance))
+    which = jnp.arange(keys) - jnp.arange(queries)[:, None] + queries - 1
+    return jnp.moveaxis(self.table[...][buckets[which]], -1, 0)[None]
 
 
 def relative_position_bucket(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:

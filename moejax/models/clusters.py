@@ -10,9 +10,10 @@ from flax import nnx
 from moejax import functional
 from moejax.config import call
 from moejax.functional import Tree
+from moejax.layers.moe import ExpertCount
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS
-from moejax.models.vision import patchify
+from moejax.models.vision import Side, patchify
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive
 from moejax.routing import router
@@ -61,7 +62,7 @@ class MixtureConfig:
     experts: see `Filters`.
     router: the stages of the router (`moejax.routing`); it sees the sum of the patches.
   """
-  num_experts: Count
+  num_experts: ExpertCount
   experts: dict
   router: dict
 
@@ -120,7 +121,7 @@ class PatchMixture(nnx.Module):
       published code: the loss of two classes cannot fall below log(1 + 1/e) = 0.3133. 'logits': without.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
                patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, moe: Mapping,
                channels: Count = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
     self.patch_size, self.output = patch_size, output

@@ -25,7 +25,7 @@ from moejax.layers.stack import Depth, Layers, Remat
 from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
-from moejax.models.vision import patchify
+from moejax.models.vision import Side, patchify
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive, Rate
@@ -47,7 +47,7 @@ class TwoModalities(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
                patch_size: Annotated[Count, Divides('image_size')], vocab_size: Count, text_length: Count, dim: Count,
                embedding_dim: Count, num_layers: Depth, attention: Mapping, feed_forward: Mapping, channels: Count = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),

@@ -24,8 +24,10 @@ from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.ranges import Count, Divides, Rate
+from moejax.ranges import Between, Count, Divides, Rate
 from moejax.routing.features import RouterInputs
+
+Side = Annotated[int, Between(1, 2**16)]
 
 
 @MODELS('vision')
@@ -42,7 +44,7 @@ class VisionTransformer(Transformer):
     dtype: what activations are computed in; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Count,
+  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
                patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, dim: Count, num_layers: Depth,
                attention: Mapping, feed_forward: Mapping, channels: Count = 3,
                moe: Mapping | None = None, sparse: Mapping = dict(name='none'),

@@ -68,6 +68,8 @@ def attempt(config: dict) -> Outcome:
 def train(config: dict) -> Outcome:
   """Two steps and an evaluation of a config that was accepted: whatever goes wrong now was found too late."""
   config['training'] |= dict(steps=2, log_every=1)
+  schedule = config['optimizer']['schedule']
+  schedule |= {key: value for key, value in dict(warmup=1, cooldown=0).items() if key in schedule}
   config['evaluation']['every'] = 1
   config['checkpoint'] |= dict(every=1, metric=None)
   config['report'] = dict(at='never')

@@ -261,7 +261,7 @@ MOE = dict(num_experts=E, router=HARD)
      r"config\.model\.moe\.experts: with sparse_form='layer' every expert is a whole layer"),
     (dict(moe=MOE | dict(group='sequence', dispatch=dict(name='reference'))), 'Remove dispatch, group'),
     (dict(moe=MOE | dict(expert=3)), r'config\.model\.moe\.expert: .* Allowed: num_experts, router'),
-    (dict(moe=MOE | dict(num_experts=0)), r'config\.model\.moe\.num_experts must be .* at least 1, not 0'),
+    (dict(moe=MOE | dict(num_experts=0)), r'config\.model\.moe\.num_experts must be .* from 1 to 1048576, not 0'),
     (dict(moe=None), r'config\.model\.moe is missing'),
     (dict(moe=MOE | dict(router=papers.soft_moe())), r'config\.model\.moe\.router: the slots of Soft MoE'),
     (dict(moe=MOE | dict(router=papers.expert_choice())), r'config\.model\.moe\.router cannot be in a decoder'),

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from moejax.config import ConfigError
 from moejax.layers.attention import attend
-from moejax.layers.positions import POSITIONS, relative_position_bucket, rotate
+from moejax.layers.positions import POSITIONS, position_encoding, relative_position_bucket, rotate
 
 RNG = np.random.default_rng(0)
 X = jnp.float32(RNG.normal(size=(2, 5, 3, 8)))
@@ -102,3 +102,23 @@ def test_learned_positions_refuse_longer_sequences_before_compilation():
 def test_nothing_attends_to_nan():
   out = attend(X, X, X, 1., mask=jnp.zeros((2, 1, 5, 5), bool))
   np.testing.assert_allclose(out, jnp.broadcast_to(X.mean(1, keepdims=True), X.shape), atol=1e-6)
+
+
+def test_nothing_as_large_as_an_image_or_a_square_of_tokens_is_computed_while_tracing():
+  encoding = position_encoding(dict(name='sincos2d'), 'positions', dim=8, grid=(2**14, 2**14), prefix=1)
+  tokens = jax.ShapeDtypeStruct((1, 2**28 + 1, 8), jnp.float32)
+  assert jax.eval_shape(encoding.embed, tokens, jax.ShapeDtypeStruct(tokens.shape[:2], jnp.int32)) == tokens
+  encoding = position_encoding(dict(name='relative_bias'), 'positions', heads=3, dim=4, bidirectional=True,
+                               rngs=nnx.Rngs(0))
+  assert jax.eval_shape(lambda: encoding.bias(2**16, 2**16)).shape == (1, 3, 2**16, 2**16)
+
+
+@given(queries=st.integers(1, 9), keys=st.integers(1, 9), bidirectional=st.booleans())
+def test_the_relative_bias_of_a_pair_is_that_of_its_bucket(queries, keys, bidirectional):
+  encoding = position_encoding(dict(name='relative_bias', buckets=8, max_distance=20), 'positions', heads=2, dim=4,
+                               bidirectional=bidirectional, rngs=nnx.Rngs(0))
+  bias, table = np.asarray(encoding.bias(queries, keys))[0], np.asarray(encoding.table[...])
+  for query in range(queries):
+    for key in range(keys):
+      bucket = relative_position_bucket(np.asarray(key - query), bidirectional, 8, 20)
+      np.testing.assert_array_equal(bias[:, query, key], table[bucket])

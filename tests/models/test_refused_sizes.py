@@ -36,15 +36,15 @@ def test_a_size_is_a_count_of_32_bits(config, key, value):
     (dict(attention=dict(heads=2, head_dim=0)), 'attention.head_dim must be'),
     (dict(attention=dict(heads=2, kv_heads=0)), 'attention.kv_heads must be'),
     (dict(attention=dict(heads=2, dropout=1.)), 'attention.dropout must be a number of at least 0 and below 1'),
-    (dict(attention=dict(heads=2, init=dict(name='fan_in', scale=-1.))), 'attention.init.scale must be a number above 0'),
+    (dict(attention=dict(heads=2, init=dict(name='fan_in', scale=-1.))), 'init.scale must be a number above 0'),
     (dict(dropout=-0.1), 'config.model.dropout must be'), (dict(stochastic_depth=1), 'config.model.stochastic_depth'),
     (dict(norm=dict(name='rms_norm', epsilon=-1e-6)), 'config.model.norm.epsilon must be'),
     (dict(embedding_init=dict(name='normal', std=-1)), 'config.model.embedding_init.std must be'),
     (dict(sparse=dict(name='every', n=0)), 'config.model.sparse.n must be'),
     (dict(sparse=dict(name='layers', indices=[-1])), 'config.model.sparse.indices must be'),
-    (dict(positions=dict(name='rope', theta=0.)), 'config.model.positions.theta must be a number above 0'),
+    (dict(positions=dict(name='rope', theta=0.5)), 'config.model.positions.theta must be a number of at least 1'),
     (dict(positions=dict(name='relative_bias', buckets=2)), 'positions.buckets must be'),
-    (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'positions.max_distance must be above 4, not 4'),
+    (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'max_distance must be above 4, not 4'),
     (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d places the patches of images'),
 ])
 def test_what_a_decoder_cannot_have(change, sentence):

@@ -22,7 +22,7 @@ def config(**changes):
 
 @pytest.mark.parametrize('changes, sentence', [
     (dict(model__dim=2**18), 'config.model: .* parameters with gradients and optimizer take .* GiB of each device'),
-    (dict(model__moe__num_experts=2**23), 'config.model: .*more devices'),
+    (dict(model__moe__num_experts=2**20), 'config.model: .*more devices'),
     (dict(model__feed_forward__hidden=2**30), 'config.model: '),
     (dict(model__sparse=dict(name='none'), model__moe=None, evaluation__evaluators__test__batch_size=2**27 - 8),
      'config.evaluation.evaluators.test.batch_size: .* the batch .* GiB.*: lower it'),
