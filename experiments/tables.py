@@ -1,4 +1,4 @@
-"""Fills the tables of README.md from the committed results: `python -m experiments.tables`.
+"""Fills the tables of README.md and docs/development.md from committed results: `python -m experiments.tables`.
 
 A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Nothing in it is written by hand.
 """
@@ -6,10 +6,10 @@ import importlib
 import json
 import re
 
-from experiments import runner
+from experiments import development, runner
 from moejax.parallel import units
 
-README = runner.ROOT / 'README.md'
+PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
 
 
 def digits() -> str:
@@ -97,7 +97,8 @@ def pod_plans() -> str:
 
 TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run,
           'dispatch_cpu': dispatch_cpu, 'dispatch_gpu': dispatch_gpu, 'dispatch_tpu': dispatch_tpu,
-          'pod_plans': pod_plans, 'faults': faults}
+          'pod_plans': pod_plans, 'faults': faults, 'tests': development.times, 'mutants': development.mutants,
+          'fuzz': development.fuzz}
 
 
 def fill(text: str) -> str:
@@ -136,5 +137,6 @@ def _source(results):
 
 
 if __name__ == '__main__':
-  README.write_text(fill(README.read_text()))
-  print(f'{README.name}: filled {", ".join(TABLES)}.')
+  for page in PAGES:
+    page.write_text(fill(page.read_text()))
+  print(f'Filled {", ".join(TABLES)} in {" and ".join(page.name for page in PAGES)}.')
