@@ -149,9 +149,9 @@ def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup
   mesh = meshes.build(config.mesh, 'config.mesh', devices)
   sharding = call(rules.build, config.sharding, 'config.sharding')
   pipeline = data.build(config.data, 'config.data')
-  pipeline.check(config.model)
   with rules.use(mesh, sharding):
     model = models.build(config.model, 'config.model')
+  pipeline.check(config.model)
   return Setup(
       config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
       evaluation=evaluated, report=call(Report, config.report, 'config.report'),
