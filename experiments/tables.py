@@ -84,15 +84,12 @@ def pod_plans() -> str:
         f'{plan["topology"]}, {mesh}' + (f', {plan["accumulate"]} microbatches' if plan['accumulate'] > 1 else ''),
         f'{units.size(memory["total"])} of {units.size(memory["available"])}', units.duration(seconds['step']),
         f'{program["mfu"]:.0%}', units.size(sent), f'{seconds["communication"] / seconds["step"]:.0%}']) + ' |')
-  run, done = results['runs'][-1], {run['key'] for run in results['runs']}
-  missing = [run.name for run in importlib.import_module('experiments.pod_plans.sweep').sweep() if run.key not in done]
+  run = results['runs'][-1]
   return '\n'.join(lines) + (
       '\n\nAll fit. Nothing was run: times and MFU are estimates from programs that the chips\' own compilers made, '
       'and memory is what these report. A step takes the longer of FLOPs / peak and bytes / memory bandwidth, and then its '
       f'collectives, which nothing hides (`{results["command"]}`, commit {run["commit"]}, Python {run["python"]}, '
-      f'jax {run["jax"]}; the full commands are in experiments/pod_plans/results.json).') + (
-          f' Not planned yet with what their configs say now: {", ".join(missing)}; the same command does that.'
-          if missing else '')
+      f'jax {run["jax"]}; the full commands are in experiments/pod_plans/results.json).')
 
 
 TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corruption, 'first_run': first_run,
