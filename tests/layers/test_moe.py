@@ -121,10 +121,9 @@ def test_padding_changes_no_other_output():
 
 
 SHARED = dict(name='feed_forward', hidden=3)
-HOLDING = {'nan': np.nan, 'infinity': np.inf, 'both signs': np.array([np.inf, -np.inf, np.nan, 1., 2., 3.])}
+HOLDING = [np.nan, np.inf, np.array([np.inf, -np.inf, np.nan, 1., 2., 3.])]
 
 
-@pytest.mark.parametrize('held', HOLDING)
 @pytest.mark.parametrize('dispatch, router, config', [
     *((dispatch, papers.vmoe(k=2), dict(shared=SHARED, group='sequence')) for dispatch in PLACED),
     ('grouped', papers.top_k_dropless(k=2), {}),
@@ -135,7 +134,7 @@ HOLDING = {'nan': np.nan, 'infinity': np.inf, 'both signs': np.array([np.inf, -n
     ('reference', papers.dselect_k(k=2), {}),
     ('einsum', papers.lucidrains(straight_through=True), {}),
 ], ids=lambda value: value if isinstance(value, str) else '')
-def test_padding_may_hold_anything(dispatch, router, config, held):
+def test_padding_may_hold_anything(dispatch, router, config):
   """What is not a number there changes no output, no loss and no gradient."""
   layer = build(dispatch, router, **config)
   params = random_params(layer)
@@ -149,11 +148,13 @@ def test_padding_may_hold_anything(dispatch, router, config, held):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
 
   (_, (y, losses)), gradients = step(params, tokens())
-  found = step(params, jnp.where(valid[..., None], tokens(), HOLDING[held]))
-  np.testing.assert_array_equal(found[0][1][0][valid], y[valid])
-  assert np.isfinite(y).all() and np.isfinite(found[0][1][0]).all()
-  jax.tree.map(np.testing.assert_array_equal, (found[0][1][1], found[1]), (losses, gradients))
-  assert not gradients[1][~valid].any() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  assert np.isfinite(y).all() and not gradients[1][~valid].any()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  for held in HOLDING:
+    found = step(params, jnp.where(valid[..., None], tokens(), held))
+    np.testing.assert_array_equal(found[0][1][0][valid], y[valid])
+    assert np.isfinite(found[0][1][0]).all()
+    jax.tree.map(np.testing.assert_array_equal, (found[0][1][1], found[1]), (losses, gradients))
 
 
 def test_training_uses_its_key_by_name_and_evaluation_none():

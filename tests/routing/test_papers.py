@@ -222,8 +222,8 @@ def test_one_expert_and_one_token_are_no_special_cases(name, num_experts, num_to
   config = ALONE[name] if num_experts == 1 else PAPERS[name]
   apply = functional.functionalize(
       lambda rngs: router.build(config, 'config.router', dim=D, num_experts=num_experts, rngs=rngs))
-  params, state = apply.init(jax.random.key(0))
-  x = jax.random.normal(jax.random.key(1), (1, num_tokens, D))
+  params, state = jax.jit(apply.init)(jax.random.key(0))
+  x = np.random.default_rng(1).normal(size=(1, num_tokens, D)).astype(np.float32)
   inputs = jax.tree.map(lambda a: a[:1, :num_tokens], router_inputs(jnp.zeros((G, S), jnp.int32)))
   out = jax.jit(functools.partial(apply.apply, train=True))(params, state, x, inputs, key=jax.random.key(2))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out.losses, out.metrics, out.plan.shares())))
