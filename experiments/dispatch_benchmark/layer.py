@@ -114,6 +114,8 @@ def _dense(program, variables, _):
 def _layer(program, rngs):
   kind = LAYERS[program.what]
   router = {**papers.top_k_dropless(k=program.choices), 'balance': {}, **kind.get('router', {})}
+  if program.choices == 1:
+    router['weigh'] = dict(name='one')  # what weights that sum to 1 are then
   config = dict(num_experts=program.num_experts, group=min(kind.get('group', program.tokens), program.tokens),
                 dispatch=kind['dispatch'], router=router, experts=kind.get('experts', dict(
                     name='feed_forward', hidden=program.hidden, activation=program.activation)))

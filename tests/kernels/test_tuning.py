@@ -125,7 +125,7 @@ def test_the_program_says_in_a_sentence_what_it_cannot_do():
   command = [sys.executable, '-m', 'moejax.kernels.tuning', '--implementation=triton', '--rows=64', '--experts=2',
              '--dim=16', '--hidden=16']
   result = subprocess.run(command, capture_output=True, text=True)
-  assert result.returncode == 1 and 'Traceback' not in result.stderr
+  assert result.returncode == 2 and 'Traceback' not in result.stderr
   assert result.stderr.splitlines()[-1].startswith('triton cannot be tuned here.')
 
 
