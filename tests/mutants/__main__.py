@@ -1,6 +1,7 @@
 """Plants each fault of `planted.py` and says which tests notice it: `python -m tests.mutants`.
 
-Every mutant is tried in a copy of the checkout, on the tests of its room, and on all tests where none of those fails.
+Every mutant is tried in a copy of the checkout: on the test file that should notice, on its room where that does not, and
+on all tests where none of those fails.
 """
 import argparse
 import concurrent.futures
@@ -52,23 +53,22 @@ def main() -> None:
 
 
 def caught_by(mutant: Mutant) -> dict:
-  """The tests that fail with `mutant` planted: those of its room, or else of all."""
+  """The tests that fail with `mutant` planted, of the first of its `tests` where any does, or else of all."""
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / 'moejax'
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__'))
     (copy / mutant.path).write_text(mutant.planted(copy))
-    failed, room = failures(copy, mutant.tests.split()), True
-    if not failed:
-      failed, room = failures(copy, ['tests']), False
-  return dict(path=mutant.path, caught_by=failed, in_its_room=room and bool(failed),
-              seconds=round(time.monotonic() - start, 1))
+    for tests in (*mutant.tests.split(), 'tests'):
+      if failed := failures(copy, tests):
+        break
+  return dict(path=mutant.path, caught_by=failed, seconds=round(time.monotonic() - start, 1))
 
 
-def failures(folder: Path, tests: list[str]) -> list[str]:
-  """The first tests that fail in the checkout `folder`; the test that each mutant can be planted is left out."""
+def failures(folder: Path, tests: str) -> list[str]:
+  """The first of `tests` that fail in the checkout `folder`; the test that each mutant can be planted is left out."""
   command = [sys.executable, '-m', 'pytest', '-q', '-n', '0', '-p', 'no:cacheprovider', f'--maxfail={ENOUGH}',
-             '--ignore=tests/mutants', *tests]
+             '--ignore=tests/mutants', tests]
   run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
   if run.returncode > 1:  # A usage error, or a conftest that does not import: nothing was tested.
     raise RuntimeError(f'{" ".join(command)} in {folder} ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}')
