@@ -91,7 +91,7 @@ MUTANTS = (
     Mutant('the shared expert is forgotten', 'moejax/layers/moe.py', 'y = y + shared', 'pass',
            'tests/layers/test_moe.py tests/layers'),
     Mutant('names do not separate keys', 'moejax/random.py', 'zlib.crc32(name.encode()) & 0x7FFFFFFF', '0',
-           'tests/layers/test_dropout.py tests/layers tests/routing'),
+           'tests/test_random.py tests/layers tests/routing'),
     Mutant('router losses are dropped', 'moejax/training/step.py', 'loss = weight * objective + router_loss',
            'loss = weight * objective', 'tests/training/test_step.py tests/training'),
     Mutant('every step draws the same randomness', 'moejax/training/step.py',
