@@ -115,7 +115,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start, 
 def test_the_same_command_started_twice_runs_once(start, undisturbed, tmp_path):
   first = start(tmp_path)
   wait_for_step(first, tmp_path, 13)
+  first.send_signal(signal.SIGSTOP)  # or it would have finished before the second has imported jax
   code, _, err = finish(start(tmp_path))
+  first.send_signal(signal.SIGCONT)
   assert code == 2
   assert f'is in use: process {first.pid} on' in err and 'Traceback' not in err
   code, _, err = finish(first)
