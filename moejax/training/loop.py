@@ -89,7 +89,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
             row |= _evaluate(setup, state, shown.say)
           if row:
             writer.write(now, row)
-          if saves:
+          if saves and rollback.sound(measured):
             checkpoints.save(state, batches, row)
         if stops and now < total:
           _end_interrupted(now, total, checkpoints, signal)

@@ -1,5 +1,5 @@
-"""What the host does about skipped batches: says so, rolls back when there are too many in a row, and ends the run when
-that does not help.
+"""What the host does about skipped batches: says so, rolls back when there are too many in a row or an update has left a state
+that is not finite, and ends the run when that does not help.
 
 A rollback takes parameters, optimizer, router state and the memory of spikes from a checkpoint. It does not turn back
 the step or the data: a batch, a random key and a learning rate belong to one step and are used at most once. So the run
@@ -37,7 +37,7 @@ class Guard:
     self._options, self._states, self._checkpoints, self._say = options, states, checkpoints, say
     # A run that stopped between a step and the look at it looks when it goes on.
     skips = jax.device_get(state.skips)
-    self._unseen = int(state.step), {'recovery/in_a_row': skips['in_a_row'], 'train/skipped': False}, {}
+    self._unseen = int(state.step), _nothing(skips['in_a_row']), {}
 
   def after(self, now: int, metrics: dict[str, Any], batch: dict[str, Any], state: TrainState) -> TrainState:
     """Looks at the step before `now`; `state` is that after step `now`. Returns it, or what it is rolled back to.
@@ -50,21 +50,24 @@ class Guard:
     """
     seen, self._unseen = self._unseen, (now, metrics, batch)
     in_a_row = self._look(*seen)
-    if in_a_row < self._options.patience:
+    if in_a_row < self._options.patience and sound(seen[1]):
       return state
     state = self._rolled_back(now, in_a_row, seen, state)
-    self._unseen = now, {'recovery/in_a_row': 0, 'train/skipped': False}, {}
+    self._unseen = now, _nothing(), {}
     return state
 
   def finish(self) -> None:
-    """Looks at the last step."""
-    self._look(*self._unseen)
+    """Looks at the last step. Raises recovery.Diverged where it has left nothing to keep."""
+    in_a_row = self._look(*self._unseen)
+    if not sound(self._unseen[1]):
+      raise self._diverged(*self._unseen, in_a_row, 'It was the last step.')
 
   def _look(self, at, metrics, batch):
-    skipped, in_a_row = jax.device_get((metrics['train/skipped'], metrics['recovery/in_a_row']))
-    if skipped:
+    if metrics['train/skipped']:
       self._say(f'Step {at}: batch skipped. {_why(metrics, batch)}')
-    return int(in_a_row)
+    elif not sound(metrics):
+      self._say(f'Step {at}: the update cannot be kept. {_why(metrics, batch)}')
+    return int(metrics['recovery/in_a_row'])
 
   def _rolled_back(self, now, in_a_row, seen, state):
     skips = {name: int(state.skips[name]) for name in _COUNTERS}
@@ -78,7 +81,8 @@ class Guard:
     if found is None:
       raise self._diverged(*seen, in_a_row, 'There is no checkpoint from before to roll back to.')
     at, old = found
-    self._say(f'{in_a_row} batches in a row were skipped: rolled back to the checkpoint of step {at}; '
+    reason = f'{in_a_row} batches in a row were skipped' if sound(seen[1]) else 'The state is not finite'
+    self._say(f'{reason}: rolled back to the checkpoint of step {at}; '
               f'{now - at} steps are lost. Training goes on with the data that follow.')
     skips |= dict(rollbacks=skips['rollbacks'] + 1, lost=skips['lost'] + now - at,
                   rolled_back_at=now, rolled_back_to=at)
@@ -90,9 +94,19 @@ class Guard:
   def _diverged(self, at, metrics, batch, in_a_row, what):
     row = f'{in_a_row} batches in a row were skipped. ' if in_a_row > 1 else ''
     return recovery.Diverged(
-        f'Step {at}: {_why(metrics, batch)} The update was not applied. {row}{what} {self._checkpoints.last_good()} '
+        f'Step {at}: {_why(metrics, batch)} {"The update was not applied. " if sound(metrics) else ""}{row}{what} '
+        f'{self._checkpoints.last_good()} '
         'Usual remedies: a smaller config.optimizer.schedule.peak, a longer warm-up, config.optimizer.clip=1.0, or a '
         'z loss on the router; start them in another workdir.')
+
+
+def sound(metrics: dict[str, Any]) -> bool:
+  """Whether the state that a step with these metrics left is one to go on from, and to save."""
+  return bool(metrics['train/skipped']) or not metrics['recovery/not_finite']
+
+
+def _nothing(in_a_row=0):
+  return {'recovery/in_a_row': in_a_row, 'recovery/not_finite': 0, 'train/skipped': False}
 
 
 def _why(metrics, batch):
@@ -100,6 +114,8 @@ def _why(metrics, batch):
     return 'the run had stopped here.'
   metrics = jax.device_get(metrics)
   loss, norm = float(metrics['train/loss']), float(metrics['train/grad_norm'])
+  if np.isfinite(loss) and np.isfinite(norm) and not np.isfinite(metrics['train/learning_rate']):
+    return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {metrics["train/learning_rate"]}.'
   if np.isfinite(loss) and np.isfinite(norm) and metrics['recovery/not_finite']:
     return (f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the update is not: it leaves NaN or infinity in '
             f'{metrics["recovery/not_finite"]} arrays of parameters, optimizer or router state '

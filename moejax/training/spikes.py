@@ -24,7 +24,7 @@ class RecoveryConfig:
   """config.recovery.
 
   Attributes:
-    skip: batches whose update is not applied: those with a loss, gradient or update that is 'not_finite', or also
+    skip: batches whose update is not applied: those with a loss or gradient that is 'not_finite', or also
       'spikes'.
     spike: a loss (or logarithm of the gradient norm) this many standard deviations above its running median is a spike.
     patience: that many skipped batches in a row, and the run rolls back to the last good checkpoint.

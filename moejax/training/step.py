@@ -99,8 +99,9 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
   `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
   `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
   `recovery/in_a_row`, `recovery/not_finite`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where
-  `spikes.judge` refuses the loss or the gradient, or the update leaves arrays that are not finite
-  (`recovery/not_finite` of them), `train/skipped` is True and of the returned state only `step` and `skips` are new.
+  `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite, `train/skipped` is
+  True and of the returned state only `step` and `skips` are new. Where an update that was applied leaves arrays that are not
+  finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one that is sound.
   """
   def step(state, batch):
     return train_step(setup, state, batch)
@@ -119,25 +120,28 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
 
   loss, gradient_norm = metrics['train/loss'], optax.tree.norm(gradients)
   accepted, limits = spikes.judge(setup.recovery, state.skips, loss, gradient_norm)
+  learning_rate = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
+  spoiled_routers = optimizers.not_finite(router_state)
+  accepted &= jnp.isfinite(learning_rate) & (spoiled_routers == 0)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
     average = optimizers.moving_average(average, params, setup.training.average)
   new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
-  # A sound gradient does not make a sound update: a learning rate, a decay or an accumulator can overflow.
-  not_finite = optimizers.not_finite(new)
-  accepted &= not_finite == 0
   new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
-  skips = spikes.record(state.skips, accepted, loss, gradient_norm)
+  # A sound gradient does not make a sound update: a decay or an accumulator can overflow. To take it back here would need a
+  # second copy of parameters and optimizer state in every step.
+  spoiled = optimizers.not_finite(new)
+  skips = spikes.record(state.skips, accepted & (spoiled == 0), loss, gradient_norm)
   new = dataclasses.replace(new, step=state.step + 1, skips=skips,
                             opt_state=optimizers.at_step(new.opt_state, state.step + 1))
 
   metrics |= limits
   metrics['train/skipped'] = ~accepted
   metrics['recovery/in_a_row'] = skips['in_a_row']
-  metrics['recovery/not_finite'] = not_finite
-  metrics['train/learning_rate'] = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
+  metrics['recovery/not_finite'] = spoiled + spoiled_routers
+  metrics['train/learning_rate'] = learning_rate
   metrics['train/grad_norm'] = gradient_norm
   metrics['train/param_norm'] = optax.tree.norm(state.params)
   for module, norm in optimizers.norms_by_module(gradients).items():

@@ -179,6 +179,42 @@ def test_a_batch_that_is_not_finite_is_skipped_said_and_counted(tmp_path):
   assert '1 batches were skipped, 0 rollbacks lost 0 steps.' in said
 
 
+@pytest.fixture
+def spoil(monkeypatch):
+  """Function (step): the update of that step, whose loss and gradient are sound, leaves NaN in the parameters."""
+  def spoil(number):
+    train_step = step.make_train_step(None)
+
+    def spoiled(state, batch):
+      state, measured = train_step(state, batch)
+      if state.step != number:
+        return state, measured
+      counted = dict(state.skips, in_a_row=jnp.int32(1), skipped=state.skips['skipped'] + 1)
+      state = dataclasses.replace(state, params=jax.tree.map(lambda x: x * np.nan, state.params), skips=counted)
+      return state, dict(measured) | {'recovery/not_finite': jnp.int32(3), 'recovery/in_a_row': jnp.int32(1)}
+    monkeypatch.setattr(step, 'make_train_step', lambda setup: spoiled)
+  return spoil
+
+
+def test_a_state_that_an_update_has_spoiled_is_not_saved_and_the_run_goes_back(tmp_path, spoil):
+  """That of step 6 is seen after step 7; the last state that is known to be sound is in the checkpoint of step 4."""
+  spoil(6)
+  _, said = run(tmp_path)
+  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and 'NaN or infinity in 3 arrays' in line
+             for line in said)
+  line, = [line for line in said if 'rolled back' in line]
+  assert line.startswith('The state is not finite: rolled back to the checkpoint of step 4; 3 steps are lost.')
+  assert {path.name for path in (tmp_path / 'checkpoints').glob('[0-9]*')} == {'4', '8'}
+  assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
+
+
+def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoint_before(tmp_path, spoil):
+  spoil(STEPS)
+  with pytest.raises(recovery.Diverged, match='Step 8: .* It was the last step. The last good checkpoint is .*/6'):
+    run(tmp_path)
+  assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
+
+
 ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3))
 
 
