@@ -1,4 +1,5 @@
 """Every test runs on eight simulated devices, whatever the machine has."""
+import gc
 import os
 from importlib import metadata
 
@@ -16,6 +17,10 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.devices()  # reads the flags; libtpu, which does so when a TPU program is compiled, knows those for CPUs as little
 os.environ['XLA_FLAGS'] = _EVERYWHERE
+
+# Tracing makes many small objects, few of them in cycles: to look for these as often as Python does takes a tenth of the time.
+gc.freeze()
+gc.set_threshold(200_000, 20, 20)
 
 # Compilation dominates the first example, so a deadline would only measure the machine.
 hypothesis.settings.register_profile('moejax', deadline=None, max_examples=15, derandomize=True, print_blob=True,

@@ -59,7 +59,8 @@ def assert_agree(name, found, expected):
     np.testing.assert_allclose(params[path], expected_params[path], rtol=1e-4, atol=1e-5, err_msg=f'{name} {path}')
 
 
-@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 def test_processes_agree_and_take_the_step_of_one_device(count, take_steps, tmp_path):
   cases = [f'decoder/einsum/scan/data=2 model={count}']  # half of them feed the same rows
   assert_agree(*cases, *take_steps(cases, count), *take_steps(on_one_device(cases), devices=1))
