@@ -22,6 +22,7 @@ class Range(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
+  """The least value belongs to the range."""
   least: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -33,6 +34,7 @@ class AtLeast:
 
 @dataclasses.dataclass(frozen=True)
 class Above:
+  """The bound does not belong to the range."""
   bound: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -44,6 +46,7 @@ class Above:
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
+  """The most belongs to the range."""
   most: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -55,6 +58,7 @@ class AtMost:
 
 @dataclasses.dataclass(frozen=True)
 class Below:
+  """The bound does not belong to the range."""
   bound: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -120,4 +124,3 @@ NonNegative = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
 # A probability of leaving something out: at 1 nothing would be left.
 Rate = Annotated[float, AtLeast(0), Below(1)]
-
