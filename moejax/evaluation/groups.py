@@ -12,7 +12,7 @@ from jax.extend import core
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
-from moejax.routing.plans import DensePlan, Plan, SlotPlan, TokenPlan
+from moejax.routing.plans import Plan, group_size, has_slots
 
 Spec = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -45,15 +45,9 @@ def check(apply: Callable, params: Tree, router_state: Tree, usual: Spec, spec: 
                         "groups that any batch has, e.g. group='sequence' of the mixture.")
 
 
-def group_size(plan: Plan) -> int:
-  """S, the tokens that are routed together."""
-  return plan.num_tokens if isinstance(plan, SlotPlan) else jax.tree.leaves(plan)[0].shape[1]
-
-
 def _alone(plan: Plan) -> bool:
   """Whether no token's experts depend on the other tokens of its group."""
-  choosing = isinstance(plan, DensePlan) or isinstance(plan, TokenPlan) and plan.capacity is None
-  return choosing and plan.leak == 'causal'
+  return not has_slots(plan) and plan.leak == 'causal'
 
 
 def _draws(jaxpr: Any) -> bool:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from moejax.layers.moe import tokens_per_group
 from moejax.parallel import rules
-from moejax.routing.plans import DensePlan, SlotPlan, TokenPlan
+from moejax.routing.plans import group_size, has_slots
 
 
 class Spanning(NamedTuple):
@@ -49,7 +49,7 @@ def spanning(setup, accumulate: int | None = None, shards: int | None = None) ->
     micro, length = examples // accumulate, _tokens(plans[0]) // examples
     tokens = tokens_per_group(group, micro, length, f'config.{path}.moe.group')
     of_device = micro * length // shards
-    if of_device % tokens and (_has_slots(plans[0]) or tokens % of_device):
+    if of_device % tokens and (has_slots(plans[0]) or tokens % of_device):
       dividing = next(n for n in range(min(tokens, of_device), 0, -1) if of_device % n == 0)
       found[path] = Spanning(micro * length // tokens, tokens, dividing)
   return found
@@ -72,9 +72,4 @@ def _group(side: ConfigDict) -> str | int:
 
 
 def _tokens(plan) -> int:
-  groups, of_group = jax.tree.leaves(plan)[0].shape[:2]
-  return groups * (plan.num_tokens if isinstance(plan, SlotPlan) else of_group)
-
-
-def _has_slots(plan) -> bool:
-  return not isinstance(plan, DensePlan) and not (isinstance(plan, TokenPlan) and plan.capacity is None)
+  return jax.tree.leaves(plan)[0].shape[0] * group_size(plan)

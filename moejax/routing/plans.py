@@ -261,3 +261,13 @@ def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPla
 def slot_plan(token: jax.Array, filled: jax.Array, num_tokens: int) -> SlotPlan:
   """What experts choose, before anything weighs it: weights one; token <int32>[G,E,C], filled <bool>[G,E,C]."""
   return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=num_tokens)
+
+
+def group_size(plan: Plan) -> int:
+  """S, the tokens that are routed together."""
+  return plan.num_tokens if isinstance(plan, SlotPlan) else jax.tree.leaves(plan)[0].shape[1]
+
+
+def has_slots(plan: Plan) -> bool:
+  """Whether the tokens of a group compete for places with an expert, or are mixed in them."""
+  return not isinstance(plan, DensePlan) and not (isinstance(plan, TokenPlan) and plan.capacity is None)
