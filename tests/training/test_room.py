@@ -5,19 +5,14 @@ import jax
 import numpy as np
 import pytest
 
+from moejax import config_files
 from moejax.config import ConfigError
 from moejax.training import loop, room, setup, step
 
 
 def config(**changes):
   config = importlib.import_module('configs.vmoe_digits').get_config()
-  for path, value in changes.items():
-    *groups, key = path.split('__')
-    node = config
-    for group in groups:
-      node = node[group]
-    node[key] = value
-  return config
+  return config_files.override(config, {path.replace('__', '.'): value for path, value in changes.items()})
 
 
 @pytest.mark.parametrize('changes, sentence', [
