@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.kernels import routes
 from moejax.kernels.grouped_matmul import Name, grouped_matmul
 from moejax.parallel import rules
 
@@ -161,7 +162,7 @@ def _take_rows_forward(x, source, users):
 
 def _take_rows_backward(users, dy):
   # One read of [G,N,D] a use: one of [G,N,K,D] that is summed over K is several times slower on CPUs.
-  return sum(take_or_zeros(dy, users[..., k]) for k in range(users.shape[2])), None, None
+  return routes.sum_over_choices(lambda k: take_or_zeros(dy, users[..., k]), users.shape[2]), None, None
 
 
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)
@@ -181,7 +182,7 @@ def sum_choices(y: jax.Array, row: jax.Array, choice: jax.Array, weight: jax.Arr
     <float>[G,S,D].
   """
   del choice
-  return sum(weight[..., k, None] * take_or_zeros(y, row[..., k]) for k in range(row.shape[2]))
+  return routes.sum_over_choices(lambda k: weight[..., k, None] * take_or_zeros(y, row[..., k]), row.shape[2])
 
 
 def _sum_choices_forward(y, row, choice, weight):
@@ -194,8 +195,9 @@ def _sum_choices_backward(residuals, dout):
   of_row = take_or_zeros(weight.reshape(groups, -1, 1), choice)
   dy = of_row * take_or_zeros(dout, choice // choices)
   # As products: XLA's CPU backend vectorises those, and not a sum over the last axis of what it has just read.
-  dweight = [jnp.einsum('gsd,gsd->gs', take_or_zeros(y, row[..., k]), dout) for k in range(choices)]
-  return dy.astype(y.dtype), None, None, jnp.stack(dweight, axis=-1).astype(weight.dtype)
+  of_choice = lambda k: jnp.einsum('gsd,gsd->gs', take_or_zeros(y, row[..., k]), dout)
+  dweight = routes.stack_over_choices(of_choice, choices)
+  return dy.astype(y.dtype), None, None, dweight.astype(weight.dtype)
 
 
 sum_choices.defvjp(_sum_choices_forward, _sum_choices_backward)

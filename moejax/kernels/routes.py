@@ -1,4 +1,5 @@
 """Which rows meet which expert, and how what comes back is summed: the two ends of an expert block."""
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -90,4 +91,22 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
     return rows if weight is None else rows * take(weight, row)[:, None]
 
   # One read of [N,D] a choice: a single read of [N,K,D] that is summed over K is several times slower on CPUs.
-  return sum(choice(routes.position[:, k]) for k in range(routes.position.shape[1]))
+  return sum_over_choices(lambda k: choice(routes.position[:, k]), routes.position.shape[1])
+
+
+# More choices than this are a loop: where a token may choose all experts, a program would grow with their number.
+_UNROLLED = 16
+
+
+def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
+  """of_choice(0) + ... + of_choice(choices - 1)."""
+  if choices <= _UNROLLED:
+    return sum(of_choice(k) for k in range(choices))
+  return jax.lax.fori_loop(1, choices, lambda k, total: total + of_choice(k), of_choice(0))
+
+
+def stack_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
+  """<..>[..] of each choice -> <..>[..,K]."""
+  if choices <= _UNROLLED:
+    return jnp.stack([of_choice(k) for k in range(choices)], axis=-1)
+  return jnp.moveaxis(jax.lax.map(of_choice, jnp.arange(choices)), 0, -1)

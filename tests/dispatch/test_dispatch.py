@@ -54,14 +54,14 @@ def call_experts(params, dtype=jnp.float32, **config):
 
 def token_plan(expert, kept, seed=0):
   rng = np.random.RandomState(seed)
-  return TokenPlan(expert=jnp.array(expert), weight=jnp.array(rng.rand(G, S, K), jnp.float32), kept=jnp.array(kept),
+  return TokenPlan(expert=jnp.array(expert), weight=jnp.array(rng.rand(*expert.shape), jnp.float32), kept=jnp.array(kept),
                    passthrough=jnp.array(rng.randn(G, S), jnp.float32), num_experts=E)
 
 
 def placed_plan(expert, kept):
-  slot, taken = np.full((G, S, K), -1), np.zeros((G, E), int)
+  slot, taken = np.full(expert.shape, -1), np.zeros((G, E), int)
   kept = kept.copy()
-  for g, s, k in np.ndindex(G, S, K):
+  for g, s, k in np.ndindex(expert.shape):
     if kept[g, s, k]:
       slot[g, s, k] = taken[g, expert[g, s, k]]
       taken[g, expert[g, s, k]] += 1
@@ -195,6 +195,19 @@ def test_values_and_gradients_equal_the_loop_over_tokens(case, data):
     if expected is not None:
       # Sums of at most G*S*K=20 float32 terms below 100 (a product of four normals).
       np.testing.assert_allclose(got, expected, rtol=0, atol=20 * 100 * 2**-24)
+
+
+@pytest.mark.parametrize('name', ['gather', 'grouped'])
+def test_many_choices_are_a_loop_and_equal_the_loop_over_tokens(name):
+  """Where a token may choose all experts, a program that is unrolled over choices never ends."""
+  rng = np.random.RandomState(0)
+  plan, arguments = placed_plan(rng.randint(E, size=(G, S, 40)), rng.rand(G, S, 40) < 0.5), draw()
+  for got, expected in zip(runner(name)(plan, *arguments), loop(plan, *arguments)):
+    # Sums of at most G*S*40=400 float32 terms below 100 (a product of four normals).
+    np.testing.assert_allclose(got, expected, rtol=0, atol=400 * 100 * 2**-24)
+  sizes = [len(list(equations(jax.make_jaxpr(runner(name))(placed_plan(expert, expert >= 0), *arguments).jaxpr)))
+           for expert in (np.zeros((G, S, 80), int), np.zeros((G, S, 160), int))]
+  assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize('name', DISPATCHERS)
