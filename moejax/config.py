@@ -75,7 +75,7 @@ class Registry:
     if 'name' not in config:
       raise ConfigError(f'{where}.name is missing: which {self.what}? One of {", ".join(self)}.')
     if not isinstance(config['name'], str):
-      raise ConfigError(f'{where}.name must be the name of a {self.what}, not {_shown(config["name"])}: '
+      raise ConfigError(f'{where}.name must be the name of a {self.what}, not {shown(config["name"])}: '
                         f'one of {", ".join(self)}.')
     if config['name'] not in self._constructors:
       raise ConfigError(f'{where}.name: there is no {self.what} {config["name"]!r}. '
@@ -154,20 +154,20 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
                         f'{nearest(key, [*allowed, *beside])}')
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
-      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {_shown(value)} ({type(value).__name__}).')
+      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)} ({type(value).__name__}).')
     _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
+  missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
+  if missing:
+    raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
+                      f'({spell(parameters[missing[0]].annotation)}).')
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
   for key in allowed:
     # A default, too, may fail to divide what another key was set to.
     value, annotation = known[key], parameters[key].annotation
     if _matches(value, annotation) and not _within(value, annotation, known):
       default = '' if key in config else ' (the default)'
-      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {_shown(value)}{default}.')
-  missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
-  if missing:
-    raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
-                      f'({spell(parameters[missing[0]].annotation)}).')
+      raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)}{default}.')
   if (found := _record.get()) is not None:
     found.append(Consumed(where, constructor, {key: parameters[key] for key in allowed}, config, registry, name))
   return constructor(**arguments)
@@ -249,8 +249,8 @@ def _matches(value, annotation) -> bool:
   return isinstance(value, kind) if inspect.isclass(kind) else True
 
 
-def _shown(value) -> str:
-  # A ConfigDict spells itself over several lines.
+def shown(value: object) -> str:
+  """A value of a config in an error; a ConfigDict would spell itself over several lines."""
   return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, shown
 
 _WORDS = {'true': True, 'false': False}
 _STEP = r'[^.\[\]]+|\[\d+\]'
@@ -143,12 +143,12 @@ def _changed(node: Any, steps: list[str | int], value: Any, where: str) -> Any:
   step, *rest = steps
   if isinstance(step, int):
     if not isinstance(node, (list, tuple)) or step >= len(node):
-      raise ConfigError(f'{where}[{step}] is not there to be changed: {where} is {node!r}.')
+      raise ConfigError(f'{where}[{step}] is not there to be changed: {where} is {shown(node)}.')
     items = list(node)
     items[step] = _changed(items[step], rest, value, f'{where}[{step}]')
     return type(node)(items)
   if not isinstance(node, (ConfigDict, Mapping, type(None))):
-    raise ConfigError(f'{where}.{step}: {where} is {node!r} and has no keys.')
+    raise ConfigError(f'{where}.{step}: {where} is {shown(node)} and has no keys.')
   group = node if isinstance(node, ConfigDict) else dict(node or {})
   old = group.get(step)
   new = _changed(old, rest, value, f'{where}.{step}')
@@ -164,7 +164,7 @@ def _group(values: dict, where: str) -> ConfigDict:
   try:
     return ConfigDict(values)
   except (ValueError, TypeError, AttributeError) as error:
-    raise ConfigError(f'{where}: {values!r} cannot be a group of a config: {str(error).rstrip(".")}.') from None
+    raise ConfigError(f'{where}: {shown(values)} cannot be a group of a config: {str(error).rstrip(".")}.') from None
 
 
 def _in_place_of(old: Any, new: Any, where: str) -> Any:

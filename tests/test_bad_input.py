@@ -40,6 +40,9 @@ MISTAKES = {
         'switch_chitchat', {'model.vocab_size': 256}, 'config.model.vocab_size is 256'),
     'images of another size': (
         'vmoe_digits', {'data.image_size': 16}, 'config.model.image_size is 8, but config.data.image_size is 16'),
+    'a model that reads other tokens than there are': (
+        'switch_chitchat', {'model': importlib.import_module('configs.t5_chitchat').get_config().model},
+        "config.model: the model reads 'encoder_tokens', and batches of config.data have 'loss_mask', 'positions', "),
     'groups that do not divide': (
         'vmoe_digits', {'model.moe.group': 0}, 'config.model.moe.group'),
 }

@@ -161,6 +161,11 @@ def test_a_dict_in_the_place_of_a_value_is_shown_on_one_line(key, value):
   assert '\n' not in str(error.value) and f'not {value!r}' in str(error.value)
 
 
+def test_a_missing_key_that_another_must_divide_is_said_to_be_missing():
+  with pytest.raises(ConfigError, match='config.cake.whole is missing: slice_of needs it'):
+    call(slice_of, dict(size=2), 'config.cake')
+
+
 # ---- groups in groups -----------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Protocol
 import grain
 import numpy as np
 
-from moejax.config import ConfigError, Explained, Registry
+from moejax.config import ConfigError, Explained, Registry, shown
 from moejax.data import fingerprint
 from moejax.ranges import Above, Below, NotEmpty
 
@@ -260,7 +260,7 @@ def check_strings(config: Mapping, where: str) -> None:
   """Raises ConfigError where a value of `config` is not a string with something in it."""
   for key, value in config.items():
     if not isinstance(value, str) or not value:
-      raise ConfigError(f'{where}.{key} must be a string that is not empty, not {value!r}.')
+      raise ConfigError(f'{where}.{key} must be a string that is not empty, not {shown(value)}.')
 
 
 def local_path(path: str, where: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.routing.features import RouterInputs
 
@@ -38,7 +39,14 @@ class Tokens:
 
 
 def read(batch: Tree, prefix: str = '') -> Tokens:
-  """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one whole document."""
+  """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one whole document.
+
+  Raises:
+    ConfigError: the batch has no such tokens.
+  """
+  if f'{prefix}tokens' not in batch:
+    raise ConfigError(f"config.model: the model reads '{prefix}tokens', and batches of config.data have "
+                      f"{', '.join(map(repr, sorted(batch)))}. Choose data and a model that fit.")
   ids = batch[f'{prefix}tokens']
   whole, start = jnp.ones_like(ids), jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=ids.dtype), ids.shape)
   return Tokens(ids, batch.get(f'{prefix}segments', whole), batch.get(f'{prefix}positions', start),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import call
+from moejax.config import ConfigError, call
 from moejax.functional import Tree
 from moejax.layers import initializers
 from moejax.layers.attention import Attention
@@ -81,12 +81,12 @@ class VisionTransformer(Transformer):
     """batch: image <float>[B,H,W,C], and optionally valid <bool>[B]: images that are False take no expert's capacity.
 
     Raises:
-      ValueError: images of another shape than configured.
+      ConfigError: images of another shape than configured.
     """
     images = batch['image']
     if images.shape[1:] != self.image_shape:
-      raise ValueError(f'images are {images.shape[1:]} but the model is for {self.image_shape} '
-                       '(image_size, image_size, channels).')
+      raise ConfigError(f'config.model: images are {images.shape[1:]} but the model is for {self.image_shape} (image_size, '
+                        'image_size, channels). Set its image_size and channels as in config.data.')
     x = self.patches(patchify(images, self.patch_size))
     if self.class_token is not None:
       token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))

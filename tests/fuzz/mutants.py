@@ -202,7 +202,7 @@ def _plausible(rng, annotation) -> Any:
   if origin is typing.Annotated:
     for _ in range(20):
       value = _plausible(rng, parts[0])
-      if all(part.admits(value, {}) for part in parts[1:] if isinstance(part, ranges.Range)):
+      if all(part.admits(value, {}) for part in parts[1:] if isinstance(part, ranges.Range) and not hasattr(part, 'of')):
         return value
     return value
   if origin in (typing.Union, types.UnionType):
