@@ -154,7 +154,7 @@ def main(study: str, starts: tuple[str, ...] = ()) -> list[str]:
   figure = f', python -m experiments.{study}.plot' if path.with_name('plot.py').exists() else ''
   if failed:
     print(f'{len(failed)} runs failed: {", ".join(failed)}. The same command runs what is missing.')
-  print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills the README){figure}')
+  print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills README and docs){figure}')
   return failed
 
 

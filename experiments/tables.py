@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/development.md from committed results: `python -m experiments.tables`.
+"""Fills the tables of README.md and docs/ from committed results: `python -m experiments.tables`.
 
 A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Nothing in it is written by hand.
 """
@@ -9,7 +9,7 @@ import re
 from experiments import development, runner
 from moejax.parallel import units
 
-PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
+PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md')))
 
 
 def digits() -> str:
@@ -136,4 +136,4 @@ def _source(results):
 if __name__ == '__main__':
   for page in PAGES:
     page.write_text(fill(page.read_text()))
-  print(f'Filled {", ".join(TABLES)} in {" and ".join(page.name for page in PAGES)}.')
+  print(f'Filled {", ".join(TABLES)} in README.md and docs/.')

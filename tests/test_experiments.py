@@ -1,4 +1,4 @@
-"""Studies and the README: sweeps name configs that exist, and every number in the README is one of the committed results."""
+"""Studies and the README: sweeps name configs that exist, and every table of README and docs is made of the committed results."""
 import importlib
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from experiments import runner, tables
 
-# Studies that have run; the README says of others that they have not.
+# Studies that have run; the docs say of others that they have not.
 STUDIES = sorted(path.parent.name for path in runner.ROOT.glob('experiments/*/sweep.py')
                  if 'def sweep(' in path.read_text() and (path.parent / 'results.json').exists())
 

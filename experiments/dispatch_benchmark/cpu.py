@@ -88,7 +88,7 @@ def main(_) -> None:
   size = programs.QUICK if QUICK.value else programs.FULL
   results = run(size, CASES.value, commands(TORCH_PYTHON.value), folder)
   print(report.table(results))
-  print(f'\nResults: {folder}/cpu.json and figure.png. Next: python -m experiments.tables (fills the README).')
+  print(f'\nResults: {folder}/cpu.json and figure.png. Next: python -m experiments.tables (fills README and docs).')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """What large models take on the pods that they fit: `moejax.compile` for each, on a machine that has no chip.
 
-Minutes and some GB of memory a model, on one core; the table is in README.md.
+Minutes and some GB of memory a model, on one core; the table is in docs/scaling.md.
 """
 import dataclasses
 import json
