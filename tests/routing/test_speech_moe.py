@@ -62,3 +62,5 @@ def test_a_width_is_needed_and_a_shared_network_too():
   feature = FEATURES.build(dict(name='with_shared', shared_dim=3), 'features', dim=2)
   with pytest.raises(ValueError, match='RouterInputs.shared is None'):
     feature(jnp.ones((1, 4, 2)), RouterInputs())
+  with pytest.raises(ConfigError, match='shared_dim is 3, but the shared network has width 4'):
+    feature(jnp.ones((1, 4, 2)), RouterInputs(shared=jnp.ones((1, 4, 4))))

@@ -4,6 +4,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moejax.config import ConfigError
 from moejax.ranges import Natural, NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
 from moejax.routing.features import FEATURES, RouterInputs
@@ -22,10 +23,18 @@ class WithShared:
     self.shared_dim, self.width = shared_dim, shared_dim + dim
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """`x`: <float>[G,S,D] -> <float32>[G,S,shared_dim+D]. Raises ValueError where the model has no such network."""
+    """`x`: <float>[G,S,D] -> <float32>[G,S,shared_dim+D].
+
+    Raises:
+      ConfigError: the model has no such network, or one of another width.
+    """
     if not self.shared_dim:
       return x.astype(jnp.float32)
-    return jnp.concatenate([inputs['shared'].astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
+    shared = inputs['shared']
+    if shared.shape[-1] != self.shared_dim:
+      raise ConfigError(f'{inputs.where}.features.shared_dim is {self.shared_dim}, but the shared network has width '
+                        f'{shared.shape[-1]}. Make them equal.')
+    return jnp.concatenate([shared.astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
 
 
 def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
