@@ -37,8 +37,13 @@ class Objective:
   router_losses: Literal['sum', 'mean'] = 'sum'
 
   def counted(self, batch: Batch) -> jax.Array:
-    """[B] or [B,S] Which examples or tokens of `batch` the loss is a mean over."""
-    raise NotImplementedError
+    """[B] or [B,S] Which examples or tokens of `batch` the loss is a mean over.
+
+    Raises:
+      ConfigError: the loss is not such a mean.
+    """
+    raise ConfigError(f"{self.where}: {type(self).__name__} scores neither examples nor tokens one by one, which "
+                      "config.method needs. Set config.method.name to 'plain', or choose another objective.")
 
   def weight(self, batch: Batch) -> jax.Array:
     """<float32>[] How many they are."""

@@ -246,3 +246,10 @@ def test_models_without_routers_are_refused():
   with pytest.raises(ConfigError, match='is for language models with mixtures of experts'):
     build(name='reinforce')(lambda key, batch: output, OBJECTIVE, dict(
         targets=jnp.asarray(TARGETS), loss_mask=jnp.ones((1, S))), jax.random.key(0))
+
+
+@pytest.mark.parametrize('name', ['contrastive', 'ctc'])
+def test_a_method_that_weighs_examples_is_refused_where_the_objective_scores_a_batch_whole(name):
+  objective = objectives.build(dict(name=name), 'config.objective')
+  with pytest.raises(ConfigError, match="config.objective: .* Set config.method.name to 'plain'"):
+    objective.mean(jnp.zeros(2), dict(valid=jnp.ones(2, bool)))
