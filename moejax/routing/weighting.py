@@ -146,7 +146,8 @@ class Sigmoid(_OverSelected):
     return jax.nn.log_sigmoid(logits)
 
   def probs(self, logits: jax.Array) -> jax.Array:
-    return jax.nn.softmax(self.log_gates(logits), axis=-1)
+    probs = softmax_over_experts(self.log_gates(logits))
+    return probs.sum(-1) if probs.ndim == 4 else probs
 
 
 @WEIGHTINGS('one')

@@ -10,6 +10,7 @@ import pytest
 from moejax.config import ConfigError
 from moejax.routing import papers, router, weighting
 from moejax.routing.noisy import imbalance
+from moejax.routing.features import RouterInputs
 from moejax.routing.plans import DensePlan, SlotPlan, SoftPlan, TokenPlan
 from moejax.routing.shares import normalized
 from moejax.routing.weighting import WEIGHTINGS
@@ -225,3 +226,19 @@ def test_routers_with_one_expert_that_learn_or_are_not_to_are_built(config):
 
 def test_with_one_expert_in_all_there_is_nothing_to_learn():
   build_router(papers.top_k_dropless(k=1), num_experts=1)
+
+
+@pytest.mark.parametrize('name', sorted(set(WEIGHTINGS) - {'hierarchical'}))
+def test_every_weighting_weighs_slots_too(name):
+  """Soft MoE scores [G,S,E,C]; probabilities are of experts, and sum to 1 where they are a softmax."""
+  module = build_router(papers.soft_moe(slots=3) | dict(weigh=dict(name=name)))
+  out = jax.eval_shape(lambda x: module(x, RouterInputs()), jax.ShapeDtypeStruct((2, 5, 6), jnp.float32))
+  assert out.plan.combine.shape == (2, 5, 4, 3) and out.probs.shape == (2, 5, 4)
+
+
+def test_takers_share_one_softmax_over_all_their_slots():
+  logits = jnp.arange(12.).reshape(1, 2, 3, 2)
+  plan = SoftPlan(dispatch=jnp.ones((1, 2, 3, 2)) / 2, combine=jnp.ones((1, 2, 3, 2)))
+  weighed = WEIGHTINGS.build(dict(name='softmax_over_takers'), 'config.weigh', k=None).weigh(plan, logits)
+  exponentials = np.exp(np.arange(12.).reshape(2, 6) % 6)
+  np.testing.assert_allclose(weighed.combine.reshape(2, 6), exponentials / exponentials.sum(-1, keepdims=True), rtol=1e-6)

@@ -74,7 +74,8 @@ class SoftmaxOverTakers(Weighting):
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     taken = plan.shares() > 0
-    weight = jax.nn.softmax(jnp.where(taken, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    taken = taken[..., None] if logits.ndim == 4 else taken
+    weight = softmax_over_experts(jnp.where(taken, logits, jnp.finfo(jnp.float32).min))
     return plan.scale(plan.pick(weight))
 
 
