@@ -10,10 +10,9 @@ import traceback
 
 import jax
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, Explained
 from moejax.data import DataError
 from moejax.training import loop, setup, step
-from moejax.training.recovery import Stopped
 
 SECONDS = 20.  # of CPU time
 BYTES = 4 * 2**30
@@ -77,7 +76,7 @@ def train(config: dict) -> Outcome:
   try:
     with tempfile.TemporaryDirectory() as folder:
       loop.run(config, folder, say=lambda line: None)
-  except (DataError, Stopped) as reason:  # of the data, or of the numbers
+  except Explained as reason:  # of the data, of a package that they need, or of the numbers
     return Outcome('refused', time.process_time() - start, str(reason)[:600], _place(reason))
   except Exception as fault:
     return Outcome('late', time.process_time() - start, f'{type(fault).__name__}: {fault}'[:600], _place(fault))
