@@ -42,8 +42,7 @@ def run(folder, pipeline=None, **sections):
 
 
 def rows(folder):
-  """The rows without what is measured with a clock."""
-  return [{name: value for name, value in row.items() if not name.startswith('time/')} for row in metrics.read(folder)]
+  return [metrics.repeatable(row) for row in metrics.read(folder)]
 
 
 def final_params(folder):

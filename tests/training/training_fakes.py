@@ -15,6 +15,7 @@ from moejax.random import derive
 from moejax.routing.router import RouterOutput
 from moejax.training import methods, objectives, optimizer, setup
 from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.profile import ProfileConfig
 from moejax.training.spikes import RecoveryConfig
 
 FEATURES, HIDDEN, EXPERTS, CLASSES, BATCH = 3, 8, 4, 5, 16
@@ -133,5 +134,6 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
       evaluation=call(setup.Evaluation, config.evaluation, 'config.evaluation'),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
-      report=call(setup.Report, config.report, 'config.report'))
+      report=call(setup.Report, config.report, 'config.report'), loggers=config.loggers,
+      profile=call(ProfileConfig, config.profile, 'config.profile'))
 
