@@ -199,8 +199,9 @@ class Wandb:
       write_atomically(identity, uuid.uuid4().hex[:8])
     try:
       self._run = wandb.init(
-          project=os.environ.get('WANDB_PROJECT', 'moejax'), name=os.environ.get('WANDB_NAME', opening.folder.resolve().name),
-          id=identity.read_text(), resume='allow', dir=str(opening.folder), config=opening.config)
+          project=os.environ.get('WANDB_PROJECT', 'moejax'), id=identity.read_text(), resume='allow',
+          name=os.environ.get('WANDB_NAME', opening.folder.resolve().name), dir=str(opening.folder),
+          config=opening.config)
     except wandb.errors.Error as error:
       raise ConfigError(f"config.loggers: 'wandb' cannot begin: {str(error).splitlines()[0].rstrip('.')}. Log in "
                         "(wandb login), set WANDB_MODE=offline, or take 'wandb' out of config.loggers.") from error
@@ -220,4 +221,5 @@ class Wandb:
     self._run.finish(exit_code=int(failed))
 
   def where(self):
-    return self._run.url
+    # An offline run has the rows from before it as well: the last is enough.
+    return f'wandb sync {Path(self._run.dir).parent}' if self._run.offline else self._run.url

@@ -61,7 +61,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
       train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
     with (metrics.MetricsWriter(folder, start, say, setup.loggers, setup.config.to_dict()) as writer,
-          progress.Progress(setup, start, say) as shown, profile.Profile(setup.profile, folder, start, say) as trace):
+          progress.Progress(setup, start, say) as shown, profile.Profile(setup.profile, folder, start, shown) as trace):
       row, batches.say = writer.last_row, shown.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, shown.say)
       collapse = alarms.Collapse(setup, writer.kept)

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ import jax
 from moejax.config import ConfigError
 from moejax.ranges import AtLeast, Count
 from moejax.training.loggers import installed
+from moejax.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,21 +53,21 @@ class Profile:
     options: config.profile.
     folder: of the run.
     start: steps done before.
-    say: receives a sentence where not all of the range is traced.
+    shown: hears where not all of the range is traced; what tracing takes is not time of a step.
   """
 
-  def __init__(self, options: ProfileConfig, folder: str | Path, start: int, say: Callable[[str], None]):
-    self._folder = Path(folder) / 'profile'
+  def __init__(self, options: ProfileConfig, folder: str | Path, start: int, shown: Progress):
+    self._folder, self._shown = Path(folder) / 'profile', shown
     self._own = self._folder / f'process_{jax.process_index()}.partial'
     self._first, self._last, self._tracing = None, None, False
     if options.start is not None and start < options.last:
       self._first, self._last = max(options.start, start + 2), options.last
       if self._first > self._last:
-        say(f'The profile of steps {options.start} to {options.last} is not written: the run resumes in the last of '
-            'them, and compiles in it.')
+        shown.say(f'The profile of steps {options.start} to {options.last} is not written: the run resumes in the last '
+                  'of them, and compiles in it.')
       elif self._first > options.start:
-        say(f'The profile begins with step {self._first}, not {options.start}: the run resumes after step {start}, and '
-            'compiles in the next.')
+        shown.say(f'The profile begins with step {self._first}, not {options.start}: the run resumes after step '
+                  f'{start}, and compiles in the next.')
 
   def __enter__(self):
     return self
@@ -82,8 +82,9 @@ class Profile:
     """The context of the dispatch of step `now`, which begins from `state`."""
     if now == self._first and now <= self._last:
       jax.block_until_ready(state)  # the steps before are not of the trace
-      shutil.rmtree(self._own, ignore_errors=True)
-      jax.profiler.start_trace(self._own)
+      with self._shown.paused():
+        shutil.rmtree(self._own, ignore_errors=True)
+        jax.profiler.start_trace(self._own)
       self._tracing = True
     return jax.profiler.StepTraceAnnotation('train', step_num=now) if self._tracing else contextlib.nullcontext()
 
@@ -92,8 +93,12 @@ class Profile:
     if not self._tracing or now < self._last:
       return
     jax.block_until_ready(state)
-    self._tracing = False
-    jax.profiler.stop_trace()
+    with self._shown.paused():
+      self._tracing = False
+      jax.profiler.stop_trace()
+      self._collect()
+
+  def _collect(self):
     together = self._folder / 'plugins' / 'profile' / f'steps_{self._first}_to_{self._last}'
     together.mkdir(parents=True, exist_ok=True)
     # jax names files by host and folders by the second: processes of one host would overwrite each other's.

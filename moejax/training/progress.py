@@ -93,8 +93,8 @@ class Progress:
   def _pace(self, row):
     if (rate := row.get(f'time/{self._speed.unit}_per_second')) is not None:
       yield f'{_short(rate)} {self._speed.unit}/s'
-      mean, slowest = (units.duration(row[f'time/{name}_seconds']) for name in ('step', 'slowest_step'))
-      yield f'{mean} a step (slowest {slowest})'
+      mean, slowest = row['time/step_seconds'], row['time/slowest_step_seconds']
+      yield f'{units.duration(mean)} a step' + (f' (slowest {units.duration(slowest)})' if slowest > mean else '')
     if (mfu := row.get('time/mfu')) is not None:
       yield f'MFU {mfu:.1%}'
     yield units.size(next(value for name, value in row.items() if name.startswith('memory/')))

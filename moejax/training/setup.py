@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from moejax import data, evaluation, models
-from moejax.config import ConfigError, call
+from moejax.config import ConfigError, call, nearest
 from moejax.evaluation import groups
 from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
@@ -213,8 +213,9 @@ class Sections:
 
 
 def _loggers(names: Sequence[str]) -> tuple[str, ...]:
-  for number, name in enumerate(names):
-    LOGGERS.constructor({'name': name}, f'config.loggers[{number}]')
+  for name in names:
+    if name not in LOGGERS:
+      raise ConfigError(f'config.loggers: there is no logger {name!r}. {nearest(name, LOGGERS)}')
   return tuple(names)
 
 
