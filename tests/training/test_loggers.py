@@ -1,5 +1,6 @@
 """Where metrics go: every logger holds each step once, whenever the run stopped. Oracle: a run that did not stop."""
 import csv
+import dataclasses
 import math
 import struct
 import sys
@@ -7,6 +8,7 @@ import sys
 import digits_config
 import pytest
 from tensorboardX.proto import event_pb2
+from training_fakes import make_setup
 
 from moejax.config import ConfigError
 from moejax.training import loggers, loop, metrics, setup, workdir
@@ -204,12 +206,10 @@ def test_a_name_that_is_none_is_refused_with_the_nearest():
 
 
 def test_a_run_that_logs_with_a_package_that_is_missing_ends_before_it_begins(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'wandb', None)
   monkeypatch.setattr(loggers.importlib.util, 'find_spec', lambda name: None)
-  config = digits_config.get_config()
-  config.loggers = ('csv', 'wandb')
+  monkeypatch.setattr(loop, 'prepare', lambda config: dataclasses.replace(make_setup(), loggers=('csv', 'wandb')))
   with pytest.raises(ConfigError, match="'wandb' needs the package wandb, which is not installed. Install it"):
-    loop.run(config, tmp_path / 'run')
+    loop.run(None, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 

@@ -1,16 +1,16 @@
-"""Which steps are traced, however a run stops. Oracle: a profiler that writes down what it is told; once the real one."""
+"""Which steps are traced, however a run stops. Oracle: a profiler that writes down what it is told.
+
+The real one is in test_loop.py.
+"""
 import contextlib
-import gzip
-import json
 import types
 
 import digits_config
 import jax
 import pytest
-from training_fakes import make_setup
 
 from moejax.config import ConfigError, call
-from moejax.training import loop, profile, setup
+from moejax.training import profile, setup
 
 
 @pytest.fixture
@@ -99,17 +99,6 @@ def test_processes_of_one_host_write_beside_each_other(tmp_path, traced, monkeyp
     run(tmp_path, dict(start=4, steps=3))
   assert files(tmp_path / 'profile/plugins/profile/steps_4_to_6') == [
       'host.name_0.trace.json.gz', 'host.name_0.xplane.pb', 'host.name_1.trace.json.gz', 'host.name_1.xplane.pb']
-
-
-def test_the_trace_of_a_run_has_its_steps_and_no_others(tmp_path):
-  said = []
-  loop.train(make_setup(profile=dict(start=3, steps=2)), tmp_path, said.append)
-  folder = tmp_path / 'profile/plugins/profile/steps_3_to_4'
-  path, = folder.glob('*.trace.json.gz')
-  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
-  assert [event['args']['step_num'] for event in events if event.get('name') == 'train'] == ['3', '4']
-  assert list(folder.glob('*.xplane.pb'))
-  assert any(line.startswith('Profile  ') and str(tmp_path / 'profile') in line for line in said)
 
 
 # ---- the range ------------------------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ import digits_config
 import jax
 import numpy as np
 import pytest
-from training_fakes import TinyPipeline, make_setup
 
 from moejax.parallel import chips
-from moejax.training import loop, methods, metrics, progress, setup, speed
+from moejax.training import methods, progress, setup, speed
 
 
 @pytest.fixture
@@ -60,31 +59,6 @@ def test_a_pause_belongs_to_no_step(at):
   at(13)
   clock.completed(2)
   assert clock.take() == [1]
-
-
-# ---- the loop -------------------------------------------------------------------------------------------------------
-
-
-def test_times_of_a_run_leave_out_evaluation_and_the_first_step_and_count_slow_data(tmp_path):
-  import time
-
-  class Slow(TinyPipeline):
-    def batch(self, number):
-      time.sleep(0.3 if number == 5 else 0)  # of step 6
-      return super().batch(number)
-
-  made = make_setup(pipeline=Slow(), training=dict(steps=8, log_every=2), evaluation=dict(every=3))
-  slow = lambda params, router_state: time.sleep(2) or {'accuracy': 0.}
-  loop.train(dataclasses.replace(made, evaluators={'test': slow}), tmp_path, lambda line: None)
-  rows = {row['step']: row for row in metrics.read(tmp_path)}
-  assert [step for step in rows if 'eval/test/accuracy' in rows[step]] == [3, 6, 8]
-  timed = {step: row for step, row in rows.items() if 'time/step_seconds' in row}
-  assert list(timed) == [2, 4, 6, 8]
-  assert all(row['time/slowest_step_seconds'] < 2 for row in timed.values())
-  assert timed[6]['time/slowest_step_seconds'] >= 0.3
-  # Steps 5 and 6; 16 examples each.
-  assert timed[6]['time/examples_per_second'] == pytest.approx(16 / timed[6]['time/step_seconds'])
-  assert timed[6]['time/step_seconds'] >= 0.15
 
 
 # ---- utilization ----------------------------------------------------------------------------------------------------
