@@ -2,9 +2,9 @@
 
     loggers=('tensorboard', 'csv')    besides metrics.jsonl, which is always written: resuming and the report read it
 
-A logger is opened with the rows that the run keeps (`Opening`), and holds no others afterwards: what lies behind the
-checkpoint that a run resumes from is taken back, or the logger says that it cannot. A rollback takes nothing back: it
-turns back neither the step nor the data.
+A logger opens with the rows that the run keeps (`Opening`). Rows after the checkpoint that the run resumes from are
+removed, or the logger says that it cannot remove them. A rollback removes none: it turns back neither the step nor the
+data.
 """
 import csv
 import dataclasses
@@ -82,8 +82,10 @@ def installed(program: str) -> bool:
 
 
 def scalars(row: Row) -> dict[str, float]:
-  """The numbers of `row`; of a list, `<name>/smallest` and `<name>/largest`: nobody reads a curve for each of 100
-  experts. What is not finite, in a row from JSON None, is NaN."""
+  """The numbers of `row`; of a list, `<name>/smallest` and `<name>/largest`.
+
+  Nobody reads a curve for each of 100 experts. A value that is not finite is NaN; so is None, which JSON has in its place.
+  """
   flat = {}
   for name, value in row.items():
     if isinstance(value, list):
@@ -120,8 +122,8 @@ class JsonLines:
 class Csv:
   """metrics.csv: a column a number, in the order in which they first appeared.
 
-  Where a row has new columns (the first evaluation), the file is written anew under the longer header. What a row has
-  not is empty, what is not finite is nan.
+  Where a row has new columns (the first evaluation), the file is written anew with the longer header. A missing value
+  is empty, one that is not finite is nan.
   """
   needs = None
 
@@ -188,7 +190,7 @@ class TensorBoard:
 
 @LOGGERS('wandb')
 class Wandb:
-  """Weights & Biases: one run of its, which is resumed when the run is; its variables (WANDB_PROJECT, ...) hold."""
+  """Weights & Biases: the run there resumes when the run does. Its variables (WANDB_PROJECT, WANDB_MODE, ...) apply."""
   needs = 'wandb'
 
   def __init__(self, opening: Opening):
@@ -205,6 +207,8 @@ class Wandb:
     except wandb.errors.Error as error:
       raise ConfigError(f"config.loggers: 'wandb' cannot begin: {str(error).splitlines()[0].rstrip('.')}. Log in "
                         "(wandb login), set WANDB_MODE=offline, or take 'wandb' out of config.loggers.") from error
+    # An offline run holds the rows from before it as well: to sync the last is enough.
+    self._where = f'wandb sync {Path(self._run.dir).parent}' if self._run.offline else self._run.url
     # The next step that it takes; it ignores rows of steps before.
     self._next = self._run.step
     if self._next > opening.step + 1:
@@ -221,5 +225,4 @@ class Wandb:
     self._run.finish(exit_code=int(failed))
 
   def where(self):
-    # An offline run has the rows from before it as well: the last is enough.
-    return f'wandb sync {Path(self._run.dir).parent}' if self._run.offline else self._run.url
+    return self._where

@@ -93,10 +93,13 @@ class Profile:
     if not self._tracing or now < self._last:
       return
     jax.block_until_ready(state)
+    self._tracing = False
     with self._shown.paused():
-      self._tracing = False
-      jax.profiler.stop_trace()
-      self._collect()
+      try:
+        jax.profiler.stop_trace()
+        self._collect()
+      except (OSError, RuntimeError) as error:
+        self._shown.say(f'The profile could not be written: {str(error).splitlines()[0]}. Training continues.')
 
   def _collect(self):
     together = self._folder / 'plugins' / 'profile' / f'steps_{self._first}_to_{self._last}'

@@ -108,8 +108,10 @@ class Progress:
 
 
 def balance(row: dict[str, Any]) -> list[str]:
-  """What a row's router metrics come to, of the layer where it is worst: the share of the busiest expert in multiples of
-  an equal share, 1/E, and the share of choices that are dropped, where there are any. [] without routers.
+  """A row's router metrics in words, for the layer where each is worst; [] without routers.
+
+  The share of the busiest expert, in multiples of an equal share, 1/E, and the share of choices that are dropped, where
+  any are.
   """
   of = lambda metric: [value for name, value in row.items()
                        if name.startswith('router/') and name.endswith(f'/{metric}') and np.isfinite(value).all()]

@@ -192,7 +192,7 @@ class Sections:
     mesh: sizes of the axes of devices.
     sharding: what of the model is split over them.
     report: see `Report`.
-    loggers: where metrics go besides metrics.jsonl, by name; see `loggers`.
+    loggers: where metrics go besides metrics.jsonl: names of `loggers.LOGGERS`, such as 'csv'.
     profile: see `profile.ProfileConfig`.
   """
   seed: Natural

@@ -71,9 +71,9 @@ class Speed:
   def __call__(self, seconds: Sequence[float]) -> dict[str, float]:
     """`time/*` of steps that took `seconds`; {} for none.
 
-    `time/mfu` is model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): `model_flops` over what the devices could
-    compute in the mean time of a step, at their bfloat16 peak, whatever the dtype of the model. It is left out for
-    devices whose peak `parallel.chips` does not have, as a CPU.
+    `time/mfu` is model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): `model_flops` over what the devices
+    could compute in the mean time of a step, at their bfloat16 peak, whatever the dtype of the model. It is left out
+    for devices whose peak `parallel.chips` does not have, such as a CPU.
     """
     if not seconds:
       return {}
@@ -99,9 +99,9 @@ def model_flops(setup) -> float:
 
 
 def memory(devices: Sequence[jax.Device]) -> dict[str, int]:
-  """The highest memory so far in this process: that of the fullest of `devices`, or of the process where they do not say.
+  """The peak of memory in this process so far, in bytes: `memory/device_peak_bytes` of the fullest of `devices`.
 
-  As metrics, in bytes. A CPU is such a device: its arrays are in the memory of the process.
+  A CPU does not report one; its arrays lie in the memory of the process, `memory/process_peak_bytes`.
   """
   peaks = [stats['peak_bytes_in_use'] for device in devices
            if (stats := device.memory_stats()) and 'peak_bytes_in_use' in stats]

@@ -92,6 +92,14 @@ def test_a_crash_within_the_range_leaves_no_open_trace_and_no_half_of_one(tmp_pa
   assert traced == ['start', 5, 6, 'stop']
 
 
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, monkeypatch):
+  def no_space():
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(jax.profiler, 'stop_trace', no_space)
+  said = run(tmp_path, dict(start=4, steps=3))
+  assert said == ['The profile could not be written: [Errno 28] No space left on device. Training continues.']
+
+
 def test_processes_of_one_host_write_beside_each_other(tmp_path, traced, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   for index in (0, 1):
