@@ -2,6 +2,7 @@
 
 Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
 """
+import csv
 import dataclasses
 import errno
 import gzip
@@ -218,7 +219,7 @@ def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoi
   assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
 
 
-ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3))
+ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3), loggers=('csv',))
 
 
 def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
@@ -253,6 +254,11 @@ def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path,
     run(tmp_path / 'crashed', Poisoned(number, crash), **ROLLBACK)
   run(tmp_path / 'crashed', TinyPipeline(poison={4, 5}), **ROLLBACK)
   assert_same_run(tmp_path / 'crashed', (tmp_path / 'undisturbed',))
+  tables = []
+  for name in ('crashed', 'undisturbed'):
+    with open(tmp_path / name / 'metrics.csv', newline='') as file:
+      tables.append([metrics.repeatable(row) for row in csv.DictReader(file)])
+  assert tables[0] == tables[1] and [row['step'] for row in tables[0]] == list('12345678')
 
 
 def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp_path):

@@ -109,7 +109,7 @@ EXAMPLEWISE = functional.functionalize(lambda rngs: TinyModel(rngs, noise=0., ba
 
 def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, evaluate=False, model=MODEL,
                **sections):
-  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation, recovery."""
+  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation, recovery, profile; `loggers`."""
   config = setup.default_config()
   config.optimizer = ConfigDict(optimizer_config or dict(
       name='adamw', weight_decay=0.1, clip=1.0, schedule=dict(name='cosine', peak=0.02, warmup=2)))
@@ -118,6 +118,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
   config.checkpoint.every = 2
   config.report.at = 'never'
   config.model, config.data = ConfigDict(), ConfigDict()
+  config.loggers = sections.pop('loggers', config.loggers)
   for name, values in sections.items():
     config[name].update(values)
   config = config.copy_and_resolve_references()
