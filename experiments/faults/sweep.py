@@ -92,8 +92,7 @@ _undisturbed: dict[tuple, list[dict]] = {}
 
 
 def _rows(workdir):
-  """The rows of metrics without what is measured with a clock."""
-  return [{name: value for name, value in row.items() if not name.startswith('time/')} for row in metrics.read(workdir)]
+  return [metrics.repeatable(row) for row in metrics.read(workdir)]
 
 
 def _last_step(workdir):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from moejax.config import ConfigError
-from moejax.models.counts import forward_flops, parameter_counts
+from moejax.models.counts import parameter_counts
 from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
 from moejax.parallel import groups, roofline
@@ -25,6 +25,7 @@ from moejax.parallel.flops import flops
 from moejax.parallel.topologies import Topology
 from moejax.parallel.traffic import traffic
 from moejax.training import step as steps
+from moejax.training.speed import model_flops
 
 # Names a part of the work; what takes long happens while the context is open.
 Stage = Callable[[str], contextlib.AbstractContextManager]
@@ -104,7 +105,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
     known = dict(
         topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
-        flops=_flops(setup, state, batch) / len(topology.devices), model_flops=3 * forward_flops(setup.model, batch),
+        flops=_flops(setup, state, batch) / len(topology.devices), model_flops=model_flops(setup),
         notice=groups.notice(setup))
   available = topology.chip.memory
   with tempfile.TemporaryDirectory() as dump:

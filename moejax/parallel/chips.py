@@ -39,3 +39,8 @@ CHIPS = {
     'v6e': Chip('TPU v6 lite', int(31.24 * GIB), 9.2e14, 1.64e12, link=9e10, ring=16),
     'h100': Chip('NVIDIA H100 80GB HBM3', 84942979072, 9.89e14, 3.35e12, link=4.5e11, network=5e10),
 }
+
+
+def of_kind(device_kind: str) -> Chip | None:
+  """The chip that a device with this `jax.Device.device_kind` is; None where the table does not have it."""
+  return next((chip for chip in CHIPS.values() if chip.kind == device_kind), None)

@@ -10,8 +10,8 @@ from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
 from moejax.parallel import groups, processes
-from moejax.training import (alarms, checkpoint, lock, metrics, peers, progress, recovery, rollback, room, step,
-                             waiting, workdir)
+from moejax.training import (alarms, checkpoint, lock, loggers, metrics, peers, profile, progress, recovery, rollback,
+                             room, step, waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
 
@@ -28,6 +28,8 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   folder = workdir.find(folder)
   setup = prepare(config)
   room.check(setup)
+  if jax.process_index() == 0:
+    loggers.check(setup.loggers)
   for line in progress.describe(setup):
     say(line)
   with lock.held(folder, say):
@@ -58,7 +60,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     with _compiling(compiles_ahead, say):
       train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with metrics.MetricsWriter(folder, start, say) as writer, progress.Progress(setup, start, say) as shown:
+    with (metrics.MetricsWriter(folder, start, say, setup.loggers, setup.config.to_dict()) as writer,
+          progress.Progress(setup, start, say) as shown, profile.Profile(setup.profile, folder, start, shown) as trace):
       row, batches.say = writer.last_row, shown.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, shown.say)
       collapse = alarms.Collapse(setup, writer.kept)
@@ -69,10 +72,12 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
             checkpoints.save(state, batches, {})
           _end_without_batch(failure, now - 1, total, checkpoints, interruption, shown.say)
-        with _compiling(now == start + 1 and not compiles_ahead, shown.say):
+        with _compiling(now == start + 1 and not compiles_ahead, shown.say), trace.step(now, state):
           state, measured = train_step(state, setup.place(batch))
-        shown.advance(now)
+        shown.advance()
+        trace.after(now, state)
         state = guard.after(now, measured, batch, state)
+        shown.completed(now - 1)  # The guard has looked at it.
 
         signal = signal_in_any(interruption.signal or 0)
         stops = signal > 0
@@ -80,8 +85,11 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         evaluates = bool(setup.evaluators) and _due(now, setup.evaluation.every, total)
         saves = _due(now, setup.checkpoint.every, total) or stops
         row = {}
+        if logs or evaluates or saves:
+          jax.block_until_ready(measured)
+          shown.completed(now)
         if logs:
-          row |= metrics.fetch(measured) | rollback.counters(state) | shown.rate(now)
+          row |= metrics.fetch(measured) | rollback.counters(state) | shown.measured()
           row |= collapse.look(now, row, shown.say)
           shown.show(now, row)
         with shown.paused():
@@ -99,7 +107,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     if checkpoints.latest_step() != total:
       raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Make room, '
                                   'and run the same command again.')
-  _finish(setup, Path(folder), state, row, say)
+  _finish(setup, Path(folder), state, row, writer.where(), say)
   return row
 
 
@@ -138,7 +146,7 @@ def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) 
   return row
 
 
-def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any],
+def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any], curves: list[str],
             say: Callable[[str], None]) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
@@ -151,6 +159,8 @@ def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, A
   say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')
   if setup.report.at == 'end':
     say(f'Report         {report.write(folder, setup, state.evaluated, state.router_state)}')
-  say(f'Curves         {folder / "metrics.jsonl"}, or: tensorboard --logdir {folder / "tensorboard"}')
+  say(f'Curves         {", or: ".join(curves)}')
+  if trace := profile.where(folder):
+    say(f'Profile        {trace}')
   say(f'Evaluate again python -m moejax.evaluate --workdir={folder}')
   say('Next           change one key with --config.<key>=<value> and another --workdir, and compare the two reports.')

@@ -1,7 +1,8 @@
 """Training methods: how an objective is computed from passes of the model. One of them is `config.method`.
 
 A method is called with `forward(key, batch) -> ModelOutput`, one pass in training mode of the current parameters, and
-returns the objective of the step; the losses of the routers are those of the output that it returns.
+returns the objective of the step; the losses of the routers are those of the output that it returns. `passes`: how many
+it takes.
 """
 import dataclasses
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Forward = Callable[[jax.Array, Batch], ModelOutput]
 @METHODS('plain')
 class Plain:
   """One pass, and the objective of its output."""
+  passes = 1
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
@@ -45,6 +47,7 @@ class Consistency:
     alpha: 5 in the script of microsoft/Stochastic-Mixture-of-Experts, 1 is the default of its code.
   """
   alpha: NonNegative = 5.0
+  passes = 2
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
@@ -93,6 +96,7 @@ class Reinforce:
   baseline: Literal['learned', 'batch', 'none'] = 'learned'
   entropy: NonNegative = 0.01
   value: NonNegative = 0.1
+  passes = 1
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:

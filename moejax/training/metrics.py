@@ -1,19 +1,17 @@
-"""Metrics of a run: one JSON object a line in metrics.jsonl, and TensorBoard.
+"""Metrics of a run: one JSON object a line in metrics.jsonl, and what else config.loggers names.
 
     {"step": 50, "train/loss": 1.2, "router/block_03/load": [0.25, 0.25, 0.5, 0.0], "eval/test/accuracy": 0.61}
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from moejax import json_lines
-from moejax.training.workdir import write_atomically
-
-_FILE = 'metrics.jsonl'
+from moejax.parallel import processes
+from moejax.training.loggers import LOGGERS, JsonLines, Opening
 
 
 class MetricsWriter:
@@ -24,59 +22,58 @@ class MetricsWriter:
   Args:
     workdir: of the run.
     restored_step: the last of the rows to keep.
-    say: receives a sentence where rows that were there cannot be read.
+    say: receives a sentence where rows that were there cannot be read, or cannot be taken back.
+    loggers: names of `loggers.LOGGERS`; 'jsonl' need not be among them.
+    config: of the run, for loggers that show it.
 
   Attributes:
     kept: the rows that were there already.
     last_row: the last of them, {} for a new run.
+
+  Raises:
+    ConfigError: a logger cannot begin.
   """
 
-  def __init__(self, workdir: str | Path, restored_step: int, say: Callable[[str], None] = print):
+  def __init__(self, workdir: str | Path, restored_step: int, say: Callable[[str], None] = print,
+               loggers: Sequence[str] = (), config: Mapping[str, Any] = {}):
     workdir = Path(workdir)
     self.kept = [row for row in read(workdir, say) if row['step'] <= restored_step]
     self.last_row = self.kept[-1] if self.kept else {}
-    self._writes = jax.process_index() == 0
-    if not self._writes:
-      return
-    write_atomically(workdir / _FILE, ''.join(map(json_lines.line, self.kept)))
-    self._file = open(workdir / _FILE, 'a')
-    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=restored_step + 1)
+    opening = Opening(workdir, dict(config), self.kept, restored_step, say)
+    names = dict.fromkeys(['jsonl', *loggers]) if jax.process_index() == 0 else ()
+    with processes.together('open its loggers'):
+      self._loggers = [LOGGERS[name](opening) for name in names]
 
   def write(self, step: int, row: dict[str, Any]) -> None:
     """Writes `row` (scalars, and lists of them) as that of `step`. It is on disk when this returns."""
-    if not self._writes:
-      return
-    self._file.write(json_lines.line({'step': step, **row}))
-    self._file.flush()
-    for name, value in row.items():
-      if not np.isfinite(value).all():
-        continue  # TensorBoard has no place for it, and would warn at every row.
-      if isinstance(value, list):
-        # A curve for each of 100 experts cannot be read; the range can.
-        self._board.add_scalar(f'{name}/smallest', np.min(value), step)
-        self._board.add_scalar(f'{name}/largest', np.max(value), step)
-      else:
-        self._board.add_scalar(name, value, step)
-    self._board.flush()
+    for logger in self._loggers:
+      logger.write(step, row)
+
+  def where(self) -> list[str]:
+    """Where a person finds the rows, metrics.jsonl first, and commands that show them."""
+    return [place for logger in self._loggers if (place := logger.where())]
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    if not self._writes:
-      return
-    self._file.close()
-    self._board.close()
+  def __exit__(self, kind, *_):
+    for logger in self._loggers:
+      logger.close(failed=kind is not None)
 
 
 def read(workdir: str | Path, say: Callable[[str], None] = lambda sentence: None) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl in order; [] if there is none. `say` hears of lines that cannot be read."""
-  return json_lines.read(Path(workdir) / _FILE, _is_row, say)
+  return json_lines.read(Path(workdir) / JsonLines.FILE, _is_row, say)
 
 
 def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
   """Arrays on the device as numbers and lists of numbers; waits until they are computed."""
   return {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
+
+
+def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
+  """What of a row the same run gives again, to the last bit: all but what a clock or the machine's memory says."""
+  return {name: value for name, value in row.items() if not name.startswith(('time/', 'memory/'))}
 
 
 def _is_row(row):

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 from moejax.models.counts import parameter_counts
-from moejax.parallel import rules
+from moejax.parallel import rules, units
+from moejax.training import speed
 
 
 def describe(setup) -> list[str]:
@@ -19,7 +21,7 @@ def describe(setup) -> list[str]:
   processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
   with rules.use(setup.mesh, setup.rules):
     parameters = parameter_counts(setup.model, spec)
-  unit, count = _work(spec)
+  unit, count = speed.work(spec)
   data = setup.config.data.get('source', setup.config.data).name
   split = f' in {setup.training.accumulate} parts' if setup.training.accumulate > 1 else ''
   return [
@@ -38,7 +40,7 @@ def announced(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class Progress:
-  """Counts steps and seconds of training; evaluation and checkpoints are not counted, nor is the first compilation.
+  """Counts and times steps, and shows how the run goes.
 
   Args:
     setup: of the run.
@@ -47,14 +49,12 @@ class Progress:
   """
 
   def __init__(self, setup, start: int, say: Callable[[str], None]):
-    self._total = setup.training.steps
-    self._unit, self._per_step = _work(setup.pipeline.batch_spec())
+    self._total, self._devices = setup.training.steps, setup.mesh.local_devices
+    self._speed, self._clock = speed.Speed(setup), speed.Clock(start + 1)
     self._say = say
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(total=self._total, initial=start, unit='step', dynamic_ncols=True)
-    self._first = start + 1
-    self._since, self._counted, self._rate = time.perf_counter(), start, 0.
 
   def __enter__(self):
     return self
@@ -63,30 +63,41 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
-  def advance(self, now: int) -> None:
-    """Step `now` is on its way."""
-    if now == self._first:
-      self._since, self._counted = time.perf_counter(), now
+  def advance(self) -> None:
+    """A step is on its way."""
     if self._bar is not None:
       self._bar.update()
 
-  def rate(self, now: int) -> dict[str, float]:
-    """Examples or tokens a second since the last call, for step `now`, whose result the host holds."""
-    elapsed = time.perf_counter() - self._since
-    if now > self._counted and elapsed > 0:
-      self._rate = (now - self._counted) / elapsed
-    self._since, self._counted = time.perf_counter(), now
-    return {f'time/{self._unit}_per_second': self._rate * self._per_step} if self._rate else {}
+  def completed(self, step: int) -> None:
+    """The devices have completed `step`."""
+    self._clock.completed(step)
+
+  def paused(self) -> contextlib.AbstractContextManager[None]:
+    """Time spent in this context is not training."""
+    return self._clock.paused()
+
+  def measured(self) -> dict[str, float]:
+    """`time/*` of the steps since the last call, and `memory/*`."""
+    return self._speed(self._clock.take()) | speed.memory(self._devices)
 
   def show(self, now: int, row: dict[str, Any]) -> None:
-    """Loss, speed and time left."""
-    speed = f'{_short(self._rate * self._per_step)} {self._unit}/s' if self._rate else ''
-    left = _duration((self._total - now) / self._rate) + ' left' if self._rate else ''
+    """The line of step `now`: loss, speed, memory, balance of the experts, and the time left."""
+    parts = [f'loss {row["train/loss"]:.4f}', *self._pace(row), *balance(row)]
     if self._bar is not None:
-      self._bar.set_postfix_str(f'loss {row["train/loss"]:.4f}, {speed}')
-    else:
-      parts = [f'step {now}/{self._total}', f'loss {row["train/loss"]:.4f}', speed, left]
-      self._say('  '.join(part for part in parts if part))
+      self._bar.set_postfix_str(', '.join(parts))
+      return
+    if (seconds := row.get('time/step_seconds')) is not None:
+      parts.append(_duration((self._total - now) * seconds) + ' left')
+    self._say('  '.join([f'step {now}/{self._total}', *parts]))
+
+  def _pace(self, row):
+    if (rate := row.get(f'time/{self._speed.unit}_per_second')) is not None:
+      yield f'{_short(rate)} {self._speed.unit}/s'
+      mean, slowest = row['time/step_seconds'], row['time/slowest_step_seconds']
+      yield f'{units.duration(mean)} a step' + (f' (slowest {units.duration(slowest)})' if slowest > mean else '')
+    if (mfu := row.get('time/mfu')) is not None:
+      yield f'MFU {mfu:.1%}'
+    yield units.size(next(value for name, value in row.items() if name.startswith('memory/')))
 
   def say(self, line: str) -> None:
     """A line that does not break the bar."""
@@ -95,19 +106,18 @@ class Progress:
     else:
       self._say(line)
 
-  @contextlib.contextmanager
-  def paused(self):
-    """Time spent in this context is not training."""
-    began = time.perf_counter()
-    yield
-    self._since += time.perf_counter() - began
 
+def balance(row: dict[str, Any]) -> list[str]:
+  """A row's router metrics in words, for the layer where each is worst; [] without routers.
 
-def _work(spec: dict[str, Any]) -> tuple[str, int]:
-  """(unit, units in a batch): examples of images, tokens of text."""
-  if 'loss_mask' in spec:
-    return 'tokens', spec['loss_mask'].size
-  return 'examples', next(iter(spec.values())).shape[0]
+  The share of the busiest expert, in multiples of an equal share, 1/E, and the share of choices that are dropped, where
+  any are.
+  """
+  of = lambda metric: [value for name, value in row.items()
+                       if name.startswith('router/') and name.endswith(f'/{metric}') and np.isfinite(value).all()]
+  loads, dropped = of('load'), max(of('dropped'), default=0)
+  busiest = [f'busiest expert {max(len(load) * max(load) for load in loads):.2f}x'] if loads else []
+  return busiest + ([f'{dropped:.1%} dropped'] if dropped else [])
 
 
 def _short(number: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from moejax import data, evaluation, models
-from moejax.config import ConfigError, call
+from moejax.config import ConfigError, call, nearest
 from moejax.evaluation import groups
 from moejax.functional import Functional
 from moejax.parallel import mesh as meshes
@@ -18,6 +18,8 @@ from moejax.random import derive
 from moejax.ranges import Above, Below, Count, Natural
 from moejax.training import methods, objectives, optimizer, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.loggers import LOGGERS
+from moejax.training.profile import ProfileConfig
 from moejax.training.spikes import RecoveryConfig
 
 
@@ -37,6 +39,8 @@ def default_config() -> ConfigDict:
       mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
       sharding    `parallel.rules.build`: zero, sequence
       report      `Report`: at
+      loggers     names of `loggers.LOGGERS`
+      profile     `profile.ProfileConfig`: start, steps
   """
   return ConfigDict(dict(
       seed=0,
@@ -49,7 +53,9 @@ def default_config() -> ConfigDict:
                     collapse=0.9),
       mesh=dict(data=-1, fsdp=1, expert=1, model=1),
       sharding=dict(zero=3, sequence=False),
-      report=dict(at='end')))
+      report=dict(at='end'),
+      loggers=Sections.loggers,
+      profile=dict(start=config_dict.placeholder(int), steps=5)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,8 @@ class Setup:
   checkpoint: CheckpointConfig
   recovery: RecoveryConfig
   report: Report
+  loggers: Sequence[str]
+  profile: ProfileConfig
 
   @property
   def rows(self) -> np.ndarray:
@@ -134,6 +142,7 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   setup = build(config, devices)
   _check_best(setup)
   _check_batch(setup)
+  setup.profile.check(setup.training.steps)
   setup = dataclasses.replace(setup, evaluators=_evaluators(setup.evaluation, setup.pipeline, setup.model, setup.mesh,
                                                             setup.microbatch))
   _trace(setup)
@@ -160,7 +169,9 @@ def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
-      evaluators=_evaluators(evaluated, pipeline, model, mesh))
+      evaluators=_evaluators(evaluated, pipeline, model, mesh),
+      loggers=_loggers(config.get('loggers', Sections.loggers)),
+      profile=call(ProfileConfig, config.get('profile', {}), 'config.profile'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +192,8 @@ class Sections:
     mesh: sizes of the axes of devices.
     sharding: what of the model is split over them.
     report: see `Report`.
+    loggers: where metrics go besides metrics.jsonl: names of `loggers.LOGGERS`, such as 'csv'.
+    profile: see `profile.ProfileConfig`.
   """
   seed: Natural
   model: Mapping
@@ -195,6 +208,15 @@ class Sections:
   mesh: Mapping
   sharding: Mapping
   report: Mapping
+  loggers: Sequence[str] = ('tensorboard',)
+  profile: Mapping = dataclasses.field(default_factory=dict)
+
+
+def _loggers(names: Sequence[str]) -> tuple[str, ...]:
+  for name in names:
+    if name not in LOGGERS:
+      raise ConfigError(f'config.loggers: there is no logger {name!r}. {nearest(name, LOGGERS)}')
+  return tuple(names)
 
 
 def _checked(config: Mapping) -> ConfigDict:

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and whose run it is.
 
     config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html  lock (while it runs)
+    metrics.csv  wandb/  profile/   if asked for
 """
 import json
 import os
@@ -17,7 +18,8 @@ from moejax.parallel import processes
 
 # Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
 # trouble, not what is learned.
-MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report')
+MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report',
+              'loggers', 'profile')
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # gs://bucket, and what pathlib makes of it
 
 

@@ -2,11 +2,16 @@
 
 Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
 """
+import csv
 import dataclasses
 import errno
+import gzip
+import json
 import os
 import re
 import signal
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +47,7 @@ def run(folder, pipeline=None, **sections):
 
 
 def rows(folder):
-  """The rows without what is measured with a clock."""
-  return [{name: value for name, value in row.items() if not name.startswith('time/')} for row in metrics.read(folder)]
+  return [metrics.repeatable(row) for row in metrics.read(folder)]
 
 
 def final_params(folder):
@@ -215,7 +219,7 @@ def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoi
   assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
 
 
-ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3))
+ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3), loggers=('csv',))
 
 
 def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
@@ -250,6 +254,11 @@ def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path,
     run(tmp_path / 'crashed', Poisoned(number, crash), **ROLLBACK)
   run(tmp_path / 'crashed', TinyPipeline(poison={4, 5}), **ROLLBACK)
   assert_same_run(tmp_path / 'crashed', (tmp_path / 'undisturbed',))
+  tables = []
+  for name in ('crashed', 'undisturbed'):
+    with open(tmp_path / name / 'metrics.csv', newline='') as file:
+      tables.append([metrics.repeatable(row) for row in csv.DictReader(file)])
+  assert tables[0] == tables[1] and [row['step'] for row in tables[0]] == list('12345678')
 
 
 def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp_path):
@@ -264,6 +273,44 @@ def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp
 def test_where_there_is_nothing_to_go_back_to_the_run_ends(tmp_path):
   with pytest.raises(recovery.Diverged, match='There is no checkpoint from before to roll back to.'):
     run(tmp_path, TinyPipeline(poison={1}), recovery=dict(patience=1))
+
+
+# ---- watching -------------------------------------------------------------------------------------------------------
+
+
+def test_times_leave_out_evaluation_and_the_first_step_and_hold_the_wait_for_data(tmp_path):
+  slow_batch = StopsAt(5, lambda: time.sleep(0.3))  # of step 6
+  setup = make_setup(pipeline=slow_batch, **PARTS | dict(training=dict(PARTS['training'], log_every=2),
+                                                         evaluation=dict(every=3)))
+  slow = lambda params, router_state: time.sleep(2) or {'accuracy': 0.}
+  loop.train(dataclasses.replace(setup, evaluators={'test': slow}), tmp_path, lambda line: None)
+  found = {row['step']: row for row in metrics.read(tmp_path)}
+  assert [step for step in found if 'eval/test/accuracy' in found[step]] == [3, 6, 8]
+  timed = {step: row for step, row in found.items() if 'time/step_seconds' in row}
+  assert list(timed) == [2, 4, 6, 8]
+  assert all(row['time/slowest_step_seconds'] < 2 for row in timed.values())
+  assert timed[6]['time/slowest_step_seconds'] >= 0.3
+  assert timed[6]['time/step_seconds'] >= 0.15  # steps 5 and 6, of 16 examples each
+  assert timed[6]['time/examples_per_second'] == pytest.approx(16 / timed[6]['time/step_seconds'])
+
+
+def test_the_trace_of_a_run_has_its_steps_and_no_others(tmp_path):
+  _, said = run(tmp_path, profile=dict(start=3, steps=2))
+  folder = tmp_path / 'profile/plugins/profile/steps_3_to_4'
+  path, = folder.glob('*.trace.json.gz')
+  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  assert [event['args']['step_num'] for event in events if event.get('name') == 'train'] == ['3', '4']
+  assert list(folder.glob('*.xplane.pb'))
+  assert any(line.startswith('Profile  ') and str(tmp_path / 'profile') in line for line in said)
+
+
+def test_every_metric_of_a_run_is_in_the_table_of_the_documentation(uninterrupted):
+  table = (Path(__file__).parents[2] / 'docs/watching.md').read_text()
+  names = re.findall(r'`([a-z_]+/[^`]+)`', table)
+  patterns = [re.compile(re.sub(r'<\w+>', '.+', re.escape(name))) for name in names]
+  found = {name for row in metrics.read(uninterrupted[0]) for name in row} - {'step'}
+  assert len(found) > 20
+  assert [name for name in sorted(found) if not any(pattern.fullmatch(name) for pattern in patterns)] == []
 
 
 # ---- files and data -------------------------------------------------------------------------------------------------

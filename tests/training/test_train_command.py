@@ -51,7 +51,7 @@ def wait_for_step(process, folder, step):
 
 
 def rows(folder):
-  return [{name: value for name, value in row.items() if not name.startswith('time/')} for row in metrics.read(folder)]
+  return [metrics.repeatable(row) for row in metrics.read(folder)]
 
 
 @pytest.fixture(scope='module')

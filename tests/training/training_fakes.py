@@ -15,6 +15,7 @@ from moejax.random import derive
 from moejax.routing.router import RouterOutput
 from moejax.training import methods, objectives, optimizer, setup
 from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.profile import ProfileConfig
 from moejax.training.spikes import RecoveryConfig
 
 FEATURES, HIDDEN, EXPERTS, CLASSES, BATCH = 3, 8, 4, 5, 16
@@ -108,7 +109,7 @@ EXAMPLEWISE = functional.functionalize(lambda rngs: TinyModel(rngs, noise=0., ba
 
 def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, evaluate=False, model=MODEL,
                **sections):
-  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation, recovery."""
+  """A `Setup` of the tiny parts; `sections` updates training, checkpoint, evaluation, recovery, profile; `loggers`."""
   config = setup.default_config()
   config.optimizer = ConfigDict(optimizer_config or dict(
       name='adamw', weight_decay=0.1, clip=1.0, schedule=dict(name='cosine', peak=0.02, warmup=2)))
@@ -117,6 +118,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
   config.checkpoint.every = 2
   config.report.at = 'never'
   config.model, config.data = ConfigDict(), ConfigDict()
+  config.loggers = sections.pop('loggers', config.loggers)
   for name, values in sections.items():
     config[name].update(values)
   config = config.copy_and_resolve_references()
@@ -133,5 +135,6 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
       evaluation=call(setup.Evaluation, config.evaluation, 'config.evaluation'),
       checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
-      report=call(setup.Report, config.report, 'config.report'))
+      report=call(setup.Report, config.report, 'config.report'), loggers=config.loggers,
+      profile=call(ProfileConfig, config.profile, 'config.profile'))
 
