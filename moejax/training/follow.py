@@ -38,7 +38,9 @@ def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], ever
     while True:
       if signal := processes.largest(interruption.signal or 0):
         raise recovery.Interrupted(f'Stopped following {folder}. The same command evaluates what is left.', signal)
-      step = processes.largest(look() if jax.process_index() == 0 else _OF_THE_FIRST)
+      with processes.together('look for checkpoints'):
+        found = look() if jax.process_index() == 0 else _OF_THE_FIRST
+      step = processes.largest(found)
       if step == _FINISHED:
         return
       if step != _NOTHING_YET:
