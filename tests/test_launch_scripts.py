@@ -148,7 +148,8 @@ def test_a_task_of_an_array_is_the_run_of_its_line(cluster, task, name, flags):
 
 
 @pytest.mark.parametrize('task, said', [
-    ('5', 'study.txt has no run in line 5: --array counts its lines from 1'), ('0', ''), ('', 'submit with sbatch --array=1-N')])
+    ('5', 'study.txt has no run in line 5: --array counts its lines from 1'), ('0', ''),
+    ('', 'submit with sbatch --array=1-N')])
 def test_a_task_without_a_line_starts_nothing(cluster, task, said):
   folder, submit = cluster
   (folder / 'study.txt').write_text(STUDY)
