@@ -266,8 +266,9 @@ def check_strings(config: Mapping, where: str) -> None:
 def local_path(path: str, where: str) -> str:
   """`path` on this machine; `~` is the home folder. Raises DataError for a URL."""
   if re.match(r'[A-Za-z][\w+.-]*://', path):
-    raise DataError(f'{where}: {path} is a URL, and only files of this machine are read. Copy the data to a disk or '
-                    "mount it, or use the source 'huggingface' or 'tfds'.")
+    raise DataError(f'{where}: {path} is a URL, and only files of this machine are read. Copy the data to a disk '
+                    '(gcloud storage cp, aws s3 sync), mount the bucket (gcsfuse, s3fs), or use the source '
+                    "'huggingface' or 'tfds'.")
   return os.path.expanduser(path)
 
 

@@ -192,7 +192,7 @@ class Checkpoints:
 
   def _set_damaged_scores_aside(self):
     # The manager reads all scores when it opens, and would end there at the first that is damaged.
-    for step in _steps(self.folder) if jax.process_index() == 0 else ():
+    for step in steps_in(self.folder) if jax.process_index() == 0 else ():
       path = self.folder / str(step) / 'metrics'
       try:
         checksums.check(path.parent, 'metrics/')
@@ -223,15 +223,14 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   The latest checkpoint that can be read, or that of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
 
   Raises:
-    NoCheckpoint: there is none, or none that can be read.
+    NoCheckpoint: there is none, or none that can be read; with `step`, that one.
   """
   folder = Path(workdir).absolute() / 'checkpoints'
-  steps = _steps(folder)
+  steps = steps_in(folder)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
-    steps = [step]
-  if not steps:
+  elif not steps:
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
@@ -251,12 +250,17 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     params = item('average' if 'average' in about['fingerprints'] else 'params')
     return workdirs.loads(about['config']), about['step'], params, item('router_state')
 
+  if step is not None:
+    try:
+      return read(step)
+    except Exception as error:
+      raise NoCheckpoint(f'The checkpoint {folder / str(step)} cannot be read ({_reason(error)}).') from error
   _, restored, _ = _first_readable(steps, read, folder, print)
   return restored
 
 
-def _steps(folder: Path) -> list[int]:
-  """Those of complete checkpoints, the last one first."""
+def steps_in(folder: Path) -> list[int]:
+  """Those of the complete checkpoints in `folder`, the last one first."""
   return sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
 
 
@@ -274,7 +278,7 @@ def _first_readable(steps, read, folder, say):
     try:
       found = read(step)
     except Exception as error:  # noqa: BLE001  (damage shows as any error there is)
-      damaged.append((step, f'{type(error).__name__}: {error}'.splitlines()[0][:200]))
+      damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
       say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using that of step {step} instead.')
@@ -283,6 +287,10 @@ def _first_readable(steps, read, folder, say):
     raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder '
                        'from a copy, or delete it to start again from step 0.')
   return None, None, []
+
+
+def _reason(error: Exception) -> str:
+  return f'{type(error).__name__}: {error}'.splitlines()[0][:200]
 
 
 def _verify(name: str, tree: Any, about: dict) -> None:

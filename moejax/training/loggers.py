@@ -111,6 +111,10 @@ class JsonLines:
     self._file.write(json_lines.line({'step': step, **row}))
     self._file.flush()
 
+  def sync(self) -> None:
+    """Returns when all rows are on disk."""
+    os.fsync(self._file.fileno())
+
   def close(self, failed):
     self._file.close()
 

@@ -51,7 +51,7 @@ def test_without_changes_it_measures_what_training_measures(run_dir):
   expected = evaluation.measure(prepare(config).evaluators, params, router_state)
   said = []
   assert evaluate.run(run_dir, say=said.append) == expected
-  assert 'evaluations.jsonl' in said[-1]
+  assert 'evaluations.jsonl' in said[-2]
 
 
 def test_a_larger_capacity_drops_nothing_and_fewer_experts_a_token_are_another_result(run_dir):
@@ -95,6 +95,18 @@ def test_the_step_that_a_word_or_number_names(run_dir, asked, found):
 def test_a_step_that_is_no_step_is_refused(run_dir):
   with pytest.raises(ConfigError, match="must be a number, 'last' or 'best', not 'first'"):
     evaluate.find_step(run_dir, 'first')
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--follow', '--step=2'], '--follow evaluates every checkpoint: leave out --step'),
+    (['--every=5'], '--every is a number of seconds above 0, and needs --follow'),
+    (['--follow', '--every=0'], '--every is a number of seconds above 0'),
+    (['--follow', '--every=nan'], '--every is a number of seconds above 0'),
+    (['--follow', '--every=soon'], "--every: invalid float value: 'soon'")])
+def test_flags_that_contradict_each_other_are_refused(run_dir, monkeypatch, flags, message):
+  monkeypatch.setattr(sys, 'argv', ['evaluate', f'--workdir={run_dir}', *flags])
+  with pytest.raises(ConfigError, match=message):
+    evaluate.main()
 
 
 @pytest.mark.slow
