@@ -175,7 +175,7 @@ def _in_place_of(old: Any, new: Any, where: str) -> Any:
       key, value = next(iter(new.items()))
       raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set '
                         f'single keys, e.g. --{where}.{key}={value}, or give all keys of the group, or a `name`.')
-  # As the config file would have written it: a run goes on with the config that it was started with.
+  # As the config file would have written it: a run resumes with the config that it was started with.
   if isinstance(old, float) and type(new) is int:
     return float(new)
   return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new

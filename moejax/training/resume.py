@@ -34,15 +34,15 @@ def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder
     checkpoints: steps of its checkpoints.
 
   Raises:
-    ConfigError: more steps are done than `new` asks for, or the learning rate had reached its end and would rise again
+    ConfigError: as many steps are done as `new` asks for, or the learning rate had reached its end and would rise again
       without having been set anew.
   """
   done, before, after = max(checkpoints, default=0), old['training']['steps'], new['training']['steps']
-  if after < done:
-    raise ConfigError(f'config.training.steps is {after}, and the run in {folder} has done {done}: it cannot be '
-                      f'shortened to less. Set at least {done}, or choose another --workdir.')
-  if before == after or not done or done == after:
+  if before == after or not done:
     return []
+  if after <= done:  # a last step is evaluated, and those that are done may not be
+    raise ConfigError(f'config.training.steps was {before}, now {after}, and the run in {folder} has done {done}. Set '
+                      f'more than {done}, or choose another --workdir.')
   # Schedules change their course at most at their ends, so that these and some steps between tell whether two are equal.
   steps = np.array([*np.linspace(done, max(before, after), 1000, dtype=int), before, after])
   old_rates, new_rates = _rates(old, steps), _rates(new, steps)
