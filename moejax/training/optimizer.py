@@ -230,7 +230,7 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: 
 
   Config:
     peak: largest learning rate.
-    warmup: steps of linear growth to it; 0 decays from the first step on, as 1 does from the second.
+    warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
     cooldown: last steps, of linear decay to 0.
   """
   _check(where, steps, warmup + cooldown)
