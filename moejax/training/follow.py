@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from moejax.parallel import processes
-from moejax.training import checkpoint, peers, recovery, workdir
+from moejax.training import kept, peers, recovery, workdir
 
 _NOTHING_YET, _FINISHED, _OF_THE_FIRST = 0, -1, -2  # beside the steps of checkpoints, which are positive
 
@@ -77,7 +77,7 @@ class _Look:
   def __call__(self) -> int:
     if not (self._folder / 'config.json').exists():
       return self._wait(f'a run to begin in {self._folder}')
-    there = set(checkpoint.steps_in(self._folder / 'checkpoints')) - self.done
+    there = set(kept.complete(self._folder)) - self.done
     for step in sorted(self._seen - there - self.done):
       self._tell(f'The checkpoint of step {step} was deleted before it was evaluated: skipped. A larger '
                  'config.checkpoint.keep of the run leaves more time.')

@@ -1,4 +1,4 @@
-"""What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
+"""What ends a run early, and the message then: a signal, divergence, missing data or checkpoints."""
 import contextlib
 import os
 import signal
@@ -27,7 +27,7 @@ class Diverged(Stopped):
 
 
 class NoData(Stopped):
-  """A batch did not come in time; the thread that waits for it cannot be ended but with the process."""
+  """A batch did not come in time; the thread that waits for it ends only with the process."""
   at_once = True
 
 
