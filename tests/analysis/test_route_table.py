@@ -85,19 +85,16 @@ def small(model, data, objective):
   return config
 
 
-def moe(router):
-  return dict(num_experts=4, experts=dict(name='feed_forward', hidden=8), router=router, dispatch=dict(name='reference'))
-
-
 def stack(router):
+  moe = dict(num_experts=4, experts=dict(name='feed_forward', hidden=8), router=router, dispatch=dict(name='reference'))
   return dict(num_layers=2, attention=dict(heads=2), feed_forward=dict(hidden=8), sparse=dict(name='every', n=2),
-              moe=moe(router))
+              moe=moe)
 
 
 def images(router, **options):
-  return small(dict(name='vision', image_size=8, channels=1, patch_size=4, num_classes=10, dim=8, **stack(router),
-                    **options),
-               dict(name='images', source=dict(name='digits'), image_size=8, channels=1, batch_size=8), 'classification')
+  size = dict(image_size=8, channels=1)
+  return small(dict(name='vision', patch_size=4, num_classes=10, dim=8, **size, **stack(router), **options),
+               dict(name='images', source=dict(name='digits'), batch_size=8, **size), 'classification')
 
 
 def text(model, folder, **data):
@@ -113,8 +110,8 @@ CONFIGS = {
     'vmoe, with a class token': lambda _: images(papers.vmoe(k=2, capacity_factor=0.5), pool='token'),
     'expert choice': lambda _: images(papers.expert_choice()),
     'soft moe': lambda _: images(papers.soft_moe(slots=2)),
-    'decoder': lambda folder: text(dict(name='decoder', **stack(papers.gshard(second='all'))) | dict(routing_leak='slots'), folder,
-                                   name='language_model'),
+    'decoder': lambda folder: text(
+        dict(name='decoder', routing_leak='slots', **stack(papers.gshard(second='all'))), folder, name='language_model'),
     'encoder-decoder': lambda folder: text(
         dict(name='encoder_decoder', encoder=stack(papers.switch()), decoder=stack(papers.top_k_dropless(k=2))), folder,
         name='span_corruption'),
