@@ -225,6 +225,7 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   Raises:
     NoCheckpoint: there is none, or none that can be read.
   """
+  quiet.libraries()
   folder = Path(workdir).absolute() / 'checkpoints'
   steps = _steps(folder)
   if step is not None:
