@@ -37,7 +37,7 @@ def refresh(path: pathlib.Path) -> None:
   title.source = badge(path.stem) + '\n\n' + re.sub(r'^\[!\[Open in Colab.*\n+', '', title.source)
   first.source, first.metadata = FIRST_CELL, nbformat.NotebookNode(cellView='form')
   with tempfile.TemporaryDirectory() as folder:
-    nbclient.NotebookClient(notebook, timeout=1800, kernel_name='python3', record_timing=False,
+    nbclient.NotebookClient(notebook, timeout=1800, kernel_name='python3', record_timing=False, coalesce_streams=True,
                             resources={'metadata': {'path': folder}}).execute()
   for cell in notebook.cells:
     for output in cell.get('outputs', []):

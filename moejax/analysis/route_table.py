@@ -80,6 +80,7 @@ def routes(workdir: str | Path, batch: Mapping[str, np.ndarray] | str | None = N
   Args:
     workdir: of a run that has a checkpoint.
     batch: arrays as the run's pipeline makes them, or the name of a split, whose first batch is taken; None: 'test'.
+      Where tokens compete for slots, it matters what else is in the batch: groups are those of `config.model.moe.group`.
     step: of the checkpoint; None: the last that can be read.
     train: whether routers decide as in training (its capacity, and noise of one fixed key), not as at evaluation.
 
@@ -101,7 +102,7 @@ def routes(workdir: str | Path, batch: Mapping[str, np.ndarray] | str | None = N
 def of_batch(setup: Setup, params, router_state, batch: Mapping[str, np.ndarray], train: bool = False) -> RouteTable:
   """`routes` of a model that is in memory; `batch` whole in every process."""
   batch = {name: np.asarray(values) for name, values in batch.items()}
-  size, shards = len(next(iter(batch.values()))), rules.batch_shards(setup.mesh)
+  size, shards = len(next(iter(batch.values()), ())), rules.batch_shards(setup.mesh)
   if size % shards:
     raise ConfigError(f'batch: {size} examples do not divide over {shards} shards of the batch. Give a multiple of '
                       'that, or fewer devices.')

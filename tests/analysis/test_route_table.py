@@ -204,7 +204,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 
 
 def test_a_data_frame_has_the_columns_by_name(monkeypatch):
-  pandas = pytest.importorskip('pandas')
+  pytest.importorskip('pandas')
   weight = np.full((2, 4, EXPERTS), 1 / 3, np.float32)
   table = routed(DensePlan(weight), PROBS, valid=VALID)
   frame = table.pandas()
