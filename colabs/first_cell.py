@@ -49,6 +49,11 @@ def for_pip():
   return [f'jax[{extra}]>={LEAST_JAX},<{BELOW_JAX}'], []
 
 
+def device():
+  import jax
+  return f'moejax runs on {jax.device_count()} x {jax.devices()[0].device_kind} with jax {jax.__version__}.'
+
+
 if importlib.util.find_spec('moejax') is None:
   if not SOURCE.exists():
     run(['git', 'clone', '--quiet', '--depth=1', REPOSITORY, str(SOURCE)], f'moejax cannot be fetched from {REPOSITORY}')
@@ -59,6 +64,4 @@ if importlib.util.find_spec('moejax') is None:
        '-e', f'./{SOURCE}[data]'], 'moejax cannot be installed')
   sys.path.insert(0, str(SOURCE))  # This process started before moejax was installed.
 
-import jax
-
-print(f'moejax runs on {jax.device_count()} x {jax.devices()[0].device_kind} with jax {jax.__version__}.')
+print(device())
