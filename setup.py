@@ -25,6 +25,7 @@ DATA = [
     'sentencepiece>=0.2.3,<0.3',
     'protobuf>=6,<8',
     'tokenizers>=0.22,<0.24',
+    'pandas>=2.2,<4',
 ]
 # Pictures of emoji and their names: 10 MB.
 PAIRS = [

@@ -32,7 +32,7 @@ class System:
 
   Attributes:
     name: as the field calls it.
-    paper: authors, year, title, arXiv id, section.
+    paper: authors, year, title, arXiv id, section; or 'Unpublished.', which stands last in the table.
     config: the file, from the root of the repository.
     proof: one of `PROOFS`.
     tests: `tests/file.py::test` that prove it.
@@ -61,12 +61,13 @@ def sections(docstring: str) -> dict[str, str]:
 
 
 def systems(root: pathlib.Path = ROOT) -> list[System]:
-  """All systems, by year of the paper.
+  """All systems, by year of the paper; unpublished ones last.
 
   Raises:
     ValueError: a row that is not whole, or a proof that names a test file that does not exist.
   """
-  return sorted(_rows(root), key=lambda system: (re.findall(r'arXiv (\d+\.\d+)', system.paper), system.name))
+  return sorted(_rows(root), key=lambda system: (
+      system.paper.startswith('Unpublished'), re.findall(r'arXiv (\d+\.\d+)', system.paper), system.name))
 
 
 def _rows(root: pathlib.Path) -> Iterator[System]:

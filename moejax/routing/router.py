@@ -27,7 +27,7 @@ from moejax.random import derive
 from moejax.routing import balancing
 from moejax.routing.features import FEATURES, RouterInputs, without_padding
 from moejax.routing.placement import PLACEMENTS
-from moejax.routing.plans import Leak, Plan, most_leaking
+from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, most_leaking
 from moejax.routing.scores import SCORES
 from moejax.routing.selection import SELECTIONS
 from moejax.routing.weighting import WEIGHTINGS
@@ -49,7 +49,9 @@ class RouterOutput:
     metrics: `{name: array}`; for every router `load` [E] (share of the choices that name the expert, before capacity;
       of the weight where all experts see all tokens), `dropped` (share of the choices that are not computed; of tokens
       that no expert sees where experts choose), `confidence` (largest router probability) and `entropy` (nats), means
-      over valid tokens; and each loss before its coefficient, as `<name>_loss`.
+      over valid tokens; each loss before its coefficient, as `<name>_loss`; and `experts_per_token`, the mean over valid
+      tokens of the choices that are computed: of tokens, or slots that hold the token where experts choose, or experts
+      with a weight above zero where all see it. A SoftPlan has none: its experts compute mixtures, never a token.
     updates: what the router's state becomes, for `functional.merge_updates`: `Statistics` of these tokens, and new
       values; a nested dict over its paths, empty for most routers, and always outside training.
     probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
@@ -186,7 +188,10 @@ def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str,
   demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
   # A token may choose an expert twice.
   served = jnp.minimum((computed > 0).sum(-1), demand) if k is None else computed.sum(-1)
+  used = {} if isinstance(placed, SoftPlan) else dict(experts_per_token=balancing.valid_mean(
+      ((computed > 0) if isinstance(placed, DensePlan) else computed).sum(-1), routed.valid))
   return dict(
+      **used,
       load=shares.sum((0, 1)) / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny),
       dropped=(demand - served).sum() / jnp.maximum(demand.sum(), 1),
       confidence=balancing.valid_mean(routed.probs.max(-1), routed.valid),

@@ -225,6 +225,7 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   Raises:
     NoCheckpoint: there is none, or none that can be read; with `step`, that one.
   """
+  quiet.libraries()
   folder = Path(workdir).absolute() / 'checkpoints'
   steps = kept.complete(workdir)
   if step is not None:

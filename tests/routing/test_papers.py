@@ -87,6 +87,11 @@ class TestEveryPaper:
     assert 0 <= out.metrics['dropped'] <= 1
     assert 1 / E <= out.metrics['confidence'] <= 1
     assert 0 <= out.metrics['entropy'] <= np.log(E) + 1e-6
+    assert ('experts_per_token' in out.metrics) != hasattr(out.plan, 'dispatch')
+    if 'experts_per_token' in out.metrics:
+      plan = jax.device_get(out.plan)
+      used = plan.kept if hasattr(plan, 'kept') else plan.filled if hasattr(plan, 'filled') else plan.weight > 0
+      assert float(out.metrics['experts_per_token']) == pytest.approx(used.sum() / (G * S))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
 
   def test_evaluation_needs_no_key_and_repeats(self, name):

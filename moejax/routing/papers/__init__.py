@@ -25,8 +25,8 @@ class Paper:
 
   Attributes:
     fragment: the function, with the paper's numbers as defaults.
-    title: of the paper.
-    arxiv: its id there, or where else it appeared.
+    title: of the paper, or 'Unpublished'.
+    arxiv: its id there, or where else it appeared; '' where it has not.
     chooses: who chooses whom.
     draws: whether training draws random numbers.
     exchangeable: whether permuting the experts' parameters permutes their tokens and changes nothing else.
@@ -36,7 +36,7 @@ class Paper:
   """
   fragment: Callable[..., dict[str, Any]]
   title: str
-  arxiv: str
+  arxiv: str = ''
   chooses: Chooses = 'token'
   draws: bool = False
   exchangeable: bool = True
@@ -47,8 +47,8 @@ class Paper:
 PAPERS: dict[str, Paper] = {}
 
 
-def paper(title: str, arxiv: str, **facts) -> Callable:
-  """Decorator of a fragment; `facts` are the further attributes of `Paper`."""
+def paper(title: str, arxiv: str = '', **facts) -> Callable:
+  """Decorator of a fragment; `facts` are the further attributes of `Paper`. Your own router: `@paper('Unpublished')`."""
   def register(fragment):
     PAPERS[fragment.__name__] = Paper(fragment, title, arxiv, **facts)
     return fragment
