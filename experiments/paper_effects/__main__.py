@@ -8,20 +8,20 @@ import sys
 
 from experiments import runner
 from experiments.paper_effects import effect, sweep
+from experiments.paper_effects.claims import CLAIMS
 
 
 def main(names: list[str]) -> None:
   """Runs, judges, prints."""
-  known = sweep.effects()
-  if unknown := [name for name in names if name not in known]:
-    sys.exit(f'There is no effect {", ".join(unknown)}. There are: {", ".join(known)}.')
+  if unknown := [name for name in names if name not in CLAIMS]:
+    sys.exit(f'There is no effect {", ".join(unknown)}. There are: {", ".join(CLAIMS)}.')
   # Seeds of a variant are the same program: a third of a run is its compilation.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(runner.ROOT / 'runs/compiled'))
   failed = runner.main('paper_effects', tuple(f'{name.partition("/")[0]}.' for name in names))
-  found = effect.summary(known, runner.load('paper_effects'))
+  found = effect.summary(CLAIMS, runner.load('paper_effects'))
   path = sweep.FOLDER / 'summary.json'
   effect.write(path, found)
-  for name in names or known:
+  for name in names or CLAIMS:
     print(f'{name}: ' + (f'{found[name]["verdict"]}. {found[name]["claim"]}' if name in found else 'not measured yet.'))
   print(f'Verdicts: {path.relative_to(runner.ROOT)}. Next: python -m moejax.systems --write (fills docs/systems.md)')
   sys.exit(1 if failed else 0)

@@ -23,10 +23,10 @@ class Effect:
     metric: a key of metrics.jsonl, of which the last value counts, or a function of the run's workdir.
     larger, smaller: variants; the claim holds where the metric of the first is larger than that of the second,
     at_least: by this factor.
-    variants: `{name: {key after config.: value}}`, or only names for a `program`. May have more than the two.
+    variants: `{name: {key after config.: value}}`, or for a program the names. May be more than the two.
     config: what is trained; None where there is a program.
     common: config keys and values of every variant.
-    program: a module, run as `python -m <program> --variant=V --seed=N --out=FOLDER`, that writes FOLDER/metrics.jsonl.
+    program: a module of `programs`, run with `--variant=V --seed=N --out=FOLDER`, that writes FOLDER/metrics.jsonl.
     seeds: one run each.
   """
   system: str
@@ -34,7 +34,7 @@ class Effect:
   metric: Metric
   larger: str
   smaller: str
-  variants: Mapping[str, Mapping[str, Any]]
+  variants: Mapping[str, Mapping[str, Any]] | tuple[str, ...]
   at_least: float = 1.0
   config: str | None = None
   common: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,7 +55,7 @@ class Effect:
   def runs(self, name: str) -> Iterator['EffectRun']:
     """All runs. Effects whose names agree before a slash are read from the same runs where their variants agree."""
     group = name.partition('/')[0]
-    for variant, keys in self.variants.items():
+    for variant, keys in (dict.fromkeys(self.variants, {}) if self.program else self.variants).items():
       overrides = tuple((key, str(value)) for key, value in {**self.common, **keys}.items())
       for seed in self.seeds:
         yield EffectRun(variant, self.config or '', seed, overrides, group=group, program=self.program,
@@ -104,7 +104,8 @@ class EffectRun(Run):
   def command(self, workdir: pathlib.Path) -> list[str]:
     """The command of this run; a training run writes no report, which would take longer than the rest."""
     if self.program:
-      return ['python', '-m', self.program, f'--variant={self.name}', f'--seed={self.seed}', f'--out={workdir}']
+      return ['python', '-m', f'experiments.paper_effects.programs.{self.program}', f'--variant={self.name}',
+              f'--seed={self.seed}', f'--out={workdir}']
     return [*super().command(workdir), '--config.report.at=never']
 
   def metrics(self, workdir: pathlib.Path) -> dict[str, float]:
