@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 
-from experiments import development, runner
+from experiments import compare, development, runner
 from moejax.parallel import units
 
 PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
@@ -14,24 +14,17 @@ PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
 
 def digits() -> str:
   """Accuracy of sparse and dense vision transformers."""
-  results = runner.load('digits')
-  return _compare(results, [
-      ('test accuracy', 'eval/test/accuracy', '{:.2%}'),
-      ('10-shot accuracy', 'eval/few_shot/10_shot_accuracy', '{:.2%}')])
+  return _compared('digits')
 
 
 def chitchat() -> str:
   """Bits per byte of sparse and dense decoders beside a trigram model."""
-  decoders = _only(runner.load('chitchat'), ('dense decoder', 'Switch', 'top-2 dropless', 'hash'))
-  rows = _compare(decoders, [('bits per byte', 'eval/test/bits_per_byte', '{:.3f}')])
-  trigram = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
-  return rows.replace('\n\n', f'\n| trigram, Witten-Bell | {trigram["bits_per_byte"]:.3f} | |\n\n', 1)
+  return _compared('chitchat', ('dense decoder', 'Switch', 'top-2 dropless', 'hash'), 'bits per byte')
 
 
 def span_corruption() -> str:
   """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
-  sides = _only(runner.load('chitchat'), ('dense T5', 'ST-MoE'))
-  return _compare(sides, [('bits per byte filled in', 'eval/test/bits_per_byte', '{:.3f}')])
+  return _compared('chitchat', ('dense T5', 'ST-MoE'), 'bits per byte filled in', references=False)
 
 
 def first_run() -> str:
@@ -113,24 +106,12 @@ def _dispatch(device, module, missing):
   return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 
-def _only(results, names):
-  return {**results, 'runs': [run for run in results['runs'] if run['name'] in names]}
-
-
-def _compare(results, metrics):
-  lines = ['| model | ' + ' | '.join(name for name, _, _ in metrics) + ' | seeds |', '|---' * (len(metrics) + 2) + '|']
-  summaries = [runner.summarize(results, key) for _, key, _ in metrics]
-  for name in summaries[0]:
-    cells = [f'{form.format(mean)} ± {form.format(deviation)}'
-             for (_, _, form), (mean, deviation, _) in zip(metrics, (summary[name] for summary in summaries))]
-    lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {summaries[0][name][2]} |')
-  return '\n'.join(lines) + '\n\n' + _source(results)
-
-
-def _source(results):
-  run = results['runs'][-1]
-  return (f'`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}; '
-          'mean ± standard deviation over seeds.')
+def _compared(name, models=None, label=None, references=True):
+  study = runner.find(name)
+  rows = [run for run in study.results()['runs'] if models is None or run['name'] in models]
+  metrics = {key: label or own for key, own in study.metrics.items()}
+  drawn = compare.table(rows, metrics, study.references if references else None)
+  return f'{drawn}\n\n{compare.source({**study.results(), "runs": rows})}'
 
 
 if __name__ == '__main__':

@@ -1,9 +1,14 @@
 """Do sparse language models beat dense ones of the same active compute on bytes of dialogue, after 300 steps?"""
 import functools
+import json
 
 from experiments import runner
 
-Run = functools.partial(runner.Run, overrides=(('report.at', 'never'), ('evaluation.every', '300')))
+METRICS = {'eval/test/bits_per_byte': 'bits per byte (T5 and ST-MoE: of the bytes filled in)'}
+TRIGRAM = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
+REFERENCES = {'eval/test/bits_per_byte': ('trigram, Witten-Bell', TRIGRAM['bits_per_byte'])}
+
+Run = functools.partial(runner.Run, overrides={'report.at': 'never', 'evaluation.every': 300})
 
 
 def sweep():

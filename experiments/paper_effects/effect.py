@@ -56,9 +56,8 @@ class Effect:
     """All runs. Effects whose names agree before a slash are read from the same runs where their variants agree."""
     group = name.partition('/')[0]
     for variant, keys in (dict.fromkeys(self.variants, {}) if self.program else self.variants).items():
-      overrides = tuple((key, str(value)) for key, value in {**self.common, **keys}.items())
       for seed in self.seeds:
-        yield EffectRun(variant, self.config or '', seed, overrides, group=group, program=self.program,
+        yield EffectRun(variant, self.config or '', seed, {**self.common, **keys}, group=group, program=self.program,
                         wanted={self.metric_name: self.metric})
 
   def measured(self, values: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -107,6 +106,11 @@ class EffectRun(Run):
       return ['python', '-m', f'experiments.paper_effects.programs.{self.program}', f'--variant={self.name}',
               f'--seed={self.seed}', f'--out={workdir}']
     return [*super().command(workdir), '--config.report.at=never']
+
+  def check(self, devices: list) -> None:
+    """Builds its config; a program makes its own."""
+    if not self.program:
+      super().check(devices)
 
   def metrics(self, workdir: pathlib.Path) -> dict[str, float]:
     """What effects want, and the last losses."""
