@@ -6,6 +6,7 @@ reads results.json, prints the table and draws figure.png. Intervals are 95% t i
 for its mean, and Welch's for its difference from the first variant. What they are worth: docs/comparing.md.
 """
 import dataclasses
+import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -127,11 +128,16 @@ def show(study: runner.Study) -> None:
     raise ConfigError(f'{study.folder.name} has nothing to compare: ' + (
         'its sweep.py names no METRICS, {key of metrics.jsonl: label}.' if results else
         f'no results yet. Run it: python -m experiments.runner {study.folder.name}'))
-  keys = {run.key for run in study.runs}
-  rows = [row for row in results['runs'] if row['key'] in keys]
-  print(f'\n{table(rows, study.metrics, study.references)}\n\n{source({**results, "runs": rows})}\n')
-  path = study.folder / 'figure.png'
-  figure = draw(rows, study.metrics, study.references)
+  done = {row['key']: row for row in results['runs']}
+  # The first variant is the first one also where a run of another has ended before its own.
+  variants = list(dict.fromkeys(run.name for run in study.runs))
+  rows = [done[run.key] for run in sorted(study.runs, key=lambda run: variants.index(run.name)) if run.key in done]
+  print(f'\n{table(rows, study.metrics)}\n\n{source({**results, "runs": rows})}\n')
+  save(draw(rows, study.metrics), study.folder / 'figure.png')
+
+
+def save(figure: plt.Figure, path: pathlib.Path) -> None:
+  """Writes a figure, and says where."""
   figure.savefig(path, dpi=120)
   plt.close(figure)
   print(f'Figure:  {runner.from_root(path)}')

@@ -86,12 +86,10 @@ class Study:
     folder: where `results.json` and `figure.png` lie.
     runs: in the order of the sweep.
     metrics: `{key of metrics.jsonl: label}` of `METRICS`; empty: its runs are not compared.
-    references: `{key of metrics.jsonl: (name, value)}` of `REFERENCES`: what was measured elsewhere, shown beside them.
   """
   folder: pathlib.Path
   runs: list[Run]
   metrics: Mapping[str, str]
-  references: Mapping[str, tuple[str, float]]
 
   @property
   def workdirs(self) -> pathlib.Path:
@@ -126,7 +124,7 @@ def find(name: str) -> Study:
   keys = [run.key for run in runs]
   if twice := sorted({key for key in keys if keys.count(key) > 1}):
     raise ConfigError(f'{folder / "sweep.py"} yields {twice[0]} more than once: runs of one name need different seeds.')
-  return Study(folder, runs, getattr(module, 'METRICS', {}), getattr(module, 'REFERENCES', {}))
+  return Study(folder, runs, getattr(module, 'METRICS', {}))
 
 
 def load(study: str) -> dict:

@@ -7,6 +7,7 @@ import json
 import re
 
 from experiments import compare, development, runner
+from experiments.chitchat import compared
 from moejax.parallel import units
 
 PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
@@ -14,17 +15,18 @@ PAGES = (runner.ROOT / 'README.md', runner.ROOT / 'docs/development.md')
 
 def digits() -> str:
   """Accuracy of sparse and dense vision transformers."""
-  return _compared('digits')
+  results = runner.load('digits')
+  return _compared(results, results['runs'], runner.find('digits').metrics)
 
 
 def chitchat() -> str:
   """Bits per byte of sparse and dense decoders beside a trigram model."""
-  return _compared('chitchat', ('dense decoder', 'Switch', 'top-2 dropless', 'hash'), 'bits per byte')
+  return _compared(runner.load('chitchat'), *compared.decoders())
 
 
 def span_corruption() -> str:
   """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
-  return _compared('chitchat', ('dense T5', 'ST-MoE'), 'bits per byte filled in', references=False)
+  return _compared(runner.load('chitchat'), *compared.spans())
 
 
 def first_run() -> str:
@@ -106,12 +108,8 @@ def _dispatch(device, module, missing):
   return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 
-def _compared(name, models=None, label=None, references=True):
-  study = runner.find(name)
-  rows = [run for run in study.results()['runs'] if models is None or run['name'] in models]
-  metrics = {key: label or own for key, own in study.metrics.items()}
-  drawn = compare.table(rows, metrics, study.references if references else None)
-  return f'{drawn}\n\n{compare.source({**study.results(), "runs": rows})}'
+def _compared(results, rows, *shown):
+  return f'{compare.table(rows, *shown)}\n\n{compare.source({**results, "runs": rows})}'
 
 
 if __name__ == '__main__':

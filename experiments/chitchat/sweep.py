@@ -1,13 +1,9 @@
 """Do sparse language models beat dense ones of the same active compute on bytes of dialogue, after 300 steps?"""
 import functools
-import json
 
 from experiments import runner
 
-METRICS = {'eval/test/bits_per_byte': 'bits per byte (T5 and ST-MoE: of the bytes filled in)'}
-TRIGRAM = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
-REFERENCES = {'eval/test/bits_per_byte': ('trigram, Witten-Bell', TRIGRAM['bits_per_byte'])}
-
+# Decoders and encoder-decoders predict other bytes: `compared.py` compares each with its own kind.
 Run = functools.partial(runner.Run, overrides={'report.at': 'never', 'evaluation.every': 300})
 
 
