@@ -107,7 +107,9 @@ def draw(rows: Sequence[Mapping], metrics: Mapping[str, str],
       if metric in (references or {}):
         name, value = references[metric]
         axes.axvline(value, linestyle='--', color='gray', linewidth=1)
-        axes.annotate(name, (value, -0.45), textcoords='offset points', xytext=(4, 0), color='gray')
+        right = value > sum(axes.get_xlim()) / 2  # then the name stands on the other side, where there is room
+        axes.annotate(name, (value, -0.45), textcoords='offset points', xytext=(-4 if right else 4, 0), color='gray',
+                      horizontalalignment='right' if right else 'left')
       axes.set_xlabel(label)
       if _percent(metric):
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
