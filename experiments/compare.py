@@ -52,9 +52,15 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
 
 
 def by_variant(rows: Sequence[Mapping], metric: str) -> dict[str, list[float]]:
-  """`{name: [value of each seed]}`, in the order of the sweep."""
+  """`{name: [value of each seed]}`, in the order of the rows.
+
+  Raises:
+    ConfigError: a row without this metric.
+  """
   values: dict[str, list[float]] = {}
   for row in rows:
+    if metric not in row['metrics']:
+      raise ConfigError(f'{row["key"]} has no {metric}. It has {", ".join(row["metrics"])}.')
     values.setdefault(row['name'], []).append(row['metrics'][metric])
   return values
 
@@ -125,15 +131,16 @@ def show(study: runner.Study) -> None:
   Raises:
     ConfigError: it has no results, or says nothing of how its runs compare.
   """
-  results = study.results()
-  if not results or not study.metrics:
-    raise ConfigError(f'{study.folder.name} has nothing to compare: ' + (
-        'its sweep.py names no METRICS, {key of metrics.jsonl: label}.' if results else
-        f'no results yet. Run it: python -m experiments.runner {study.folder.name}'))
+  results = study.results() or dict(runs=[])
   done = {row['key']: row for row in results['runs']}
   # The first variant is the first one also where a run of another has ended before its own.
   variants = list(dict.fromkeys(run.name for run in study.runs))
   rows = [done[run.key] for run in sorted(study.runs, key=lambda run: variants.index(run.name)) if run.key in done]
+  if not study.metrics:
+    raise ConfigError(f'{study.folder.name} is not compared: its sweep.py names no METRICS, '
+                      '{key of metrics.jsonl: label}.')
+  if not rows:
+    raise ConfigError(f'{study.folder.name} has no results yet: run python -m experiments.runner {study.folder.name}.')
   print(f'\n{table(rows, study.metrics)}\n\n{source({**results, "runs": rows})}\n')
   save(draw(rows, study.metrics), study.folder / 'figure.png')
 

@@ -171,20 +171,24 @@ def main(name: str, starts: tuple[str, ...] = (), jobs: int | None = None, check
   study = find(name)
   results = study.results() or dict(command=f'python -m experiments.runner {name}', runs=[])
   waiting = list(_waiting(study, results, starts))
-  done = {run['key'] for run in results['runs']}
-  print(f'{name}: {len(study.runs)} runs, {sum(run.key in done for run in study.runs)} done, {len(waiting)} to do.',
-        flush=True)
-  failed = []
+  done = lambda: {run.key for run in study.runs} & {run['key'] for run in results['runs']}
+  print(f'{name}: {len(study.runs)} runs, {len(done())} done, {len(waiting)} to do.', flush=True)
+  failed = {}
   if waiting:
     machine = checks.check(study, waiting)
-    places = machine.places(jobs, len(study.runs))
+    planned = schedule.Schedule(study, waiting, results, machine, machine.places(jobs, len(study.runs)))
+    print(planned.outlook(), flush=True)
     if check:
-      return failed
-    failed = schedule.run(study, waiting, results, machine, places)
-  if study.metrics and results['runs']:
+      return []
+    failed = planned.run()
+  if study.metrics and done():
     compare.show(study)
   print(f'Results: {from_root(study.folder / "results.json")}')
-  return failed
+  if failed:
+    print(f'{len(failed)} runs failed; the same command tries them again:')
+    for key, why in failed.items():
+      print(f'  {key}: {why}')
+  return list(failed)
 
 
 def _waiting(study: Study, results: dict, starts: tuple[str, ...]) -> Iterator[Run]:

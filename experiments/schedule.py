@@ -41,6 +41,9 @@ class Schedule:
     results: what results.json holds.
     machine: where this is.
     places: one run at a time each.
+
+  Raises:
+    ConfigError: something else lies where a run would.
   """
 
   def __init__(self, study: runner.Study, waiting: list[runner.Run], results: dict, machine: Machine,
@@ -54,11 +57,18 @@ class Schedule:
     for run in waiting:
       _begun(self._path(run, ''), self._command(run))  # Refuses what could not be resumed, before the first run.
 
+  def outlook(self) -> str:
+    """How many runs there are to do, and how long that takes."""
+    left = self.left()
+    lasting = 'how long they take is known after the first' if left is None else f'about {_long(left)} by earlier runs'
+    return f'{len(self.waiting)} runs, {self.places} at a time: {lasting}.'
+
   def run(self) -> dict[str, str]:
-    """Does all that waits; returns `{key: why}` of the runs that failed."""
-    print(f'{len(self.waiting)} runs, {self.places} at a time: '
-          + (f'about {_long(left)} by earlier runs.' if (left := self.left()) is not None else
-             'how long that takes is known after the first.'), flush=True)
+    """Does all that waits; returns `{key: why}` of the runs that failed.
+
+    Raises:
+      Stopped: by a signal.
+    """
     with (tqdm.tqdm(total=len(self.waiting), disable=None, leave=False, dynamic_ncols=True,
                     bar_format='{n_fmt} of {total_fmt} runs |{bar}|{postfix}') as bar, _ended_by_signals()):
       looked = 0.
@@ -174,22 +184,6 @@ class Schedule:
     finally:
       for going in self.going:
         going.process.kill()
-
-
-def run(study: runner.Study, waiting: list[runner.Run], results: dict, machine: Machine,
-        places: list[Place]) -> list[str]:
-  """Does `waiting`; returns the keys of runs that failed, having said why.
-
-  Raises:
-    ConfigError: something else lies where a run would.
-    Stopped: by a signal.
-  """
-  failed = Schedule(study, waiting, results, machine, places).run()
-  if failed:
-    print(f'{len(failed)} runs failed; the same command tries them again:')
-    for key, why in failed.items():
-      print(f'  {key}: {why}')
-  return list(failed)
 
 
 def _begun(workdir: pathlib.Path, command: list[str]) -> str | None:

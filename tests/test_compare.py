@@ -1,4 +1,4 @@
-"""Means, differences and their intervals: by tables of Student's t, and as what the tests of the same name do not reject."""
+"""Means, differences and their intervals: by tables of Student's t, and where Welch's test rejects."""
 import math
 
 import pytest
@@ -10,15 +10,16 @@ from moejax.config import ConfigError
 
 
 def rows(**values):
-  return [dict(key=f'{name}-{seed}', name=name, seed=seed, command='c', commit='c0ffee', machine='m', python='3', jax='1',
-               metrics=dict(x=value, accuracy=value / 10))
+  return [dict(key=f'{name}-{seed}', name=name, seed=seed, command='c', commit='c0ffee', machine='m', python='3',
+               jax='1', metrics=dict(x=value, accuracy=value / 10))
           for name, numbers in values.items() for seed, value in enumerate(numbers)]
 
 
 def test_the_interval_of_a_mean_is_student_s():
   # Mean 3; squared distances 4 + 1 + 9 over 2 degrees of freedom; 4.303 in the tables for 95% and two degrees.
   half = 4.303 * math.sqrt(7 / 3)
-  assert compare.mean([1., 2., 6.]) == Interval(3., pytest.approx(3 - half, rel=1e-3), pytest.approx(3 + half, rel=1e-3))
+  found = compare.mean([1., 2., 6.])
+  assert (found.center, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
 
 
 def test_the_interval_of_a_difference_ends_where_welch_s_test_rejects():
@@ -45,9 +46,14 @@ def test_a_table_has_means_and_differences_from_the_first_variant():
       ['---'] * 6,
       ['dense', '5.000 (5.000 to 5.000)', '', '50.0% (50.0% to 50.0%)', '', '2'],
       ['sparse', '6.000', '+1.000', '60.0%', '+10.0', '1'],
-      ['other', '4.000 (4.000 to 4.000)', '-1.000 (-1.000 to -1.000)', '40.0% (40.0% to 40.0%)', '-10.0 (-10.0 to -10.0)',
-       '2'],
+      ['other', '4.000 (4.000 to 4.000)', '-1.000 (-1.000 to -1.000)', '40.0% (40.0% to 40.0%)',
+       '-10.0 (-10.0 to -10.0)', '2'],
       ['trigram', '3.000', '', '', '', '']]
+
+
+def test_a_run_without_the_metric_is_named():
+  with pytest.raises(ConfigError, match='a-0 has no y. It has x, accuracy.'):
+    compare.by_variant(rows(a=[1.]), 'y')
 
 
 def test_the_source_names_every_commit():
@@ -66,9 +72,9 @@ def test_a_figure_has_a_panel_a_metric_with_a_dot_a_seed_and_a_bar_over_the_inte
 
 
 def test_a_study_without_metrics_or_results_has_nothing_to_compare(tmp_path):
-  (tmp_path / 'sweep.py').write_text('def sweep():\n  return []\n')
+  (tmp_path / 'sweep.py').write_text('METRICS = dict(x="x")\ndef sweep():\n  return []\n')
   with pytest.raises(ConfigError, match='no results yet'):
     compare.show(runner.find(str(tmp_path)))
-  (tmp_path / 'results.json').write_text('{"command": "c", "runs": []}')
+  (tmp_path / 'sweep.py').write_text('def sweep():\n  return []\n')
   with pytest.raises(ConfigError, match='names no METRICS'):
     compare.show(runner.find(str(tmp_path)))

@@ -1,7 +1,10 @@
 """The runner of studies: what it does with runs that end, fail, are killed or have changed, and where it puts them."""
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,6 +13,7 @@ from experiments import checks, runner, schedule
 from experiments.checks import Machine, Place
 from moejax.config import ConfigError
 
+PAGE = runner.ROOT / 'docs/comparing.md'
 CPU = Machine('cpu', 'cpu', 1)
 # Runs of `python -c`: `does` is their program, in which `out` is the workdir and `seed` the seed.
 SWEEP = '''
@@ -73,7 +77,8 @@ def test_what_is_done_is_not_repeated(write, run):
 
 
 def test_a_run_that_was_killed_finds_what_it_had_left_and_its_row_says_so(write, run):
-  study = write(a='if (out / "state").exists(): write(score=9.); sys.exit()\n(out / "state").touch(); os.kill(os.getpid(), 9)')
+  study = write(a='if (out / "state").exists(): write(score=9.); sys.exit()\n'
+                  '(out / "state").touch(); os.kill(os.getpid(), 9)')
   assert run(study, starts=('a-0',)) == ['a-0']
   assert run(study, starts=('a-0',)) == []
   row, = study.results()['runs']
@@ -113,7 +118,7 @@ def test_a_signal_stops_the_runs_and_keeps_what_is_done(write):
   timer = threading.Timer(3., os.kill, (os.getpid(), signal.SIGTERM))
   timer.start()
   with pytest.raises(schedule.Stopped) as stopped:
-    schedule.run(study, study.runs, results, CPU, [Place(), Place()])
+    schedule.Schedule(study, study.runs, results, CPU, [Place(), Place()]).run()
   assert stopped.value.code == 128 + signal.SIGTERM
   assert list(scores(study)) == ['a-0']
   assert not os.path.exists(study.workdirs / 'a-1/metrics.jsonl')
@@ -150,7 +155,7 @@ def test_runs_share_out_the_cores_or_have_a_gpu_each(monkeypatch):
 
 def test_all_configs_are_checked_before_the_first_run(write):
   study = write(good=SCORES, bad='impossible')
-  with pytest.raises(ConfigError, match='1 of 2 variants cannot run:\n  bad: config.it is impossible.\nNothing was run.'):
+  with pytest.raises(ConfigError, match='1 of 2 variants cannot run:\n  bad: config.it is impossible.\nNothing was'):
     runner.main(str(study.folder))
   assert study.results() is None and not study.workdirs.exists()
 
@@ -168,20 +173,20 @@ def test_runs_of_one_key_are_refused(write, tmp_path):
     runner.find(str(study.folder))
 
 
-@pytest.mark.slow
-def test_a_study_trains_its_variants_and_compares_them(tmp_path, capfd):
-  (tmp_path / 'sweep.py').write_text('''
-from experiments.runner import Run
-METRICS = {'eval/test/accuracy': 'test accuracy'}
-SMALL = {'training.steps': 4, 'optimizer.schedule.warmup': 2, 'model.dim': 16, 'model.num_layers': 2, 'report.at': 'never'}
+def test_the_command_ends_with_1_where_a_run_failed(write, monkeypatch):
+  monkeypatch.setattr(checks, 'check', lambda study, runs: CPU)
+  monkeypatch.setattr(sys, 'argv', ['runner', str(write(a='sys.exit(1)').folder), '--jobs=1'])
+  assert runner.command() == 1
 
-def sweep():
-  for seed in range(2):
-    for k in (1, 2):
-      yield Run(f'{k} experts', 'configs/vmoe_digits.py', seed, {**SMALL, 'model.moe.router.select.k': k})
-''')
-  assert runner.main(str(tmp_path)) == []
-  said = capfd.readouterr().out
-  assert 'runs, ' in said and '| 2 experts |' in said and 'minus 1 experts (points)' in said
+
+@pytest.mark.slow
+def test_the_study_of_the_page_on_comparing_runs_as_it_stands(tmp_path):
+  block, = re.findall(r"cat > runs/two_experts/sweep.py <<'END'\n(.*?)^END$", PAGE.read_text(), re.S | re.M)
+  (tmp_path / 'sweep.py').write_text(block.replace("'training.steps': 60", "'training.steps': 12"))
+  ended = subprocess.run([sys.executable, '-m', 'experiments.runner', str(tmp_path)], cwd=runner.ROOT, text=True,
+                         capture_output=True)
+  assert ended.returncode == 0, ended.stdout + ended.stderr
+  assert f'6 runs, {min(6, len(os.sched_getaffinity(0)))} at a time' in ended.stdout
+  assert '| two experts |' in ended.stdout and 'minus one expert (points)' in ended.stdout
   assert (tmp_path / 'figure.png').stat().st_size > 0
-  assert len(json.loads((tmp_path / 'results.json').read_text())['runs']) == 4
+  assert len(json.loads((tmp_path / 'results.json').read_text())['runs']) == 6
