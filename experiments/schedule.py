@@ -119,7 +119,7 @@ class Schedule:
     log.parent.mkdir(parents=True, exist_ok=True)
     if not resumed:
       self._path(run, '.begun').write_text(json.dumps(dict(command=command, commit=runner.environment()['commit'])))
-    with log.open('w') as out:
+    with log.open('a' if resumed else 'w') as out:
       # In a session of its own, so that Ctrl-C comes from here, once.
       process = subprocess.Popen([sys.executable, *command[1:]], cwd=runner.ROOT, stdout=out, stderr=subprocess.STDOUT,
                                  env={**os.environ, **place.environment}, start_new_session=True)
