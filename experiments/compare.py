@@ -78,7 +78,7 @@ def table(rows: Sequence[Mapping], metrics: Mapping[str, str],
     cells = [name]
     for metric, values in found.items():
       cells.append(_words(mean(values[name]), '.1%' if _percent(metric) else '#.4g'))
-      cells.append(_words(difference(values[name], values[names[0]]), '+.1f' if _percent(metric) else '+.3f',
+      cells.append(_words(difference(values[name], values[names[0]]), '+z.1f' if _percent(metric) else '+z.3f',
                           100 if _percent(metric) else 1) if name != names[0] else '')
     lines.append(cells + [str(len(next(iter(found.values()))[name]))])
   for metric, (name, value) in (references or {}).items():
