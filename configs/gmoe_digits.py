@@ -6,7 +6,7 @@ Paper: Li et al. 2022, "Sparse Mixture-of-Experts are Domain Generalizable Learn
 Command: python -m moejax.train --config=configs/gmoe_digits.py --workdir=runs/gmoe_digits
 Cost: about a minute and a half on 2 CPU cores.
 Result: Expected: as configs/vmoe_digits.py; what the paper is about, unseen domains, is
-  experiments/paper_effects/gmoe.py.
+  the claim `gmoe` of experiments/paper_effects/claims.py.
 Proof: numbers: tests/routing/test_cosine.py::test_gmoe_is_tutel_s_router_token_by_token,
   tests/routing/test_cosine.py::test_tutel_s_losses_are_a_loop_over_tokens_and_experts,
   tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[gmoe]

@@ -3,7 +3,7 @@
 System: Towards Understanding MoE
 Paper: Chen et al. 2022, "Towards Understanding Mixture of Experts in Deep Learning" (arXiv 2208.02813), its
   experiment on images: what is learned is whether an image is rotated, and what it shows are the clusters. The
-  experiment on the paper's own data is experiments/paper_effects/understanding_moe.py.
+  experiment on the paper's own data is experiments/paper_effects/programs/clusters.py.
 Command: python -m moejax.train --config=configs/understanding_moe_digits.py --workdir=runs/understanding_moe_digits
 Cost: about a minute on 2 CPU cores.
 Result: Expected: more accurate with cubic experts than with linear ones (model.moe.experts.activation=linear).

@@ -6,7 +6,8 @@ import importlib
 import json
 import re
 
-from experiments import development, runner
+from experiments import compare, development, runner
+from experiments.chitchat import compared
 from moejax.parallel import units
 
 PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md')))
@@ -15,23 +16,17 @@ PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md'))
 def digits() -> str:
   """Accuracy of sparse and dense vision transformers."""
   results = runner.load('digits')
-  return _compare(results, [
-      ('test accuracy', 'eval/test/accuracy', '{:.2%}'),
-      ('10-shot accuracy', 'eval/few_shot/10_shot_accuracy', '{:.2%}')])
+  return _compared(results, results['runs'], runner.find('digits').metrics)
 
 
 def chitchat() -> str:
   """Bits per byte of sparse and dense decoders beside a trigram model."""
-  decoders = _only(runner.load('chitchat'), ('dense decoder', 'Switch', 'top-2 dropless', 'hash'))
-  rows = _compare(decoders, [('bits per byte', 'eval/test/bits_per_byte', '{:.3f}')])
-  trigram = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
-  return rows.replace('\n\n', f'\n| trigram, Witten-Bell | {trigram["bits_per_byte"]:.3f} | |\n\n', 1)
+  return _compared(runner.load('chitchat'), *compared.decoders())
 
 
 def span_corruption() -> str:
   """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
-  sides = _only(runner.load('chitchat'), ('dense T5', 'ST-MoE'))
-  return _compare(sides, [('bits per byte filled in', 'eval/test/bits_per_byte', '{:.3f}')])
+  return _compared(runner.load('chitchat'), *compared.spans())
 
 
 def first_run() -> str:
@@ -113,24 +108,8 @@ def _dispatch(device, module, missing):
   return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 
-def _only(results, names):
-  return {**results, 'runs': [run for run in results['runs'] if run['name'] in names]}
-
-
-def _compare(results, metrics):
-  lines = ['| model | ' + ' | '.join(name for name, _, _ in metrics) + ' | seeds |', '|---' * (len(metrics) + 2) + '|']
-  summaries = [runner.summarize(results, key) for _, key, _ in metrics]
-  for name in summaries[0]:
-    cells = [f'{form.format(mean)} ± {form.format(deviation)}'
-             for (_, _, form), (mean, deviation, _) in zip(metrics, (summary[name] for summary in summaries))]
-    lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {summaries[0][name][2]} |')
-  return '\n'.join(lines) + '\n\n' + _source(results)
-
-
-def _source(results):
-  run = results['runs'][-1]
-  return (f'`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}; '
-          'mean ± standard deviation over seeds.')
+def _compared(results, rows, *shown):
+  return f'{compare.table(rows, *shown)}\n\n{compare.source({**results, "runs": rows})}'
 
 
 if __name__ == '__main__':

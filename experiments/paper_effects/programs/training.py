@@ -28,7 +28,7 @@ def trained(config: Any, seed: int, batches: Iterable[dict] | None = None) -> tu
 
 
 def shrink(config: Any, steps: int) -> None:
-  """Makes a decoder on dialogues as small as those of `_tiny_text`, for so many steps."""
+  """Makes a decoder on dialogues as small as those of `claims.TINY_TEXT`, for so many steps."""
   config.model.dim = 64
   config.model.feed_forward.hidden = config.model.moe.experts.hidden = 128
   config.data.batch_size, config.data.length, config.training.steps = 16, 64, steps
