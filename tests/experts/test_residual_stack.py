@@ -87,5 +87,5 @@ def test_added_to_its_input_the_layer_mixes_the_expert_with_the_identity(dispatc
 
 
 def test_a_stack_of_nothing_is_refused():
-  with pytest.raises(ConfigError, match='config.experts.sublayers must be a whole number from 1 to 32, not 0'):
+  with pytest.raises(ConfigError, match='config.experts.sublayers must be an int from 1 to 32, not 0'):
     build(sublayers=0)

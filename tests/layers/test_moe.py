@@ -206,7 +206,7 @@ def test_tokens_beyond_32_bits_are_refused(batch, length):
 @pytest.mark.parametrize('config, message', [
     (dict(num_expert=3), "config.moe.num_expert: .* Did you mean 'num_experts'"),
     (dict(group='tokens'), 'config.moe.group must be'),
-    (dict(num_experts=0), 'config.moe.num_experts must be a whole number from 1 to 1048576, not 0'),
+    (dict(num_experts=0), 'config.moe.num_experts must be an int from 1 to 1048576, not 0'),
     (dict(experts=dict(name='feed_forward')), 'config.moe.experts.hidden is missing'),
     (dict(dispatch='gathered'), "config.moe.dispatch.name: .* 'gathered'"),
     (dict(shared=dict(name='feed_forward', hidden=3, activation='tanh')), 'config.moe.shared.activation'),

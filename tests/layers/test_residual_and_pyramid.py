@@ -121,5 +121,5 @@ def test_a_pyramid_needs_a_number_for_every_sparse_layer(numbers):
 
 
 def test_a_sparse_layer_without_experts_is_refused():
-  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts must be a whole number from 1 to 1048576, not 0'):
+  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts must be an int from 1 to 1048576, not 0'):
     models.build(decoder([2, 2, 0]))

@@ -27,22 +27,22 @@ SIZES = [(tiny.decoder(), ('vocab_size', 'dim', 'num_layers')), (LSTM, ('vocab_s
 @pytest.mark.parametrize('config, key', [(config, key) for config, keys in SIZES for key in keys],
                          ids=[f'{config["name"]}-{key}' for config, keys in SIZES for key in keys])
 def test_a_size_is_a_count_of_32_bits(config, key, value):
-  with pytest.raises(ConfigError, match=f'^config.model.{key} must be a whole number'):
+  with pytest.raises(ConfigError, match=f'^config.model.{key} must be an int'):
     models.build(config | {key: value})
 
 
 @pytest.mark.parametrize('change, sentence', [
-    (dict(attention=dict(heads=0)), 'config.model.attention.heads must be a whole number of at least 1'),
+    (dict(attention=dict(heads=0)), 'config.model.attention.heads must be an int of at least 1'),
     (dict(attention=dict(heads=2, head_dim=0)), 'attention.head_dim must be'),
     (dict(attention=dict(heads=2, kv_heads=0)), 'attention.kv_heads must be'),
-    (dict(attention=dict(heads=2, dropout=1.)), 'attention.dropout must be a number of at least 0 and below 1'),
-    (dict(attention=dict(heads=2, init=dict(name='fan_in', scale=-1.))), 'init.scale must be a number above 0'),
+    (dict(attention=dict(heads=2, dropout=1.)), 'attention.dropout must be a float of at least 0 and below 1'),
+    (dict(attention=dict(heads=2, init=dict(name='fan_in', scale=-1.))), 'init.scale must be a float above 0'),
     (dict(dropout=-0.1), 'config.model.dropout must be'), (dict(stochastic_depth=1), 'config.model.stochastic_depth'),
     (dict(norm=dict(name='rms_norm', epsilon=-1e-6)), 'config.model.norm.epsilon must be'),
     (dict(embedding_init=dict(name='normal', std=-1)), 'config.model.embedding_init.std must be'),
     (dict(sparse=dict(name='every', n=0)), 'config.model.sparse.n must be'),
     (dict(sparse=dict(name='layers', indices=[-1])), 'config.model.sparse.indices must be'),
-    (dict(positions=dict(name='rope', theta=0.5)), 'config.model.positions.theta must be a number of at least 1'),
+    (dict(positions=dict(name='rope', theta=0.5)), 'config.model.positions.theta must be a float of at least 1'),
     (dict(positions=dict(name='relative_bias', buckets=2)), 'positions.buckets must be'),
     (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'max_distance must be above 4, not 4'),
     (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d places the patches of images'),
@@ -64,7 +64,7 @@ def test_what_does_not_fit_the_tokens_is_refused_while_tracing(change, sentence)
 
 
 @pytest.mark.parametrize('change, sentence', [
-    (dict(num_layers=1001), 'config.model.num_layers must be a whole number from 1 to 1000, not 1001'),
+    (dict(num_layers=1001), 'config.model.num_layers must be an int from 1 to 1000, not 1001'),
     (dict(num_layers=101), "num_layers = 101 makes 101 blocks .* at most 100 can be. Use layers='scan'"),
     (dict(num_layers=1000, layers='unrolled'), 'makes 1000 blocks'),
     (dict(num_layers=300, layers='scan', sparse=dict(name='layers', indices=THUE_MORSE)), 'makes ... blocks'),

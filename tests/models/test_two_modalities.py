@@ -112,5 +112,5 @@ def test_success_is_the_share_of_a_modalitys_tokens_that_are_computed():
 def test_sizes_that_do_not_fit_are_refused():
   with pytest.raises(ConfigError, match='patch_size must be .* that divides image_size, not 3'):
     models.build(config(patch_size=3))
-  with pytest.raises(ConfigError, match='scale must be a number above 0'):
+  with pytest.raises(ConfigError, match='scale must be a float above 0'):
     models.build(config(scale=0.))

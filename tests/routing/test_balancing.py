@@ -215,7 +215,7 @@ def test_a_number_is_a_coefficient():
 
 @pytest.mark.parametrize('config, context, message', [
     (dict(importnce=0.1), dict(), r"config\.balance\.importnce\.name: there is no balance 'importnce'.*'importance'"),
-    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a number of at least 0, not '0\.1'"),
+    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a float of at least 0, not '0\.1'"),
     (dict(switch=dict(coefficient=.1, convention='switch')), dict(), r"convention must be one of 'moejax', 'gshard'"),
     (dict(switch=.1), dict(k=None), r'config\.balance\.switch is for routers whose tokens choose'),
     (dict(bias=dict()), dict(k=None), r'config\.balance\.bias is for routers whose tokens choose'),

@@ -199,7 +199,7 @@ def test_parameters_start_as_published():
 
 @pytest.mark.parametrize('config, message', [
     (dict(project_bias=True), 'config.score.project_bias: there is no projection'),
-    (dict(temperature='divide', temperature_init=0.), 'config.score.temperature_init must be a number above 0'),
+    (dict(temperature='divide', temperature_init=0.), 'config.score.temperature_init must be a float above 0'),
     (dict(dim=None), 'config.score: needs vectors'),
 ])
 def test_what_cannot_be_built_says_where_and_why(config, message):

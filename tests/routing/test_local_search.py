@@ -101,5 +101,5 @@ def test_the_permutation_moves_the_shares_of_the_leaves(routed):
 
 
 def test_a_search_takes_at_least_a_step():
-  with pytest.raises(ConfigError, match='config.router.score.search_steps must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match='config.router.score.search_steps must be an int of at least 1'):
     router.build(papers.comet(search_steps=0), 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

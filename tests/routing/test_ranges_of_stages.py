@@ -83,7 +83,7 @@ def test_stages_that_do_not_fit_are_refused_when_built(change, message):
 
 @pytest.mark.parametrize('name', ['gather', 'grouped'])
 def test_chunks_are_counted_from_1(name):
-  with pytest.raises(ConfigError, match=r'config\.dispatch\.chunks must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match=r'config\.dispatch\.chunks must be an int of at least 1'):
     dispatch.build(dict(name=name, chunks=0), 'config.dispatch')
 
 

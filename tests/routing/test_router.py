@@ -192,7 +192,7 @@ def test_groups_on_different_devices_route_without_moving_tokens(name):
     (with_(papers.vmoe(), placing=dict()), r"config\.moe\.router\.placing: .* Did you mean 'place'"),
     (with_(papers.vmoe(), select=dict(name='topk', k=2)), r"config\.moe\.router\.select\.name: .* 'topk'.*'top_k'"),
     (with_(papers.vmoe(), select=dict(name='top_k', k=5)), r'router\.select: a token cannot choose 5 of 4 experts'),
-    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be a whole number'),
+    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be an int'),
     (with_(papers.vmoe(), select=dict(name='top_k', num_experts=3, k=1)), r'select\.num_experts'),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factr=1.)), r"Did you mean 'capacity_factor'"),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=1., priority='first')),

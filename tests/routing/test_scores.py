@@ -178,9 +178,9 @@ def test_token_features_are_float32_and_token_ids_are_asked_for():
     (dict(name='hash', dim=None, vocab_size=4, table='balanced', frequencies=(1., 2.)), r'one for each of the 4 ids'),
     (dict(name='hash', dim=None, vocab_size=4, table='sorted'), r"one of 'random', 'balanced', 'modulo'"),
     (dict(name='hash', dim=None), r'config\.score\.vocab_size is missing'),
-    (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a number of at least 0 or one of '1/E'"),
-    (dict(name='linear', dropout=1.), r'config\.score\.dropout must be a number of at least 0 and below 1'),
-    (dict(name='soft_moe', slots=0), r'config\.score\.slots must be a whole number of at least 1, not 0'),
+    (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a float of at least 0 or one of '1/E'"),
+    (dict(name='linear', dropout=1.), r'config\.score\.dropout must be a float of at least 0 and below 1'),
+    (dict(name='soft_moe', slots=0), r'config\.score\.slots must be an int of at least 1, not 0'),
 ])
 def test_scores_that_cannot_be_built_say_where_and_why(config, message):
   with pytest.raises(ConfigError, match=message):

@@ -222,5 +222,5 @@ def test_parts_that_do_not_fit_are_refused_when_built(change, message):
 
 
 def test_a_stage_1_of_no_steps_is_refused():
-  with pytest.raises(ConfigError, match='config.router.score.stage_1_steps must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match='config.router.score.stage_1_steps must be an int of at least 1'):
     router.build(papers.stable_moe(V, 0), 'config.router', dim=D, num_experts=E, rngs=None)
