@@ -92,8 +92,8 @@ class Journey:
   def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sorts `count` received rows (ordered by source, expert) by expert: group sizes, permutation and its inverse."""
     mine = self.sizes[:, self.me]
-    by_source, by_expert = _exclusive(mine.ravel()).reshape(mine.shape),
-    _exclusive(mine.T.ravel()).reshape(mine.T.shape) row = jnp.arange(count)
+    by_source, by_expert = _exclusive(mine.ravel()).reshape(mine.shape), _exclusive(mine.T.ravel()).reshape(mine.T.shape)
+    row = jnp.arange(count)
 
     def moved(sizes, starts, targets):
       # Moves runs of `sizes` rows from `starts` to `targets`. Rows after all runs stay.

@@ -13,8 +13,9 @@ from moejax.ranges import Count, Divides
 
 @EXPERTS('segments')
 class Segments(nnx.Module):
-  """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`; A_n [D,F/N] and B_n [F,D/N] belong to the token's n-th expert,
-  so E experts combine to E^N feed-forwards (Hash Layers, section 3.2).
+  """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`; A_n [D,F/N] and B_n [F,D/N] are the token's n-th expert's.
+
+  E experts combine to E^N feed-forwards (Hash Layers, section 3.2).
 
   Only dispatch 'segments' can run them, by `up` and `down`, because every segment of the output depends on all segments
   of the hidden layer. Parameters: `wi` and `wg` [N,E,D,F/N], `wo` [N,E,F,D/N].

@@ -92,7 +92,7 @@ def _no_gradient(x):
 
 @_no_gradient.defjvp
 def _(primals, tangents):
-  raise TypeError('grouped_matmul_fp8 has no gradient: train with grouped_matmul, or apply stop_gradient to its inputs.')
+  raise TypeError('grouped_matmul_fp8 has no gradient: train with grouped_matmul, or use stop_gradient on its inputs.')
 
 
 def _forward_only(name, x, w, group_sizes):

@@ -24,7 +24,7 @@ class Target(NamedTuple):
 
 
 def target() -> Target:
-  """The interpreted platform, the device of the active abstract mesh (ahead-of-time compilation), or the local device."""
+  """The interpreted platform, the device of the active abstract mesh (compiling ahead of time), or the local device."""
   if platform := _interpreted.get():
     return Target(platform, 'interpreted', interpret=True)
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]

@@ -135,7 +135,7 @@ def gradient_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLik
 
 
 def gradient_bytes(tiles: Tiles, size: int) -> int:
-  """VMEM used with `gradient_tiles`: everything double-buffered, plus transposed rows of x, in three parts if float32."""
+  """VMEM used with `gradient_tiles`: double buffers, plus transposed rows of x, in three parts if float32."""
   return 2 * (size * ROWS * (tiles.inner + tiles.outer) + 4 * tiles.inner * tiles.outer) + 3 * size * ROWS * tiles.inner
 
 

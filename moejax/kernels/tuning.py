@@ -185,9 +185,9 @@ def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
 
 
 def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str, dict]:
-  """Entries for `LAYERS` that hold each kernel's best guess and say that nobody measured it.
+  """Entries for `LAYERS` with each kernel's best guess, marked as not measured.
 
-  The shipped table starts as these: `save(untuned('triton', 'NVIDIA A100-SXM4-80GB'), SHIPPED)`.
+  The shipped table starts from these: `save(untuned('triton', 'NVIDIA A100-SXM4-80GB'), SHIPPED)`.
   """
   module = _module(implementation)
   return {key(kind, implementation, kernel, shape): dict(tiles=_as_dict(options[0]), measured=False)
@@ -198,8 +198,8 @@ def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str
 def _module(implementation):
   module = importlib.import_module(MODULES[implementation]) if implementation in MODULES else None
   if not hasattr(module, 'candidates'):
-    raise ConfigError(f'{implementation} has no tile sizes to choose from: modules that can be tuned offer '
-                      f'candidates(kernel, shape), and may be {", ".join(MODULES)}.')
+    raise ConfigError(f'{implementation} has no tile sizes to choose from: a tunable module defines '
+                      f'candidates(kernel, shape) and is one of {", ".join(MODULES)}.')
   return module
 
 

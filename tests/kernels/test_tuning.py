@@ -225,7 +225,7 @@ def test_tiles_may_be_named_tuples(table):
 def test_a_damaged_table_is_named(table, content):
   table.parent.mkdir()
   table.write_text(content)
-  with pytest.raises(ConfigError, match=f'{table} is damaged, or no table of tile sizes .* Delete it'):
+  with pytest.raises(ConfigError, match=f'{table} is not a valid table of tile sizes .* Delete it'):
     tuning.best(KIND, 'triton', 'matmul', SHAPE)
 
 

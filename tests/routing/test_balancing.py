@@ -217,9 +217,9 @@ def test_a_number_is_a_coefficient():
     (dict(importnce=0.1), dict(), r"config\.balance\.importnce\.name: there is no balance 'importnce'.*'importance'"),
     (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a float of at least 0, not '0\.1'"),
     (dict(switch=dict(coefficient=.1, convention='switch')), dict(), r"convention must be one of 'moejax', 'gshard'"),
-    (dict(switch=.1), dict(k=None), r'config\.balance\.switch is for routers whose tokens choose'),
-    (dict(bias=dict()), dict(k=None), r'config\.balance\.bias is for routers whose tokens choose'),
-    (dict(load=.1), dict(k=None), r'config\.balance\.load is for routers whose tokens choose'),
+    (dict(switch=.1), dict(k=None), r'config\.balance\.switch requires token choice'),
+    (dict(bias=dict()), dict(k=None), r'config\.balance\.bias requires token choice'),
+    (dict(load=.1), dict(k=None), r'config\.balance\.load requires token choice'),
     (dict(load=.1), dict(noisy=False), r'config\.balance\.load: without noise'),
     (dict(bias=0.1), dict(), r'config\.balance\.bias\.coefficient: Bias has no such key.*rate'),
 ])

@@ -151,7 +151,7 @@ def test_padding_does_not_travel():
 
 
 def test_a_node_with_one_expert_leaves_no_two_choices():
-  with pytest.raises(ConfigError, match=r'router\.select: two choices need at least two experts on each node'):
+  with pytest.raises(ConfigError, match=r'router\.select requires k = 2 and at least two experts on each node'):
     route(papers.fastmoe(gate='faster', nodes=2), logits(0, experts=2))
 
 

@@ -209,5 +209,5 @@ def test_what_cannot_be_built_says_where_and_why(config, message):
 
 def test_the_fixed_temperature_loss_needs_cosines():
   fragment = papers.switch() | dict(balance=dict(fixed_temperature=0.01))
-  with pytest.raises(ConfigError, match="config.router.balance.fixed_temperature reads 'cosine' .* that can: 'cosine'"):
+  with pytest.raises(ConfigError, match="config.router.balance.fixed_temperature needs 'cosine' .* that can: 'cosine'"):
     router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

@@ -84,7 +84,7 @@ def test_with_policy_none_a_token_has_one_expert_with_its_share_of_two():
 
 
 def test_thresholds_are_one_for_each_further_choice():
-  with pytest.raises(ConfigError, match=r'config\.select\.threshold has 3 numbers for 2 further choices'):
+  with pytest.raises(ConfigError, match=r'config\.select\.threshold has 3 values for 2 choices after'):
     selected([.5, .3, .1, .1], threshold=(.1, .2, .3))
 
 
@@ -191,7 +191,7 @@ def test_explorations_of_switch(exploration):
 
 
 def test_sampling_and_retrying_exclude_each_other():
-  with pytest.raises(ValueError, match='Choose another of either'):
+  with pytest.raises(ValueError, match='Change one of them'):
     papers.switch(exploration='sample', overflow='retry')
 
 
@@ -239,6 +239,6 @@ def test_straight_through_gives_dispatch_the_gradient_of_the_weights():
 
 def test_places_that_know_positions_alone_refuse_priorities():
   config = papers.switch(overflow='retry')
-  with pytest.raises(ConfigError, match=r'router\.place: slots are given out by position and choice here'):
+  with pytest.raises(ConfigError, match=r'router\.place: this placement assigns slots by position and choice'):
     router.build(config | dict(place=config['place'] | dict(priority='batch')), 'router', dim=E, num_experts=E,
                  rngs=nnx.Rngs(0))

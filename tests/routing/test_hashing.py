@@ -109,11 +109,11 @@ def test_a_given_table_is_used_as_it_is():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(vocab_size=3, table=(0, 1)), r'config\.score\.table must name an expert below 4 for each of the 3 ids'),
-    (dict(vocab_size=2, table=(0, 4)), r'config\.score\.table must name an expert below 4'),
-    (dict(vocab_size=2, table=(0, 1), hashes=2), r'the only one \(hashes=1\)'),
+    (dict(vocab_size=3, table=(0, 1)), r'config\.score\.table must have an expert below 4 for each of the 3 ids'),
+    (dict(vocab_size=2, table=(0, 4)), r'config\.score\.table must have an expert below 4'),
+    (dict(vocab_size=2, table=(0, 1), hashes=2), r'with hashes=1; got 2 entries'),
     (dict(vocab_size=2, hashes=0), r'config\.score\.hashes must be an int of at least 1, not 0'),
-    (dict(vocab_size=2, table='modulo', hashes=2), r'all would be the same'),
+    (dict(vocab_size=2, table='modulo', hashes=2), r'all hashes are equal'),
 ])
 def test_tables_that_do_not_fit_are_refused(config, message):
   with pytest.raises(ConfigError, match=message):

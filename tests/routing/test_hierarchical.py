@@ -179,10 +179,10 @@ def test_a_second_group_that_is_no_second_group_is_no_choice():
 
 @pytest.mark.parametrize('fragment, message', [
     (papers.hierarchical(groups=5), 'config.router.score.groups must be .* that divides num_experts, not 5'),
-    (papers.hierarchical(groups=N, groups_per_token=4), 'select.groups_per_token must lie between 1 and 3'),
-    (papers.hierarchical(groups=N, per_group=5), 'select.per_group must lie between 1 and 4'),
+    (papers.hierarchical(groups=N, groups_per_token=4), 'select.groups_per_token must be between 1 and 3'),
+    (papers.hierarchical(groups=N, per_group=5), 'select.per_group must be between 1 and 4'),
     (papers.hierarchical(**NOISY) | dict(balance=dict(hierarchical_load=dict(
-        coefficient=1., groups_per_token=1, per_group=2))), 'are not the 4 choices of the selection'),
+        coefficient=1., groups_per_token=1, per_group=2))), 'is not the selection.s k = 4'),
 ])
 def test_what_does_not_fit_is_said_before_anything_is_compiled(fragment, message):
   with pytest.raises(ConfigError, match=message):

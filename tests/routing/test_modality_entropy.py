@@ -88,7 +88,7 @@ def test_slopes_are_finite_where_probabilities_underflow():
 @pytest.mark.parametrize('entry, sentence', [
     (dict(local_entropy=dict(coefficient=1., modalities=('sound',))), "modalities must be .* one of 'image', 'text'"),
     (dict(global_entropy=dict(coefficient=1.)), 'set image_experts, text_experts or both'),
-    (dict(global_entropy=dict(coefficient=1., text_experts=9.)), 'must lie between 1 and num_experts = 8')])
+    (dict(global_entropy=dict(coefficient=1., text_experts=9.)), 'must be between 1 and num_experts = 8')])
 def test_what_cannot_be_asked_for_is_refused(entry, sentence):
   with pytest.raises(ConfigError, match=sentence):
     build(**entry)

@@ -122,7 +122,7 @@ def test_the_load_loss_moves_noise_and_logits_of_an_expert_that_is_not_chosen():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(score=dict(name='linear')), 'without noise the load loss has no gradient'),
-    (dict(select=dict(name='all'), weigh=dict(name='softmax')), 'whose tokens choose experts'),
+    (dict(select=dict(name='all'), weigh=dict(name='softmax')), 'requires token choice'),
 ])
 def test_a_load_loss_needs_noise_and_choices(changes, message):
   with pytest.raises(ConfigError, match=message):

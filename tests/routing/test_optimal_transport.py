@@ -250,7 +250,7 @@ def test_s_base_is_near_balance_in_training_where_the_best_experts_are_not_and_t
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.capped_expert_choice(capacity_factor=2., cap=1.), 'config.router.select.cap is 1.0'),
+    (papers.capped_expert_choice(capacity_factor=2., cap=1.), 'config.router.select.cap = 1.0 must be at least'),
     (papers.capped_expert_choice(epsilon=0.), 'config.router.select.epsilon must be a float above 0 and of at most 1'),
     (papers.s_base(epsilon=0.), 'config.router.select.epsilon must be a float above 0'),
     (papers.sparse_ot(iterations=0), 'config.router.select.iterations must be an int of at least 1'),

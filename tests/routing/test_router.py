@@ -214,6 +214,6 @@ def test_a_capacity_that_keeps_nothing_stops_while_tracing():
   config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.1, convention='tutel'))
   apply = functional_router(config)
   params, state = apply.shapes()
-  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 drops every token'):
     jax.eval_shape(lambda params, state, x: apply.apply(params, state, x, RouterInputs(), key=KEY, train=True),
                    params, state, jax.ShapeDtypeStruct((2, 6, D), jnp.float32))

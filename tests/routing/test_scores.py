@@ -173,7 +173,7 @@ def test_token_features_are_float32_and_token_ids_are_asked_for():
 
 @pytest.mark.parametrize('config, message', [
     (dict(name='linear', dim=None), r"config\.score: needs vectors"),
-    (dict(name='hash', dim=D, vocab_size=4), r"config\.score: 'hash' looks at token ids"),
+    (dict(name='hash', dim=D, vocab_size=4), r"config\.score: 'hash' needs token ids"),
     (dict(name='hash', dim=None, vocab_size=4, frequencies=(1., 2.)), r'config\.score\.frequencies'),
     (dict(name='hash', dim=None, vocab_size=4, table='balanced', frequencies=(1., 2.)), r'one for each of the 4 ids'),
     (dict(name='hash', dim=None, vocab_size=4, table='sorted'), r"one of 'random', 'balanced', 'modulo'"),

@@ -139,7 +139,7 @@ def test_a_token_cannot_choose_more_experts_than_there_are(config, num_experts):
 
 def test_expert_choice_that_takes_no_token_says_so():
   select = build(4, name='expert_choice', capacity_factor=0.5, convention='lingvo')
-  with pytest.raises(ValueError, match=r'config\.select\.capacity_factor = 0\.5 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.select\.capacity_factor = 0\.5 drops every token'):
     select(noiseless(jnp.zeros((1, 4, 4))), jnp.ones((1, 4), bool), key=None, train=False)
 
 
@@ -173,9 +173,9 @@ def test_with_all_groups_a_limit_changes_nothing():
 
 @pytest.mark.parametrize('config, message', [
     (dict(k=2, groups=3, groups_per_token=1), 'config.select.groups must be .* that divides num_experts, not 3'),
-    (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must lie between 2 .* and 4'),
-    (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must lie between 1 .* and 4'),
-    (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'groups of one expert have no two best'),
+    (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must be between 2 .* and 4'),
+    (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must be between 1 .* and 4'),
+    (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'needs groups of at least two experts'),
 ])
 def test_groups_that_cannot_be_are_refused(config, message):
   with pytest.raises(ConfigError, match=message):

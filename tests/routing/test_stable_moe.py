@@ -206,7 +206,7 @@ def test_a_convolution_does_not_depend_on_how_tokens_are_grouped():
 def test_a_convolution_that_is_told_no_earlier_words_says_so():
   params, state = initial('convolution')
   x, inputs = batch(0)
-  with pytest.raises(ValueError, match='looks at earlier ids, but the model gave it none'):
+  with pytest.raises(ValueError, match='needs earlier ids, but the model does not supply them'):
     built('convolution')[0].apply(params, state, x, dataclasses.replace(inputs, earlier_ids=None))
 
 
@@ -214,7 +214,7 @@ def test_a_convolution_that_is_told_no_earlier_words_says_so():
     (dict(features=dict(name='token')), "score 'distilled' and features 'token' do not fit"),
     (dict(score=dict(name='linear')), "score 'linear' and features 'token_with_ids' do not fit"),
     (dict(score=dict(name='linear'), features=dict(name='token')),
-     "config.router.balance.stable_moe reads 'distilled' of the score, which score 'linear' does not give"),
+     "config.router.balance.stable_moe needs 'distilled' from the score, which score 'linear', as configured, does not provide"),
 ])
 def test_parts_that_do_not_fit_are_refused_when_built(change, message):
   with pytest.raises(ConfigError, match=message):

@@ -64,7 +64,7 @@ def test_all_tokens_of_a_task_have_its_vector_and_unknown_tasks_have_none():
   for task in (0, 1):
     np.testing.assert_array_equal(vectors[TASKS == task], np.tile(one.embedding[...][task], ((TASKS == task).sum(), 1)))
   assert np.isnan(vectors[TASKS == 2]).all()
-  with pytest.raises(ValueError, match='looks at tasks, but the model gave it none'):
+  with pytest.raises(ValueError, match='needs tasks, but the model does not supply them'):
     one(X, RouterInputs())
 
 
@@ -121,7 +121,7 @@ def test_the_gradient_of_a_demix_expert_is_that_of_its_own_domain_alone():
 
 
 def test_more_domains_than_experts_are_refused():
-  with pytest.raises(ConfigError, match='5 tasks need as many experts, and num_experts is 4'):
+  with pytest.raises(ConfigError, match='num_tasks = 5 must be at most num_experts = 4'):
     SCORES.build(dict(name='task', num_tasks=5), 'config.score', dim=None, num_experts=4, rngs=nnx.Rngs(0))
 
 
