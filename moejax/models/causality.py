@@ -33,5 +33,5 @@ def check(blocks: Iterable[nnx.Module], where: str, accepted: RoutingLeak):
     for train in (False,) if accepted == 'train' else (True, False):
       leak = 'causal' if block.moe is None else block.moe.router.leak(train)
       if leak not in fine:
-        raise ConfigError(f'{where}.moe.router cannot be used in a decoder: in {"training" if train else "evaluation"} it '
-                          f'{_WHY[leak]}. {_REMEDY[leak]}')
+        raise ConfigError(f'{where}.moe.router cannot be used in a decoder: in {"training" if train else "evaluation"} '
+                          f'it {_WHY[leak]}. {_REMEDY[leak]}')
