@@ -221,7 +221,7 @@ def compiled(function: Callable, *arguments) -> Callable:
 
 
 def wait(what: str, minutes: int = 60) -> None:
-  """A barrier: returns when all processes reach `what`. Uses no collective: devices may be busy or not yet connected."""
+  """A barrier: returns when all processes reach `what`. No collective: devices may be busy or not yet connected."""
   if jax.process_count() > 1:
     multihost.get_barrier_sync_fn()(key=f'moejax {next(_waits)}: {what}', timeout_ms=minutes * 60_000)
 

@@ -112,7 +112,7 @@ def test_a_module_without_candidates_is_refused(kernels):
   del kernels.candidates
   with pytest.raises(ConfigError, match=r'triton has no tile sizes to choose from: .* candidates\(kernel, shape\)'):
     tuning.tune('triton', LAYER)
-  with pytest.raises(ConfigError, match='xla has no tile sizes .* may be pallas_gpu, pallas_tpu, triton'):
+  with pytest.raises(ConfigError, match='xla has no tile sizes .* is one of pallas_gpu, pallas_tpu, triton'):
     tuning.tune('xla', LAYER)
 
 

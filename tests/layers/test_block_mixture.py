@@ -264,8 +264,8 @@ MOE = dict(num_experts=E, router=HARD)
     (dict(moe=MOE | dict(num_experts=0)), r'config\.model\.moe\.num_experts must be .* from 1 to 1048576, not 0'),
     (dict(moe=None), r'config\.model\.moe is missing'),
     (dict(moe=MOE | dict(router=papers.soft_moe())), r'config\.model\.moe\.router: the slots of Soft MoE'),
-    (dict(moe=MOE | dict(router=papers.expert_choice())), r'config\.model\.moe\.router cannot be in a decoder'),
-    (dict(sharing='all_but_norms'), r"config\.model\.sharing: with sparse_form='layer' the norms"),
+    (dict(moe=MOE | dict(router=papers.expert_choice())), r'config\.model\.moe\.router cannot be used in a decoder'),
+    (dict(sharing='all_but_norms'), r"config\.model\.sharing: with sparse_form='layer' each expert is a layer with its own norms"),
     (dict(extra_feed_forward=dict(hidden=8)), r"config\.model\.extra_feed_forward: with sparse_form='layer'"),
 ])
 def test_what_layers_have_no_use_for_is_refused(options, message):

@@ -95,7 +95,7 @@ def test_learned_positions_refuse_longer_sequences_before_compilation():
   encoding = POSITIONS.build(dict(name='learned', length=4), 'positions', dim=8, rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(encoding.embed(jnp.zeros((1, 2, 8)), jnp.asarray([[3, 0]]))[0],
                                 encoding.table[...][jnp.asarray([3, 0])])
-  with pytest.raises(ConfigError, match='positions.length: there are learned positions for 4 tokens, and sequences of 5'):
+  with pytest.raises(ConfigError, match='positions.length = 4 is less than the sequence length 5'):
     jax.eval_shape(encoding.embed, jnp.zeros((1, 5, 8)), jnp.zeros((1, 5), int))
 
 

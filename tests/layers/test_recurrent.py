@@ -119,6 +119,6 @@ def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture
 
 
 def test_routers_that_see_the_future_are_refused():
-  with pytest.raises(ConfigError, match='config.model.moe.router cannot be in a decoder'):
+  with pytest.raises(ConfigError, match='config.model.moe.router cannot be used in a decoder'):
     model(moe=dict(num_experts=4, experts=dict(name='feed_forward', hidden=6), router=papers.expert_choice(),
                    dispatch=dict(name='gather')))

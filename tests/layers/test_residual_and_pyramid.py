@@ -65,7 +65,7 @@ def test_a_gate_that_gives_all_to_the_fixed_expert_is_the_dense_layer():
 
 
 def test_a_gate_without_a_fixed_expert_is_refused():
-  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" weighs .*: set config\.moe\.shared'):
+  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" requires a shared expert: set config\.moe\.shared'):
     residual('softmax', shared=False)
 
 
@@ -116,7 +116,7 @@ def test_a_pyramid_scanned_is_the_pyramid_unrolled():
 
 @pytest.mark.parametrize('numbers', [[2, 4], [2, 4, 8, 8], [2, 4, 'many']])
 def test_a_pyramid_needs_a_number_for_every_sparse_layer(numbers):
-  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts = .* one whole number for each of the 3'):
+  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts = .* one int for each of the 3'):
     models.build(decoder(numbers))
 
 

@@ -79,7 +79,7 @@ def test_padding_changes_nothing_and_is_not_routed(name):
                          ids=['expert_choice', 'batch_priority', 'soft_moe'])
 @pytest.mark.parametrize('routing_leak', ['refuse', 'slots'])
 def test_routers_that_see_the_future_are_refused_before_anything_is_compiled(router, routing_leak):
-  with pytest.raises(ConfigError, match='config.model.moe.router cannot be in a decoder.*looking at later'):
+  with pytest.raises(ConfigError, match='config.model.moe.router cannot be used in a decoder.*looking at later'):
     models.build(tiny.decoder(router, routing_leak=routing_leak))
 
 

@@ -46,7 +46,7 @@ def test_routers_report_by_side_and_depth(sparse):
 
 def test_routers_that_look_ahead_are_welcome_in_the_encoder_only():
   models.build(tiny.encoder_decoder(papers.expert_choice(), tiny.SWITCH))
-  with pytest.raises(ConfigError, match='config.model.decoder.moe.router cannot be in a decoder'):
+  with pytest.raises(ConfigError, match='config.model.decoder.moe.router cannot be used in a decoder'):
     models.build(tiny.encoder_decoder(None, papers.expert_choice()))
 
 

@@ -45,7 +45,7 @@ def test_a_size_is_a_count_of_32_bits(config, key, value):
     (dict(positions=dict(name='rope', theta=0.5)), 'config.model.positions.theta must be a float of at least 1'),
     (dict(positions=dict(name='relative_bias', buckets=2)), 'positions.buckets must be'),
     (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'max_distance must be above 4, not 4'),
-    (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d places the patches of images'),
+    (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d is for image patches'),
 ])
 def test_what_a_decoder_cannot_have(change, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -55,7 +55,7 @@ def test_what_a_decoder_cannot_have(change, sentence):
 @pytest.mark.parametrize('change, sentence', [
     (dict(attention=dict(heads=2, head_dim=3)), 'config.model.positions: .* head_dim must be even, not 3'),
     (dict(dim=6), 'must be even, not 3'),
-    (dict(positions=dict(name='learned', length=4)), 'config.model.positions.length: .* 4 tokens, and sequences of 5'),
+    (dict(positions=dict(name='learned', length=4)), 'config.model.positions.length = 4 is less than the sequence length 5'),
 ])
 def test_what_does_not_fit_the_tokens_is_refused_while_tracing(change, sentence):
   model = models.build(tiny.decoder() | change)
@@ -65,7 +65,7 @@ def test_what_does_not_fit_the_tokens_is_refused_while_tracing(change, sentence)
 
 @pytest.mark.parametrize('change, sentence', [
     (dict(num_layers=1001), 'config.model.num_layers must be an int from 1 to 1000, not 1001'),
-    (dict(num_layers=101), "num_layers = 101 makes 101 blocks .* at most 100 can be. Use layers='scan'"),
+    (dict(num_layers=101), "num_layers = 101 makes 101 blocks .* more than the maximum of 100. Use layers='scan'"),
     (dict(num_layers=1000, layers='unrolled'), 'makes 1000 blocks'),
     (dict(num_layers=300, layers='scan', sparse=dict(name='layers', indices=THUE_MORSE)), 'makes ... blocks'),
 ])

@@ -44,8 +44,8 @@ def test_a_process_joins_others_where_its_environment_says_that_there_are_some(e
     (dict(coordinator='localhost:1'), '--coordinator without --num_processes and --process_id'),
     (dict(coordinator='localhost:1', num_processes=2), '--coordinator and --num_processes without --process_id'),
     (dict(coordinator='localhost', num_processes=2, process_id=0), "host:port, e.g. localhost:1234, not 'localhost'"),
-    (dict(coordinator='localhost:1', num_processes=2, process_id=2), '--process_id must lie between 0 and .* 1, not 2'),
-    (dict(coordinator='localhost:1', num_processes=0, process_id=0), '--process_id must lie between'),
+    (dict(coordinator='localhost:1', num_processes=2, process_id=2), '--process_id must be between 0 and .* 1, not 2'),
+    (dict(coordinator='localhost:1', num_processes=0, process_id=0), '--process_id must be between'),
 ])
 def test_what_cannot_be_joined_is_said_in_a_sentence(arguments, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -67,7 +67,7 @@ def test_others_that_cannot_be_reached_are_named(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', timeout)
   monkeypatch.setattr(jax.config, 'update', lambda *option: None)  # those of this process stay as they are
   monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '4')
-  with pytest.raises(ConfigError, match='that Open MPI names, were not found: DEADLINE_EXCEEDED. Start one process'):
+  with pytest.raises(ConfigError, match='given by Open MPI, were not found: DEADLINE_EXCEEDED. For a single process'):
     processes.start()
 
 

@@ -148,11 +148,11 @@ def test_what_is_no_demix_model_or_has_no_such_domain_is_refused():
   by_token = decoder()
   by_token['moe'] |= dict(router=papers.loss_free(k=1))
   for config in (by_token, decoder(moe=None)):
-    with pytest.raises(ValueError, match='config.model is no decoder with an expert for every domain'):
+    with pytest.raises(ValueError, match='config.model is not a DEMix decoder'):
       add_domain(config, params, state, [text()])
-  with pytest.raises(ValueError, match='domains 0 to 2, of which one must stay: 3 cannot be taken out'):
+  with pytest.raises(ValueError, match='domains 0 to 2 and must keep one: domain 3 cannot be removed'):
     remove_domain(decoder(), params, state, J)
-  with pytest.raises(ValueError, match='domains 0 to 2, and no 3 to copy'):
+  with pytest.raises(ValueError, match='domains 0 to 2, but no domain 3 to copy'):
     copy_domain(decoder(), params, state, J)
   with pytest.raises(ValueError, match='there is no text of the new domain'):
     add_domain(decoder(), params, state, [])
