@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free balancing on dialogues: a bias on the selection that is stepped against the load.
+"""Auxiliary-loss-free balancing on dialogues: a selection bias that is stepped against the load.
 
 System: Loss-free balancing
 Paper: Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (arXiv 2408.15664);

@@ -1,4 +1,4 @@
-"""ST-MoE on dialogues, at the active compute of configs/t5_chitchat.py plus one dense feed-forward a sparse layer.
+"""ST-MoE on dialogues, at the active compute of configs/t5_chitchat.py plus one dense feed-forward per sparse layer.
 
 System: ST-MoE
 Paper: Zoph et al. 2022, "ST-MoE: Designing Stable and Transferable Sparse Expert Models" (arXiv 2202.08906): top-2
@@ -13,9 +13,9 @@ Proof: numbers:
   tests/routing/test_selection.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
   tests/routing/test_weighting.py::test_the_survivor_of_two_experts_has_the_weight_of_its_convention,
   tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[st_moe]
-Differs: flaxformer's port has neither renormalisation nor a second expert by chance; Mesh TensorFlow, in which the
-  paper's models were trained, is followed. Only experts start at a tenth of the variance, where in the published
-  configs attention, dense feed-forwards and the head do too.
+Differs: flaxformer's port has neither renormalisation nor a sampled second expert; we follow Mesh TensorFlow, in which
+  the paper's models were trained. Only experts start at a tenth of the variance; in the published configs attention,
+  dense feed-forwards and the head do too.
 """
 from configs import t5_chitchat
 from moejax.routing import papers
