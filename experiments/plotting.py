@@ -1,4 +1,4 @@
-"""One figure for all studies that compare models: a dot a run, a line at the mean."""
+"""The figure of studies that compare models: a dot per run, a line at the mean."""
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
