@@ -33,7 +33,7 @@ def get_config(variant='random'):
 
 
 def router(variant, config):
-  """The router of a variant: what is hashed, and by which table."""
+  """The router of a variant: the hashed feature, and the table."""
   vocab_size, num_experts = config.model.vocab_size, config.model.moe.num_experts
   features = dict(bigrams='bigrams', previous='previous_ids', positions='positions', future='next_ids')
   if variant in features:

@@ -7,7 +7,7 @@
 Keys are found by building the config as a run does, so the list is exactly the keys that are read. Where a `name`
 selects an implementation, the alternatives are listed below it; the keys shown belong to the config's choice, and
 --config.<group>.name=<another> shows the keys of another. Without a config, all registered names are listed. From
-Python: `moejax.describe.keys(config)`. Exit codes are those of moejax.train.
+Python: `moejax.describe.keys(config)`. Exit codes are as for moejax.train.
 """
 import dataclasses
 import inspect

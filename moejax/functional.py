@@ -97,7 +97,7 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
 
 def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs,
                   axis: str | None = None) -> nnx.Module:
-  """One module whose variables stack those of `count` independently built modules on a new leading axis.
+  """One module whose variables are stacked from `count` independently built modules, on a new leading axis.
 
   Entry `i` equals `unstacked_modules(build, count, rngs)[i]` built from the same `rngs`.
 

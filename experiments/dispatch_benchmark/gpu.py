@@ -141,7 +141,7 @@ GOALS = [
 ]
 
 
-# Columns of the table: a peer, whose program it is, and what it does.
+# Columns of the table: peer, library and program.
 COLUMNS = [('moejax', 'moejax', what) for what in (FORWARD, 'dX', 'dW', BOTH, f'layer {FORWARD}', f'layer {BOTH}')] + [
     ('tokamax', 'tokamax', BOTH), ('jax', 'ragged_dot', BOTH), ('jax', 'ragged_dot_mgpu', FORWARD),
     ('torch', 'torch', FORWARD)]

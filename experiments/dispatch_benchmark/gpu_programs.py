@@ -149,7 +149,7 @@ def _ragged_dot_mgpu(tiles, x, w, sizes):
 
 
 def build(peer: str, shape: dict, load: str):
-  """For `gpu_timing.serve`: compiles the peer's programs; reports those that do not run, with the reason."""
+  """For `gpu_timing.serve`: compiles the peer's programs; reports programs that do not run, with the reason."""
   runs, errors = {}, {}
   for name, (function, arguments) in programs(peer, shape, load).items():
     try:

@@ -131,7 +131,7 @@ def main(argv) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 200, 'Processes to kill; other faults in proportion.')
-  flags.DEFINE_list('kinds', [], 'Only these.')
-  flags.DEFINE_integer('seed', 0, 'Of the moments.')
-  flags.DEFINE_string('out', str(RESULTS), 'Where results go, and where an interrupted sweep goes on.')
+  flags.DEFINE_list('kinds', [], 'Only these kinds.')
+  flags.DEFINE_integer('seed', 0, 'Seed of the random moments.')
+  flags.DEFINE_string('out', str(RESULTS), 'Results file, from which an interrupted sweep resumes.')
   app.run(main)

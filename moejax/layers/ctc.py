@@ -20,9 +20,9 @@ def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.
 
   Args:
     logits: <float>[B,S,V].
-    frames: <bool>[B,S], first those that are True.
+    frames: <bool>[B,S], True entries first.
     targets: <int32>[B,N], none of them the blank.
-    counted: <bool>[B,N], first those that are True.
+    counted: <bool>[B,N], True entries first.
 
   Returns:
     <float32>[B].
@@ -57,7 +57,7 @@ def edit_distance(labels: jax.Array, spelt: jax.Array, targets: jax.Array, count
 
   Args:
     labels, spelt: <int32>[B,S], <bool>[B,S]; labels not spelt are skipped.
-    targets, counted: <int32>[B,N], <bool>[B,N], first those that are True.
+    targets, counted: <int32>[B,N], <bool>[B,N], True entries first.
 
   Returns:
     <int32>[B].

@@ -72,7 +72,7 @@ def _larger(setup, estimate: Estimator, topology: Topology) -> str:
 
 
 def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
-  """Settings that divide the model and the batch over `chips`, those that cost the least time first."""
+  """Settings that divide the model and the batch over `chips`, by increasing cost in time."""
   batch = next(iter(setup.pipeline.batch_spec().values())).shape[0]
   experts, heads = _experts(setup), math.gcd(*(side.get('attention', {}).get('heads', 1)
                                                for side in sides(setup.config).values()))

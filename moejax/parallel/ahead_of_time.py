@@ -173,7 +173,7 @@ def by_place(found: list[Collective]) -> list[dict[str, Any]]:
 
 
 def _flops(setup, state, batch) -> float:
-  # As one device would do it all: there, buffers have the size of what is in them, and nothing is computed twice.
+  # Traced for a single device, where buffers have no padding and nothing is computed twice.
   mesh = meshes.build({}, devices=setup.mesh.devices.ravel()[:1])
   unsharded = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -87,7 +87,7 @@ def one_hot_of_batch(side: ConfigDict) -> bool:
 
 
 class Estimator:
-  """Bytes on one chip as a function of settings, calibrated to `memory` for those of `setup`."""
+  """Bytes on one chip as a function of settings, calibrated to `memory` for the settings of `setup`."""
 
   def __init__(self, setup, memory: memories.Memory):
     self.setup, self.memory, self.now = setup, memory, of_setup(setup)

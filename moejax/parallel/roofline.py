@@ -45,7 +45,7 @@ def assumptions(topology: Topology) -> list[str]:
       f'bfloat16 peak {chip.peak / 1e12:.0f} TFLOP/s, memory {chip.bandwidth / 1e12:.2f} TB/s; both are reached, and '
       'overlap fully.',
       f'{links[0].upper() + links[1:]}.',
-      'Collectives do not overlap with anything; those that compilers overlap with products take less time.',
+      'Collectives do not overlap with anything; in practice compilers overlap some of them with products.',
       'Matrix products are spread evenly over the chips; all other operations cost only their memory traffic; '
       'arrays sized for the worst case are moved in full.',
       'Routing is balanced. Nothing was run: only a run can show how far a real step is from this.']

@@ -131,7 +131,7 @@ class HierarchicalSwitch(Balancer):
   """The balance loss over groups, plus the mean of the balance losses within groups (`MoE2D`): 2 at uniform routing.
 
   A group's loss is over the tokens whose first choice is the group. The published code averages over all slots of the
-  group, including empty ones and those of other tokens, which makes it smaller.
+  group, including empty ones and other tokens' slots, which makes it smaller.
   """
 
   reads = ('outer', 'inner')

@@ -203,9 +203,9 @@ class Capacity(Placement):
       the S tokens (0.25 in fairseq): C = ceil(fraction*S).
     convention: the formula for C.
     min_capacity: replaces the convention's minimum number of slots.
-    priority: who goes first. 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices with the
-      largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by position at
-      evaluation (DeepSpeed's random token selection).
+    priority: the order of choices: 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices
+      with the largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by
+      position at evaluation (DeepSpeed's random token selection).
     order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
   """
   where: str
