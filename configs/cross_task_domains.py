@@ -11,7 +11,7 @@ Cost: about six minutes on 2 CPU cores: all three layers compute every byte, so 
 Result: Expected: routes that differ by domain in some layer, and a perplexity at or below configs/dense_domains.py.
 Proof: numbers: tests/routing/test_task_routing.py::test_the_task_router_is_its_formula_in_float64,
   tests/layers/test_block_mixture.py::test_the_output_is_the_weighted_sum_of_a_loop_over_layers,
-  tests/layers/test_block_mixture.py::test_gradients_of_a_hard_route_are_those_of_straight_through,
+  tests/layers/test_block_mixture.py::test_gradients_of_a_hard_route_are_straight_through,
   tests/layers/test_block_mixture.py::test_a_route_is_the_dense_model_of_its_layers
 Differs: layers are initialised independently, in the paper as copies of a pretrained BART's; here the model is a
   decoder. Evaluation takes the best layer, whereas the published code adds noise there too. The temperature falls 20

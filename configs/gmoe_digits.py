@@ -9,7 +9,7 @@ Result: Expected: as configs/vmoe_digits.py; for the paper's topic, unseen domai
   experiments/paper_effects/gmoe.py.
 Proof: numbers: tests/routing/test_cosine.py::test_gmoe_is_tutel_s_router_token_by_token,
   tests/routing/test_cosine.py::test_tutel_s_losses_are_a_loop_over_tokens_and_experts,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[gmoe]
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[gmoe]
 Differs: k is 1 as in the code. The load loss is Tutel's, which compares probabilities with logits
   (papers.gmoe(balance='vmoe') compares logits with logits, and has V-MoE's variance). The code's experts start as
   copies of a pretrained feed-forward, here they are initialised independently.

@@ -1,4 +1,4 @@
-"""Strictly balanced gating in a decoder on dialogues: experts choose bytes in training, thresholds select at evaluation.
+"""Strictly balanced gating on dialogues: experts choose bytes in training, thresholds select at evaluation.
 
 System: Sparsely-gated MoE (strictly balanced)
 Paper: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), appendix F. Two experts per byte

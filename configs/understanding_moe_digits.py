@@ -7,7 +7,7 @@ Paper: Chen et al. 2022, "Towards Understanding Mixture of Experts in Deep Learn
 Command: python -m moejax.train --config=configs/understanding_moe_digits.py --workdir=runs/understanding_moe_digits
 Cost: about a minute on 2 CPU cores.
 Result: Expected: more accurate with cubic experts than with linear ones (model.moe.experts.activation=linear).
-Proof: numbers: tests/models/test_clusters.py::test_the_model_is_that_of_a_loop_in_float64,
+Proof: numbers: tests/models/test_clusters.py::test_the_model_equals_a_loop_in_float64,
   tests/training/test_normalized_descent.py::test_every_expert_goes_as_far_as_any_other
 Differs: 8x8 digits and filters instead of CIFAR-10 and ResNets, a quarter turn instead of 30 degrees. The loss applies
   a softmax to probabilities, as in the published code.

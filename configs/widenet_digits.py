@@ -8,10 +8,10 @@ Command: python -m moejax.train --config=configs/widenet_digits.py --workdir=run
 Cost: about two minutes on 2 CPU cores.
 Expected: an accuracy near that of configs/vmoe_digits.py with a third of its parameters; not measured.
 Proof: numbers: tests/layers/test_sharing.py::TestSharing::test_is_the_stack_whose_layers_are_copies,
-  tests/layers/test_sharing.py::TestSharing::test_the_gradient_of_what_is_shared_is_the_sum_over_layers,
+  tests/layers/test_sharing.py::TestSharing::test_the_gradient_of_shared_parameters_is_the_sum_over_layers,
   tests/layers/test_sharing.py::TestSharing::test_counts_parameters_once_and_flops_as_often_as_they_are_used,
   tests/layers/test_sharing.py::test_one_expert_that_all_share_is_the_dense_shared_block,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[widenet]
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[widenet]
 Differs: the released code assigns one slot less than its formula, token by token, and has a second GELU after the
   experts' output; we follow the paper; papers.widenet(released=True) has the slots of the code. The router is
   initialised as in the code (Glorot uniform).

@@ -280,7 +280,7 @@ def equations(jaxpr):
 
 
 @pytest.mark.parametrize('kind, able', RUNS.items())
-def test_a_plan_that_cannot_be_run_is_refused_naming_who_can(kind, able):
+def test_an_unsupported_plan_is_refused_naming_the_dispatchers_that_can_run_it(kind, able):
   zeros = np.zeros((G, S, K), int)
   plan = {'dropless': token_plan(zeros, zeros == 0), 'placed': placed_plan(zeros, zeros == 0),
           'slots': slot_plan(np.zeros((G, E, C), int), np.ones((G, E, C), bool)), 'soft': soft_plan(),

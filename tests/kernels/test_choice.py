@@ -59,7 +59,7 @@ def test_the_explanation_of_a_slower_choice_names_the_faster_one():
     ('pallas_tpu', LARGE, ['TPU', 'xla']),
     ('pallas_gpu', LARGE, ['GPU', 'xla']),
 ])
-def test_a_platform_that_cannot_is_told_what_would(name, shape, words):
+def test_an_unsupported_platform_raises_naming_an_implementation_that_works(name, shape, words):
   with pytest.raises(ValueError) as error:
     choose(name, shape)
   for word in words:
@@ -71,7 +71,7 @@ def test_a_platform_that_cannot_is_told_what_would(name, shape, words):
     ('tpu', 'pallas_tpu', LARGE._replace(dtype=jnp.float16), ['float16', 'bfloat16']),
     ('gpu', 'pallas_gpu', NARROW, ['20', 'ragged_dot']),
 ])
-def test_a_shape_that_does_not_fit_is_told_the_limit_and_what_would_work(platform, name, shape, words):
+def test_an_unsupported_shape_raises_naming_the_limit_and_an_alternative(platform, name, shape, words):
   with on(platform), pytest.raises(ValueError) as error:
     choose(name, shape)
   for word in words:

@@ -172,7 +172,7 @@ def walk(grid, *index_maps):
 
 
 @pytest.mark.parametrize('resident', [True, False])
-def test_the_traffic_of_rows_is_what_a_walk_over_the_grid_copies(resident):
+def test_the_traffic_of_rows_equals_a_loop_over_the_grid(resident):
   """7 blocks of 3 experts; bfloat16; 2 matrices [512, 768] in tiles of [256, 384]; 3 outputs."""
   expert = [0, 0, 0, 1, 2, 2, 2]
   tiles, rows = Tiles(256, 384, 384, resident), tpu_tiles.ROWS
@@ -183,7 +183,7 @@ def test_the_traffic_of_rows_is_what_a_walk_over_the_grid_copies(resident):
   assert tpu_tiles.row_traffic(7 * rows, 3, 512, 768, tiles, 2, matrices=2, outputs=3) == copied
 
 
-def test_the_traffic_of_gradients_is_what_a_walk_over_the_grid_copies():
+def test_the_traffic_of_gradients_equals_a_loop_over_the_grid():
   """7 blocks of 3 experts; bfloat16, with a float32 gradient [3, 512, 768] in tiles of [256, 384]."""
   expert = [0, 0, 0, 1, 2, 2, 2]
   rows = tpu_tiles.ROWS

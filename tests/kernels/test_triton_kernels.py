@@ -141,7 +141,7 @@ def test_candidates_divide_the_shape_and_fit_shared_memory_and_registers(kernel,
     (GPU, dict(outer=100), 'multiples of 16, not 64 and 100'),
     (GPU, dict(dtype='float64'), 'bfloat16, float16, float32, not float64'),
 ])
-def test_what_it_cannot_run_it_says_in_a_sentence(target, change, message):
+def test_its_limits_are_explained_in_a_sentence(target, change, message):
   shape = Shape(1024, 4, 64, 64, 'bfloat16')
   assert triton.limit(GPU, shape) is None
   assert triton.limit(Target('gpu', 'interpreted', interpret=True), shape) is None

@@ -71,7 +71,7 @@ def clock(fastest, turns=None):
 
 
 @pytest.mark.parametrize('fastest', [1, 4, 8])
-def test_the_fastest_candidate_wins_whatever_its_place(kernels, fastest):
+def test_the_fastest_candidate_wins_at_any_position(kernels, fastest):
   up, down = tuning.tune('triton', LAYER, kernels=['matmul'], measure=clock(fastest)).values()
   assert up == down == {'tiles': {'size': fastest}, 'measured': True, 'microseconds': 1000.}
 
@@ -84,7 +84,7 @@ def test_both_matmuls_are_tuned_and_the_first_one_fused_with_its_activation(kern
                    ['matmul', *down], ['transposed', *down], ['weight_gradient', *down]]
 
 
-def test_candidates_take_turns_and_those_that_do_not_compile_take_none(kernels):
+def test_candidates_take_turns_and_skip_candidates_that_do_not_compile(kernels):
   turns = []
   tuning.tune('triton', LAYER, kernels=['matmul'], measure=clock(1, turns))
   assert turns[:8] == [1, 2, 4, 8, 1, 2, 4, 8] and set(collections.Counter(turns).values()) == {2 * 9}
@@ -121,7 +121,7 @@ def test_a_device_that_the_kernels_are_not_for_is_refused_with_their_own_sentenc
     tuning.tune('triton', LAYER)
 
 
-def test_the_program_says_in_a_sentence_what_it_cannot_do():
+def test_the_program_explains_its_limits_in_a_sentence():
   command = [sys.executable, '-m', 'moejax.kernels.tuning', '--implementation=triton', '--rows=64', '--experts=2',
              '--dim=16', '--hidden=16']
   result = subprocess.run(command, capture_output=True, text=True)
@@ -206,7 +206,7 @@ def test_the_users_table_goes_before_the_shipped_one(table, tmp_path, monkeypatc
   assert tuning.best(KIND, 'triton', 'matmul', SHAPE) == {'size': 2}
 
 
-def test_tiles_on_record_that_are_no_candidate_any_more_are_ignored(table):
+def test_tabulated_tiles_that_are_no_longer_candidates_are_ignored(table):
   options = [Size(1), Size(2)]
   for size, chosen in [(2, 2), (64, 1)]:
     with interpreted('gpu'):
@@ -257,7 +257,7 @@ def test_a_table_is_read_once(table):
   assert tuning.best(KIND, 'triton', 'matmul', SHAPE) == {'size': 3}
 
 
-def test_shipped_entries_that_were_not_measured_are_what_the_modules_choose_and_say_so():
+def test_unmeasured_shipped_entries_are_marked_and_equal_the_default_choice():
   shipped = json.loads(tuning.SHIPPED.read_text())
   guesses = {name: entry for name, entry in shipped.items() if not entry['measured']}
   made_for = {tuple(name.split(' | ')[i] for i in (1, 0, 4)) for name in guesses}

@@ -183,7 +183,7 @@ def test_the_dtype_of_x_is_kept_and_the_router_stays_float32():
     (20, 8, 6, 16),  # the divisors of 48 are .. 12, 16, 24
     (1, 3, 5, 1),
 ])
-def test_a_group_is_the_largest_divisor_of_the_tokens_not_above_what_is_asked(group, batch, length, expected):
+def test_a_group_is_the_largest_divisor_of_the_tokens_up_to_the_configured_size(group, batch, length, expected):
   assert tokens_per_group(group, batch, length, 'group') == expected
 
 

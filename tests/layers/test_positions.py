@@ -114,7 +114,7 @@ def test_nothing_as_large_as_an_image_or_a_square_of_tokens_is_computed_while_tr
 
 
 @given(queries=st.integers(1, 9), keys=st.integers(1, 9), bidirectional=st.booleans())
-def test_the_relative_bias_of_a_pair_is_that_of_its_bucket(queries, keys, bidirectional):
+def test_the_relative_bias_of_a_pair_comes_from_its_bucket(queries, keys, bidirectional):
   encoding = position_encoding(dict(name='relative_bias', buckets=8, max_distance=20), 'positions', heads=2, dim=4,
                                bidirectional=bidirectional, rngs=nnx.Rngs(0))
   bias, table = np.asarray(encoding.bias(queries, keys))[0], np.asarray(encoding.table[...])

@@ -27,7 +27,7 @@ def lstm():
 run = jax.jit(lambda x, starts: lstm()(x, starts))
 
 
-def test_the_lstm_is_that_of_flax():
+def test_the_lstm_equals_flax():
   ours = lstm()
   theirs = nnx.OptimizedLSTMCell(D, D, rngs=nnx.Rngs(0))
   theirs.dense_i.kernel[...] = ours.kernel[...]

@@ -83,7 +83,7 @@ def decoder(num_experts, **options):
 TOKENS = dict(tokens=jax.ShapeDtypeStruct((2, 6), jnp.int32))
 
 
-def test_the_parameters_of_a_pyramid_are_those_of_the_formula():
+def test_the_parameters_of_a_pyramid_equal_the_formula():
   """Residual layers of n experts add D*n for the router, 2*D*F*n for the experts, and 2*D*5 + (D + 1)*2 beside them; of
   the experts a token meets one a layer. Dense layers have 2*D*F; every layer 4*D^2 for attention and 2*D for norms."""
   numbers = [2, 2, 8]

@@ -83,7 +83,7 @@ def test_routers_that_see_the_future_are_refused_before_anything_is_compiled(rou
     models.build(tiny.decoder(router, routing_leak=routing_leak))
 
 
-def test_competition_for_slots_is_accepted_only_when_asked_for():
+def test_competition_for_slots_is_accepted_only_if_configured():
   with pytest.raises(ConfigError, match="routing_leak='slots'"):
     models.build(tiny.decoder(tiny.GSHARD, layers='scan'))
   models.build(tiny.decoder(tiny.GSHARD, layers='scan', routing_leak='slots'))

@@ -47,7 +47,7 @@ def test_a_size_is_a_count_of_32_bits(config, key, value):
     (dict(positions=dict(name='relative_bias', buckets=8, max_distance=4)), 'max_distance must be above 4, not 4'),
     (dict(positions=dict(name='sincos2d')), 'config.model.positions: sincos2d is for image patches'),
 ])
-def test_what_a_decoder_cannot_have(change, sentence):
+def test_unsupported_keys_of_a_decoder_are_refused(change, sentence):
   with pytest.raises(ConfigError, match=sentence):
     models.build(tiny.decoder() | change)
 
@@ -80,13 +80,13 @@ def test_a_thousand_scanned_layers_are_one_block_to_trace():
 
 
 @pytest.mark.parametrize('kinds, scanned', [('aaaa', 1), ('abab', 2), ('aabab', 3), ('abcab', 5), ('a', 1)])
-def test_traced_blocks_are_those_of_the_units_or_all(kinds, scanned):
+def test_traced_blocks_are_the_units_if_scanned_and_all_if_unrolled(kinds, scanned):
   assert Stack(tuple(kinds), 'scan').traced == scanned
   assert Stack(tuple(kinds), 'unrolled').traced == len(kinds)
 
 
 @pytest.mark.parametrize('make', [lambda: jax.random.key(3), lambda: jax.random.split(jax.random.key(0))[1]])
-def test_keys_are_those_of_a_flax_stream(make):
+def test_keys_equal_a_flax_stream(make):
   ours, flax = functional.Keys(make()), nnx.Rngs(params=make())
   for _ in range(4):
     np.testing.assert_array_equal(jax.random.key_data(ours.params()), jax.random.key_data(flax.params()))

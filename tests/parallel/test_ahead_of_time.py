@@ -198,7 +198,7 @@ def test_the_compilers_refusals_are_read(message, expected):
     ('h100:8', '' if topologies.missing('h100') else 'for GPUs give hosts x GPUs per host'),
     ('v5e:3x5', '' if topologies.missing('v5e') else 'is not a valid shape'),
 ])
-def test_a_topology_that_does_not_exist_is_said_in_a_sentence(topology, sentence):
+def test_an_unknown_topology_is_refused_in_a_sentence(topology, sentence):
   with pytest.raises(ConfigError, match='--topology=' + topology) as error:
     topologies.load(topology)
   assert sentence in str(error.value)

@@ -49,7 +49,7 @@ def on_pod(mixtral, chips, accumulate, model, total):
 
 
 @pytest.mark.parametrize('known', TOO_LARGE)
-def test_an_estimate_is_near_what_the_compiler_says(mixtral, known):
+def test_an_estimate_is_close_to_the_compiler(mixtral, known):
   """Of what takes less: off by no more than its margin."""
   setup, memory = on_pod(mixtral, 256, *known, COMPILED[known])
   estimate = estimates.Estimator(setup, memory)
@@ -61,7 +61,7 @@ def test_an_estimate_is_near_what_the_compiler_says(mixtral, known):
 
 
 @pytest.mark.parametrize('known', TOO_LARGE)
-def test_what_is_advised_takes_less_by_an_estimate_and_is_not_what_was_tried(mixtral, known, monkeypatch):
+def test_advice_is_estimated_to_take_less_and_differs_from_the_tried_settings(mixtral, known, monkeypatch):
   monkeypatch.setattr(advice, 'prepare', lambda config, devices: None)
   setup, memory = on_pod(mixtral, 256, *known, COMPILED[known])
   text = advice.advise(setup, memory, Topology('v5e:16x16', CHIPS['v5e'], (16, 16), (None,) * 256))

@@ -47,7 +47,7 @@ def test_a_process_joins_others_where_its_environment_says_that_there_are_some(e
     (dict(coordinator='localhost:1', num_processes=2, process_id=2), '--process_id must be between 0 and .* 1, not 2'),
     (dict(coordinator='localhost:1', num_processes=0, process_id=0), '--process_id must be between'),
 ])
-def test_what_cannot_be_joined_is_said_in_a_sentence(arguments, sentence):
+def test_processes_that_cannot_connect_are_refused_in_a_sentence(arguments, sentence):
   with pytest.raises(ConfigError, match=sentence):
     processes.start(**arguments)
 
@@ -89,7 +89,7 @@ def test_the_coordinator_listens_where_it_is_named(environment, arguments, bound
 
 
 @pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='Linux lists the sockets that listen')
-def test_nobody_elsewhere_can_reach_a_coordinator_on_localhost():
+def test_a_coordinator_on_localhost_is_not_reachable_from_other_machines():
   port = process_launcher.free_port()
   waits = subprocess.Popen(
       [sys.executable, '-c', f"from moejax.parallel import processes; processes.start('localhost:{port}', 2, 0)"],

@@ -102,7 +102,7 @@ def test_padding_takes_no_part_and_no_expert_more_than_its_share_of_the_rest(see
     np.zeros((S, E)), np.full((S, E), 1e6), np.full((S, E), np.nan), np.tile([[3., 0., 0., 0.]], (S, 1)),
     np.random.default_rng(0).integers(-1, 2, (S, E))], ids=['zero', 'large', 'nan', 'one expert', 'ties'])
 @pytest.mark.parametrize('limits', [(100, 1000), (3, 1000), (100, 2)], ids=['', 'not insisting', 'cut off'])
-def test_it_is_balanced_and_ends_whatever_the_scores_and_limits(values, limits):
+def test_it_is_balanced_and_ends_for_any_scores_and_limits(values, limits):
   expert = np.asarray(auction(values.astype(np.float32), ALL, *limits))
   np.testing.assert_array_equal(np.bincount(expert, minlength=E), S // E)
 

@@ -72,7 +72,7 @@ def test_xmoe_is_the_loop_over_tokens_of_its_equations():
   np.testing.assert_allclose(out.metrics['fixed_temperature_loss'], np.mean(losses), rtol=1e-5)
 
 
-def test_xmoe_balances_at_a_temperature_that_is_not_learnt():
+def test_xmoe_balances_at_a_fixed_temperature():
   module, _ = routed(papers.xmoe(dim=P))
   before = reference.run(module, X, RouterInputs(), train=True)
   module.score.temperature[...] = jnp.float32(0.5)

@@ -133,7 +133,7 @@ slots_with_retries = jax.jit(further_choices.slots_with_retries, static_argnums=
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 3]), st.sampled_from([0.7, 1.]))
-def test_retries_are_those_of_a_loop_over_rounds_and_tokens(seed, capacity, share):
+def test_retries_equal_a_loop_over_rounds_and_tokens(seed, capacity, share):
   numbers = np.random.default_rng(seed)
   expert = np.argsort(numbers.random((G, S, E)) * [1, 2, 3, 4])[..., :3].astype(np.int32)  # the first ones are popular
   routed = numbers.random((G, S)) < share
@@ -153,7 +153,7 @@ def switch(values, **options):
                                                              RouterInputs(), key=KEY)
 
 
-def test_no_token_is_left_behind_where_there_are_as_many_slots_as_tokens_and_all_experts_are_asked():
+def test_no_token_is_left_behind_with_enough_slots_and_all_experts_as_fallbacks():
   values = jax.random.normal(KEY, (G, S, E)) + 2 * jnp.arange(E)  # nearly all prefer the last expert
   dropped, retry = (switch(values, exploration='argmax', overflow=overflow) for overflow in ('drop', 'retry'))
   assert dropped.metrics['dropped'] > 0.5 and retry.metrics['dropped'] == 0
@@ -164,7 +164,7 @@ def test_no_token_is_left_behind_where_there_are_as_many_slots_as_tokens_and_all
   np.testing.assert_allclose(weight.sum(-1), jnp.where(weight > 0, probs, 0).sum(-1), rtol=1e-5)
 
 
-def test_switch_max_keeps_those_who_want_it_most():
+def test_switch_max_keeps_the_choices_of_highest_probability():
   values = jnp.zeros((1, S, E)).at[0, :, 1].set(jnp.arange(1., S + 1))
   kept = np.asarray(switch(values, overflow='least_probable').plan.kept)[0, :, 0]
   np.testing.assert_array_equal(kept, np.arange(S) >= S - 2)

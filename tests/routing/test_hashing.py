@@ -28,7 +28,7 @@ def built(fragment):
 
 @pytest.mark.parametrize('of, values', [('token_ids', IDS), ('previous_ids', INPUTS.previous_ids),
                                         ('next_ids', INPUTS.next_ids), ('positions', INPUTS.positions)])
-def test_the_expert_is_the_table_s_for_what_is_hashed_and_its_weight_is_one(of, values):
+def test_the_expert_is_the_table_entry_of_the_hashed_feature_with_weight_one(of, values):
   module = built(papers.hash_layers(V, of=of))
   plan = reference.run(module, X, INPUTS, train=True).plan
   np.testing.assert_array_equal(plan.expert[..., 0], hashing.hash_table('random', V, E, 42)[values])

@@ -40,7 +40,7 @@ def test_entropies_and_thresholds_are_those_derived_by_hand():
   assert float(global_entropy(three, everything(three), 4)) == pytest.approx(np.log(4 / 3), abs=1e-6)
 
 
-def test_losses_are_those_of_a_float64_loop_over_tokens_and_groups():
+def test_losses_equal_a_float64_loop_over_tokens_and_groups():
   logits = jax.random.normal(jax.random.key(0), (3, 7, E))
   members = jax.random.bernoulli(jax.random.key(1), 0.6, (3, 7)).at[2].set(False)  # a group without the modality
   local, of_groups = [], []

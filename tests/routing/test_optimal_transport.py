@@ -46,7 +46,7 @@ def linear_program(scores, of_rows, of_columns, upper=None):
 
 
 @pytest.mark.parametrize('epsilon, iterations', [(1., 20), (0.1, 400)])
-def test_sinkhorn_plans_have_the_sums_asked_for(epsilon, iterations):
+def test_sinkhorn_plans_have_the_prescribed_marginals(epsilon, iterations):
   tokens = ONES.copy()
   tokens[3:6] = 0  # padding
   experts = np.array([1., 2., 4., 6.], np.float32)
@@ -127,7 +127,7 @@ def test_columns_have_their_sums_and_few_non_zeros_after_any_number_of_iteration
 
 # Entropy of weight 0.001 over 64 entries and their rests, each at most ln 2 nats, costs less than 0.1.
 @pytest.mark.parametrize('upper', [1., 0.6])
-def test_bounded_plans_are_those_of_the_linear_program(upper):
+def test_bounded_plans_equal_the_linear_program(upper):
   values, rows = scores(5), np.full(S, 2., np.float32)
   columns = np.full(E, 2. * S / E, np.float32)
   bounds = np.full((S, E), upper, np.float32)
@@ -174,7 +174,7 @@ def test_the_cap_keeps_experts_from_taking_the_same_tokens():
   np.testing.assert_array_equal(capped.sum(1), free.sum(1))  # all slots are filled either way
 
 
-def test_a_cap_of_all_experts_is_no_cap():
+def test_a_cap_of_all_experts_has_no_effect():
   x = jax.random.normal(jax.random.key(0), (2, S, D))
   free, capped = (route(fragment, x)[1].plan for fragment in (
       papers.expert_choice(capacity_factor=1.), papers.capped_expert_choice(capacity_factor=1., cap=8., epsilon=0.1,

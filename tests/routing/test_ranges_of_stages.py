@@ -93,7 +93,7 @@ def test_chunks_are_counted_from_1(name):
     (papers.limoe(image_experts=1., text_experts=1.), 'needs modalities, but .*two_modalities'),
     (papers.speech_moe(shared_dim=3), 'needs shared, but .* network that all routers share'),
 ])
-def test_what_the_model_does_not_give_is_said_with_a_remedy(fragment, message):
+def test_a_missing_router_input_is_named_with_a_remedy(fragment, message):
   module, x = build(fragment), jnp.zeros((1, 3, D))
   with pytest.raises(ConfigError, match=message):
     module(x, RouterInputs(), key=jax.random.key(0), train=True)

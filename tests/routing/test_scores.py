@@ -42,7 +42,7 @@ def test_a_bias_starts_at_zero_and_is_added():
 @pytest.mark.parametrize('init_std, expected', [
     (0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16), ('torch_linear', 1 / 16 / 3**0.5),
     ('xavier', (2 / (256 + 64))**0.5), ('xavier/2', (2 / (256 + 64))**0.5 / 2)])
-def test_the_kernel_starts_with_the_standard_deviation_asked_for(init_std, expected):
+def test_the_kernel_starts_with_the_configured_standard_deviation(init_std, expected):
   kernel = build(name='linear', dim=256, num_experts=64, init_std=init_std).kernel[...]
   # 16,384 draws: the sample deviation is within 3% (more than five standard errors) of the true one.
   assert float(kernel.std()) == pytest.approx(expected, rel=0.03, abs=1e-9)
@@ -162,7 +162,7 @@ def test_random_scores_make_every_expert_equally_likely():
   assert abs(counts - 1024).max() < 140
 
 
-def test_token_features_are_float32_and_token_ids_are_asked_for():
+def test_token_features_are_float32_and_missing_token_ids_raise():
   x = X.astype(jnp.bfloat16)
   assert features.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
   ids = jnp.ones((G, S), jnp.int32)

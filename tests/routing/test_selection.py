@@ -91,7 +91,7 @@ def test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_polic
   assert routed == pytest.approx(expected, abs=0.04)
 
 
-def test_the_second_expert_is_random_at_evaluation_only_where_asked_for_and_then_repeats():
+def test_the_second_expert_is_random_at_evaluation_only_if_configured_and_then_repeats():
   logits = jnp.broadcast_to(jnp.log(jnp.array([.8, .2])), (1, 512, 2))
   valid = jnp.ones((1, 512), bool)
   always, mesh_tensorflow = (

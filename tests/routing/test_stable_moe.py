@@ -203,7 +203,7 @@ def test_a_convolution_does_not_depend_on_how_tokens_are_grouped():
   np.testing.assert_array_equal(built('convolution')[2](params, state, *halves).plan.expert.reshape(whole.shape), whole)
 
 
-def test_a_convolution_that_is_told_no_earlier_words_says_so():
+def test_a_convolution_without_earlier_words_raises():
   params, state = initial('convolution')
   x, inputs = batch(0)
   with pytest.raises(ValueError, match='needs earlier ids, but the model does not supply them'):

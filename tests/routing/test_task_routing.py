@@ -49,7 +49,7 @@ def compiled_router(fragment):
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-def test_the_mean_of_a_sentence_is_that_of_a_loop_over_its_tokens():
+def test_the_mean_of_a_sentence_equals_a_loop_over_its_tokens():
   means = feature(name='sentence')(X, INPUTS)
   x, documents, valid = np.asarray(X, np.float64), np.asarray(DOCUMENTS), np.asarray(VALID)
   for g, s in zip(*np.nonzero(valid)):
@@ -104,7 +104,7 @@ def experts_of(gradient):
   return {path: np.asarray(leaf) for path, leaf in flatten(gradient).items() if '/experts/' in path}
 
 
-def test_the_gradient_of_a_demix_expert_is_that_of_its_own_domain_alone():
+def test_the_gradient_of_a_demix_expert_is_the_mean_over_its_own_domain():
   # Balanced batches: E times an expert's gradient of the mean over all rows is that of the mean over its domain's rows,
   # as of a group of devices that share the experts of one domain (optimizer.gradient_scale).
   gradient, params = demix_decoder()

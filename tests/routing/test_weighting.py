@@ -142,7 +142,7 @@ def sigmoid_shares(logits, members):
 @pytest.mark.parametrize('renormalize', ['before', 'after'])
 @pytest.mark.parametrize('logits', [[.3, -.2, 1., 0.], [-50., -50., -50., -50.], [-50., -49., -48., -90.],
                                     [-120., -121., -300., 2.], [40., 41., 0., 0.]])
-def test_shares_of_tiny_sigmoids_and_their_slopes_are_those_of_float64(renormalize, logits):
+def test_shares_of_tiny_sigmoids_and_their_slopes_equal_float64(renormalize, logits):
   weigh = build(name='sigmoid', renormalize=renormalize)
   def weights(logits):
     plan = weigh.weigh(FIRST_TWO_OF_FOUR, logits[None, None])
@@ -153,7 +153,7 @@ def test_shares_of_tiny_sigmoids_and_their_slopes_are_those_of_float64(renormali
 
 
 @pytest.mark.parametrize('logits', [[.3, -.2, 1., 0.], [-50., -50., -50., -50.], [-120., -121., -300., -119.]])
-def test_router_probabilities_of_tiny_sigmoids_and_their_slopes_are_those_of_float64(logits):
+def test_router_probabilities_of_tiny_sigmoids_and_their_slopes_equal_float64(logits):
   probs = lambda logits: build(name='sigmoid').probs(logits[None, None])[0, 0]
   shares, jacobian = sigmoid_shares(logits, [True] * 4)
   np.testing.assert_allclose(probs(jnp.array(logits)), shares, rtol=1e-6, atol=1e-30)
@@ -182,7 +182,7 @@ def test_quotients_by_a_sum_do_not_depend_on_its_size(size):
   np.testing.assert_allclose(jax.grad(lambda v: found(v) @ towards)(jnp.float32(values)), slopes, rtol=1e-5)
 
 
-def test_a_balance_loss_of_tiny_weights_is_that_of_ordinary_ones():
+def test_a_balance_loss_of_tiny_weights_equals_that_of_ordinary_weights():
   weights = jnp.array([1., 2., 3., 2.])
   one_token = jnp.ones((1, 1), bool)
   loss = lambda size: jax.value_and_grad(lambda w: imbalance(size * w[None], one_token))(weights)

@@ -47,7 +47,7 @@ FRAGMENTS = {
 
 
 @pytest.mark.parametrize('name', FRAGMENTS)
-def test_a_training_step_is_that_of_the_loop_losses_included(name):
+def test_a_training_step_and_its_losses_equal_a_loop(name):
   loop, num_experts, arguments = FRAGMENTS[name]
   fragment = getattr(papers, name.split()[0])(**arguments)
   output, params = route(fragment, num_experts)

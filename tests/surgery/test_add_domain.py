@@ -68,7 +68,7 @@ def test_the_new_domain_has_the_logits_of_the_one_copied_and_all_others_their_ow
       np.testing.assert_array_equal(logits(after, batch, domain), logits(before, batch, domain))
 
 
-def test_what_is_copied_is_the_expert_that_speaks_like_the_new_text():
+def test_the_copied_expert_is_the_most_similar_to_the_new_text():
   before = decoder(), *drawn()
   batches = [text(seed, spoken_by=1) for seed in (2, 3)]
   found, expected = add_domain(*before, batches), copy_domain(*before, 1)
@@ -128,7 +128,7 @@ def test_scanned_layers_are_changed_as_unrolled_ones():
                  scan(change(decoder(), params, state, 1)[1]))
 
 
-def test_the_nearest_expert_is_that_of_the_moving_average_of_posteriors_at_the_ends_of_rows():
+def test_the_nearest_expert_follows_the_moving_average_of_posteriors_at_row_ends():
   """By kernelmachine/demix: likelihoods of the token before alone, the last document of a row the one that counts."""
   params, state = drawn()
   batches = [text(seed) | dict(loss_mask=jnp.ones((ROWS, S)).at[1].set(0).at[2, -1].set(0)) for seed in (5, 6)]
@@ -143,7 +143,7 @@ def test_the_nearest_expert_is_that_of_the_moving_average_of_posteriors_at_the_e
   np.testing.assert_allclose(posterior(decoder(), params, state, batches), prior, rtol=1e-4)
 
 
-def test_what_is_no_demix_model_or_has_no_such_domain_is_refused():
+def test_a_model_without_demix_or_the_domain_is_refused():
   params, state = drawn()
   by_token = decoder()
   by_token['moe'] |= dict(router=papers.loss_free(k=1))

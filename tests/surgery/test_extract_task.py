@@ -96,7 +96,7 @@ def test_of_experts_that_are_layers_the_route_of_the_task_is_the_dense_model():
   assert paths[0] != paths[1]
 
 
-def test_a_mixture_of_layers_is_no_layer():
+def test_a_mixture_of_layers_is_not_a_layer():
   config = of_layers(papers.cross_task(num_tasks=3, width=4, relaxation='softmax'))
   with pytest.raises(ValueError, match='config.model: the task mixes whole layers with the weights'):
     extract_task(config, *draw(config), 0)
