@@ -199,7 +199,7 @@ def test_values_and_gradients_equal_the_loop_over_tokens(case, data):
 
 @pytest.mark.parametrize('name', ['gather', 'grouped'])
 def test_many_choices_are_a_loop_and_equal_the_loop_over_tokens(name):
-  """Where a token may choose all experts, a program that is unrolled over choices never ends."""
+  """If a token may choose all experts, a program unrolled over choices would be endless."""
   rng = np.random.RandomState(0)
   plan, arguments = placed_plan(rng.randint(E, size=(G, S, 40)), rng.rand(G, S, 40) < 0.5), draw()
   for got, expected in zip(runner(name)(plan, *arguments), loop(plan, *arguments)):

@@ -1,7 +1,7 @@
 """Expert parallelism changes nothing: each exchange on each mesh gives what `reference` gives on one device.
 
 `reference` is a dense loop without any exchange: every token times every expert, weighted. Compared are the output and all
-gradients; random experts and tokens, so that any row that went astray shows.
+gradients; random experts and tokens, so that any misrouted row is detected.
 """
 import functools
 

@@ -1,4 +1,4 @@
-"""Feed-forward experts equal their formulas in float64, however rows lie; weights start as documented."""
+"""Feed-forward experts equal their formulas in float64, in every layout; weights start as documented."""
 import math
 
 import jax

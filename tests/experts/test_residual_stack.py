@@ -1,4 +1,4 @@
-"""Residual experts equal fairseq's formula in float64, however rows lie, and start as the identity.
+"""Residual experts equal fairseq's formula in float64, in every layout, and start as the identity.
 
 The formula is that of BASE layers (2103.16716): a stack of `x <- x + W2 relu(W1 LN(x) + b1) + b2`, mixed by the layer
 around it as `a F(x) + (1-a) x`.

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said about it."""
+"""The choice of implementation, and its explanation."""
 import jax
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Triton kernels, interpreted on CPU, equal a float64 loop over groups; and they lower for GPUs that are not there.
+"""Triton kernels, interpreted on CPU, equal a float64 loop over groups; and they lower for absent GPUs.
 
 The oracle is the loop below, on the padded layout that kernels work on: groups of whole blocks of 128 rows, an empty
 group having one block of zero rows, and NaN in the rows of blocks that no group uses.

@@ -1,4 +1,4 @@
-"""Tile sizes: what is looked up where, and that the fastest candidate wins.
+"""Tile sizes: lookup in the tables, and that the fastest candidate wins.
 
 Time is never measured here: a module of two-line kernels stands in for real ones, and an injected clock reads from a
 kernel's output which tiles made it.
@@ -130,7 +130,7 @@ def test_the_program_explains_its_limits_in_a_sentence():
 
 
 def test_triton_kernels_can_be_tuned(table, monkeypatch):
-  """Through the real kernels, interpreted: they choose what was found to be fastest, and compute the same with it."""
+  """Through the real kernels, interpreted: they choose the fastest measured tiles, and compute the same with them."""
   first, second = triton.Tiles(32, 32, 4, 2), triton.Tiles(32, 16, 4, 2)
   monkeypatch.setattr(triton, 'candidates', lambda kernel, shape: [first, second])
   layer = tuning.Layer(rows=60, experts=2, dim=32, hidden=64, dtype='float32')

@@ -13,7 +13,7 @@ DISTANCE = jax.jit(ctc.edit_distance)
 
 
 def spelt(path):
-  """What a path spells: repetitions merged, then blanks removed."""
+  """The labels a path spells: repetitions merged, then blanks removed."""
   return tuple(label for label, _ in itertools.groupby(path) if label != ctc.BLANK)
 
 

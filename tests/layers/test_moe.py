@@ -1,4 +1,4 @@
-"""The MoE layer: identities that hold whatever the router says, grouping, and the same numbers on 8 devices."""
+"""The MoE layer: identities that hold for any router, grouping, and the same numbers on 8 devices."""
 import functools
 import re
 
@@ -135,7 +135,7 @@ HOLDING = [np.nan, np.inf, np.array([np.inf, -np.inf, np.nan, 1., 2., 3.])]
     ('einsum', papers.lucidrains(straight_through=True), {}),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_padding_may_hold_anything(dispatch, router, config):
-  """What is not a number there changes no output, no loss and no gradient."""
+  """NaN in padding changes no output, no loss and no gradient."""
   layer = build(dispatch, router, **config)
   params = random_params(layer)
   valid = jnp.ones((B, S), bool).at[3:, 1].set(False).at[5].set(False)

@@ -72,7 +72,7 @@ def test_one_hash_is_a_plain_hash_layer():
 
 
 def test_experts_share_no_parameters_but_words_share_segments():
-  """A hash more combines E^N feed-forwards of as many parameters as E have."""
+  """N hashes combine E experts to E^N feed-forwards with the same number of parameters."""
   sizes = {hashes: sum(leaf.size for leaf in jax.tree.leaves(build(hashes).shapes()[0])) for hashes in (1, 2, 3)}
   assert sizes[1] == sizes[2] == sizes[3] == E * 2 * D * F
   combined = set(zip(*(hash_table('random', 1000, E, 42 + n).tolist() for n in range(2))))

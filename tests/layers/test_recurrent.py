@@ -1,4 +1,4 @@
-"""The LSTM against that of Flax; what its state may carry; and the recurrent language model around it."""
+"""The LSTM against Flax's, the reset of its state, and the recurrent language model."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +97,7 @@ def test_packed_documents_get_the_logits_they_get_alone(built):
 
 @pytest.mark.parametrize('mixture_output', ['sigmoid', 'linear'])
 def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture_output):
-  """By its own layers, one after the other; each of them is tested by itself."""
+  """Applies its layers in order; each of them is tested by itself."""
   functional = model(mixture_output=mixture_output)
   params = built[1]
   out = jax.jit(functional.apply)(params, {}, dict(tokens=TOKENS))

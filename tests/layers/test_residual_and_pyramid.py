@@ -85,7 +85,7 @@ TOKENS = dict(tokens=jax.ShapeDtypeStruct((2, 6), jnp.int32))
 
 def test_the_parameters_of_a_pyramid_equal_the_formula():
   """Residual layers of n experts add D*n for the router, 2*D*F*n for the experts, and 2*D*5 + (D + 1)*2 beside them; of
-  the experts a token meets one a layer. Dense layers have 2*D*F; every layer 4*D^2 for attention and 2*D for norms."""
+  one expert per layer is active. Dense layers have 2*D*F; every layer 4*D^2 for attention and 2*D for norms."""
   numbers = [2, 2, 8]
   beside = 2 * D * 5 + (D + 1) * 2
   rest = 2 * 13 * D + D + 6 * (4 * D * D + 2 * D) + 3 * 2 * D * F + 3 * beside + sum(D * n for n in numbers)

@@ -1,4 +1,4 @@
-"""The decoder-only model: what a token may depend on, by gradient and by perturbation, and what is refused."""
+"""The decoder-only model: dependencies of tokens, by gradient and by perturbation, and refusals."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The encoder-decoder: what each side may depend on, packing, and which routers each side accepts."""
+"""The encoder-decoder: dependencies of each side, packing, and the routers each side accepts."""
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -86,7 +86,7 @@ RETRIES = tiny.decoder(papers.switch(overflow='retry'), routing_leak='slots')
     (RETRIES, (4 - 1) * 128, 128, 8 * 4),
 ])
 def test_active_parameters_count_computed_experts_not_the_choices_of_the_plan(config, inactive, experts, router):
-  """Weights that a token does not meet, and those it is multiplied with, beside those of the dense model."""
+  """Inactive and active weights of experts and router, in addition to the dense model's."""
   counts = count(config, TOKENS)
   assert counts['total'] - counts['active'] == inactive
   flops = [models.forward_flops(models.build(one), TOKENS) for one in (config, tiny.decoder())]
@@ -107,8 +107,8 @@ def test_multi_hash_layers_have_the_active_parameters_and_flops_of_the_dense_mod
 
 @pytest.mark.parametrize('dispatch', ['reference', 'einsum', 'gather', 'grouped'])
 def test_forward_flops_are_model_flops_for_any_dispatcher(dispatch):
-  """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, of which a
-  token meets one.
+  """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, one
+  active per token.
 
   FLOPs of a token in all layers: attention 4*2*8*8 and 2*2*5*8 with 5 keys; in the first the feed-forward 2*2*8*16; in
   the second the router 2*8*4 and an expert 2*2*8*8; at the end the head 2*8*13.

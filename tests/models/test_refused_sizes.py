@@ -1,4 +1,4 @@
-"""Sizes, rates and depths that no model can have are refused where it is built, in a sentence with their path."""
+"""Invalid sizes, rates and depths are refused when a model is built, in a sentence with their path."""
 import jax
 import jax.numpy as jnp
 import numpy as np

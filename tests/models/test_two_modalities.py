@@ -1,4 +1,4 @@
-"""The tower of two modalities: what is shared, what is not, and that tokens compete for experts but do not attend."""
+"""The tower of two modalities: shared parameters, and that tokens compete for experts but do not attend."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def compiled(config):
 
 @pytest.fixture(scope='module')
 def roomy():
-  """Of a model of which no expert is ever full: parameters, state and compiled evaluation."""
+  """For a model whose experts are never full: parameters, state and compiled evaluation."""
   return compiled(config(capacity_factor=8.))
 
 

@@ -1,4 +1,4 @@
-"""The vision transformer: patches by a loop, pooling, starting values, and images that are only padding."""
+"""The vision transformer: patches by a loop, pooling, initial values, and images that are only padding."""
 import jax
 import jax.numpy as jnp
 import numpy as np

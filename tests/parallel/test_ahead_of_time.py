@@ -1,4 +1,4 @@
-"""Plans of a training step that is never run, against sizes by hand and, where it can run, what JAX makes of it.
+"""Plans of a training step, against sizes by hand and, where it can run, JAX's own analysis.
 
 Machines here are eight simulated devices that are taken for two hosts of four GPUs, so that no compiler is needed but
 the CPU's; `-k compile` plans for TPU and H100 as well.
@@ -101,7 +101,7 @@ def test_the_total_is_the_compilers_and_holds_all_parts(plan):
 
 
 def test_the_step_trains_three_times_the_forward_flops_and_recomputes_none(plan):
-  """One sparse layer of width 8 on 16 images of 4 patches; a patch meets one expert of 8 hidden units.
+  """One sparse layer of width 8 on 16 images of 4 patches; a patch uses one expert of 8 hidden units.
 
   FLOPs of a token: patches 2*16*8, attention 4*2*8*8 and 2*2*4*8 with its 4 keys, router 2*8*4, expert 2*2*8*8; of an
   image: head 2*8*10.

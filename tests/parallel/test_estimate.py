@@ -1,4 +1,4 @@
-"""Estimates of memory with other settings and the advice that they give, against compilers, and sizes on real meshes.
+"""Estimates of memory with other settings, and the resulting advice, against compilers, and sizes on real meshes.
 
 Settings of Mixtral 8x7B were compiled for a v5e of 16 x 16 chips (libtpu 0.0.52): GiB a chip by microbatches and by
 size of the mesh axis `model`. The last two fit its 15.75 GiB; all exchange by all_gather.

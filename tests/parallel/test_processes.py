@@ -1,4 +1,4 @@
-"""Which processes join others, and which rows of a batch a process feeds. What several do is in test_process_agreement.
+"""Which processes connect, and which rows of a batch a process loads. Runs of several are in test_process_agreement.
 
 Oracle of the environments: the variables that each cluster sets, as its documentation has them.
 """

@@ -1,4 +1,4 @@
-"""Memory traffic of compiled programs, against what they have to read and write at least."""
+"""Memory traffic of compiled programs, against the minimum they must read and write."""
 import jax
 import jax.numpy as jnp
 import pytest

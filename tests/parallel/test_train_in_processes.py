@@ -1,6 +1,6 @@
-"""The commands over several processes: stopped and gone on with over another number of them, a run stays what it was.
+"""The commands over several processes: a run resumed with another number of processes is unchanged.
 
-Oracle: the metrics of one process with one device, that nobody disturbed.
+Oracle: the metrics of an undisturbed process with one device.
 """
 import os
 import re

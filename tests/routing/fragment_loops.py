@@ -1,4 +1,4 @@
-"""Papers' routers with their numbers, in float64 loops: parameters -> (weights [G,S,E], losses with their coefficients).
+"""Papers' routers with their defaults, as float64 loops: parameters -> (weights [G,S,E], losses with their coefficients).
 
 The comments derive the numbers of slots for 101 tokens and 4 experts by the formula of each codebase.
 """

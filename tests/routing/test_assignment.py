@@ -34,7 +34,7 @@ def eps(scores):
 
 
 def best_total(scores):
-  """The largest total of an assignment with at most ceil(n/E) tokens an expert."""
+  """The largest total of an assignment with at most ceil(n/E) tokens per expert."""
   slots = np.repeat(scores.astype(np.float64), -(-len(scores) // scores.shape[1]), axis=1)
   return slots[linear_sum_assignment(slots, maximize=True)].sum()
 
@@ -121,7 +121,7 @@ def test_an_offset_of_all_scores_changes_nothing():
 
 
 def swipe_by_tokens(expert, num_experts):
-  """FastMoE's SWIPE: for every choice a queue at every expert, then the free slots, lowest expert first."""
+  """FastMoE's SWIPE: for every choice a queue per expert, then the free slots, lowest expert first."""
   tokens, choices = expert.shape
   slots = [-(-tokens * choices // num_experts)] * num_experts
   moved = expert.copy()

@@ -1,6 +1,6 @@
 """Losses against golden vectors, hand-derived values and the analytic extremes: uniform, balanced, collapsed.
 
-The golden vectors are those of the tests of google-research/vmoe.
+The golden vectors are from the tests of google-research/vmoe.
 """
 import jax
 import jax.numpy as jnp

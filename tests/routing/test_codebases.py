@@ -1,4 +1,4 @@
-"""Routing as DeepSpeed, FastMoE, GLaM and WideNet do it: against loops over tokens, numbers by hand, frequencies."""
+"""Routing of DeepSpeed, FastMoE, GLaM and WideNet: against loops over tokens, numbers by hand, frequencies."""
 import functools
 
 import jax
@@ -33,7 +33,7 @@ def route(config, values, train=True, key=KEY):
 
 
 def both_seconds(config):
-  """`config` with both experts always taken: what is left has no chance in it."""
+  """`config` with both experts always taken, which makes it deterministic."""
   return config | dict(select=dict(name='top_2', second='all'), score=config['score'] | dict(logit_jitter=0.))
 
 

@@ -1,4 +1,4 @@
-"""With slots for each document, a document is routed as it is alone, wherever and with whatever it is packed."""
+"""With slots per document, a document is routed as if alone, however it is packed."""
 import dataclasses
 
 import jax

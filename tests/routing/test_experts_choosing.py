@@ -1,4 +1,4 @@
-"""Experts that take tokens otherwise than Expert Choice: Mesh TensorFlow's variant and strictly balanced gating, against
+"""Variants of Expert Choice: Mesh TensorFlow's and strictly balanced gating, against
 float64 loops over experts and tokens.
 """
 from flax import nnx

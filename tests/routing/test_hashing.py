@@ -1,4 +1,4 @@
-"""Hash layers: routes that are known beforehand, and tables counted by hand."""
+"""Hash layers: fixed routes, and tables counted by hand."""
 import functools
 
 from flax import nnx
@@ -76,7 +76,7 @@ def test_bigrams_hash_both_words_evenly():
 
 
 def test_pairs_hash_to_the_numbers_of_the_definition():
-  """MurmurHash3's finaliser of 32 bits, in Python's whole numbers."""
+  """MurmurHash3's finaliser of 32 bits, in Python's ints."""
   def mix(h):
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
       h = ((h ^ (h >> shift)) * factor) % 2**32

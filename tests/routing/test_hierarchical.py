@@ -1,4 +1,4 @@
-"""Hierarchical gates against loops over tokens, the flat gates that they are with one group or one expert in each."""
+"""Hierarchical gates against loops over tokens, and against flat gates for one group or groups of one expert."""
 import dataclasses
 
 import jax

@@ -1,4 +1,4 @@
-"""Entropy losses of LIMoE: values derived by hand, what each modality's loss can move, and refusals.
+"""Entropy losses of LIMoE: values derived by hand, the parameters each modality's loss can change, and refusals.
 
 By hand: the entropy of the uniform distribution over E experts is log E; of one of which S experts share equally, log S.
 """

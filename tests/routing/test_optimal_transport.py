@@ -1,4 +1,4 @@
-"""Transport plans against what they are to be: prescribed sums, optimality conditions, and scipy's linear programs,
+"""Transport plans against their definitions: prescribed marginals, optimality conditions, and scipy's linear programs,
 quadratic programs and assignments in float64.
 """
 import itertools

@@ -1,4 +1,4 @@
-"""What every paper's router owes, in one class that finds them by name: a new paper is in it by being there."""
+"""The contract of every paper's router, in one class that finds new papers by itself."""
 import dataclasses
 import functools
 import re

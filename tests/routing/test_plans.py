@@ -1,4 +1,4 @@
-"""Plans: one conversion of another loses nothing, and what is picked, scaled and shared are the plan's own entries."""
+"""Plans: conversions lose nothing, and pick, scale and shares agree with the plan's entries."""
 import dataclasses
 
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What cannot be a value of a stage's key, and stages that do not fit each other, are refused when a router is built."""
+"""Invalid values of a stage's keys, and stages that do not fit together, are refused when a router is built."""
 import math
 
 from flax import nnx

@@ -1,4 +1,4 @@
-"""The router as a whole: metrics known beforehand, state, transformations, devices, config errors."""
+"""The router as a whole: metrics known in advance, state, transformations, devices, config errors."""
 import functools
 import re
 

@@ -1,4 +1,4 @@
-"""Selection against sorting in numpy, exact counts, and frequencies of what is drawn."""
+"""Selection against sorting in numpy, exact counts, and frequencies of samples."""
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +151,7 @@ def test_expert_choice_takes_every_token_once_where_there_is_one_expert():
 
 @given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4), st.sampled_from(['max', 'top_2_sum']))
 def test_a_token_takes_its_experts_from_its_best_groups(values, kept, group_score):
-  """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts a token."""
+  """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts per token."""
   scores = np.asarray(values, np.float32).reshape(1, 5, 8)
   select = build(8, name='group_limited', k=2, groups=4, groups_per_token=kept, group_score=group_score)
   plan = select(noiseless(scores), jnp.ones((1, 5), bool), key=None, train=False)

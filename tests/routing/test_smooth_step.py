@@ -1,4 +1,4 @@
-"""Differentiable sparse gates: what the papers say of them, as identities; gradients against float64 differences."""
+"""Differentiable sparse gates: identities from the papers; gradients against float64 differences."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""StableMoE's stages: what each routes by, what it trains, and that stage 2 is frozen; its losses by hand."""
+"""StableMoE's stages: their routes, the parameters they train, and that stage 2 is frozen; losses by hand."""
 import dataclasses
 import functools
 

@@ -83,7 +83,7 @@ def test_a_gate_that_is_aware_of_the_task_sees_token_and_task():
 
 @functools.cache
 def demix_decoder():
-  """(gradient of the mean loss of a batch, params): a decoder whose feed-forward is one expert a domain."""
+  """(gradient of the mean loss of a batch, params): a decoder whose feed-forwards have one expert per domain."""
   block = dict(num_experts=3, experts=dict(name='feed_forward', hidden=8), router=papers.demix(num_domains=3),
                dispatch=dict(name='grouped'))
   model = models.build(dict(name='decoder', vocab_size=13, dim=8, num_layers=1, attention=dict(heads=2),
@@ -140,7 +140,7 @@ def test_training_draws_one_expert_for_the_whole_batch_and_each_equally_often():
 
 
 def evaluated(level, seed=0, layer=0):
-  """[G,S] experts that evaluation draws."""
+  """[G,S] the experts sampled at evaluation."""
   score = SCORES.build({**papers.thor(level, seed=seed)['score']}, 'config.score', dim=None, num_experts=E,
                        rngs=nnx.Rngs(layer))
   return np.asarray(score(DOCUMENTS, key=None, train=False).logits.argmax(-1))

@@ -1,4 +1,4 @@
-"""Whole fragments in training, with the numbers they have by default, against float64 loops over groups and tokens.
+"""Whole fragments in training, with their default hyperparameters, against float64 loops over groups and tokens.
 
 Tests of stages prove the stages; these prove that a fragment is made of the right ones, with its own noise, capacity,
 priority and coefficients. Draws are replaced by known numbers, which the loops use as well.

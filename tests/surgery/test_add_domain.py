@@ -47,7 +47,7 @@ def logits(parts, batch, task):
 
 
 def text(seed=0, spoken_by=None):
-  """A batch of two documents a row; `spoken_by`: the targets are what that expert thinks most likely."""
+  """A batch of two documents per row; `spoken_by`: the targets are that expert's most likely tokens."""
   tokens = jax.random.randint(jax.random.key(seed), (ROWS, S), 0, V)
   batch = dict(tokens=tokens, segments=jnp.tile(jnp.array([1, 1, 1, 2, 2, 2, 2]), (ROWS, 1)),
                positions=jnp.tile(jnp.array([0, 1, 2, 0, 1, 2, 3]), (ROWS, 1)), loss_mask=jnp.ones((ROWS, S)))

@@ -1,4 +1,4 @@
-"""What is extracted for a task against the full model on batches of that task."""
+"""Models extracted for a task against the full model on batches of that task."""
 import ast
 import functools
 
