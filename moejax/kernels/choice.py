@@ -80,12 +80,13 @@ def explain(*shapes: Shape, implementation: Name | None = None) -> str:
   for rank, name in enumerate(ranked):
     able, limits = _able(name, where, shapes)
     if able is None:
-      faster = 'would be faster, but cannot: ' if name in preferred and chosen is None else 'cannot: '
+      faster = 'would be faster, but cannot run: ' if name in preferred and chosen is None else 'cannot run: '
       lines.append(f'  {name}: {faster}{" ".join(limits)}')
       continue
     if chosen is None:
       chosen = name
-    used = 'runs: ' if name == chosen else 'is faster: ' if name in preferred and rank < ranked.index(chosen) else 'could: '
+    is_faster = name in preferred and rank < ranked.index(chosen)
+    used = 'runs: ' if name == chosen else 'is faster: ' if is_faster else 'could run: '
     lines.append(f'  {name}: {used}{REASONS[name]}')
   return '\n'.join(lines)
 

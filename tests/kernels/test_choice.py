@@ -46,8 +46,8 @@ def test_the_explanation_says_what_runs_why_and_what_would_be_faster():
     text = explain(NARROW)
   lines = {line.split(':')[0].strip(): line for line in text.splitlines()}
   assert 'runs:' in lines['ragged_dot']
-  assert 'would be faster, but cannot' in lines['pallas_tpu'] and '128' in lines['pallas_tpu']
-  assert 'could:' in lines['xla']
+  assert 'would be faster, but cannot run:' in lines['pallas_tpu'] and '128' in lines['pallas_tpu']
+  assert 'could run:' in lines['xla']
 
 
 def test_the_explanation_of_a_slower_choice_names_the_faster_one():

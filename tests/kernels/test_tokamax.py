@@ -1,4 +1,4 @@
-"""The adapter to tokamax passes the tests of every implementation if tokamax is installed; otherwise it reports that it is missing.
+"""The adapter to tokamax passes the tests of every implementation, or reports that tokamax is missing.
 
 tokamax needs Python 3.12. On a CPU it computes with XLA, so that its own kernels are not what is tested here.
 """

@@ -1,4 +1,4 @@
-"""Routing groups that do not divide over the devices: detected on meshes of pods, and reported by plans and training."""
+"""Routing groups that do not divide over the devices: found on meshes of pods, and reported by plans and training."""
 import dataclasses
 
 import jax
