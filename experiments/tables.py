@@ -1,6 +1,6 @@
 """Fills the tables of README.md and docs/ from committed results: `python -m experiments.tables`.
 
-A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Nothing in it is written by hand.
+A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Do not edit it by hand.
 """
 import importlib
 import json
@@ -25,12 +25,12 @@ def chitchat() -> str:
 
 
 def span_corruption() -> str:
-  """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
+  """Loss of ST-MoE and a dense T5 on the masked bytes that the decoder predicts."""
   return _compared(runner.load('chitchat'), *compared.spans())
 
 
 def first_run() -> str:
-  """What the first command costs."""
+  """The cost of the first command."""
   results = runner.load('first_run')
   run, = results['runs']
   return (f'Whole process: {run["seconds"]:.0f} s, {run["peak_memory_mib"] / 1024:.1f} GiB at its peak, '
@@ -39,7 +39,7 @@ def first_run() -> str:
 
 
 def dispatch_cpu() -> str:
-  """Time of each dispatcher over a dense layer on a CPU, and what was aimed at."""
+  """Time of each dispatcher relative to a dense layer on a CPU, with targets."""
   return _dispatch('cpu', 'report', 'Not measured yet')
 
 
@@ -54,7 +54,7 @@ def dispatch_tpu() -> str:
 
 
 def faults() -> str:
-  """What was done to runs, and whether they survived it."""
+  """Faults injected into runs, and whether they survived."""
   path = runner.ROOT / 'experiments/faults/results.json'
   if not path.exists():
     return 'Not run yet: `python -m experiments.faults.sweep` does that and writes `results.json`.'
@@ -62,7 +62,7 @@ def faults() -> str:
 
 
 def pod_plans() -> str:
-  """What large models take on pods: estimates from compiled programs."""
+  """Memory and time of large models on pods: estimates from compiled programs."""
   if not (runner.ROOT / 'experiments/pod_plans/results.json').exists():
     return 'Not planned yet: `python -m experiments.runner pod_plans` does that, in some minutes a model.'
   results = runner.load('pod_plans')
@@ -94,7 +94,7 @@ TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corrup
 
 
 def fill(text: str) -> str:
-  """`text` with every table made anew."""
+  """`text` with every table regenerated."""
   def table(match):
     return f'<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->'
   return re.sub(r'<!-- table:(\w+) -->\n.*?<!-- end -->', table, text, flags=re.S)
@@ -104,7 +104,7 @@ def _dispatch(device, module, missing):
   path = runner.ROOT / f'experiments/dispatch_benchmark/{device}.json'
   if not path.exists():
     return f'{missing}: `python -m experiments.dispatch_benchmark.{device}` does that and writes `{path.name}`.'
-  # Imported where there is something to show: what draws up a table of kernels also imports them.
+  # Imported only if there are results: the code for a table of kernels also imports the kernels.
   return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 

@@ -40,10 +40,10 @@ def test_a_row_that_is_not_whole_says_what_it_lacks(tmp_path):
   config = tmp_path / 'configs/mine.py'
   config.parent.mkdir()
   config.write_text('"""Mine.\n\nSystem: Mine\nPaper: Me (arXiv 2401.00001)\nDiffers: nothing known\n"""')
-  with pytest.raises(ValueError, match='configs/mine.py: the row of Mine lacks Proof'):
+  with pytest.raises(ValueError, match='configs/mine.py: the row of Mine is missing Proof'):
     systems.systems(tmp_path)
   config.write_text(config.read_text().replace('Differs', 'Proof: identities: tests/gone.py::test_it\nDiffers'))
-  with pytest.raises(ValueError, match='tests that exist'):
+  with pytest.raises(ValueError, match='existing tests separated by commas'):
     systems.systems(tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""What large models take on the pods that they fit: `moejax.compile` for each, on a machine that has no chip.
+"""Memory and time of large models on pods they fit: `moejax.compile` for each, on a machine without accelerators.
 
-Minutes and some GB of memory a model, on one core; the table is in docs/scaling.md.
+Takes minutes and some GB of memory per model, on one core; the table is in docs/scaling.md.
 """
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from moejax import config_files
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Run):
-  """A training step that is compiled and not run.
+  """A training step that is compiled but not run.
 
   Attributes:
-    topology: of chips, as after `--topology=`.
+    topology: the value of `--topology`.
   """
   seed: int = 0
   topology: str = ''
@@ -28,7 +28,7 @@ class Planned(Run):
     return re.sub(r'\W+', '_', f'{self.name} {self.topology}'.lower())
 
   def command(self, workdir: pathlib.Path) -> list[str]:
-    """The command that plans it."""
+    """The command for the plan."""
     flags = [f'--config.{key}={value}' for key, value in self.overrides.items()]
     return ['python', '-m', 'moejax.compile', f'--config={self.config}', f'--topology={self.topology}',
             f'--out={workdir}', *flags]

@@ -1,4 +1,4 @@
-"""What travels in a sparse layer, counted in compiled programs for CPU, TPU v5e and H100, against sums done by hand.
+"""The collectives of a sparse layer, counted in compiled programs for CPU, TPU v5e and H100, against sums done by hand.
 
 Sums list every array that the design sends, with its bytes.
 
@@ -34,7 +34,7 @@ def summed(arrays):
 
 
 def exchanged(method, mesh, backward):
-  """What tokens cost."""
+  """The collectives of tokens."""
   n = mesh['expert']
   tokens = B * S // (mesh['data'] * mesh.get('fsdp', 1) * n)
   choices = tokens * K
@@ -51,7 +51,7 @@ def exchanged(method, mesh, backward):
 
 
 def reduced(backward):
-  """What the weights cost with data=2, expert=4: gradients of E/4 experts over `data`, of the router over all."""
+  """The collectives of weights with data=2, expert=4: gradients of E/4 experts over `data`, of the router over all."""
   return backward * [('all-reduce', 2 * E // 4 * D * F * FLOAT), ('all-reduce', D * E * FLOAT)]
 
 

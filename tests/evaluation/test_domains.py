@@ -174,6 +174,6 @@ def test_what_cannot_be_taken_out_is_refused(pipeline):
   for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot take four out of the domains one, three'),
                           (dict(removed=('one',)), 'another mixture than "oracle"'),
                           (dict(removed=NAMES, mixture='uniform'), 'Name some of them'),
-                          (dict(decay=0.), 'decay must be a number above 0 and of at most 1')):
+                          (dict(decay=0.), 'decay must be a float above 0 and of at most 1')):
     with pytest.raises(ConfigError, match=message):
       measure(pipeline, name='domains', **config)

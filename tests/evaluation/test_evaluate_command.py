@@ -78,7 +78,7 @@ def test_an_evaluator_can_be_added(run_dir):
     ({'modle.dim': 1}, 'config.modle.dim changes nothing in an evaluation.*config.model, config.data'),
     ({'optimizer.name': 'sgd'}, 'config.optimizer.name changes nothing in an evaluation'),
     ({'model.dim.x': 1}, 'config.model.dim is 8 and has no keys'),
-    ({'model.moe.router.select.k': 1.5}, 'config.model.moe.router.select.k must be a whole number'),
+    ({'model.moe.router.select.k': 1.5}, 'config.model.moe.router.select.k must be an int'),
     ({'model.dim': 16}, r'The parameter blocks/0/.* is \(8, 2, 4\) in the checkpoint and \(16, 2, 8\) in the model'),
     ({'model.sparse': {'name': 'none'}}, 'The parameter blocks/1/.*absent'),
 ])

@@ -1,4 +1,4 @@
-"""The speech model: who trains the shared network, who sees it, and that padding is not heard."""
+"""The speech model: the shared network's loss and users, and that padding has no effect."""
 import jax
 import jax.numpy as jnp
 import numpy as np

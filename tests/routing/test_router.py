@@ -1,4 +1,4 @@
-"""The router as a whole: metrics known beforehand, state, transformations, devices, config errors."""
+"""The router as a whole: metrics known in advance, state, transformations, devices, config errors."""
 import functools
 import re
 
@@ -212,7 +212,7 @@ def test_groups_on_different_devices_route_without_moving_tokens(name):
     (with_(papers.vmoe(), placing=dict()), r"config\.moe\.router\.placing: .* Did you mean 'place'"),
     (with_(papers.vmoe(), select=dict(name='topk', k=2)), r"config\.moe\.router\.select\.name: .* 'topk'.*'top_k'"),
     (with_(papers.vmoe(), select=dict(name='top_k', k=5)), r'router\.select: a token cannot choose 5 of 4 experts'),
-    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be a whole number'),
+    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be an int'),
     (with_(papers.vmoe(), select=dict(name='top_k', num_experts=3, k=1)), r'select\.num_experts'),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factr=1.)), r"Did you mean 'capacity_factor'"),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=1., priority='first')),
@@ -234,6 +234,6 @@ def test_a_capacity_that_keeps_nothing_stops_while_tracing():
   config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.1, convention='tutel'))
   apply = functional_router(config)
   params, state = apply.shapes()
-  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 drops every token'):
     jax.eval_shape(lambda params, state, x: apply.apply(params, state, x, RouterInputs(), key=KEY, train=True),
                    params, state, jax.ShapeDtypeStruct((2, 6, D), jnp.float32))
