@@ -10,7 +10,8 @@ Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (ar
 Data: a TFDS data set `imagenet21k` with `image` and `label`, prepared with file_format='array_record'; TFDS's public
   catalogue does not hold it, so build it from the images (tfds build, or an image folder).
 Command: python -m moejax.train --config=configs/vmoe_imagenet21k.py:B/16,every-2 --workdir=runs/vmoe_b16
-Cost: S/32 about 30, H/14 thousands of TPUv3-core-days in the paper. Not run here; built and traced at full size by the tests.
+Cost: S/32 about 30, H/14 thousands of TPUv3-core-days in the paper. Not run here; built and traced at full size by the
+  tests.
 Expected: V-MoE-B/16 Every-2 matches ViT-L/16 (paper, figure 3).
 """
 from moejax.routing import papers

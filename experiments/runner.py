@@ -94,7 +94,7 @@ def measure(command: list[str], log: pathlib.Path, cores: set[int]) -> tuple[flo
   start = time.monotonic()
   with log.open('w') as out:
     process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                               preexec_fn=lambda: os.sched_setaffinity(0, cores))
+                               preexec_fn=lambda: os.sched_setaffinity(0, cores))  # noqa: PLW1509 (one thread)
     _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise RuntimeError(f'{" ".join(command)} failed; {log} ends with\n{log.read_text()[-2000:]}')

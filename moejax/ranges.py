@@ -83,7 +83,10 @@ class Between:
 
 @dataclasses.dataclass(frozen=True)
 class Divides:
-  """The value divides the argument called `of`, a key or context of the same constructor; any value does where that is None."""
+  """The value divides the argument called `of`, a key or context of the same constructor.
+
+  Any value does where that is None.
+  """
   of: str
 
   def admits(self, value: int, arguments: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Studies and the README: sweeps name configs that exist, and every number in the README is one of the committed results."""
+"""Studies and the README: sweeps name configs that exist, and the README's numbers are those of committed results."""
 import importlib
 import json
 import os

@@ -45,7 +45,7 @@ def test_the_router_that_the_readme_spells_out_is_the_papers():
   spelled = {}
   block = next(block for block in re.findall(r'```python\n(.*?)```', TEXT, re.S) if block.startswith('router = '))
   exec(block, spelled)
-  assert spelled['router'] == {key: value for key, value in strip_none(papers.vmoe(k=2)).items()}
+  assert spelled['router'] == dict(strip_none(papers.vmoe(k=2)))
 
 
 def strip_none(fragment):

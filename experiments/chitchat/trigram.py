@@ -1,4 +1,7 @@
-"""The bar that a language model has to clear: a trigram model of the same bytes. `python -m experiments.chitchat.trigram`"""
+"""The bar that a language model has to clear: a trigram model of the same bytes.
+
+    python -m experiments.chitchat.trigram
+"""
 import json
 import pathlib
 

@@ -32,7 +32,7 @@ class LanguageModel(TextPipeline):
 
   @property
   def lengths(self):
-    return {name: self.length for name in (*self._names, 'segments', 'positions')}
+    return dict.fromkeys((*self._names, 'segments', 'positions'), self.length)
 
   def prepare(self, pieces, seed, task=None):
     del seed

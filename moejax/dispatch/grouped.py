@@ -4,7 +4,6 @@ Work is done for what was routed and nothing else: no capacity, no empty slots.
 """
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from moejax.dispatch import layouts

@@ -142,7 +142,10 @@ _travel.defvjp(_travel_forward, _travel_backward)
 
 
 def _ragged_all_to_all(rows, output, way):
-  """`jax.lax.ragged_all_to_all`; CPUs have none, so there it is made of an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
+  """`jax.lax.ragged_all_to_all`; CPUs have none, so there it is made of an all-gather.
+
+  rows: <..>[M,D], output: <..>[N,D].
+  """
   way = Way(*(a.astype(jnp.int32) for a in way))
   if target().platform != 'cpu':
     return jax.lax.ragged_all_to_all(rows, output, *way, axis_name='expert')

@@ -75,8 +75,8 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
     halves = pl.cdiv(shape.inner, ROW_MULTIPLE) if kernel == 'weight_gradient' else columns
     for pair in (False,) if halves % 2 else (False, True):
       across = columns if kernel == 'weight_gradient' else columns // (1 + pair)
-      for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)):
-        result.append(Tiles(block_n, block_k, stages, panel, pair))
+      result.extend(Tiles(block_n, block_k, stages, panel, pair)
+                    for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)))
   return result
 
 

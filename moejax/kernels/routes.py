@@ -55,8 +55,8 @@ def ungrouped_nowhere(routes: Routes) -> Routes:
   total = routes.group_sizes.sum(dtype=jnp.int32)
   grouped = jnp.arange(routes.token.shape[0]) < total
   position = None if routes.position is None else jnp.where(routes.position < total, routes.position, jnp.int32(NOWHERE))
-  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
-                position)
+  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.),
+                routes.group_sizes, position)
 
 
 def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:

@@ -1,5 +1,4 @@
 """What to change when a step does not fit a chip: settings that an estimate says fit, or that nothing here does."""
-import dataclasses
 import itertools
 import math
 

@@ -204,8 +204,8 @@ class Capacity(Placement):
     convention: the formula for C.
     min_capacity: in place of the least number of slots of the convention.
     priority: who goes first. 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices with the
-      largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by position at evaluation
-      (DeepSpeed's random token selection).
+      largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by position at
+      evaluation (DeepSpeed's random token selection).
     order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
   """
   where: str

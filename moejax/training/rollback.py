@@ -1,5 +1,6 @@
-"""What the host does about skipped batches: says so, rolls back when there are too many in a row or an update has left a state
-that is not finite, and ends the run when that does not help.
+"""What the host does about skipped batches: says so, rolls back, and ends the run when that does not help.
+
+It rolls back when there are too many in a row, or an update has left a state that is not finite.
 
 A rollback takes parameters, optimizer, router state and the memory of spikes from a checkpoint. It does not turn back
 the step or the data: a batch, a random key and a learning rate belong to one step and are used at most once. So the run
@@ -115,7 +116,8 @@ def _why(metrics, batch):
   metrics = jax.device_get(metrics)
   loss, norm = float(metrics['train/loss']), float(metrics['train/grad_norm'])
   if np.isfinite(loss) and np.isfinite(norm) and not np.isfinite(metrics['train/learning_rate']):
-    return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {metrics["train/learning_rate"]}.'
+    rate = metrics['train/learning_rate']
+    return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {rate}.'
   if np.isfinite(loss) and np.isfinite(norm) and metrics['recovery/not_finite']:
     return (f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the update is not: it leaves NaN or infinity in '
             f'{metrics["recovery/not_finite"]} arrays of parameters, optimizer or router state '

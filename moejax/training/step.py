@@ -99,9 +99,10 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
   `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
   `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
   `recovery/in_a_row`, `recovery/not_finite`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where
-  `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite, `train/skipped` is
-  True and of the returned state only `step` and `skips` are new. Where an update that was applied leaves arrays that are not
-  finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one that is sound.
+  `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite,
+  `train/skipped` is True and of the returned state only `step` and `skips` are new. Where an update that was applied
+  leaves arrays that are not finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one
+  that is sound.
   """
   def step(state, batch):
     return train_step(setup, state, batch)

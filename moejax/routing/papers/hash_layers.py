@@ -15,11 +15,11 @@ def hash_layers(vocab_size: int, table: HashTable | tuple[int, ...] = 'random',
   """Hash Layers For Large Sparse Models (arXiv 2106.04426).
 
   Section 3: the expert is a fixed hash of the input token's id and its output has weight one, so there is nothing to
-  learn or to balance. Section 3.1: the table is random (seed 42, as in ParlAI, whose generator makes another table of it), or balanced over the training
-  data's token `frequencies`, or given: `hashing.clustered_table`, `hashing.dispersed_table` of embeddings; 'modulo' is
-  the HASH of 'Unified Scaling Laws for Routed Language Models' (2202.01169). What is hashed is the token's id, that of
-  the token before, a bigram of both, the position (`vocab_size` is then how many there are), or, as an oracle that no
-  model can use, the id of the token after.
+  learn or to balance. Section 3.1: the table is random (seed 42, as in ParlAI, whose generator makes another table of
+  it), or balanced over the training data's token `frequencies`, or given: `hashing.clustered_table`,
+  `hashing.dispersed_table` of embeddings; 'modulo' is the HASH of 'Unified Scaling Laws for Routed Language Models'
+  (2202.01169). What is hashed is the token's id, that of the token before, a bigram of both, the position (`vocab_size`
+  is then how many there are), or, as an oracle that no model can use, the id of the token after.
   """
   features = dict(name=of, buckets=vocab_size) if of == 'bigrams' else dict(name=of)
   return dict(

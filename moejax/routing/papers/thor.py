@@ -11,8 +11,8 @@ def thor(level: Literal['token', 'document'] = 'document', seed: int = 0) -> dic
 
   Section 3: in training one expert a layer for the whole batch, drawn uniformly, its output with weight one; at
   evaluation one for every `level` ('token' is `inference_level=0` of microsoft/Stochastic-Mixture-of-Experts,
-  'document' its 1, a sentence there), with draws of `seed` that stay. What is learned is the consistency of two such passes:
-  `config.method = dict(name='consistency', alpha=5.0)`.
+  'document' its 1, a sentence there), with draws of `seed` that stay. What is learned is the consistency of two such
+  passes: `config.method = dict(name='consistency', alpha=5.0)`.
   """
   return dict(
       features=dict(name='documents'),

@@ -10,8 +10,9 @@ def widenet(k: int = 2, capacity_factor: float = 1.2, released: bool = False) ->
 
   Section 2.2: softmax of the noisy logits, noise N(0, 1/E^2) in training, the k best, not renormalised; balance loss
   over all k choices, coefficient 0.01. That one router and one set of experts serve all layers, each with norms of its
-  own, is the model's `sharing='all_but_norms'`. The router starts as the code's, a Keras layer. `released`: slots as XueFuzhao/WideNet_Code gives them out: one less
-  than int(S*k*factor/E), token by token, so that a second choice goes before a later token's first.
+  own, is the model's `sharing='all_but_norms'`. The router starts as the code's, a Keras layer. `released`: slots as
+  XueFuzhao/WideNet_Code gives them out: one less than int(S*k*factor/E), token by token, so that a second choice goes
+  before a later token's first.
   """
   place = dict(convention='widenet', order='token') if released else {}
   return dict(
