@@ -98,5 +98,7 @@ def main() -> int:
   return 0 if found.memory.fits else 1
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

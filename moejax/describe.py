@@ -248,7 +248,7 @@ def _meaning(key):
 def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.describe', __doc__, keys='config', usage='[config[:argument] [path]] [flags]')
-  flags.add_argument('config', nargs='?', help='config file, e.g. configs/vmoe_digits.py')
+  flags.add_argument('config', nargs='?', help='config file, e.g. configs/vmoe_digits.py, or a shipped one, e.g. moejax://vmoe_digits')
   flags.add_argument('path', nargs='?', help='of the group to list, e.g. model.moe; else all')
   flags.add_argument('--format', choices=('text', 'md'), default='text', help='%(default)s by default')
   given = flags.parse()
@@ -277,5 +277,7 @@ def _devices(config: ConfigDict) -> Sequence[Any]:
   return jax.devices()
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -138,5 +138,7 @@ def main() -> None:
   run(given.workdir, given.overrides, given.step)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

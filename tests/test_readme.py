@@ -27,7 +27,7 @@ def test_a_new_paper_costs_one_file_one_config_and_one_test(blocks, tmp_path):
   paper, config, test = blocks
   for folder in ('moejax', 'configs', 'tests', 'experiments'):
     shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__', '*.png'))
-  shutil.copy(ROOT / 'pytest.ini', tmp_path)
+  shutil.copy(ROOT / 'pyproject.toml', tmp_path)
   (tmp_path / 'moejax/routing/papers/nearest_centre.py').write_text(paper)
   (tmp_path / 'configs/nearest_centre_digits.py').write_text(config)
   (tmp_path / 'tests/routing/test_nearest_centre.py').write_text(test)

@@ -79,5 +79,7 @@ def main() -> None:
   print(f'{path}: {len(papers.PAPERS)} routers.')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

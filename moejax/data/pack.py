@@ -84,5 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f'splits={tuple(counts)}{classes}).')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -276,5 +276,7 @@ def _count(text):
   return int(text)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -58,4 +58,4 @@ def paper(title: str, arxiv: str, **facts) -> Callable:
 for _module in pkgutil.iter_modules(__path__):
   importlib.import_module(f'{__name__}.{_module.name}')
 globals().update({name: known.fragment for name, known in PAPERS.items()})
-__all__ = ['PAPERS', 'Paper', 'paper', *sorted(PAPERS)]  # noqa: PLE0604
+__all__ = ['PAPERS', 'Paper', 'paper', *sorted(PAPERS)]
