@@ -62,13 +62,13 @@ PEERS = [
 ]
 # Tools for who changes the code; `nodejs` is what pyright runs on.
 DEV = [
-    'ruff>=0.14,<0.18',
-    'pyright[nodejs]>=1.1.410,<1.2',
+    'ruff>=0.17.6,<0.18',
+    'pyright[nodejs]>=1.1.414,<1.2',
 ]
 DOCS = [
     'mkdocs>=1.6,<2',
-    'mkdocs-material>=9.6,<10',
-    'mkdocstrings[python]>=0.30,<2',
+    'mkdocs-material>=9.8,<10',
+    'mkdocstrings[python]>=1.0.8,<2',
 ]
 ORACLES = [
     'torch==2.13.0',

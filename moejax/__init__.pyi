@@ -14,7 +14,6 @@ from moejax.routing import papers as papers
 from moejax.routing import router as router
 from moejax.routing.features import RouterInputs as RouterInputs
 from moejax.routing.plans import DensePlan as DensePlan
-from moejax.routing.plans import Leak as Leak
 from moejax.routing.plans import SlotPlan as SlotPlan
 from moejax.routing.plans import SoftPlan as SoftPlan
 from moejax.routing.plans import TokenPlan as TokenPlan

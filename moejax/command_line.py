@@ -35,7 +35,7 @@ their paths. Groups that the config leaves out, or at None, are made. Later flag
 
 
 class Parser(argparse.ArgumentParser):
-  """The flags of `python -m <module>`, or of its console script, of which `--help` prints `description`, flags, and how keys are set.
+  """The flags of `python -m <module>` or its console script: `--help` prints `description`, flags, and how keys are set.
 
   Args:
     module: e.g. 'moejax.train'.
@@ -46,8 +46,8 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, module: str, description: str, keys: str | None = None, usage: str = '[flags]'):
     called = Path(sys.argv[0]).name
-    super().__init__(prog=called if called.startswith('moejax-') else f'python -m {module}', description=description, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter,
+    super().__init__(prog=called if called.startswith('moejax-') else f'python -m {module}', description=description,
+                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                      epilog=keys and _KEYS.format(keys=keys), usage=f'%(prog)s {usage}')
     self.keys = keys
 
