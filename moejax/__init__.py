@@ -9,7 +9,7 @@ from pathlib import Path
 
 __version__ = '0.1.0'
 _STUB = ast.parse(Path(__file__).with_suffix('.pyi').read_text(encoding='utf-8'))
-_MODULES = {alias.name: node.module for node in _STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+_MODULES = {alias.name: str(node.module) for node in _STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 __all__ = sorted(_MODULES)
 
 

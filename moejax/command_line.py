@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     usage: what follows the command, in short.
   """
 
-  def __init__(self, module: str, description: str, keys: str | None = None, usage: str = '[flags]'):
+  def __init__(self, module: str, description: str | None, keys: str | None = None, usage: str = '[flags]'):
     called = Path(sys.argv[0]).name
     super().__init__(prog=called if called.startswith('moejax-') else f'python -m {module}', description=description,
                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,

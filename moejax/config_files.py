@@ -58,7 +58,7 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
   return override(config, overrides or {})
 
 
-def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
+def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
   """A copy of `config` with the values at these paths, e.g. {'model.moe.dispatch.name': 'gather'}, in their order.
 
   Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`.
@@ -67,13 +67,14 @@ def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config
     ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
   """
   mutable = isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict)
-  config = copy.deepcopy(config) if mutable else ConfigDict(config)
+  initial: Any = config
+  changed: Any = copy.deepcopy(initial) if mutable else ConfigDict(initial)
   for path, value in overrides.items():
     if not re.fullmatch(_PATH, path):
       raise ConfigError(f'{where}.{path} is no path of a config: names with dots between, as in data.augment[0].name.')
     steps = [int(step[1:-1]) if step[0] == '[' else step for step in re.findall(_STEP, path)]
-    config = _changed(config, steps, value, where)
-  return config
+    changed = _changed(changed, steps, value, where)
+  return changed
 
 
 def parse_value(text: str) -> Any:
@@ -138,6 +139,8 @@ def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
 
 def _module(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location(f'{path.stem}_config', path.resolve())
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'{path} is no config file: its name must end in .py.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

@@ -81,7 +81,7 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
   return results
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
 
   Raises:
@@ -116,7 +116,8 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     return int(step)
   from moejax.training import metrics as training_metrics
   from moejax.training import workdir as workdirs
-  options = workdirs.load_config(workdir).checkpoint
+  config: Any = workdirs.load_config(workdir)
+  options = config.checkpoint
   kept = {int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()}
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
             if row['step'] in kept and row.get(options.metric) is not None}
@@ -124,7 +125,7 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
                       f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
                       f'{", ".join(map(str, sorted(kept))) or "there are none"}.')
-  return (max if options.mode == 'max' else min)(scores, key=scores.get)
+  return (max if options.mode == 'max' else min)(scores, key=lambda step: scores[step])
 
 
 def main() -> None:

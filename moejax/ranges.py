@@ -18,6 +18,7 @@ class Range(Protocol):
 
   def admits(self, value: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether `value` lies inside; `arguments` are all that its constructor receives."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

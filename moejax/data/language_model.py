@@ -28,7 +28,9 @@ class LanguageModel(TextPipeline):
     super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
     self.length = length
 
-  target_segments = 'segments'
+  @property
+  def target_segments(self):
+    return 'segments'
 
   @property
   def lengths(self):

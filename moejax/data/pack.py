@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -49,13 +50,13 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
   return counts
 
 
-def _write(examples, folder: str, split: str, shards: int) -> int:
+def _write(examples: Any, folder: str, split: str, shards: int) -> int:
   names = [f'{split}-{shard:05d}-of-{shards:05d}.array_record' for shard in range(shards)]
   writers = [records.writer(os.path.join(folder, name)) for name in names]
-  count = 0
-  total = None if isinstance(examples, Stream) else len(examples)
+  count, source = 0, examples
+  total = None if isinstance(source, Stream) else len(source)
   for example in tqdm(_each(examples), desc=split, total=total, unit=' examples', file=sys.stderr):
-    with decoding(lambda: place(examples, count), 'cannot be packed'):
+    with decoding(lambda: place(source, count), 'cannot be packed'):
       record = records.encode(example)
     writers[count % shards].write(record)
     count += 1

@@ -32,9 +32,11 @@ class Part:
     return jax.lax.dynamic_slice(drawn, (width * jax.lax.axis_index(self.axes),), (width,))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Rows:
   # What layouts of routed rows share; `part`: None where all hidden units are here.
+  row_ids: jax.Array
+  part: Part | None
+
   def once(self, b):
     """b: <float>[E,D] -> the same, to be added where parts are summed."""
     return b if self.part is None else self.part.once(b)

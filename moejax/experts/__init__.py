@@ -4,7 +4,7 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights is the layout's business alone.
 """
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -21,18 +21,23 @@ class Layout(Protocol):
 
   def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
     """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
+    ...
 
   def per_row(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,F] -> what broadcasts to <float>[..,F]: for each row the vector of its expert."""
+    ...
 
   def once(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,D] -> what to add to a result that may be one part of a sum over shards of the hidden units."""
+    ...
 
   def whole(self, y: jax.Array) -> jax.Array:
     """y: <float>[..,D], maybe one part of a sum over shards of the hidden units -> that sum, for what comes after."""
+    ...
 
   def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
+    ...
 
 
 class Block(NamedTuple):
@@ -50,7 +55,7 @@ class Call:
     key: for dropout.
     train: whether there is any.
   """
-  experts: nnx.Module
+  experts: Any
   key: jax.Array | None = None
   train: bool = False
 
