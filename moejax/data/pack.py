@@ -53,16 +53,19 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
 def _write(examples: Any, folder: str, split: str, shards: int) -> int:
   names = [f'{split}-{shard:05d}-of-{shards:05d}.array_record' for shard in range(shards)]
   writers = [records.writer(os.path.join(folder, name)) for name in names]
-  count, source = 0, examples
-  total = None if isinstance(source, Stream) else len(source)
+  count, total = 0, _length(examples)
   for example in tqdm(_each(examples), desc=split, total=total, unit=' examples', file=sys.stderr):
-    with decoding(lambda: place(source, count), 'cannot be packed'):
+    with decoding(lambda: place(examples, count), 'cannot be packed'):
       record = records.encode(example)
     writers[count % shards].write(record)
     count += 1
   for writer in writers:
     writer.close()
   return count
+
+
+def _length(examples) -> int | None:
+  return None if isinstance(examples, Stream) else len(examples)
 
 
 def _each(examples) -> Iterable[Example]:

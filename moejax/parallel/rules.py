@@ -155,5 +155,6 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
       spec.append(None)
       continue
     used.update(targets)
-    spec.append(targets if len(targets) > 1 else targets[0])
+    first, *others = targets
+    spec.append(targets if others else first)
   return PartitionSpec(*spec)
