@@ -26,8 +26,8 @@ def get_config(variant='S/16'):
     config.model.attention.heads = 6
     config.model.feed_forward.hidden = config.model.moe.experts.hidden = 1536
   config.model.attention.qk_norm = dict(name='layer_norm', use_bias=False)
-  config.model.moe = dict(num_experts=256 if patch == '14' else 128, experts=config.model.moe.experts, router=papers.soft_moe(slots=1),
-                          dispatch=dict(name='einsum'), group='sequence')
+  config.model.moe = dict(num_experts=256 if patch == '14' else 128, experts=config.model.moe.experts,
+                          router=papers.soft_moe(slots=1), dispatch=dict(name='einsum'), group='sequence')
   config.optimizer = dict(name='adamw', b2=0.999, weight_decay=0.1, clip=1.0,
                           schedule=dict(name='rsqrt', peak=1e-3, warmup=10_000, cooldown=50_000))
   return config

@@ -21,8 +21,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -46,7 +46,7 @@ class ConfigError(Explained, ValueError):
 
 class Registry:
   """Maps config names to constructors. `Registry.all` lists every registry imported so far."""
-  all: list['Registry'] = []
+  all: ClassVar[list['Registry']] = []
 
   def __init__(self, what: str):
     self.what = what

@@ -50,7 +50,7 @@ class Key:
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def keys(config: Mapping, devices: Sequence[Any] | None = None) -> list[Key]:
+def keys(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) -> list[Key]:
   """All keys read when `config` is built for `devices`, each group before its members.
 
   Raises:
@@ -58,8 +58,8 @@ def keys(config: Mapping, devices: Sequence[Any] | None = None) -> list[Key]:
   """
   from moejax.training import setup
   with recorded() as found:
-    config = setup.build(config, devices).config
-  return list(_Listing(found, config).below('config', {}))
+    built = setup.build(config, devices)
+  return list(_Listing(found, built.config).below('config', {}))
 
 
 def within(keys: Iterable[Key], path: str) -> list[Key]:
@@ -88,9 +88,10 @@ class _Listing:
   def below(self, where: str, default: Mapping) -> Iterator[Key]:
     """The keys of the group at `where`; `default`: the group's value if the config omits it."""
     for consumed in self._groups[where].values():
-      if self._chooses(where, consumed, default):
-        yield Key(_short(f'{where}.name'), f'which {consumed.registry.what}, by name', sentence(consumed.constructor),
-                  consumed.name, default.get('name', NEEDED), names=names(consumed.registry))
+      registry = consumed.registry
+      if registry is not None and self._chooses(where, consumed, default):
+        yield Key(_short(f'{where}.name'), f'which {registry.what}, by name', sentence(consumed.constructor),
+                  consumed.name, default.get('name', NEEDED), names=names(registry))
       for name, parameter in consumed.keys.items():
         yield from self._key(f'{where}.{name}', consumed, default.get(name, parameter.default))
 
@@ -104,8 +105,8 @@ class _Listing:
       yield from self.below(where, default if isinstance(default, Mapping) else {})
     elif members:
       first = next(iter(self._groups[members[0]].values()))
-      chosen_by_key = not self._chooses(members[0], first, {})
-      yield dataclasses.replace(key, group=True, names=names(first.registry) if chosen_by_key else {})
+      by_key = first.registry if not self._chooses(members[0], first, {}) else None
+      yield dataclasses.replace(key, group=True, names={} if by_key is None else names(by_key))
       for member in members:
         yield from self._member(member)
     else:
@@ -129,7 +130,7 @@ class _Listing:
     return consumed.registry is not None and any('name' in group for group in groups)
 
   def _value(self, where, default):
-    node = self._config
+    node: Any = self._config
     for step in re.findall(r'[^.\[\]]+|\[\d+\]', _short(where)):
       index = int(step[1:-1]) if step[0] == '[' else step
       if not isinstance(index, int) and index not in node:
@@ -176,7 +177,8 @@ def sentence(constructor: Callable) -> str:
   elsewhere = re.match(r'See (?:the function )?`(\w+)`', text)
   if elsewhere and (function := getattr(sys.modules[constructor.__module__], elsewhere[1], None)):
     return sentence(function)
-  return re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)[1]
+  found = re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)
+  return found[1] if found else text
 
 
 def names(registry: Registry) -> dict[str, str]:
@@ -226,7 +228,7 @@ def _depth(key):
 
 
 def _last(key):
-  return re.search(r'(\[\d+\]|[^.\[\]]+)$', key.path)[1]
+  return re.split(r'\.|(?=\[)', key.path)[-1]
 
 
 def _state(key, code):
@@ -248,7 +250,8 @@ def _meaning(key):
 def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.describe', __doc__, keys='config', usage='[config[:argument] [path]] [flags]')
-  flags.add_argument('config', nargs='?', help='config file, e.g. configs/vmoe_digits.py')
+  flags.add_argument('config', nargs='?',
+                     help='config file, e.g. configs/vmoe_digits.py, or a shipped one, e.g. moejax://vmoe_digits')
   flags.add_argument('path', nargs='?', help='group to list, e.g. model.moe; all by default')
   flags.add_argument('--format', choices=('text', 'md'), default='text', help='%(default)s by default')
   given = flags.parse()
@@ -277,5 +280,7 @@ def _devices(config: ConfigDict) -> Sequence[Any]:
   return jax.devices()
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

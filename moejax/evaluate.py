@@ -152,7 +152,7 @@ def _by_the_first(say: Callable[[str], None]) -> Callable[[str], None]:
   return say if jax.process_index() == 0 else (lambda text: None)
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
 
   Raises:
@@ -188,7 +188,8 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
   from moejax.training import kept
   from moejax.training import metrics as training_metrics
   from moejax.training import workdir as workdirs
-  options = workdirs.load_config(workdir).checkpoint
+  config: Any = workdirs.load_config(workdir)
+  options = config.checkpoint
   steps = kept.complete(workdir)
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
             if row['step'] in steps and row.get(options.metric) is not None}
@@ -196,7 +197,7 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
                       f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
                       f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
-  return (max if options.mode == 'max' else min)(scores, key=scores.get)
+  return (max if options.mode == 'max' else min)(scores, key=lambda step: scores[step])
 
 
 def main() -> None:
@@ -219,5 +220,7 @@ def main() -> None:
     run(given.workdir, given.overrides, given.step or 'last')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]
+# Makes a module with the parameters that its `rngs` draw: an `nnx.Rngs`, or `Keys`.
+Build = Callable[[Any], nnx.Module]
 
 
 class RouterState(nnx.Variable):
@@ -79,7 +81,7 @@ class Functional:
     return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+def functionalize(build: Build) -> Functional:
   """`build(rngs)` constructs the module; it is traced once here, without allocating anything."""
   abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
@@ -95,7 +97,7 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
 
 
-def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs,
+def stack_modules(build: Build, count: int, rngs: nnx.Rngs,
                   axis: str | None = None) -> nnx.Module:
   """One module whose variables are stacked from `count` independently built modules, on a new leading axis.
 
@@ -114,7 +116,7 @@ def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx
   return nnx.merge(graph, variables)
 
 
-def unstacked_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List:
+def unstacked_modules(build: Build, count: int, rngs: nnx.Rngs) -> nnx.List:
   """`count` independently built modules."""
   return nnx.List([build(Keys(key)) for key in jax.random.split(rngs.params(), count)])
 

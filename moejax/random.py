@@ -1,7 +1,14 @@
 """Random keys by name: modules hold no random state, and no key is used twice."""
 import zlib
+from typing import overload
 
 import jax
+
+
+@overload
+def derive(key: jax.Array, name: str | int) -> jax.Array: ...
+@overload
+def derive(key: jax.Array | None, name: str | int) -> jax.Array | None: ...
 
 
 def derive(key: jax.Array | None, name: str | int) -> jax.Array | None:

@@ -18,6 +18,7 @@ class Range(Protocol):
 
   def admits(self, value: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether `value` is in the range; `arguments` are all arguments of its constructor."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

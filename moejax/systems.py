@@ -5,7 +5,7 @@
     python -m moejax.systems | less     reads it page by page
 
 Each config whose docstring has a `System:` line is a row; measured effects come from
-experiments/paper_effects/summary.json. Both are in a checkout, not in the installed package.
+experiments/paper_effects/summary.json, in a wheel as of its build.
 """
 import ast
 import dataclasses
@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterator
 
 from moejax import command_line
+from moejax.config import ConfigError
+from moejax.config_files import ROOT, SCHEME
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEYS = ('System', 'Paper', 'Command', 'Cost', 'Result', 'Expected', 'Proof', 'Differs')
 # Kinds of proof by their independence of our code, strongest first.
 PROOFS = {
@@ -82,7 +83,8 @@ def _rows(root: pathlib.Path) -> Iterator[System]:
       raise ValueError(f'{where}: the row of {text["System"]} is missing {", ".join(missing)}.')
     kind, _, names = text['Proof'].partition(':')
     tests = tuple(name.strip(' .') for name in names.split(', '))
-    if kind not in PROOFS or not all((root / test.partition('::')[0]).is_file() for test in tests):
+    exist = not (root / 'tests').is_dir() or all((root / test.partition('::')[0]).is_file() for test in tests)
+    if kind not in PROOFS or not exist:
       raise ValueError(f'{where}: Proof must be one of {", ".join(PROOFS)}, a colon, and existing tests separated by '
                        f'commas, each tests/<file>.py::<test>; not {text["Proof"]!r}.')
     yield System(name=text['System'].rstrip('.'), paper=text['Paper'], config=where, proof=kind, tests=tests,
@@ -132,17 +134,20 @@ def main() -> None:
   write = flags.parse().write
   rows = systems()
   if write:
+    if not (ROOT / 'docs').is_dir():
+      raise ConfigError('--write is for a checkout: docs/systems.md is no part of the installed package.')
     path = ROOT / 'docs/systems.md'
-    path.parent.mkdir(exist_ok=True)
     path.write_text(markdown(rows))
     print(f'{path.relative_to(ROOT)}: {len(rows)} systems, {sum(bool(row.effects) for row in rows)} of them measured.')
     return
   for row in rows:
-    print(f'{row.name}\n  paper      {row.paper}\n  config     {row.config}\n'
+    print(f'{row.name}\n  paper      {row.paper}\n  config     {SCHEME}{pathlib.Path(row.config).stem}\n'
           f'  proven by  {row.proof}: {", ".join(row.tests)}\n'
           f'  measured   {measured(row)}\n  differs    {row.differs}\n')
   print(f'{len(rows)} systems. Train one: python -m moejax.train --config=<config> --workdir=runs/<name>')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -151,7 +151,7 @@ def test_a_dict_replaces_a_group_where_it_says_what_the_group_is(value):
 
 
 def test_a_dict_makes_a_group_that_was_not_there_or_had_no_keys():
-  changes = dict.fromkeys(('none', 'empty', 'new'), dict(a=1))
+  changes = {key: dict(a=1) for key in ('none', 'empty', 'new')}
   config = config_files.override(ConfigDict(dict(none=None, empty={})), changes)
   assert [config[key].a for key in ('none', 'empty', 'new')] == [1, 1, 1]
 

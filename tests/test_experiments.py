@@ -1,4 +1,4 @@
-"""Studies and the README: sweeps name configs that exist, and every table of README and docs is made of the committed results."""
+"""Studies and docs: sweeps name configs that exist, and all tables of README and docs are made of committed results."""
 import importlib
 import json
 import subprocess

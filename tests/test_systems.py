@@ -37,6 +37,7 @@ def test_every_effect_is_of_a_system_in_the_table():
 
 
 def test_a_row_that_is_not_whole_says_what_it_lacks(tmp_path):
+  (tmp_path / 'tests').mkdir()
   config = tmp_path / 'configs/mine.py'
   config.parent.mkdir()
   config.write_text('"""Mine.\n\nSystem: Mine\nPaper: Me (arXiv 2401.00001)\nDiffers: nothing known\n"""')

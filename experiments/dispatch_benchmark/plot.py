@@ -82,7 +82,7 @@ def _line(ax, points, color, label=None, dashed=False):
   points = {x: ratio for x, ratio in points.items() if ratio}
   if points:
     medians, low, high = zip(*points.values())
-    errors = [[m - l for m, l in zip(medians, low)], [h - m for m, h in zip(medians, high)]]
+    errors = [[middle - end for middle, end in zip(medians, low)], [end - middle for middle, end in zip(medians, high)]]
     ax.errorbar(list(points), medians, errors, color=color, label=label, marker='o', capsize=3,
                 linestyle='--' if dashed else '-')
 

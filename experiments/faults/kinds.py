@@ -70,7 +70,7 @@ class KillWhileSaving(Kind):
   def disturb(self, processes):
     for _ in range(self.chance.randint(1, 4)):
       known = set(_partial(processes.folder))
-      processes.wait_for(lambda: set(_partial(processes.folder)) - known)  # noqa: B023
+      processes.wait_for(lambda: set(_partial(processes.folder)) - known)
     time.sleep(self.chance.choice((0, 0.3)) * self.chance.random())
     return processes.send(signal.SIGKILL)
 

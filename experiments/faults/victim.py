@@ -101,7 +101,7 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
     command_line.in_one_sentence(binary)
   except SystemExit as ended:
     code = ended.code
-  except BaseException:  # noqa: BLE001  (the traceback of an error in the data belongs in the log)
+  except BaseException:  # the traceback of an error in the data belongs in the log
     sys.excepthook(*sys.exc_info())
     code = 1
   sys.stdout.flush()

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ class Local(experts_lib.Call):
   number: Callable[[jax.Array], jax.Array] = lambda ids: ids
   part: layouts.Part | None = None
 
-  def __call__(self, rows, layout):
+  def __call__(self, rows: jax.Array, layout: Any) -> jax.Array:
     """See `Call`."""
     layout = dataclasses.replace(layout, row_ids=self.number(layout.row_ids), part=self.part)
     return super().__call__(rows, layout)

@@ -4,7 +4,6 @@ Only routed tokens are computed: no capacity, no empty slots.
 """
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from moejax.dispatch import layouts

@@ -32,9 +32,11 @@ class Part:
     return jax.lax.dynamic_slice(drawn, (width * jax.lax.axis_index(self.axes),), (width,))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Rows:
   # Base class of layouts of routed rows; `part` is None if all hidden units are on this device.
+  row_ids: jax.Array
+  part: Part | None
+
   def once(self, b):
     """b: <float>[E,D] -> b on one shard, zeros on the others, for use before a sum over shards."""
     return b if self.part is None else self.part.once(b)

@@ -1,5 +1,6 @@
 """Dispatch to experts in segments: a token's n-th choice selects the expert that provides the n-th segment."""
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.experts import Call
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import TokenPlan
@@ -34,9 +36,10 @@ class Segments(Dispatcher):
       raise ConfigError(f"{self.where}: dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan, x, experts):
+  def run(self, plan: TokenPlan, x: jax.Array, experts: Call) -> jax.Array:
     """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
-    module, choices = experts.experts, plan.expert.shape[-1]
+    module: Any = experts.experts
+    choices = plan.expert.shape[-1]
     if getattr(module, 'segments', None) != choices:
       raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
                         f'segments={choices}, ...), or another dispatch.')

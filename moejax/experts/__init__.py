@@ -4,7 +4,7 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights apply to which row.
 """
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -21,18 +21,23 @@ class Layout(Protocol):
 
   def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
     """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
+    ...
 
   def per_row(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,F] -> an array that broadcasts to <float>[..,F]: the vector of each row's expert."""
+    ...
 
   def once(self, b: jax.Array) -> jax.Array:
     """b: <float>[E,D] -> the bias on one shard only, so that a later psum over hidden-unit shards adds it once."""
+    ...
 
   def whole(self, y: jax.Array) -> jax.Array:
     """y: <float>[..,D] -> its psum over hidden-unit shards, if there are any."""
+    ...
 
   def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert get the same draws in any layout."""
+    ...
 
 
 class Block(NamedTuple):
@@ -50,7 +55,7 @@ class Call:
     key: for dropout.
     train: whether dropout applies.
   """
-  experts: nnx.Module
+  experts: Any
   key: jax.Array | None = None
   train: bool = False
 
@@ -85,4 +90,4 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
   return EXPERTS.build(config, where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs)
 
 
-from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # noqa: E402,F401  (they register)
+from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # noqa: E402 (they register)

@@ -39,7 +39,8 @@ class FeedForward(nnx.Module):
       init_scale: variance scaling with this scale and the fan-in of one expert, truncated normal; 0.1 in Switch
         Transformer, section 2.4.
     """
-    self.dtype, self.activation, self.dropout = dtype, activation, dropout
+    self.dtype, self.dropout = dtype, dropout
+    self.activation: Activation = activation
     lead, lead_axes = ((), ()) if num_experts is None else ((num_experts,), ('expert',))
     draw = jax.nn.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal', batch_axis=range(len(lead)))
 
@@ -92,5 +93,6 @@ class FeedForward(nnx.Module):
     """These experts as a fused block; None with dropout, which kernels do not support."""
     if train and self.dropout:
       return None
-    cast = lambda w: None if w is None else w[...].astype(self.dtype)
-    return Block(Weights(*(cast(getattr(self, name)) for name in Weights._fields)), self.activation)
+    cast = lambda w: w[...].astype(self.dtype)
+    wg, bi, bg, bo = (None if w is None else cast(w) for w in (self.wg, self.bi, self.bg, self.bo))
+    return Block(Weights(cast(self.wi), cast(self.wo), wg, bi, bg, bo), self.activation)

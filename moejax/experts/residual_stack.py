@@ -1,4 +1,6 @@
 """Residual experts: each a stack of pre-norm feed-forward branches with its own residual stream."""
+import functools
+import operator
 from typing import Annotated
 
 import jax
@@ -45,12 +47,13 @@ class ResidualStack(nnx.Module):
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
     """rows: <float>[..,D] in `layout` -> <float>[..,D] of the computation's dtype: the update only."""
-    stream, updates = rows.astype(self.dtype), []
+    stream = rows.astype(self.dtype)
+    updates: list[jax.Array] = []
     for depth, sublayer in enumerate(self.sublayers):
       if updates:
         stream = stream + layout.whole(updates[-1])
       updates.append(sublayer(stream, layout, key=derive(key, depth), train=train))
-    return sum(updates)
+    return functools.reduce(operator.add, updates)
 
 
 class Sublayer(FeedForward):

@@ -37,7 +37,8 @@ class Segments(nnx.Module):
     """
     if num_experts is None:
       raise ConfigError(f"{where}: a shared expert cannot be 'segments', which tokens choose. Use 'feed_forward'.")
-    self.where, self.dtype, self.segments, self.activation = where, dtype, segments, activation
+    self.where, self.dtype, self.segments = where, dtype, segments
+    self.activation: Activation = activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),
                                                       ('segment', 'expert', *axes))

@@ -1,6 +1,6 @@
 """Choice of implementation: the requested one, or the fastest that supports the target and shapes."""
 import importlib
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from moejax.kernels.implementation import Implementation, Shape
 from moejax.kernels.target import Target, target
@@ -75,7 +75,7 @@ def explain(*shapes: Shape, implementation: Name | None = None) -> str:
   where = target()
   lines = [f'On {where.platform} ({where.kind}):']
   preferred = PREFERRED[where.platform]
-  ranked = [*preferred, *(name for name in MODULES if name not in preferred)]
+  ranked: list[Any] = [*preferred, *(name for name in MODULES if name not in preferred)]
   chosen = implementation
   for rank, name in enumerate(ranked):
     able, limits = _able(name, where, shapes)

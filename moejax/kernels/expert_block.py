@@ -7,6 +7,7 @@ grouped matmuls. The backward pass saves `x` and the pre-activations (SonicMoE, 
 and computes the hidden layer again, and does not need the experts' outputs.
 """
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def _backward(implementation, activation, residuals, dy):
   backward = implementation.block.backward if implementation.block else _composed_backward(implementation)
   dx, dweights, dweight = backward(x, weights, routes, activation, saved, dy)
   dweights = jax.tree.map(lambda gradient, w: gradient.astype(w.dtype), dweights, weights)
-  return dx.astype(x.dtype), dweights, Routes(None, dweight, None, None)
+  nothing: Any = None  # indices have no gradient
+  return dx.astype(x.dtype), dweights, Routes(nothing, dweight, nothing, None)
 
 
 _expert_block.defvjp(_forward, _backward)
@@ -140,9 +142,10 @@ def _check(x, weights, routes, activation):
   expect(x.ndim == 2 and x.shape[1] == dim, f'x [N,{dim}] to match wi {weights.wi.shape}', x.shape)
   expect((weights.wg is not None) == (activation in GATES),
          f"weights.wg if and only if the activation is gated ({', '.join(sorted(GATES))})", activation)
-  shapes = Weights((num_experts, dim, hidden), (num_experts, hidden, dim), (num_experts, dim, hidden),
-                   (num_experts, hidden), (num_experts, hidden), (num_experts, dim))
-  for name, w, shape in zip(Weights._fields, weights, shapes):
+  shapes = dict(wi=(num_experts, dim, hidden), wo=(num_experts, hidden, dim), wg=(num_experts, dim, hidden),
+                bi=(num_experts, hidden), bg=(num_experts, hidden), bo=(num_experts, dim))
+  for name, shape in shapes.items():
+    w = getattr(weights, name)
     expect(w is None or w.shape == shape, f'weights.{name} {shape}', getattr(w, 'shape', None))
     expect(w is None or w.dtype == x.dtype, f'weights.{name} of the dtype of x, {x.dtype}', getattr(w, 'dtype', None))
   expect(routes.group_sizes.shape == (num_experts,), f'routes.group_sizes [{num_experts}]', routes.group_sizes.shape)

@@ -76,7 +76,7 @@ def grouped_matmul_fp8(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
     ValueError: the implementation is unknown or cannot run on the target, or widths are not multiples of 128.
     TypeError: it is differentiated.
   """
-  on_hopper = hopper_fp8.limit(target(), Shape(x.shape[0], *w.shape, x.dtype))
+  on_hopper = hopper_fp8.limit(target(), Shape(x.shape[0], w.shape[0], w.shape[1], w.shape[2], x.dtype))
   name = implementation or ('reference' if on_hopper else 'pallas_gpu')
   if name not in get_args(Name):
     raise ValueError(f'grouped_matmul_fp8 has no implementation {name!r}. Allowed: {", ".join(get_args(Name))}.')

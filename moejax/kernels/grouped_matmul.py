@@ -37,7 +37,7 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
   if x.dtype != w.dtype or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
     raise ValueError('grouped_matmul needs x and w of the same dtype and integer group_sizes, not '
                      f'{x.dtype}, {w.dtype} and {group_sizes.dtype}.')
-  chosen = choose(implementation, Shape(*x.shape[:1], *w.shape, x.dtype))
+  chosen = choose(implementation, Shape(x.shape[0], w.shape[0], w.shape[1], w.shape[2], x.dtype))
   if x.shape[0] == 0:
     return jnp.zeros((0, w.shape[2]), x.dtype)
   return _grouped_matmul(chosen, x, w, group_sizes.astype(jnp.int32))

@@ -75,8 +75,8 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
     halves = pl.cdiv(shape.inner, ROW_MULTIPLE) if kernel == 'weight_gradient' else columns
     for pair in (False,) if halves % 2 else (False, True):
       across = columns if kernel == 'weight_gradient' else columns // (1 + pair)
-      for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)):
-        result.append(Tiles(block_n, block_k, stages, panel, pair))
+      result.extend(Tiles(block_n, block_k, stages, panel, pair)
+                    for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)))
   return result
 
 
@@ -127,15 +127,18 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   tiles = tiles or _tiles('up', x, wi.shape)
   act = IN_KERNEL[activation]
   if wg is None:
-    return (*_rows_times_matrices('up', x, [wi], group_sizes, lambda zi: [act(zi), zi], 2, tiles), None)
-  return tuple(_rows_times_matrices('up', x, [wi, wg], group_sizes, lambda zi, zg: [act(zg) * zi, zi, zg], 3, tiles))
+    hidden, zi = _rows_times_matrices('up', x, [wi], group_sizes, lambda zi: [act(zi), zi], 2, tiles)
+    return hidden, zi, None
+  hidden, zi, zg = _rows_times_matrices('up', x, [wi, wg], group_sizes, lambda zi, zg: [act(zg) * zi, zi, zg], 3,
+                                        tiles)
+  return hidden, zi, zg
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
   """x: <16 bit float>[M,D], dy: [M,F], in groups as for `matmul` -> <float32>[E,D,F]."""
   (rows, inner), outer, experts = x.shape, dy.shape[1], len(group_sizes)
-  tiles = tiles or _tiles('weight_gradient', x, (experts, inner, outer))
-  grid = pl.cdiv(inner, ROW_MULTIPLE * (1 + tiles.pair)), pl.cdiv(outer, tiles.block_n)
+  chosen = tiles or _tiles('weight_gradient', x, (experts, inner, outer))
+  grid = pl.cdiv(inner, ROW_MULTIPLE * (1 + chosen.pair)), pl.cdiv(outer, chosen.block_n)
   first_row = jnp.cumsum(group_sizes) - group_sizes
   # Largest groups first, so that small ones even out the load at the end.
   by_size = jnp.argsort(-group_sizes)
@@ -145,11 +148,11 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
 
     def tile(n, member):
       e = by_size[lax.div(n, grid[0] * grid[1])]
-      down, across = plgpu.planar_snake(lax.rem(n, grid[0] * grid[1]), grid, 1, tiles.panel)
+      down, across = plgpu.planar_snake(lax.rem(n, grid[0] * grid[1]), grid, 1, chosen.panel)
       group = pl.ds(pl.multiple_of(first_row[e], ROW_MULTIPLE), rows)
-      down = pl.ds((down * (1 + tiles.pair) + member) * ROW_MULTIPLE, ROW_MULTIPLE)
-      across = pl.ds(across * tiles.block_n, tiles.block_n)
-      return Tile(lax.div(group_sizes[e], tiles.block_k), [x.at[group, down], dy.at[group, across]],
+      down = pl.ds((down * (1 + chosen.pair) + member) * ROW_MULTIPLE, ROW_MULTIPLE)
+      across = pl.ds(across * chosen.block_n, chosen.block_n)
+      return Tile(lax.div(group_sizes[e], chosen.block_k), [x.at[group, down], dy.at[group, across]],
                   [dw.at[e, down, across]])
 
     return experts * grid[0] * grid[1], tile
@@ -161,12 +164,12 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
     return sums
 
   block = lambda columns, shared: hopper_pipeline.operand(
-      (tiles.block_k, columns), x.dtype, lambda k: (k, 0), shared=shared)
+      (chosen.block_k, columns), x.dtype, lambda k: (k, 0), shared=shared)
   return hopper_pipeline.run(
       (x, dy), [a.astype(jnp.int32) for a in (by_size, first_row, group_sizes)],
       [jax.ShapeDtypeStruct((experts, inner, outer), jnp.float32)], name='weight_gradient',
-      specs=[block(ROW_MULTIPLE, False), block(tiles.block_n, tiles.pair)], stages=tiles.stages, pair=tiles.pair,
-      plan=plan, total=hopper_pipeline.sums_in_registers(tiles.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
+      specs=[block(ROW_MULTIPLE, False), block(chosen.block_n, chosen.pair)], stages=chosen.stages, pair=chosen.pair,
+      plan=plan, total=hopper_pipeline.sums_in_registers(chosen.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
 
 
 IMPLEMENTATION = Implementation(matmul, weight_gradient, limit, ROW_MULTIPLE, up)
@@ -212,8 +215,8 @@ def _rows_times_matrices(kernel, x, ws, group_sizes, finish, outputs, tiles):
 
 def _tiles(kernel, x, matrices):
   # Tables count rows before padding.
-  experts = matrices[0]
-  shape = Shape(x.shape[0] - experts * ROW_MULTIPLE, *matrices, x.dtype)
+  experts, inner, outer = matrices
+  shape = Shape(x.shape[0] - experts * ROW_MULTIPLE, experts, inner, outer, x.dtype)
   return tuning.choose('pallas_gpu', kernel, shape, candidates(kernel, shape))
 
 

@@ -70,7 +70,7 @@ def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array,
       plgpu.commit_smem()  # the next copy into this buffer must not overtake this read of the scales
       return acc[...], scales
 
-    products, scales = pl.run_scoped(product, plgpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
+    products, scales = pl.run_scoped(product, hopper_pipeline.mosaic_gpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
     return (sums[0] + products * jax.lax.broadcast_in_dim(scales, products.shape, (0,)),)
 
   along_k = hopper_pipeline.operand((_BLOCK, _BLOCK), x.dtype, lambda k: (0, k))

@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from moejax.kernels.target import target
 
+mosaic_gpu: Any = plgpu  # has names that type checkers do not see: ACC, and what interprets
 ROWS = 128  # rows of a tile, 64 for each of two warpgroups; also the rows of a block of one expert
 SHARED_BYTES = 227 * 1024  # maximum per block
 SWIZZLE = 128  # bytes per row of a buffer; this swizzle avoids bank conflicts of wgmma and TMA
@@ -53,7 +54,7 @@ def sums_in_registers(*columns: int) -> Callable:
     def scoped(*sums):
       sum_products(sums)
       return tuple(acc[...] for acc in sums)
-    return pl.run_scoped(scoped, *(plgpu.ACC((_WARPGROUP_ROWS, n), jnp.float32) for n in columns))
+    return pl.run_scoped(scoped, *(mosaic_gpu.ACC((_WARPGROUP_ROWS, n), jnp.float32) for n in columns))
   return total
 
 
@@ -164,7 +165,7 @@ def _processors():
 def _interpreted():
   if not target().interpret:
     return contextlib.nullcontext()
-  return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True))
+  return mosaic_gpu.force_gpu_interpret_mode(mosaic_gpu.InterpretGPUParams(detect_races=True))
 
 
 def _nothing(*_):

@@ -108,7 +108,7 @@ def _rows_times_matrices(x, matrices, group_sizes, transpose, finish, outputs):
 
 
 def _rows_kernel(expert, x, matrices, results, buffers, arrived, sums, *, transpose, finish, tiles):
-  block, step, steps = pl.program_id(2), pl.program_id(3), pl.num_programs(3)
+  step, steps = pl.program_id(3), pl.num_programs(3)
   parts = matrices
   if tiles.resident:
     at = pl.ds(pl.multiple_of(step * tiles.inner, tiles.inner), tiles.inner)

@@ -1,4 +1,6 @@
 """The inputs of an expert block: its weights, and the routes between tokens and rows."""
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,13 +52,13 @@ def ungrouped_nowhere(routes: Routes) -> Routes:
 
   Arrays are cast to the dtypes of `Routes`, because with jax_enable_x64 they may have 64 bits.
   """
-  dtypes = Routes(jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-  routes = Routes(*(a if a is None else a.astype(dtype) for a, dtype in zip(routes, dtypes)))
+  routes = Routes(routes.token.astype(jnp.int32), routes.weight.astype(jnp.float32), routes.group_sizes.astype(jnp.int32),
+                  None if routes.position is None else routes.position.astype(jnp.int32))
   total = routes.group_sizes.sum(dtype=jnp.int32)
   grouped = jnp.arange(routes.token.shape[0]) < total
   position = None if routes.position is None else jnp.where(routes.position < total, routes.position, jnp.int32(NOWHERE))
-  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
-                position)
+  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.),
+                routes.group_sizes, position)
 
 
 def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
@@ -81,7 +83,8 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
 
   `weight`: <float32>[M] or None.
   """
-  if routes.position is None:
+  position = routes.position
+  if position is None:
     y = y.astype(jnp.float32)
     return jnp.zeros((num_tokens, y.shape[1]), jnp.float32).at[routes.token].add(
         y if weight is None else y * weight[:, None], mode='drop')
@@ -91,7 +94,7 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
     return rows if weight is None else rows * take(weight, row)[:, None]
 
   # K gathers of [N,D]: a single gather of [N,K,D] summed over K is several times slower on CPUs.
-  return sum_over_choices(lambda k: choice(routes.position[:, k]), routes.position.shape[1])
+  return sum_over_choices(lambda k: choice(position[:, k]), position.shape[1])
 
 
 # Beyond this, choices are a loop: if tokens may choose all experts, an unrolled program would grow with their number.
@@ -101,7 +104,7 @@ _UNROLLED = 16
 def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
   """of_choice(0) + ... + of_choice(choices - 1)."""
   if choices <= _UNROLLED:
-    return sum(of_choice(k) for k in range(choices))
+    return functools.reduce(operator.add, map(of_choice, range(choices)))
   return jax.lax.fori_loop(1, choices, lambda k, total: total + of_choice(k), of_choice(0))
 
 

@@ -2,7 +2,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -28,7 +28,7 @@ def target() -> Target:
   if platform := _interpreted.get():
     return Target(platform, 'interpreted', interpret=True)
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-  platform = getattr(device, 'platform', None) or jax.default_backend()
+  platform: Any = getattr(device, 'platform', None) or jax.default_backend()
   return Target('gpu' if platform in ('cuda', 'rocm') else platform, device.device_kind)
 
 

@@ -3,6 +3,7 @@
 `pip install tokamax`; it needs Python 3.12 and JAX 0.11.1. For comparison; never the default.
 """
 import importlib.util
+from typing import Any
 
 from moejax.kernels.implementation import Shape
 from moejax.kernels.ragged_dot import by_ragged_dot, full_precision
@@ -18,7 +19,7 @@ def limit(target: Target, shape: Shape) -> str | None:
 
 
 def _ragged_dot(a, b, group_sizes, dimensions, dtype):
-  import tokamax
+  tokamax: Any = importlib.import_module('tokamax')
   return tokamax.ragged_dot_general(a, b, group_sizes, dimensions, precision=full_precision(a.dtype),
                                     preferred_element_type=dtype)
 

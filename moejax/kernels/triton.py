@@ -42,10 +42,10 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
   Groups are padded to multiples of 128 rows; outputs after the last group are undefined.
   """
   kernel = 'transposed' if transpose else 'matmul'
-  tiles = tiles or _tiles(kernel, x, w.shape)
+  chosen = tiles or _tiles(kernel, x, w.shape)
   _, inner, outer = w.shape
   depth, width = (outer, inner) if transpose else (inner, outer)
-  blocks, columns = x.shape[0] // ROWS, width // tiles.block_n
+  blocks, columns = x.shape[0] // ROWS, width // chosen.block_n
   expert, used = padding.block_experts(group_sizes, ROWS, blocks)
 
   def body(expert_ref, used_ref, x_ref, w_ref, y_ref):
@@ -53,39 +53,39 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
 
     @pl.when(block < used_ref[0])
     def _():
-      e, rows, cols = expert_ref[block], _slice(block, ROWS), _slice(column, tiles.block_n)
+      e, rows, cols = expert_ref[block], _slice(block, ROWS), _slice(column, chosen.block_n)
 
       def step(k, total):
-        at = _slice(k, tiles.block_k)
+        at = _slice(k, chosen.block_k)
         matrix = w_ref[e, cols, at] if transpose else w_ref[e, at, cols]
         return total + plt.dot(x_ref[rows, at], matrix, trans_b=transpose, allow_tf32=False)
 
-      total = lax.fori_loop(0, depth // tiles.block_k, step, jnp.zeros((ROWS, tiles.block_n), jnp.float32))
+      total = lax.fori_loop(0, depth // chosen.block_k, step, jnp.zeros((ROWS, chosen.block_n), jnp.float32))
       y_ref[rows, cols] = total.astype(y_ref.dtype)
 
-  return _call(body, (blocks * columns,), jax.ShapeDtypeStruct((x.shape[0], width), x.dtype), tiles,
+  return _call(body, (blocks * columns,), jax.ShapeDtypeStruct((x.shape[0], width), x.dtype), chosen,
                f'moejax_{kernel}')(expert, used[None], x, w)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]; groups are padded to multiples of 128 rows."""
   groups, inner, outer = group_sizes.shape[0], x.shape[1], dy.shape[1]
-  tiles = tiles or _tiles('weight_gradient', x, (groups, inner, outer))
+  chosen = tiles or _tiles('weight_gradient', x, (groups, inner, outer))
   block_m, end = _power_of_two(inner, ROWS), jnp.cumsum(group_sizes).astype(jnp.int32)
 
   def body(start_ref, end_ref, x_ref, dy_ref, dw_ref):
-    e, ins, outs = pl.program_id(2), _slice(pl.program_id(1), block_m), _slice(pl.program_id(0), tiles.block_n)
+    e, ins, outs = pl.program_id(2), _slice(pl.program_id(1), block_m), _slice(pl.program_id(0), chosen.block_n)
 
     def step(k, total):
-      at = _slice(k, tiles.block_k)
+      at = _slice(k, chosen.block_k)
       return total + plt.dot(x_ref[at, ins], dy_ref[at, outs], trans_a=True, allow_tf32=False)
 
-    dw_ref[e, ins, outs] = lax.fori_loop(start_ref[e] // tiles.block_k, end_ref[e] // tiles.block_k, step,
-                                         jnp.zeros((block_m, tiles.block_n), jnp.float32))
+    dw_ref[e, ins, outs] = lax.fori_loop(start_ref[e] // chosen.block_k, end_ref[e] // chosen.block_k, step,
+                                         jnp.zeros((block_m, chosen.block_n), jnp.float32))
 
   # The first axis of a Triton grid varies fastest, so all tiles of one expert run together and share its rows.
-  grid = (outer // tiles.block_n, inner // block_m, groups)
-  return _call(body, grid, jax.ShapeDtypeStruct((groups, inner, outer), jnp.float32), tiles,
+  grid = (outer // chosen.block_n, inner // block_m, groups)
+  return _call(body, grid, jax.ShapeDtypeStruct((groups, inner, outer), jnp.float32), chosen,
                'moejax_weight_gradient')(end - group_sizes.astype(jnp.int32), end, x, dy)
 
 
@@ -124,9 +124,10 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
   return [first] + [tiles for tiles in others if fits(tiles) and tiles != first]
 
 
-def _tiles(kernel, x, matrices):
+def _tiles(kernel: str, x: jax.Array, matrices: tuple[int, ...]) -> Tiles:
   # Tables count rows before padding.
-  shape = Shape(x.shape[0] - matrices[0] * ROWS, *matrices, x.dtype)
+  experts, inner, outer = matrices
+  shape = Shape(x.shape[0] - experts * ROWS, experts, inner, outer, x.dtype)
   return tuning.choose('triton', kernel, shape, candidates(kernel, shape))
 
 

@@ -131,8 +131,8 @@ def _read(path):
     raise ConfigError(f'{path} is not a valid table of tile sizes ({error}). Delete it and tune again.') from None
 
 
-def _as_dict(tiles):
-  return tiles._asdict() if isinstance(tiles, tuple) else dataclasses.asdict(tiles)
+def _as_dict(tiles: Any) -> dict[str, int]:
+  return tiles._asdict() if hasattr(tiles, '_asdict') else dataclasses.asdict(tiles)
 
 
 # ---- Measuring.
@@ -178,7 +178,7 @@ def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
     seconds = _race(runs, len(options), measure, title)
     if not seconds:
       raise ConfigError(f'None of {len(options)} candidates of {implementation} for {title} runs on {device.kind}.')
-    fastest = min(seconds, key=seconds.get)
+    fastest = min(seconds, key=lambda number: seconds[number])
     entries[key(device.kind, implementation, kernel, shape)] = dict(
         tiles=_as_dict(options[fastest]), measured=True, microseconds=round(1e6 * seconds[fastest], 1))
   return entries
@@ -195,7 +195,7 @@ def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str
           for kernel, shape, options in _work(module, layer._replace(dtype=dtype), KERNELS)}
 
 
-def _module(implementation):
+def _module(implementation: str) -> Any:
   module = importlib.import_module(MODULES[implementation]) if implementation in MODULES else None
   if not hasattr(module, 'candidates'):
     raise ConfigError(f'{implementation} has no tile sizes to choose from: a tunable module defines '
@@ -223,6 +223,7 @@ def _rows_in_groups(layer, row_multiple):
 
 def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iterator[Callable | None]:
   # A compiled call per candidate, on the same inputs; None if it does not run.
+  up: Any = implementation.up  # is there wherever it has candidates
   normal = lambda n, *size: jax.random.normal(jax.random.key(n), size, jnp.float32).astype(shape.dtype)
   x, dy = normal(0, shape.rows, shape.inner), normal(1, shape.rows, shape.outer)
   matrix = lambda n: normal(n, shape.groups, shape.inner, shape.outer)
@@ -230,7 +231,7 @@ def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iter
       'matmul': lambda: (implementation.matmul, (x, matrix(2), sizes)),
       'transposed': lambda: (functools.partial(implementation.matmul, transpose=True), (dy, matrix(2), sizes)),
       'weight_gradient': lambda: (implementation.weight_gradient, (x, dy, sizes)),
-      'up': lambda: (functools.partial(implementation.up, activation='swiglu'), (x, matrix(2), matrix(3), sizes)),
+      'up': lambda: (functools.partial(up, activation='swiglu'), (x, matrix(2), matrix(3), sizes)),
   }[kernel]()
   for tiles in options:
     try:
@@ -276,5 +277,7 @@ def _count(text):
   return int(text)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

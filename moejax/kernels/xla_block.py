@@ -110,9 +110,8 @@ def _add(total, token, rows):
 
 
 def _pre_activations(own, rows):
-  def affine(w, b):
-    return None if w is None else dot(rows, w, (1, 0)) + (0. if b is None else b)
-  return affine(own.wi, own.bi), affine(own.wg, own.bg)
+  affine = lambda w, b: dot(rows, w, (1, 0)) + (0. if b is None else b)
+  return affine(own.wi, own.bi), None if own.wg is None else affine(own.wg, own.bg)
 
 
 IMPLEMENTATION = Implementation(matmul, weight_gradient, block=Block(forward, backward))

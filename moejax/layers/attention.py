@@ -86,7 +86,7 @@ class Attention(nnx.Module):
     queries = self._project('bsd,dhk->bshk', x, self.query, self.query_bias)
     keys = self._project('btd,dnk->btnk', memory, self.key, self.key_bias)
     values = self._project('btd,dnk->btnk', memory, self.value, self.value_bias)
-    if self.query_norm is not None:
+    if self.query_norm is not None and self.key_norm is not None:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
     if encoding is not None:
       queries, keys = encoding.rotate(queries, positions), encoding.rotate(keys, positions)

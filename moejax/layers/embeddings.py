@@ -63,7 +63,7 @@ class TokenHead(nnx.Module):
 
   def __call__(self, x: jax.Array, embedding: Embedding) -> jax.Array:
     """x: <float>[B,S,D] -> <float32>[B,S,V]."""
-    if self.kind == 'untied':
+    if self.linear is not None:
       logits = self.linear(x, jnp.float32)
     else:
       logits = embedding.attend(x * x.shape[-1] ** -0.5 if self.kind == 'tied_scaled' else x)

@@ -60,18 +60,18 @@ class MoE(nnx.Module):
     Raises:
       ConfigError: an invalid config, or a number of experts that the active mesh does not divide.
     """
-    config = call(MoEConfig, config, where)
-    check_experts(config.num_experts, rules.active(), where)
-    self.group, self.where = config.group, where
-    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
-    self.dispatch = dispatch.build(config.dispatch, f'{where}.dispatch')
-    self.experts = experts.build(config.experts, f'{where}.experts', dim=dim, num_experts=config.num_experts,
+    keys: MoEConfig = call(MoEConfig, config, where)
+    check_experts(keys.num_experts, rules.active(), where)
+    self.group, self.where = keys.group, where
+    self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
+    self.dispatch = dispatch.build(keys.dispatch, f'{where}.dispatch')
+    self.experts = experts.build(keys.experts, f'{where}.experts', dim=dim, num_experts=keys.num_experts,
                                  dtype=dtype, rngs=rngs)
-    self.shared = None if config.shared is None else experts.build(
-        config.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
-    if config.shared_gate == 'softmax' and self.shared is None:
+    self.shared = None if keys.shared is None else experts.build(
+        keys.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+    if keys.shared_gate == 'softmax' and self.shared is None:
       raise ConfigError(f'{where}.shared_gate = "softmax" requires a shared expert: set {where}.shared.')
-    self.shared_gate = None if config.shared_gate == 'sum' else Linear(
+    self.shared_gate = None if keys.shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
 
@@ -96,8 +96,9 @@ class MoE(nnx.Module):
     inputs = inputs or RouterInputs()
     x = without_padding(x, inputs.valid)
     tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
-    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs))
-    routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
+    to_groups = lambda tree: jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), tree)
+    grouped = to_groups(x)
+    routed = self.router(grouped, to_groups(inputs), key=derive(key, 'router'), train=train)
     with jax.named_scope('dispatch'):  # identifies its work in traced and compiled programs
       y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
     y = y.reshape(batch, length, dim)
@@ -121,7 +122,7 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
   if total > LARGEST:
     raise ConfigError(f'{where}: a batch of {batch} x {length} tokens exceeds the maximum of {LARGEST} routed at once. '
                       'Lower config.data.batch_size.')
-  if group in ('batch', 'sequence'):
+  if isinstance(group, str):
     return total if group == 'batch' else length
   wanted = min(group, total)
   tokens = next((n for n in range(wanted, 0, -1) if total % n == 0), 0)
@@ -134,7 +135,7 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
 def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
   """Raises ConfigError unless the mesh axis `expert` divides the number of experts, if they are at least as many."""
   devices = 1 if mesh is None else mesh.shape['expert']
-  if num_experts > devices and num_experts % devices:
+  if mesh is not None and num_experts > devices and num_experts % devices:
     nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0)
     raise ConfigError(f'{where}.num_experts = {num_experts} is not a multiple of the {devices} devices of the mesh '
                       f'axis `expert`: make it a multiple of {devices}, or set config.mesh.expert = {nearest}.')

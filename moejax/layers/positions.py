@@ -40,7 +40,7 @@ class PositionEncoding(nnx.Module):
     """x: <float>[B,S,D] embeddings at positions <int32>[B,S]."""
     return x
 
-  def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+  def rotate(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
     """x: <float>[B,S,H,head_dim] queries or keys at positions <int32>[B,S]."""
     return x
 
@@ -110,7 +110,7 @@ class Rope(PositionEncoding):
   def __init__(self, *, where: str, theta: Base = 10000.):
     self.where, self.theta = where, theta
 
-  def rotate(self, x, positions):
+  def rotate(self, x: jax.Array, positions: Any) -> jax.Array:
     if x.shape[-1] % 2:
       raise ConfigError(f'{self.where}: rotary positions pair features, so head_dim must be even, not {x.shape[-1]}. '
                         'Set attention.head_dim, or choose another position encoding.')

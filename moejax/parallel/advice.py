@@ -1,5 +1,4 @@
 """Advice for steps that do not fit a chip: settings estimated to fit, or that none do."""
-import dataclasses
 import itertools
 import math
 

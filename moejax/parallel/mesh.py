@@ -7,7 +7,7 @@
 """
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ AXES = ('data', 'fsdp', 'expert', 'model')
 Size = Literal[-1] | Count
 
 
-def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """A mesh with the axes of `AXES` over `devices` (all of them by default).
 
   `config` gives sizes, e.g. `dict(data=-1, expert=4)`; one axis may be -1, to use all remaining devices.
@@ -41,7 +41,7 @@ def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, exp
     expert: devices that shard the batch and the experts; or -1.
     model: devices that shard heads, hidden units and vocabulary; or -1.
   """
-  sizes = dict(zip(AXES, (data, fsdp, expert, model)))
+  sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, expert, model)))
   free = [axis for axis, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) > 1:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,7 +126,7 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 def _shards_here(mesh):
   """The shards of the batch on this process's devices, in order."""
   shards = rules.batch_shards(mesh)
-  indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  indices: Any = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
   return sorted({index[0].indices(shards)[0] for index in indices})
 
 
@@ -163,7 +164,7 @@ class LargestBefore:
 
 def _largest(number: int) -> jax.Array:
   sharding, function = _largest_program()
-  parts = [jax.device_put(np.int32([number]), device) for device in sharding.addressable_devices]
+  parts = [jax.device_put(np.array([number], np.int32), device) for device in sharding.addressable_devices]
   return function(jax.make_array_from_single_device_arrays((sharding.num_devices,), sharding, parts))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -102,6 +102,8 @@ def active() -> Mesh | None:
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
   """The sharding of a parameter on the active mesh."""
   mesh, rules = _active.get()
+  if mesh is None:
+    raise ValueError('No mesh is in use: parameters lie on one device.')
   return _spec(mesh, rules.parameters, axes, shape)
 
 
@@ -142,10 +144,10 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
   if len(axes) != len(shape):
     raise ValueError(f'{len(axes)} axis names {axes} for an array of shape {shape}.')
   used: set[str] = set()
-  spec = []
+  spec: list[Any] = []
   for name, size in zip(axes, shape):
-    targets = table.get(name, ())
-    targets = tuple(t for t in ((targets,) if isinstance(targets, str) else targets) if t not in used)
+    named = () if name is None else table.get(name, ())
+    targets = tuple(t for t in ((named,) if isinstance(named, str) else named) if t not in used)
     targets = tuple(t for t in targets if mesh.shape[t] > 1)
     while targets and size % math.prod(mesh.shape[t] for t in targets):
       targets = targets[:-1]
@@ -153,5 +155,6 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
       spec.append(None)
       continue
     used.update(targets)
-    spec.append(targets if len(targets) > 1 else targets[0])
+    first, *others = targets
+    spec.append(targets if others else first)
   return PartitionSpec(*spec)

@@ -72,7 +72,7 @@ class TokenPlan:
 
   def to_slots(self) -> 'SlotPlan':
     """The slot form. Raises ValueError if the plan is dropless."""
-    if self.capacity is None:
+    if self.capacity is None or self.slot is None:
       raise ValueError('a dropless TokenPlan has no slots: give the router a capacity (place.capacity_factor), '
                        'or use dispatch "grouped".')
     groups, tokens, choices = self.expert.shape

@@ -4,6 +4,7 @@ A score is a `Score` with `__call__(features, *, key, train) -> Scores`. Noise a
 only.
 """
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from flax import nnx
@@ -67,12 +68,12 @@ class Score(nnx.Module):
     return {}
 
 
-def noiseless(logits: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
+def noiseless(logits: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
   """Scores without noise: `logits` throughout."""
   return Scores(logits=logits, select=logits, clean=logits, extras=dict(extras))
 
 
-def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
+def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
   """`clean` logits <float32>[G,S,E] plus Gaussian noise with the same standard deviation for all."""
   logits = clean + noise_std * jax.random.normal(key, clean.shape)
   return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))

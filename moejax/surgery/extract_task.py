@@ -42,10 +42,9 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
     raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are 'feed_forward' or layers.")
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
-  flat, new = flatten(params), {}
-  for path, leaf in flat.items():
-    if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix):
-      new[path] = leaf
+  flat = flatten(params)
+  new = {path: leaf for path, leaf in flat.items()
+         if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix)}
   for depth, weight in weights.items():
     here = f'{prefix}blocks/{depth}/'
     if whole:

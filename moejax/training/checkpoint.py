@@ -9,7 +9,7 @@ the same methods at the same steps.
 """
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ class Checkpoints:
                                        self._say)
     except NoCheckpoint:
       return None
-    return None if found is None else (step, found[0])
+    return None if step is None or found is None else (step, found[0])
 
   def _read(self, step, states):
     """(state, about)."""
@@ -267,7 +267,8 @@ def _restore_to_host(path: Path) -> Tree:
     return jax.tree.map(jnp.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
 
 
-def _first_readable(steps, read, folder, say):
+def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Path,
+                    say: Callable[[str], None]) -> tuple[int | None, Any, list[int]]:
   """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; else Nones."""
   damaged = []
   for step in steps:

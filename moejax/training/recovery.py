@@ -48,10 +48,8 @@ class Interruption:
 
   def __enter__(self):
     for number in (signal.SIGINT, signal.SIGTERM):
-      try:
+      with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker): signals are another's business
         self._previous[number] = signal.signal(number, self._receive)
-      except ValueError:  # Not the main thread (a notebook's worker): signals are another's business.
-        pass
     return self
 
   def __exit__(self, *_):

@@ -8,7 +8,7 @@ import pytest
 from moejax import data
 from moejax.config import ConfigError
 
-TEXTS = [('%c' % (97 + index)) * (3 + 7 * index % 19) + f' {index}' for index in range(21)]
+TEXTS = [chr(97 + index) * (3 + 7 * index % 19) + f' {index}' for index in range(21)]
 
 
 @pytest.fixture(scope='module')

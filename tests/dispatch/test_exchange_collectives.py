@@ -97,7 +97,8 @@ def test_with_every_axis_weights_are_gathered_and_partial_sums_added(method, bac
   matrix, router = E // 2 * D * F // 2 * FLOAT, D * E * FLOAT
   weights = [('all-gather', matrix), ('all-gather', matrix), ('all-gather', router)]
   weights += backward * [('reduce-scatter', matrix), ('reduce-scatter', matrix)]
-  sums = [('all-reduce', tokens * D * FLOAT)] + backward * [('all-reduce', tokens * (D + K) * FLOAT), ('all-reduce', router)]
+  sums = [('all-reduce', tokens * D * FLOAT)]
+  sums += backward * [('all-reduce', tokens * (D + K) * FLOAT), ('all-reduce', router)]
   found = count(collectives(program(method, EVERY_AXIS, backward, jax.devices(), zero=3)))
   assert found == summed(exchanged(method, EVERY_AXIS, backward) + weights + sums)
 

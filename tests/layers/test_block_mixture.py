@@ -223,7 +223,7 @@ def test_layers_that_share_a_mixture_are_copies_of_it():
   model, step = trained(sharing='all')
   params, state = draw_parameters(model, router_deviation=1.)
   copies = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ('shared', 'blocks')} | dict(
-      blocks={depth: tree['shared'] for depth in '01'})
+      blocks=dict.fromkeys('01', tree['shared']))
   (loss, output), gradients = step(params, state)
   (expected, _), by_layer = trained()[1](copies(params), copies(state))
   close(loss, expected)

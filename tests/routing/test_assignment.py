@@ -64,6 +64,7 @@ def auction_by_rounds(scores, insist):
     if len(holder) == len(scores):
       return [holder[token] for token in range(len(scores))]
     price += [max(offers.values(), default=0.) for offers in bids]
+  raise AssertionError('the auction does not end')
 
 
 @given(seeds, st.sampled_from([0., 1., 10.]))
@@ -203,8 +204,8 @@ def test_a_token_cannot_choose_more_experts_than_there_are():
     route(papers.fastmoe_swipe(k=5), jnp.zeros((1, S, D)), train=False)
 
 
-@pytest.mark.parametrize('name', ['base', 's_base', 'fastmoe_swipe', 'sparse_ot', 'sparse_ot_tokens', 'capped_expert_choice',
-                                  'mtf_expert_choice', 'strictly_balanced'])
+@pytest.mark.parametrize('name', ['base', 's_base', 'fastmoe_swipe', 'sparse_ot', 'sparse_ot_tokens',
+                                  'capped_expert_choice', 'mtf_expert_choice', 'strictly_balanced'])
 def test_a_group_of_padding_routes_nothing_and_stays_finite(name):
   built = router.build(papers.PAPERS[name].fragment(), 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, S, D))

@@ -55,7 +55,7 @@ def test_a_balance_loss_is_not_rewarded(name, coefficient):
     dict(select=dict(name='sinkhorn', iterations=0)), dict(select=dict(name='auction', rounds=-1)),
     dict(place=dict(name='capacity', capacity_factor=1., min_capacity=-1)),
     dict(balance=dict(bias=dict(rate=-1e-3))),
-], ids=lambda change: str(list(change.values())[0])[:60])
+], ids=lambda change: str(next(iter(change.values())))[:60])
 def test_numbers_that_mean_nothing_are_refused(change):
   stage = next(iter(change))
   refused(papers.switch() | dict(balance={}) | change, rf'config\.router\.{stage}\.[a-z_.0-9]+ must be .*, not ')

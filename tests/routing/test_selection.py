@@ -149,7 +149,8 @@ def test_expert_choice_takes_every_token_once_where_there_is_one_expert():
   np.testing.assert_array_equal(plan.shares(), np.ones((1, 5, 1)))
 
 
-@given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4), st.sampled_from(['max', 'top_2_sum']))
+@given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4),
+       st.sampled_from(['max', 'top_2_sum']))
 def test_a_token_takes_its_experts_from_its_best_groups(values, kept, group_score):
   """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts per token."""
   scores = np.asarray(values, np.float32).reshape(1, 5, 8)

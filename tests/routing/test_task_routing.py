@@ -230,7 +230,7 @@ def test_at_a_low_temperature_routing_is_a_single_path():
 
 def test_straight_through_is_a_one_hot_with_the_gradient_of_the_softmax():
   logits, towards = jax.random.normal(jax.random.key(5), (2, 7, E))
-  value, gradient = jax.value_and_grad(lambda l: (straight_through(l) * towards).sum())(logits)
+  value, gradient = jax.value_and_grad(lambda logits: (straight_through(logits) * towards).sum())(logits)
   best = np.asarray(logits).argmax(-1)
   assert float(value) == pytest.approx(float(np.asarray(towards)[np.arange(7), best].sum()), rel=1e-6)
   p = special.softmax(np.asarray(logits, np.float64), -1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fragment_loops as loops
-from fragment_steps import VALID, X, known_draws, route  # the fixture is for all tests here
+from fragment_steps import VALID, X, known_draws, route  # noqa: F401 (the fixture is for all tests here)
 from moejax import functional
 from moejax.routing import papers
 from routing_reference import softmax
