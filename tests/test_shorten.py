@@ -1,4 +1,4 @@
-"""A run that a command shortens is whole: warm-up and cool-down fit into half of it. Oracle: shares computed by hand."""
+"""A run that a command shortens is whole: warm-up and cool-down fit into half of it. Oracle: shares by hand."""
 import pytest
 from ml_collections import ConfigDict
 

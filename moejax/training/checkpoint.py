@@ -212,7 +212,8 @@ class Checkpoints:
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
     if processes.largest(bool(vanished) or not self.folder.is_dir()):
       names = ''.join(f' {step}' for step in sorted(vanished))
-      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next one now.')
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next '
+                'one now.')
       self._manager.close()
       self._open()
 

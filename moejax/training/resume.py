@@ -1,4 +1,4 @@
-"""What may change in the config when a run resumes: the list of keys, and what another length does to the learning rate.
+"""What may change in the config when a run resumes, and what another length does to the learning rate.
 
 A learning rate belongs to a step and is computed from the config, so a run that resumes with another length follows its
 new schedule from there on. Where the schedule does not depend on the length (constant, rsqrt without cool-down), the
@@ -28,7 +28,7 @@ def refused(keys: Sequence[str]) -> list[str]:
 
 
 def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder: Path) -> list[str]:
-  """What another `training.steps` does to the learning rate from the last of `checkpoints` on, in a sentence, if anything.
+  """What another `training.steps` does to the learning rate after the last of `checkpoints`: a sentence, or none.
 
   Args:
     old, new: the config of the run in `folder`, and the one to resume with.
@@ -44,17 +44,17 @@ def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder
   if after <= done:  # a last step is evaluated, and those that are done may not be
     raise ConfigError(f'config.training.steps was {before}, now {after}, and the run in {folder} has done {done}. Set '
                       f'more than {done}, or choose another --workdir.')
-  # Schedules change their course at most at their ends, so that these and some steps between tell whether two are equal.
+  # Schedules change their course at most at their ends: these and some steps between tell whether two are equal.
   steps = np.array([*np.linspace(done, max(before, after), 1000, dtype=int), before, after])
   old_rates, new_rates = _rates(old, steps), _rates(new, steps)
   if done >= before and new_rates[0] > old_rates[0] and not _set_anew(old, new):
     raise ConfigError(_ended(old, new, checkpoints, folder))
   if new_rates[0] != old_rates[0]:
-    return [f'The learning rate at step {done} jumps from {old_rates[0]:.4g} to {new_rates[0]:.4g}: its schedule was for '
-            f'{before} steps, and is now for {after}.']
+    return [f'The learning rate at step {done} jumps from {old_rates[0]:.4g} to {new_rates[0]:.4g}: its schedule was '
+            f'for {before} steps, and is now for {after}.']
   if (new_rates != old_rates).any():
-    return [f'The learning rate at step {done} is {new_rates[0]:.4g} as before; its schedule was for {before} steps, and '
-            f'is now for {after}.']
+    return [f'The learning rate at step {done} is {new_rates[0]:.4g} as before; its schedule was for {before} steps, '
+            f'and is now for {after}.']
   return [f'The learning rate at step {done} is {new_rates[0]:.4g}, and its schedule is the same as before.']
 
 
@@ -69,8 +69,8 @@ def _ended(old, new, checkpoints, folder):
     ways.append('delete {} to resume after step {}, where the rate was {:.4g} and would be {:.4g}'.format(
         folders, best, *rates(best)))
   ways.append(f'train {after} steps in another --workdir')
-  return ('config.training.steps was {}, now {}, and the run in {} is finished: its {} schedule has ended at a learning '
-          'rate of {:.4g}, and the one for {} steps would raise it to {:.4g}. Either {}.').format(
+  return ('config.training.steps was {}, now {}, and the run in {} is finished: its {} schedule has ended at a '
+          'learning rate of {:.4g}, and the one for {} steps would raise it to {:.4g}. Either {}.').format(
               before, after, folder, schedule['name'], *rates(done)[:1], after, *rates(done)[1:], '; or '.join(ways))
 
 
