@@ -27,7 +27,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any

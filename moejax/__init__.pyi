@@ -3,6 +3,7 @@ from moejax import describe as describe
 from moejax import evaluate as evaluate
 from moejax import models as models
 from moejax import train as train
+from moejax.analysis.route_table import routes as routes
 from moejax.config import ConfigError as ConfigError
 from moejax.config_files import load as load
 from moejax.functional import Functional as Functional

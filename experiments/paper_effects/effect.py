@@ -55,7 +55,8 @@ class Effect:
   def runs(self, name: str) -> Iterator['EffectRun']:
     """All runs. Effects whose names agree before a slash are read from the same runs where their variants agree."""
     group = name.partition('/')[0]
-    for variant, keys in (dict.fromkeys(self.variants, {}) if self.program else self.variants).items():
+    for variant in self.variants:
+      keys = {} if self.program else self.variants[variant]
       for seed in self.seeds:
         yield EffectRun(variant, self.config or '', seed, {**self.common, **keys}, group=group, program=self.program,
                         wanted={self.metric_name: self.metric})

@@ -141,8 +141,7 @@ def train(folder, steps, schedule):
   """A run of the tiny model; all that it says."""
   setup, said = make_setup(training=dict(steps=steps), evaluate=True, optimizer_config=dict(
       name='adamw', weight_decay=0.1, clip=1., schedule=schedule)), []
-  for line in workdir.claim(folder, setup.config):
-    said.append(line)
+  said += workdir.claim(folder, setup.config)
   loop.train(setup, folder, said.append)
   return said
 
