@@ -109,7 +109,8 @@ class _Measure:
 
   def __init__(self, workdir: Path, overrides: Mapping[str, Any] | None, say: Callable[[str], None]):
     self.overrides = dict(overrides or {})
-    self._workdir, self._say, self._config, self._setup = workdir, say, None, None
+    self._workdir, self._say = workdir, say
+    self._prepared: tuple[ConfigDict, Setup] | None = None
 
   def __call__(self, config: ConfigDict, step: int, params: Tree, router_state: Tree) -> dict[str, float]:
     import jax
@@ -139,12 +140,13 @@ class _Measure:
   def prepared(self, config: ConfigDict) -> Setup:
     """What evaluates checkpoints of `config`. Raises ConfigError where the overrides do not fit it."""
     from moejax.training.setup import prepare
-    if config != self._config:
-      self._config, self._setup = config, prepare(override(config, self.overrides))
-    if not self._setup.evaluators:
+    if self._prepared is None or config != self._prepared[0]:
+      self._prepared = config, prepare(override(config, self.overrides))
+    setup = self._prepared[1]
+    if not setup.evaluators:
       raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
                         '--config.evaluation.evaluators.test.name=accuracy.')
-    return self._setup
+    return setup
 
 
 def _by_the_first(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -87,5 +87,5 @@ def test_the_committed_verdicts_are_those_of_the_committed_results(tmp_path):
 def test_the_results_page_says_how_many_claims_were_shown():
   verdicts = [found['verdict'] for found in json.loads((sweep.FOLDER / 'summary.json').read_text()).values()]
   shown, not_shown, opposite = (verdicts.count(verdict) for verdict in ('shown', 'not shown', 'opposite'))
-  assert (f'of {len(verdicts)} claims {shown} show at that size, {not_shown} do not show, and {opposite} are the other '
+  assert (f'Of {len(verdicts)} claims {shown} show at that size, {not_shown} do not show, and {opposite} are the other '
           'way round') in (runner.ROOT / 'docs/results.md').read_text().replace('\n', ' ')

@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -123,7 +123,8 @@ def of_batch(setup: Setup, params, router_state, batch: Mapping[str, np.ndarray]
   if not decided:
     raise ConfigError('The model has no sparse layers, and so no routes: config.model.sparse.name is '
                       f'{setup.config.model.get("sparse", {}).get("name")!r}.')
-  return join(_layer(layer, *decided[layer], batch, size) for layer in sorted(decided, key=depth_order))
+  return join(_layer(layer, plan, probability, batch, size)
+              for layer, (plan, probability) in sorted(decided.items(), key=lambda item: depth_order(item[0])))
 
 
 def join(tables: Iterable[RouteTable]) -> RouteTable:
@@ -135,6 +136,7 @@ def join(tables: Iterable[RouteTable]) -> RouteTable:
 
 def _probabilities(router: RouterOutput) -> jax.Array:
   # For each entry of the plan, so that nothing of size E leaves the devices where tokens choose a few experts.
+  assert router.probs is not None  # which only mixtures of whole layers lack, and they have no plan
   return router.probs if isinstance(router.plan, SoftPlan) else router.plan.pick(router.probs)
 
 
@@ -153,7 +155,7 @@ def _layer(layer: str, plan: Plan, probability: np.ndarray, batch: dict[str, np.
       probability=probability[rows].astype(np.float32))
 
 
-def _entries(plan: Plan, probability: np.ndarray) -> tuple[np.ndarray, ...]:
+def _entries(plan: Any, probability: Any) -> tuple[Any, ...]:
   """(group, token, choice, expert, weight, kept, probability) of every route, each <..>[N]."""
   if isinstance(plan, TokenPlan):
     group, token, choice = np.indices(plan.expert.shape)
@@ -163,8 +165,8 @@ def _entries(plan: Plan, probability: np.ndarray) -> tuple[np.ndarray, ...]:
     group, expert, slot = np.indices(plan.token.shape)
     columns = (group, plan.token, slot, expert, plan.weight, plan.filled, probability)
     return tuple(column[plan.filled] for column in columns)
-  weight = plan.combine.sum(-1) if isinstance(plan, SoftPlan) else plan.weight
-  expert = np.argsort(-weight, axis=-1, kind='stable')
+  weight = np.asarray(plan.combine.sum(-1) if isinstance(plan, SoftPlan) else plan.weight)
+  expert: Any = np.argsort(-weight, axis=-1, kind='stable')
   weight, probability = (np.take_along_axis(values, expert, axis=-1) for values in (weight, probability))
   group, token, choice = np.indices(weight.shape)
   return tuple(column[weight > 0] for column in (group, token, choice, expert, weight, weight > 0, probability))

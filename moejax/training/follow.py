@@ -6,6 +6,7 @@ retention deletes before it is evaluated is skipped, and that is said.
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -52,7 +53,7 @@ def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], ever
           if not processes.largest((folder / 'checkpoints' / str(step)).is_dir()):
             continue  # deleted while it was read: the next look says so
           if step in tried:
-            if step == workdir.load_config(folder).training.steps:
+            if step == _steps(folder):
               raise
             say(f'Skipped step {step}: {error}')
             look.done.add(step)
@@ -82,7 +83,7 @@ class _Look:
       self._tell(f'The checkpoint of step {step} was deleted before it was evaluated: skipped. A larger '
                  'config.checkpoint.keep of the run leaves more time.')
     self._seen = there
-    total = workdir.load_config(self._folder).training.steps
+    total = _steps(self._folder)
     if there:
       return min(there)
     if total in self.done:
@@ -100,3 +101,8 @@ def _sleep(seconds, interruption):
   until = time.monotonic() + seconds
   while interruption.signal is None and (left := until - time.monotonic()) > 0:
     time.sleep(min(left, 1.0))
+
+
+def _steps(folder: Path) -> int:
+  config: Any = workdir.load_config(folder)
+  return config.training.steps

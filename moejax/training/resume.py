@@ -74,7 +74,7 @@ def _ended(old, new, checkpoints, folder):
               before, after, folder, schedule['name'], *rates(done)[:1], after, *rates(done)[1:], '; or '.join(ways))
 
 
-def _rates(config: Mapping, steps: Sequence[int]) -> np.ndarray:
+def _rates(config: Mapping, steps: Sequence[int] | np.ndarray) -> np.ndarray:
   """<float32>[len(steps)] Learning rates of these steps."""
   schedule = optimizer.SCHEDULES.build(config['optimizer']['schedule'], 'config.optimizer.schedule',
                                        steps=config['training']['steps'])

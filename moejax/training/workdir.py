@@ -64,7 +64,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
                         f'keys back. (A run may resume with other {", ".join(resume.FREE)}, and with other '
                         'training.steps.)')
     changes = [f'Resuming with another config: {line}.' for line in differences.values()]
-    changes += resume.follow_length(old, config, kept.complete(workdir), Path(workdir))
+    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), Path(workdir))
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so it cannot be told which run they '
                       'belong to. Choose another --workdir.')

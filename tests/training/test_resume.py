@@ -147,8 +147,8 @@ def train(folder, steps, schedule):
 
 
 def rows(folder):
-  """What training measured at each step, without what is measured with a clock or is due at the end of a run."""
-  return [{name: value for name, value in row.items() if not name.startswith(('time/', 'eval/'))}
+  """What training measured at each step and repeats, without what is due at the end of a run."""
+  return [{name: value for name, value in metrics.repeatable(row).items() if not name.startswith('eval/')}
           for row in metrics.read(folder)]
 
 
