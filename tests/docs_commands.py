@@ -33,11 +33,8 @@ def run(page: pathlib.Path, folder: pathlib.Path) -> None:
   for name in COPIED:
     copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
     copy(ROOT / name, folder / name)
-  bin_ = folder / 'bin'
-  bin_.mkdir()
-  (bin_ / 'python').symlink_to(sys.executable)
-  paths = (bin_, pathlib.Path(sys.executable).parent, os.environ['PATH'])
-  environment = {**os.environ, 'PYTHONPATH': str(folder), 'PATH': ':'.join(map(str, paths))}
+  environment = {**os.environ, 'PYTHONPATH': str(folder),
+                 'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'}
   environment.pop('XLA_FLAGS', None)
   for block in blocks(page, 'bash'):
     script = '\n'.join(_short(line) for line in re.sub(r'\\\n\s*', '', block).splitlines())
@@ -52,11 +49,12 @@ def _joined(block):
 
 
 def _short(line):
-  # Installing is what brought this test here.
-  parts = [part for part in line.split(' && ') if not re.match(r'python3 -m venv|\. \.venv|pip install', part)]
+  # What installs, lints or builds has run where this test runs.
+  parts = [part for part in line.split(' && ')
+           if not re.match(r'(python3? -m venv|\. \.venv|pip|ruff|pyright|mkdocs|git|\.ci/run)\b', part)]
   for n, part in enumerate(parts):
     if re.search(r'moejax\.train |host_port\.sh', part) and '--config.training.steps' not in part:
       parts[n] += ' --config.training.steps=4'
     if re.match(r'pytest\b', part):
       parts[n] += ' --collect-only -q'
-  return ' && '.join(parts) or 'true'
+  return ' && '.join(parts) if parts else 'true'
