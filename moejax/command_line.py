@@ -135,9 +135,9 @@ def in_one_sentence(binary: Callable[[], int | None]) -> None:
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
-    sys.exit(_say('The disk is full. Make room; the same command goes on from the last checkpoint.', 1))
+    sys.exit(_say('The disk is full. Make room; the same command resumes from the last checkpoint.', 1))
   except KeyboardInterrupt:
-    sys.exit(_say('Stopped at once. The same command goes on from the last checkpoint.', 130))
+    sys.exit(_say('Stopped at once. The same command resumes from the last checkpoint.', 130))
   if code is not None:
     sys.exit(code)
 

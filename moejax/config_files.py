@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moejax.config import ConfigError, shown
+from moejax.shorten import shortened
 
 _WORDS = {'true': True, 'false': False}
 _STEP = r'[^.\[\]]+|\[\d+\]'
@@ -53,14 +54,15 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
   """A copy of `config` with the values at these paths, e.g. {'model.moe.dispatch.name': 'gather'}, in their order.
 
-  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`.
+  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`. Fewer
+  `training.steps` also shorten warm-up and cool-down, as `shorten.shortened` says.
 
   Raises:
     ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
   """
   mutable = isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict)
   config = copy.deepcopy(config) if mutable else ConfigDict(config)
-  for path, value in overrides.items():
+  for path, value in {**overrides, **shortened(config, overrides)}.items():
     if not re.fullmatch(_PATH, path):
       raise ConfigError(f'{where}.{path} is no path of a config: names with dots between, as in data.augment[0].name.')
     steps = [int(step[1:-1]) if step[0] == '[' else step for step in re.findall(_STEP, path)]
@@ -173,7 +175,7 @@ def _in_place_of(old: Any, new: Any, where: str) -> Any:
       key, value = next(iter(new.items()))
       raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set '
                         f'single keys, e.g. --{where}.{key}={value}, or give all keys of the group, or a `name`.')
-  # As the config file would have written it: a run goes on with the config that it was started with.
+  # As the config file would have written it: a run resumes with the config that it was started with.
   if isinstance(old, float) and type(new) is int:
     return float(new)
   return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new

@@ -114,16 +114,17 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     if not str(step).isdigit():
       raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
     return int(step)
+  from moejax.training import kept
   from moejax.training import metrics as training_metrics
   from moejax.training import workdir as workdirs
   options = workdirs.load_config(workdir).checkpoint
-  kept = {int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()}
+  steps = kept.complete(workdir)
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
-            if row['step'] in kept and row.get(options.metric) is not None}
+            if row['step'] in steps and row.get(options.metric) is not None}
   if not scores:
     raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
                       f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
-                      f'{", ".join(map(str, sorted(kept))) or "there are none"}.')
+                      f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
   return (max if options.mode == 'max' else min)(scores, key=scores.get)
 
 

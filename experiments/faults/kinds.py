@@ -224,7 +224,7 @@ def _partial(folder: Path) -> list[str]:
 
 def resumed_at(text: str) -> int | None:
   """The step that a process went on after, by what it printed; None where it was killed before it knew."""
-  found = re.search(r'Going on after step (\d+)', text)
+  found = re.search(r'Resuming after step (\d+)', text)
   return int(found[1]) if found else 0 if 'step 1/' in text else None
 
 

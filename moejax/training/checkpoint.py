@@ -68,7 +68,7 @@ class Checkpoints:
   def save(self, state: TrainState, iterator: Any, row: dict[str, Any]) -> None:
     """Begins to save after step `state.step`; `row` holds the metrics of that step.
 
-    Training goes on while the files are written. A save that fails leaves the earlier ones as they were, and says so.
+    Training continues while the files are written. A save that fails leaves the earlier ones as they were, and says so.
     """
     self.wait()
     self._look_for_folder()
@@ -103,8 +103,8 @@ class Checkpoints:
       shutil.rmtree(partial, ignore_errors=True)
     self._open()
     reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
-    self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training goes '
-              'on; the next checkpoint will be tried as planned.')
+    self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training '
+              'continues; the next checkpoint will be tried as planned.')
 
   def last_good(self) -> str:
     """A sentence that says where the last complete checkpoint is."""
@@ -192,7 +192,7 @@ class Checkpoints:
 
   def _set_damaged_scores_aside(self):
     # The manager reads all scores when it opens, and would end there at the first that is damaged.
-    for step in _steps(self.folder) if jax.process_index() == 0 else ():
+    for step in kept.complete(self.folder.parent) if jax.process_index() == 0 else ():
       path = self.folder / str(step) / 'metrics'
       try:
         checksums.check(path.parent, 'metrics/')
@@ -212,7 +212,7 @@ class Checkpoints:
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
     if processes.largest(bool(vanished) or not self.folder.is_dir()):
       names = ''.join(f' {step}' for step in sorted(vanished))
-      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training goes on, and writes the next one now.')
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next one now.')
       self._manager.close()
       self._open()
 
@@ -226,7 +226,7 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     NoCheckpoint: there is none, or none that can be read.
   """
   folder = Path(workdir).absolute() / 'checkpoints'
-  steps = _steps(folder)
+  steps = kept.complete(workdir)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
@@ -253,11 +253,6 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
 
   _, restored, _ = _first_readable(steps, read, folder, print)
   return restored
-
-
-def _steps(folder: Path) -> list[int]:
-  """Those of complete checkpoints, the last one first."""
-  return sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
 
 
 def _restore_to_host(path: Path) -> Tree:

@@ -225,18 +225,19 @@ def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
 
 
 @SCHEDULES('rsqrt')
-def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Count, cooldown: Natural = 0) -> Schedule:
+def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
   """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5).
 
   Config:
     peak: largest learning rate.
-    warmup: steps of linear growth to it.
+    warmup: steps of linear growth to it; 0 decays from the first step on, as 1 does from the second.
     cooldown: last steps, of linear decay to 0.
   """
   _check(where, steps, warmup + cooldown)
+  scale = max(warmup, 1)
 
   def decay(step):
-    rate = peak * jnp.sqrt(warmup / jnp.maximum(step, warmup))
+    rate = peak * jnp.sqrt(scale / jnp.maximum(step, scale))
     return rate * jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else rate
   return _warmed_up(peak, warmup, decay)
 
@@ -244,7 +245,7 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Count, cooldown: Na
 def _check(where, steps, warmup):
   if warmup >= steps:
     raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
-                      'config.training.steps.')
+                      'config.training.steps. Shorten them, or raise config.training.steps.')
 
 
 def _progress(step, warmup, steps):

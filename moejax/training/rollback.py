@@ -35,7 +35,7 @@ class Guard:
   def __init__(self, options: RecoveryConfig, state: TrainState, states: TrainState, checkpoints: Checkpoints,
                say: Callable[[str], None]):
     self._options, self._states, self._checkpoints, self._say = options, states, checkpoints, say
-    # A run that stopped between a step and the look at it looks when it goes on.
+    # A run that stopped between a step and the look at it looks when it resumes.
     skips = jax.device_get(state.skips)
     self._unseen = int(state.step), _nothing(skips['in_a_row']), {}
 
@@ -83,7 +83,7 @@ class Guard:
     at, old = found
     reason = f'{in_a_row} batches in a row were skipped' if sound(seen[1]) else 'The state is not finite'
     self._say(f'{reason}: rolled back to the checkpoint of step {at}; '
-              f'{now - at} steps are lost. Training goes on with the data that follow.')
+              f'{now - at} steps are lost. Training continues with the data that follow.')
     skips |= dict(rollbacks=skips['rollbacks'] + 1, lost=skips['lost'] + now - at,
                   rolled_back_at=now, rolled_back_to=at)
     place = lambda x: jax.device_put(np.int32(x), state.step.sharding)
@@ -101,7 +101,7 @@ class Guard:
 
 
 def sound(metrics: dict[str, Any]) -> bool:
-  """Whether the state that a step with these metrics left is one to go on from, and to save."""
+  """Whether the state that a step with these metrics left is one to continue from, and to save."""
   return bool(metrics['train/skipped']) or not metrics['recovery/not_finite']
 
 

@@ -63,7 +63,8 @@ class Training:
   """config.training.
 
   Attributes:
-    steps: batches in all.
+    steps: batches in all. Where a command sets fewer than the config file, warm-up and cool-down take at most half of
+      them, unless it sets these too. May grow when the run resumes.
     log_every: steps between rows of metrics.
     accumulate: microbatches a step; each device holds the activations of one at a time.
     average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.

@@ -125,9 +125,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, uninterrupted):
   with pytest.raises(recovery.Interrupted) as stop:
     run(tmp_path, StopsAt(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
   assert stop.value.code == 130
-  assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command goes on' in str(stop.value)
+  assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command resumes' in str(stop.value)
   _, said = run(tmp_path)
-  assert said[0] == 'Going on after step 5 of 8.'
+  assert said[0] == 'Resuming after step 5 of 8.'
   assert_same_run(tmp_path, uninterrupted)
   assert signal.getsignal(signal.SIGINT) is before
 
@@ -227,7 +227,7 @@ def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
   _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
   line, = [line for line in said if 'rolled back' in line]
   assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '
-                  'Training goes on with the data that follow.')
+                  'Training continues with the data that follow.')
   found = metrics.read(tmp_path)
   assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
   assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
