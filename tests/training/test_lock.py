@@ -115,7 +115,7 @@ def test_the_silent_owner_of_another_machine_is_waited_for_and_then_replaced(tmp
   monkeypatch.setattr(lock, '_SILENCE', 0.3)
   owned(tmp_path, process, host='node-3', machine='another boot')
   said = take(tmp_path)
-  assert len(said) == 1 and f'Process {process.pid} on node-3 has not given back {tmp_path}: waiting' in said[0]
+  assert len(said) == 1 and f'Process {process.pid} on node-3 holds the lock of {tmp_path}: waiting' in said[0]
 
 
 def test_the_owner_of_another_machine_that_still_touches_its_lock_keeps_it(tmp_path, process, monkeypatch):

@@ -180,7 +180,7 @@ def test_a_batch_that_is_not_finite_is_skipped_said_and_counted(tmp_path):
   assert [row['train/skipped'] for row in found] == [number == 5 for number in range(1, STEPS + 1)]
   assert [row['recovery/skipped'] for row in found] == [0] * 4 + [1] * 4
   assert found[4]['train/loss'] is None and row['train/loss'] > 0
-  assert '1 batches were skipped, 0 rollbacks lost 0 steps.' in said
+  assert 'Skipped batches: 1; rollbacks: 0, which lost 0 steps.' in said
 
 
 @pytest.fixture
@@ -204,15 +204,15 @@ def test_a_state_that_an_update_has_spoiled_is_not_saved_and_the_run_goes_back(t
   """That of step 6 is seen after step 7; the last state that is known to be sound is in the checkpoint of step 4."""
   spoil(6)
   _, said = run(tmp_path)
-  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and 'NaN or infinity in 3 arrays' in line
+  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and '(arrays: 3; ' in line
              for line in said)
-  line, = [line for line in said if 'rolled back' in line]
-  assert line.startswith('The state is not finite: rolled back to the checkpoint of step 4; 3 steps are lost.')
+  line, = [line for line in said if 'Rolled back' in line]
+  assert line.startswith('The state is not finite. Rolled back to the checkpoint of step 4; steps lost: 3.')
   assert {path.name for path in (tmp_path / 'checkpoints').glob('[0-9]*')} == {'4', '8'}
   assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
 
 
-def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoint_before(tmp_path, spoil):
+def test_a_state_spoiled_by_the_last_update_stops_the_run_with_the_previous_checkpoint(tmp_path, spoil):
   spoil(STEPS)
   with pytest.raises(recovery.Diverged, match='Step 8: .* It was the last step. The last good checkpoint is .*/6'):
     run(tmp_path)
@@ -222,12 +222,12 @@ def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoi
 ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3), loggers=('csv',))
 
 
-def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
-  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 cannot go on, so back to 2."""
+def test_after_too_many_skips_in_a_row_the_run_rolls_back_and_moves_past_the_data(tmp_path):
+  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 leads to them, so back to 2."""
   _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
-  line, = [line for line in said if 'rolled back' in line]
-  assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '
-                  'Training continues with the data that follow.')
+  line, = [line for line in said if 'Rolled back' in line]
+  assert line == ('Batches skipped in a row: 2. Rolled back to the checkpoint of step 2; steps lost: 5. '
+                  'Training continues with the next batch.')
   found = metrics.read(tmp_path)
   assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
   assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
@@ -243,7 +243,7 @@ def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
 
 
 @pytest.mark.parametrize('number', [5, 6, 7])
-def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path, number):
+def test_a_run_that_crashed_around_a_rollback_resumes_as_if_it_had_not(tmp_path, number):
   class Poisoned(StopsAt):
     def __init__(self, *arguments):
       super().__init__(*arguments)
@@ -261,17 +261,17 @@ def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path,
   assert tables[0] == tables[1] and [row['step'] for row in tables[0]] == list('12345678')
 
 
-def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp_path):
+def test_a_run_without_rollbacks_left_stops_and_names_the_bad_batch(tmp_path):
   with pytest.raises(recovery.Diverged) as stop:
     run(tmp_path, TinyPipeline(poison={4}), recovery=dict(patience=1, max_rollbacks=0))
   message = str(stop.value)
   assert "Step 5: Loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
   assert f'The last good checkpoint is {tmp_path}/checkpoints/4' in message
-  assert 'The update was not applied. 0 rollbacks did not help.' in message
+  assert 'The update was not applied. No rollback is left (config.recovery.max_rollbacks=0).' in message
 
 
-def test_where_there_is_nothing_to_go_back_to_the_run_ends(tmp_path):
-  with pytest.raises(recovery.Diverged, match='There is no checkpoint from before to roll back to.'):
+def test_without_a_checkpoint_to_roll_back_to_the_run_stops(tmp_path):
+  with pytest.raises(recovery.Diverged, match='There is no earlier checkpoint to roll back to.'):
     run(tmp_path, TinyPipeline(poison={1}), recovery=dict(patience=1))
 
 

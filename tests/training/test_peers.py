@@ -42,4 +42,4 @@ def test_an_abort_in_a_thread_while_the_main_thread_waits_ends_with_the_sentence
   ''')
   ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
   assert ended.returncode == 3
-  assert 'Process 0: jax has ended this process' in ended.stderr and 'the same command resumes' in ended.stderr
+  assert 'Process 0: jax aborted this process' in ended.stderr and 'the same command resumes' in ended.stderr

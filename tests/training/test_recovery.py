@@ -19,7 +19,7 @@ NAN = float('nan')
     ({'router/block_01/load': np.array([1, NAN, 1, 1]), 'router/block_03/load': np.full(4, NAN),
       'gradient_norm/head': NAN}, 'First layer that is not finite: block_01'),
     ({'router/block_03/z_loss': np.inf}, "First layer that is not finite: block_03 (its router's z_loss)"),
-    ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not in 1 of 3 modules: blocks/1/moe'),
+    ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not finite in 1 of 3 modules: blocks/1/moe'),
     ({'gradient_norm/blocks/1/moe': NAN, 'gradient_norm/blocks/3/moe': NAN, 'gradient_norm/head': NAN},
      'look at what follows the last router'),
     ({'train/grad_norm': np.inf}, 'their norm overflows'),
@@ -57,10 +57,10 @@ def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch)
 
 @pytest.mark.parametrize('bad, sentence', [
     ({'train/loss': NAN, 'train/router_loss': NAN, 'train/cross_entropy': 2.},
-     'Every router and every gradient is finite; the loss alone is not: train/router_loss.'),
+     'Every router and every gradient is finite; only the loss is not: train/router_loss.'),
     ({'train/loss': np.inf, 'train/cross_entropy': np.inf, 'train/router_loss': 0.},
-     'Every router and every gradient is finite; the loss alone is not: train/cross_entropy.'),
-    ({'train/loss': NAN}, 'Every router and every gradient is finite; the loss alone is not.'),
+     'Every router and every gradient is finite; only the loss is not: train/cross_entropy.'),
+    ({'train/loss': NAN}, 'Every router and every gradient is finite; only the loss is not.'),
     ({'train/grad_norm': np.inf}, 'Every single gradient is finite, but their norm overflows.'),
     ({'train/loss': NAN, 'train/grad_norm': np.inf},
      'Every single gradient is finite, but their norm overflows.')])

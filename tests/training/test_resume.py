@@ -1,6 +1,6 @@
-"""A run is extended by more steps: what the learning rate does is said, or refused with what to do.
+"""Extending a run by more steps: the new learning rate is reported, or refused with what to do.
 
-Oracles: the run that was asked for all steps from the start; learning rates computed by hand.
+Oracles: a run of all steps from the start; learning rates computed by hand.
 """
 import numpy as np
 import pytest
@@ -146,8 +146,8 @@ def train(folder, steps, schedule):
 
 
 def rows(folder):
-  """What training measured at each step, without what is measured with a clock or is due at the end of a run."""
-  return [{name: value for name, value in row.items() if not name.startswith(('time/', 'eval/'))}
+  """The reproducible metrics of training at each step, without evaluation, which is due at the end of a run."""
+  return [{name: value for name, value in metrics.repeatable(row).items() if not name.startswith('eval/')}
           for row in metrics.read(folder)]
 
 

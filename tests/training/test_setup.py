@@ -61,7 +61,7 @@ WRONG = {
     'too few classes': (change('model.num_classes', 5), 'num_classes'),
     'an objective for other data': (
         change('objective.name', 'language_model'), "config.objective 'language_model' needs batches with tokens"),
-    'an object in the config': (change('model.activation', len), 'config.model.activation must be a number, text'),
+    'an object in the config': (change('model.activation', len), 'config.model.activation must be an int, a float'),
 }
 
 

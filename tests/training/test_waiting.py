@@ -51,13 +51,13 @@ def test_a_late_batch_is_said_and_comes():
   said = []
   with batches(Source(at_1=lambda: time.sleep(0.5)), said, slow_data=0.2) as ahead:
     assert [ahead.next(step)['number'] for step in (1, 2)] == [0, 1]
-  assert said and said[0].startswith('Step 2: has waited') and 'config.recovery.data_timeout' in said[0]
+  assert said and said[0].startswith('Step 2: waited') and 'config.recovery.data_timeout' in said[0]
 
 
 def test_a_batch_that_never_comes_ends_the_wait_and_the_position_is_that_before(hang):
   with batches(Source(at_1=hang), data_timeout=0.3) as ahead:
     ahead.next(1)
-    with pytest.raises(waiting.NoBatch, match='batch of step 2 has not come for 0 s') as end:
+    with pytest.raises(waiting.NoBatch, match='batch of step 2 did not arrive within 0 s') as end:
       ahead.next(2)
     assert end.value.__cause__ is None
     assert ahead.get_state() == {'next': 1}
