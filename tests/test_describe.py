@@ -61,7 +61,7 @@ def test_a_key_says_type_range_default_and_value():
   assert keys['training.average'].type.endswith('or None')
   assert keys['optimizer.b1'].default == keys['optimizer.b1'].value == 0.9  # left out by the config
   assert keys['optimizer.clip'].line == (
-      'gradients are scaled down to this global norm where theirs is larger; None: never.')
+      'maximum global norm, to which larger gradients are scaled down; None: no clipping.')
 
 
 def test_what_may_be_named_instead_stands_below_the_name_with_a_line_each():

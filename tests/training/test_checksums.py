@@ -24,7 +24,7 @@ def test_a_change_of_one_bit_is_found(folder):
   content = bytearray(path.read_bytes())
   content[5000] ^= 1
   path.write_bytes(content)
-  assert checksums.damaged(folder) == ['params/d/shard has other contents than were written']
+  assert checksums.damaged(folder) == ['params/d/shard differs from what was written']
   with pytest.raises(checksums.Damaged, match='params/d/shard'):
     checksums.check(folder)
 
@@ -45,7 +45,7 @@ def test_damaged_checksums_are_named_themselves(folder, content):
 def test_a_change_of_one_digit_of_the_checksums_accuses_no_other_file(folder):
   text = (folder / 'checksums.json').read_text()
   (folder / 'checksums.json').write_text(text.replace('10240', '10241'))
-  assert checksums.damaged(folder) == ['checksums.json has other contents than were written']
+  assert checksums.damaged(folder) == ['checksums.json differs from what was written']
 
 
 def test_of_a_part_no_other_file_is_read_or_named(folder):

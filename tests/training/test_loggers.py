@@ -165,12 +165,12 @@ def test_wandb_resumes_its_run_when_the_run_does(tmp_path, wandb):
   assert {step: one['train/loss'] for step, one in sent.items()} == {1: 1 / 3, 2: 2 / 3, 3: 1.}
 
 
-def test_wandb_says_what_it_cannot_take_back_and_gets_no_step_twice(tmp_path, wandb):
+def test_wandb_reports_what_it_cannot_remove_and_receives_no_step_twice(tmp_path, wandb):
   said = []
   write(tmp_path / 'run', ['wandb'], 0, 1, 2, 3, 4)
   write(tmp_path / 'run', ['wandb'], 2, 3, 4, 5, say=said.append)
-  assert said == ['wandb has rows up to step 4 and cannot take back those after step 2: it keeps them, and gets new ones '
-                  'from step 5 on.']
+  assert said == ['wandb has rows up to step 4 and cannot remove those after step 2: it keeps them, and receives new '
+                  'ones from step 5 on.']
   sent, = wandb.rows.values()
   assert list(sent) == [1, 2, 3, 4, 5]
 
@@ -184,7 +184,7 @@ def test_wandb_hears_of_a_run_that_failed(tmp_path, wandb):
 
 def test_where_wandb_cannot_begin_a_sentence_says_what_to_do(tmp_path, wandb):
   wandb.broken = True
-  with pytest.raises(ConfigError, match="^config.loggers: 'wandb' cannot begin: api_key not configured .*wandb login.*"
+  with pytest.raises(ConfigError, match="^config.loggers: 'wandb' cannot start: api_key not configured .*wandb login.*"
                                         "WANDB_MODE=offline"):
     metrics.MetricsWriter(tmp_path, 0, loggers=['wandb'])
 

@@ -231,7 +231,7 @@ def test_in_a_decoder_every_router_is_taught_by_reinforce_alone_where_its_weight
 
 
 @pytest.mark.parametrize('router, message', [
-    (papers.switch, 'the router block_00 learns none'),
+    (papers.switch, 'the router block_00 has no learned one'),
     (lambda: papers.gshard(second='all'), 'does not draw one expert for each token')])
 def test_routers_that_cannot_be_taught_are_refused(router, message):
   fragment = {**router(), 'place': dict(name='dropless')}

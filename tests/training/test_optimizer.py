@@ -151,7 +151,7 @@ def test_a_regular_expression_says_which_parameters_decay():
     (dict(name='adamw', schedule=dict(name='rsqrt', peak=1.)), 'config.optimizer.schedule.warmup is missing'),
     (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a number above 0 or None'),
     (dict(name='adamw', schedule=CONSTANT, decay='('), 'is not a regular expression'),
-    (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' is found in no parameter path"),
+    (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' matches no parameter path"),
 ])
 def test_what_cannot_be_built_is_said_in_a_sentence(config, sentence):
   with pytest.raises(ConfigError) as error:
@@ -231,7 +231,7 @@ def test_what_has_no_gradient_and_no_decay_stays_bit_for_bit(name):
 
 
 def test_scales_that_cannot_be_applied_are_refused():
-  for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' is found in no parameter path"),
+  for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' matches no parameter path"),
                          (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a number of at least 0'),
                          (dict(parameters='wi'), 'gradient_scale.factor is missing')):
     with pytest.raises(ConfigError, match=message):

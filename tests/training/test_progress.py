@@ -19,7 +19,7 @@ def sizes(made):
     ({}, '8 cpu, mesh data=8', '16 examples a batch, 20 steps'),
     ({'mesh.expert': 2, 'mesh.model': 2}, '8 cpu, mesh data=2 expert=2 model=2', '16 examples a batch, 20 steps'),
     ({'training.accumulate': 2, 'training.steps': 12000}, '8 cpu, mesh data=8',
-     '16 examples a batch in 2 parts, 12,000 steps')])
+     '16 examples a batch in 2 microbatches, 12,000 steps')])
 def test_a_run_begins_with_devices_parameters_and_data(changes, devices, data):
   config = digits_config.get_config()
   for path, value in changes.items():

@@ -49,7 +49,7 @@ WRONG = {
     'an evaluator that does not exist': (
         change('evaluation.evaluators.test.name', 'acuracy'), "Did you mean 'accuracy'"),
     'the best by what is not measured': (
-        change('checkpoint.metric', 'eval/tset/accuracy'), "'eval/tset/accuracy' is of no evaluator"),
+        change('checkpoint.metric', 'eval/tset/accuracy'), "'eval/tset/accuracy' belongs to no evaluator"),
     'the best without evaluation': (
         change('checkpoint.metric', 'eval/test/accuracy'), 'config.checkpoint.every (10) must be a multiple of'),
     'a mesh of more devices than there are': (change('mesh.expert', 16), 'do not make 8 devices'),
