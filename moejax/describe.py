@@ -7,7 +7,7 @@
 Keys are found by building the config as a run does, so the list is what is read. Where a `name` chooses what a group
 is, the other names stand below it; the keys are those of the name that the config has, and
 --config.<group>.name=<another> shows that one's. Without a config it lists all names there are. From Python:
-`moejax.describe.keys(config)`. Exit codes as of moejax.train.
+`moejax.describe.keys(config)`. Exit codes are those of moejax.train.
 """
 import dataclasses
 import inspect

@@ -1,12 +1,12 @@
-"""Evaluates a checkpoint, and appends what was measured to evaluations.jsonl of its run.
+"""Evaluates a checkpoint, and appends the results to evaluations.jsonl of its run.
 
     python -m moejax.evaluate --workdir=runs/vmoe_digits --step=best
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.place.eval_capacity_factor=2.0
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.select.k=1
 
-Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
-another capacity or number of experts a token is a second graph over the same parameters. From Python:
-`moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes as of moejax.train.
+The config comes from the checkpoint. Its keys can be changed as long as the parameters keep their shapes: another
+capacity or number of experts per token is a second graph over the same parameters. From Python:
+`moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes are those of moejax.train.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
   from moejax.functional import Tree
   from moejax.training.setup import Setup
 
-# What evaluation is made of; the other sections of the config change nothing in it.
+# The sections of the config that affect an evaluation.
 MAY_CHANGE = ('model', 'data', 'evaluation', 'mesh')
 
 
@@ -36,15 +36,15 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     workdir: of a run that has a checkpoint.
     overrides: `{path in the config: value}`, e.g. `{'model.moe.router.select.k': 1}`.
     step: of the checkpoint; 'last', or 'best' by config.checkpoint.metric.
-    say: receives sentences for the person who runs this.
+    say: receives messages for the user.
 
   Returns:
     `{'<evaluator>/<metric>': value}`.
 
   Raises:
-    ConfigError: before anything is compiled: no such folder can be, a key that does not exist, or a change that another
-      model would need.
-    NoCheckpoint: there is none to evaluate.
+    ConfigError: before anything is compiled: an invalid folder, an unknown key, or a change that
+      needs other parameters.
+    NoCheckpoint: there is no checkpoint to evaluate.
   """
   import jax
   from moejax.evaluation import log
@@ -77,42 +77,42 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     path = log.append(workdir, step, overrides, results)
     say(f'Measured {", ".join(setup.evaluators)} at step {step}; written to {path}.\n'
         f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
-        f'experts a token; {Path(workdir) / "report" / "index.html"} names the keys.')
+        f'experts per token; {Path(workdir) / "report" / "index.html"} names the keys.')
   return results
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-  """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
+  """A copy of `config` with the values at these paths. `prepare` checks whether they are valid.
 
   Raises:
-    ConfigError: a section that evaluation does not use, or what `config_files.override` refuses.
+    ConfigError: a section that evaluation does not use, or an override that `config_files.override` refuses.
   """
   for path in overrides:
     if not path.startswith(tuple(f'{section}.' for section in MAY_CHANGE)):
-      raise ConfigError(f'config.{path} changes nothing in an evaluation. What can be changed is in '
+      raise ConfigError(f'config.{path} has no effect on an evaluation. Keys can be changed in '
                         f'{", ".join(f"config.{section}" for section in MAY_CHANGE)}.')
   return config_files.override(config, overrides)
 
 
 def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
-  """Raises ConfigError where the model of `setup` has other parameters than the checkpoint."""
+  """Raises ConfigError if the parameters of the model of `setup` differ from those of the checkpoint."""
   from moejax.functional import flatten
   for what, wanted, found in zip(('parameter', 'router state'), setup.model.shapes(), (params, router_state)):
     wanted, found = ({path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (wanted, found))
     for path in sorted(wanted.keys() | found.keys()):
       if wanted.get(path) != found.get(path):
         raise ConfigError(f'The {what} {path} is {found.get(path, "absent")} in the checkpoint and '
-                          f'{wanted.get(path, "absent")} in the model of this config. An evaluation can change what '
-                          'leaves all parameters as they are, such as capacity, number of experts a token or dispatch.')
+                          f'{wanted.get(path, "absent")} in the model of this config. An evaluation can only '
+                          'change keys that keep all parameters, such as capacity, experts per token or dispatch.')
 
 
 def find_step(workdir: str | Path, step: int | str) -> int | None:
-  """The step of a checkpoint that 'last' (None: the last that can be read), 'best' or a number names."""
+  """The checkpoint step that 'last' (None: the latest readable one), 'best' or an int names."""
   if step == 'last':
     return None
   if step != 'best':
     if not str(step).isdigit():
-      raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
+      raise ConfigError(f"--step must be an int, 'last' or 'best', not {step!r}.")
     return int(step)
   from moejax.training import kept
   from moejax.training import metrics as training_metrics
@@ -122,8 +122,8 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
             if row['step'] in steps and row.get(options.metric) is not None}
   if not scores:
-    raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
-                      f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
+    raise ConfigError(f'Cannot determine the best checkpoint of {workdir}: config.checkpoint.metric is '
+                      f'{options.metric!r}, and no checkpoint has a value for it. Use --step=last or one of the steps: '
                       f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
   return (max if options.mode == 'max' else min)(scores, key=scores.get)
 
@@ -132,7 +132,7 @@ def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.evaluate', __doc__, keys='config')
   flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run')
-  flags.add_argument('--step', metavar='STEP', default='last', help="of the checkpoint: a number, 'last' or 'best'")
+  flags.add_argument('--step', metavar='STEP', default='last', help="step of the checkpoint: an int, 'last' or 'best'")
   flags.add_processes()
   given = flags.parse(needs=['workdir'])
   command_line.start_processes(given)

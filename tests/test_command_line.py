@@ -80,8 +80,8 @@ def test_an_optional_group_is_made_by_its_keys():
     ('model.name=[1]', 'config.model.name must be the name of a model, not [1]'),
     ('optimizer.schedule.name=3', 'config.optimizer.schedule.name must be the name of a schedule, not 3'),
     ('model.dim.x=1', 'config.model.dim.x: config.model.dim is 128 and has no keys.'),
-    ('data.batch_size[0]=1', 'config.data.batch_size[0] is not there to be changed: config.data.batch_size is 16.'),
-    ('model..dim=1', 'config.model..dim is no path of a config'),
+    ('data.batch_size[0]=1', 'config.data.batch_size[0] does not exist: config.data.batch_size is 16.'),
+    ('model..dim=1', 'config.model..dim is not a config path'),
 ])
 def test_what_no_constructor_reads_is_refused_in_a_sentence(argument, sentence):
   with pytest.raises(ConfigError) as error:
@@ -164,7 +164,7 @@ def test_a_dict_that_would_silently_remove_keys_is_refused(argument, removed, ad
   with pytest.raises(ConfigError) as error:
     overridden(f'--config.{argument}')
   path = argument.partition('=')[0]
-  assert f'config.{path}: the dict would replace the group, and with it remove {removed}. ' in str(error.value)
+  assert f'config.{path}: the dict would replace the group, and remove {removed}. ' in str(error.value)
   assert f'Set single keys, e.g. {advice}' in str(error.value)
 
 
@@ -176,7 +176,7 @@ def test_a_dict_that_would_silently_remove_keys_is_refused(argument, removed, ad
     (['--wrokdir', 'x'], "There is no flag --wrokdir. Did you mean '--workdir'?"),
     (['--training.steps=7'], 'There is no flag --training.steps. Keys are set with --config.<key>=<value>'),
     (['--confg.training.steps=7'], 'There is no flag --confg.training.steps. Keys are set with --config.<key>=<value>'),
-    (['stray'], "'stray' is no flag."),
+    (['stray'], "Unrecognised argument 'stray'."),
     (['--workdir'], 'Argument --workdir: expected one argument'),
     (['--num_processes=two'], "Argument --num_processes: invalid int value: 'two'"),
     (['--config.a', '--workdir=x'], '--config.a has no value: write --config.a=<value>'),
@@ -246,8 +246,8 @@ def test_a_config_may_be_a_plain_dict_and_take_an_argument(write):
 @pytest.mark.parametrize('body, variant, sentence', [
     ('def get_config():\n  return None\n', '', 'must return a ConfigDict, not None (NoneType).'),
     ('def get_config():\n  return [1]\n', '', 'must return a ConfigDict, not [1] (list).'),
-    ('config = {}\n', '', 'is no config file: it has no function get_config.'),
-    ('def get_config():\n  return {}\n', ':tiny', "takes no argument, and 'tiny' follows its colon: write --config="),
+    ('config = {}\n', '', 'is not a config file: it has no function get_config.'),
+    ('def get_config():\n  return {}\n', ':tiny', "takes no argument, but 'tiny' follows its colon: write --config="),
     ('def get_config(steps):\n  return {}\n', '', 'takes an argument: --config='),
     ("VARIANTS = 'a', 'b'\ndef get_config(v='a'):\n  return {}\n", ':c', 'There is no '),
 ])
@@ -275,12 +275,12 @@ def test_an_exception_of_a_config_file_keeps_the_traceback_from_there_on(write, 
   *_, said, sentence = str(raised.value).splitlines()
   assert str(raised.value).startswith(f'Traceback (most recent call last):\n  File "{path}", line 3, in get_config')
   assert error in str(raised.value)
-  assert sentence == f'The config file {path} fails by itself, as above.'
+  assert sentence == f'The config file {path} raised the exception above.'
 
 
 def test_a_syntax_error_of_a_config_file_says_where(write):
   path = write('def get_config(:\n')
-  with pytest.raises(ConfigError, match=r'(?s)one.py", line 1.*SyntaxError.*fails by itself'):
+  with pytest.raises(ConfigError, match=r'(?s)one.py", line 1.*SyntaxError.*raised the exception above'):
     config_files.load(path)
 
 
