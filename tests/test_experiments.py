@@ -1,4 +1,4 @@
-"""Studies and the README: sweeps name configs that exist, and every table of README and docs is made of the committed results."""
+"""Studies: sweeps name configs that exist, and every table of README and docs shows the committed results."""
 import importlib
 import json
 import os

@@ -1,4 +1,4 @@
-"""The launch script of one machine, with a command in the place of Python that ends as it is told."""
+"""The launch script of one machine, with a command in place of Python that ends as instructed."""
 import os
 import subprocess
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(folder, *acts):
 
 @pytest.mark.parametrize('acts', [
     ('exit 0',), ('exit 0', 'exit 0'), ('sleep 0.5', 'exit 0', 'sleep 0.3'), ('sleep 0.1',) * 4])
-def test_a_good_run_ends_without_a_word_of_the_shell(tmp_path, acts):
+def test_a_good_run_ends_without_a_message_of_the_shell(tmp_path, acts):
   ended = run(tmp_path, *acts)
   assert (ended.returncode, ended.stderr) == (0, '')
 

@@ -1,4 +1,4 @@
-"""What a person sees before the first row of metrics. Oracle: sizes by hand."""
+"""The lines before the first row of metrics. Oracle: sizes by hand."""
 import digits_config
 import jax
 import pytest
@@ -33,12 +33,12 @@ def test_a_run_begins_with_devices_parameters_and_data(changes, devices, data):
       f'Data           digits: {data}', 'Learning rate  cosine: peak 0.001, warmup 5']
 
 
-def test_one_device_has_no_mesh_to_speak_of():
+def test_one_device_has_no_mesh():
   made = setup.prepare(digits_config.get_config(), jax.devices()[:1])
   assert progress.describe(made)[0] == 'Devices        1 cpu'
 
 
-def test_compiling_is_said_when_it_begins_and_when_it_is_done(tmp_path):
+def test_compiling_is_reported_at_its_start_and_end(tmp_path):
   said = []
   loop.train(make_setup(training=dict(steps=3)), tmp_path, said.append)
   assert said[0] == 'Compiling the training step ...'

@@ -1,4 +1,4 @@
-"""Where values stop being finite: computed by injecting them, one place at a time."""
+"""Where values stop being finite: found after injecting them, one place at a time."""
 import os
 import signal
 
@@ -24,11 +24,11 @@ NAN = float('nan')
      'look at what follows the last router'),
     ({'train/grad_norm': np.inf}, 'their norm overflows'),
 ])
-def test_the_first_place_that_is_not_finite_is_named(bad, place):
+def test_the_first_non_finite_place_is_named(bad, place):
   assert place in recovery.locate({**FINE, **bad}, BATCH)
 
 
-def test_a_batch_that_is_not_finite_comes_before_all_else():
+def test_a_non_finite_batch_is_named_before_all_else():
   image = BATCH['image'].copy()
   image[[1, 3], 0] = np.inf
   place = recovery.locate({**FINE, 'router/block_01/load': np.full(4, NAN)}, {**BATCH, 'image': image})
@@ -46,7 +46,7 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
   assert recovery.Interrupted('', number).code == 128 + number
 
 
-def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch):
+def test_a_signal_is_noted_even_if_nobody_reads_the_message(monkeypatch):
   def nobody(*arguments):
     raise BrokenPipeError
   with recovery.Interruption() as interruption:
@@ -64,5 +64,5 @@ def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch)
     ({'train/grad_norm': np.inf}, 'Every single gradient is finite, but their norm overflows.'),
     ({'train/loss': NAN, 'train/grad_norm': np.inf},
      'Every single gradient is finite, but their norm overflows.')])
-def test_a_loss_alone_that_is_not_finite_is_not_blamed_on_the_gradients(bad, sentence):
+def test_a_non_finite_loss_alone_is_not_blamed_on_the_gradients(bad, sentence):
   assert recovery.locate({**FINE, **bad}, BATCH) == sentence

@@ -1,4 +1,4 @@
-"""What is wrong with a config is found before anything is compiled, and said with its path and what to do."""
+"""Errors in a config are found before anything is compiled, and named with their path and what to do."""
 import digits_config
 import pytest
 
@@ -66,7 +66,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('what', WRONG)
-def test_what_is_wrong_is_said_in_a_sentence(what):
+def test_an_invalid_config_is_refused_in_a_sentence(what):
   spoil, sentence = WRONG[what]
   config = digits_config.get_config()
   spoil(config)
