@@ -155,7 +155,7 @@ def test_the_command_prints_a_group_of_a_config_that_keys_change(monkeypatch, ca
                                    '--config.optimizer.schedule={"name": "linear", "peak": 2.0}', '--format', 'md'])
   describe.main()
   said = capsys.readouterr().out
-  for part in '- **schedule**: A dict.', '**peak** = `2.0` (needed)', '- `cosine`: Half a cosine':
+  for part in '- **schedule**: A dict.', '**peak** = `2.0` (needed)', '- `cosine`: Cosine decay':
     assert part in said
 
 

@@ -198,7 +198,7 @@ def test_the_checksum_covers_every_bit_of_about(tmp_path):
     changed = bytearray(sound)
     changed[place] ^= 1 << place % 8
     path.write_bytes(changed)
-    with pytest.raises(checksums.Damaged, match='about/metadata has other contents'):
+    with pytest.raises(checksums.Damaged, match='about/metadata differs from'):
       checksums.check(path.parents[1], 'about/')
 
 
@@ -319,7 +319,7 @@ def test_evaluation_says_where_it_looked_for_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize('damage, file', [
-    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* has other contents'),
+    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* differs from'),
     (lose_an_item, 'average/.* is missing')])
 def test_the_damaged_file_is_named(tmp_path, damage, file):
   save(tmp_path, 2, 4)
