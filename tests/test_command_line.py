@@ -126,7 +126,7 @@ def test_items_of_lists_are_set_by_index():
   changed = config_files.override(config, {'data.augment[1].padding': 2})
   assert changed.data.augment == (dict(name='flip'), dict(name='crop', padding=2))
   assert config.data.augment[1]['padding'] == 1
-  with pytest.raises(ConfigError, match=r'config.data.augment\[2\] is not there'):
+  with pytest.raises(ConfigError, match=r'config.data.augment\[2\] does not exist'):
     config_files.override(config, {'data.augment[2].padding': 2})
 
 
