@@ -30,7 +30,7 @@ def shortened(config: Mapping, given: Mapping[str, Any]) -> dict[str, int]:
   return {path: length * room // total for path, length in phases.items()} if total > room else {}
 
 
-def _at(config: Mapping, path: str) -> Any:
+def _at(config: Any, path: str) -> Any:
   for key in path.split('.'):
     if not hasattr(config, 'get'):
       return None

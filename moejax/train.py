@@ -2,7 +2,7 @@
 
     python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/vmoe_digits
     python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/k1 --config.model.moe.router.select.k=1
-    python -m moejax.train --config=configs/mixtral_c4.py:8x7b --workdir=runs/mixtral --config.mesh.expert=8
+    python -m moejax.train --config=moejax://mixtral_c4:8x7b --workdir=runs/mixtral --config.mesh.expert=8
 
 The same command resumes where the run stopped, however it stopped; with a larger `--config.training.steps` it extends
 the run. With a smaller one a new run is short. From Python: `moejax.train.run(config, workdir)`.
@@ -35,5 +35,7 @@ def main() -> None:
   run(config, given.workdir)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -42,10 +42,13 @@ def parameters(name, variant):
   return sum(math.prod(leaf.shape) for leaf in flatten(full_size(name, variant).model.shapes()[0]).values())
 
 
+PAPER = re.compile(r'^Paper: (Unpublished\b|.*\(?(arXiv \d{4}\.\d{5}|and others))', re.M)
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_docstring_names_paper_command_cost_and_result(name):
   text = importlib.import_module(f'configs.{name}').__doc__
-  assert re.search(r'^Paper: .*\(?(arXiv \d{4}\.\d{5}|and others)', text.replace('\n  ', ' '), re.M), text
+  assert PAPER.search(text.replace('\n  ', ' ')), f'Name the paper with its arXiv id, or say "Paper: Unpublished.":\n{text}'
   assert f'Command: python -m moejax.train --config=configs/{name}.py' in text
   assert re.search(r'^Cost: \S', text, re.M)
   assert re.search(r'^(Result|Expected): \S', text, re.M)

@@ -1,6 +1,6 @@
-"""What is measured: programs, one function at one shape each, and cases, programs that are timed in the same rounds.
+"""The measurements: programs, each a function at one shape, and cases, programs that are timed in the same rounds.
 
-Plain Python without JAX, for the processes of peers read it too.
+Plain Python without JAX, because the peers' processes import it too.
 """
 import dataclasses
 
@@ -10,18 +10,18 @@ class Program:
   """A function that is compiled and timed.
 
   Attributes:
-    what: 'dense', the floor: a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
-      'grouped', or 'capacity': 'grouped' on what a router with capacity kept), its grouped matmul ('ragged_dot',
-      'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block', `kernels.expert_block` with given routes;
-      or 'routing', a layer whose experts do nothing.
-    backward: the gradients of parameters and input, too.
+    what: 'dense': the floor, a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
+      'grouped', or 'capacity': 'grouped' for a router with capacity), its grouped matmul ('ragged_dot', 'tokamax') or
+      its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block': `kernels.expert_block` with given routes; or 'routing':
+      a layer whose experts do nothing.
+    backward: whether to compute the gradients of parameters and input too.
     num_experts: E; 1 for the floor.
     choices: K.
     tokens: T.
     dim: D.
     hidden: F.
     activation: 'gelu' or 'swiglu'.
-    load: how the routes of a 'block' are spread over experts, one of LOADS; '' where a router decides.
+    load: distribution of the routes of a 'block' over experts, one of LOADS; '' if a router decides.
   """
   what: str
   backward: bool
@@ -48,7 +48,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """Shapes of a whole run; `experts` has those of E, `rounds` is the number of timings of each program."""
+  """Shapes of a whole run; `experts` has the values of E, `rounds` is the number of timings of each program."""
   tokens: int
   dim: int
   hidden: int
@@ -63,12 +63,12 @@ class Size:
 
   @property
   def middle(self) -> int:
-    """The E at which growth with everything else is measured."""
+    """The E for measuring growth with everything else."""
     return self.experts[len(self.experts) // 2]
 
   @property
   def token_counts(self) -> tuple[int, ...]:
-    """T where growth with T is measured."""
+    """The values of T for measuring growth with T."""
     return self.tokens // 4, self.tokens, self.tokens * 4
 
 
@@ -87,9 +87,9 @@ class Case:
 
 
 def cases(size: Size) -> dict[str, Case]:
-  """All that is measured. The processes: 'moejax', and the peers 'ragged_dot', 'tokamax' and 'torch'."""
+  """All cases. The processes: 'moejax', and the peers 'ragged_dot', 'tokamax' and 'torch'."""
   def with_floors(*programs):
-    # Everything is a ratio to the floor that the same process ran in the same round.
+    # Everything is a ratio to the floor in the same process and round.
     return tuple(dict.fromkeys([*(program.floor for program in programs), *programs]))
 
   def both(what, **shape):
@@ -102,7 +102,7 @@ def cases(size: Size) -> dict[str, Case]:
   layers = [program for experts in size.experts for program in (
       *(program for what in (*DISPATCHERS, 'routing') for program in both(what, num_experts=experts)),
       *both('block', num_experts=experts, load='multinomial'))]
-  # What does E times the work is not waited for where there are many experts.
+  # Programs that do E times the work are skipped for many experts.
   expanded = lambda what, count, **shape: [p for experts in size.experts[:count]
                                            for p in both(what, num_experts=experts, **shape)]
   growth = lambda **shape: [size.program(what, size.middle, **shape) for what in ('gather', 'grouped')]

@@ -1,4 +1,4 @@
-"""The run that faults are injected into: a tiny sparse vision transformer, whose router has noise and remembers."""
+"""The run for fault injection: a tiny sparse vision transformer, whose router has noise and state."""
 from moejax.routing import papers
 from moejax.training.setup import default_config
 

@@ -1,9 +1,9 @@
-"""The table of faults: what was injected, and what came of it."""
+"""The table of injected faults and their results."""
 from experiments.faults import kinds
 
 
 def table(results: dict) -> str:
-  """Markdown, with how it was made."""
+  """Markdown, with the command that made it."""
   head = 'fault', 'injected', 'survived', 'steps lost: mean (most)', 'runs whose metrics are identical'
   lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
   for name in dict.fromkeys(run['kind'] for run in results['runs']):

@@ -175,7 +175,8 @@ def _router_table(taken):
   some = next(iter(taken.layers.values())).num_experts
   note = (f'On evaluation batches. Uniform routing over {some} experts has confidence {1 / some:.3g} and an entropy of '
           f'{math.log(some):.3g} nats; a certain router has confidence 1 and entropy 0. "Rows a token" is how many '
-          'rows of expert computation a token costs.')
+          'rows of expert computation a token costs, filled or not; "experts per token" how many choices of experts are '
+          'computed, in the mean.')
   return '<h3>Every router in numbers</h3>' + page.paragraph(note) + page.table(head, rows)
 
 

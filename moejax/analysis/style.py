@@ -3,6 +3,7 @@ import contextlib
 from collections.abc import Iterator
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 
 THEMES = {
@@ -23,7 +24,8 @@ def experts(count: int) -> list[str]:
   """One colour an expert; at most `MOST_COLOURS` can be told apart."""
   if count > MOST_COLOURS:
     raise ValueError(f'{count} experts cannot be told apart by colour; at most {MOST_COLOURS}.')
-  darker = [matplotlib.colors.to_hex(0.55 * np.array(matplotlib.colors.to_rgb(c))) for c in _DISTINCT]
+  rgb = [matplotlib.colors.to_rgb(colour) for colour in _DISTINCT]
+  darker = [matplotlib.colors.to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in rgb]
   return [*_DISTINCT, *darker][:count]
 
 

@@ -1,7 +1,7 @@
 """Pipelines: what a training run sees of its data."""
 import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import grain
 import jax
@@ -41,7 +41,7 @@ class Pipeline(abc.ABC):
     """The names that `evaluate` knows."""
     return self.source.splits
 
-  def open(self, split: str) -> Examples | Stream:
+  def open(self, split: str) -> Any:  # Examples | Stream, as the source has them
     """The examples of a split, opened once. Raises DataError where there are none."""
     if split not in self._opened:
       examples = self.source.open(split)

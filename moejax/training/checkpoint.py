@@ -9,7 +9,7 @@ call the same methods at the same steps.
 """
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class Checkpoints:
                                        self._say)
     except NoCheckpoint:
       return None
-    return None if found is None else (step, found[0])
+    return None if step is None or found is None else (step, found[0])
 
   def _read(self, step, states):
     """(state, about)."""
@@ -213,7 +213,8 @@ class Checkpoints:
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
     if processes.largest(bool(vanished) or not self.folder.is_dir()):
       names = ''.join(f' {step}' for step in sorted(vanished))
-      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next one now.')
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next '
+                'one now.')
       self._manager.close()
       self._open()
 
@@ -224,15 +225,15 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   The latest readable checkpoint, or the one of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
 
   Raises:
-    NoCheckpoint: there is no checkpoint, or none can be read.
+    NoCheckpoint: there is no checkpoint, or none can be read; with `step`, that one.
   """
+  quiet.libraries()
   folder = Path(workdir).absolute() / 'checkpoints'
   steps = kept.complete(workdir)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
-    steps = [step]
-  if not steps:
+  elif not steps:
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
@@ -252,6 +253,11 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     params = item('average' if 'average' in about['fingerprints'] else 'params')
     return workdirs.loads(about['config']), about['step'], params, item('router_state')
 
+  if step is not None:
+    try:
+      return read(step)
+    except Exception as error:
+      raise NoCheckpoint(f'The checkpoint {folder / str(step)} cannot be read ({_reason(error)}).') from error
   _, restored, _ = _first_readable(steps, read, folder, print)
   return restored
 
@@ -263,14 +269,15 @@ def _restore_to_host(path: Path) -> Tree:
     return jax.tree.map(jnp.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
 
 
-def _first_readable(steps, read, folder, say):
+def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Path,
+                    say: Callable[[str], None]) -> tuple[int | None, Any, list[int]]:
   """(step, `read(step)`, damaged steps) for the first of `steps` that can be read; Nones without `steps`."""
   damaged = []
   for step in steps:
     try:
       found = read(step)
     except Exception as error:  # noqa: BLE001  (damage can raise any error)
-      damaged.append((step, f'{type(error).__name__}: {error}'.splitlines()[0][:200]))
+      damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
       say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using the one of step {step} instead.')
@@ -279,6 +286,10 @@ def _first_readable(steps, read, folder, say):
     raise NoCheckpoint(f'No checkpoint in {folder} can be read; reading the latest raised {damaged[0][1]}. Restore the '
                        'folder from a backup, or delete it to start again from step 0.')
   return None, None, []
+
+
+def _reason(error: Exception) -> str:
+  return f'{type(error).__name__}: {error}'.splitlines()[0][:200]
 
 
 def _verify(name: str, tree: Any, about: dict) -> None:

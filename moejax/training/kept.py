@@ -27,7 +27,8 @@ class CheckpointConfig:
 
 def complete(workdir: str | Path) -> list[int]:
   """Steps of the complete checkpoints in the folder of a run, latest first."""
-  return sorted((int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()), reverse=True)
+  names = (path.name for path in (Path(workdir) / 'checkpoints').glob('*'))
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def policy(options: CheckpointConfig) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           if row:
             writer.write(now, row)
           if saves and rollback.sound(measured):
+            writer.sync()  # A run resumes from this checkpoint with all rows up to it.
             checkpoints.save(state, batches, row)
         if stops and now < total:
           _end_interrupted(now, total, checkpoints, signal)

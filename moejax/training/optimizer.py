@@ -7,7 +7,7 @@ The state of an optimizer is a pytree; its leaves that mirror a parameter are sh
 """
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from moejax.training import normalized_descent
 OPTIMIZERS = Registry('optimizer')
 SCHEDULES = Registry('schedule')
 
-Schedule = Callable[[jax.Array], jax.Array]
+Schedule = optax.Schedule
 
 # Parameters that no axis name identifies, by a part of their path: learned positions, and tokens that are not words.
 _NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
@@ -230,7 +230,7 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: 
 
   Config:
     peak: largest learning rate.
-    warmup: steps of linear growth to it; 0 decays from the first step on, 1 from the second.
+    warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
     cooldown: number of last steps, which decay linearly to 0.
   """
   _check(where, steps, warmup + cooldown)
@@ -324,7 +324,7 @@ def state_shardings(transform: optax.GradientTransformation, params: Tree, shard
     # dict keys have `.key`; the containers of optax above them are attributes and positions
     names = [str(part.key) if isinstance(part, jax.tree_util.DictKey) else None for part in path]
     for start in range(len(names)):
-      name = '/'.join(names[start:]) if None not in names[start:] else None
+      name = '/'.join(name or '' for name in names[start:]) if None not in names[start:] else None
       if name in flat and (found := mirrored(name, leaf.shape)):
         return found
     return otherwise
@@ -350,8 +350,8 @@ def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
 
 def not_finite(tree: Any) -> jax.Array:
   """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
-  return sum((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
-             if jnp.issubdtype(leaf.dtype, jnp.floating))
+  return sum(((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
+              if jnp.issubdtype(leaf.dtype, jnp.floating)), jnp.int32(0))
 
 
 def norms_by_module(tree: Tree) -> dict[str, jax.Array]:

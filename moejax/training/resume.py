@@ -50,11 +50,11 @@ def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder
   if done >= before and new_rates[0] > old_rates[0] and not _set_anew(old, new):
     raise ConfigError(_ended(old, new, checkpoints, folder))
   if new_rates[0] != old_rates[0]:
-    return [f'The learning rate at step {done} jumps from {old_rates[0]:.4g} to {new_rates[0]:.4g}: its schedule was for '
-            f'{before} steps, and is now for {after}.']
+    return [f'The learning rate at step {done} jumps from {old_rates[0]:.4g} to {new_rates[0]:.4g}: its schedule was '
+            f'for {before} steps, and is now for {after}.']
   if (new_rates != old_rates).any():
-    return [f'The learning rate at step {done} is {new_rates[0]:.4g} as before; its schedule was for {before} steps, and '
-            f'is now for {after}.']
+    return [f'The learning rate at step {done} is {new_rates[0]:.4g} as before; its schedule was for {before} steps, '
+            f'and is now for {after}.']
   return [f'The learning rate at step {done} is {new_rates[0]:.4g}, and its schedule is the same as before.']
 
 
@@ -69,12 +69,12 @@ def _ended(old, new, checkpoints, folder):
     ways.append('delete {} to resume after step {}, where the rate was {:.4g} and would be {:.4g}'.format(
         folders, best, *rates(best)))
   ways.append(f'train {after} steps in another --workdir')
-  return ('config.training.steps was {}, now {}, and the run in {} is finished: its {} schedule has ended at a learning '
-          'rate of {:.4g}, and the one for {} steps would raise it to {:.4g}. Either {}.').format(
+  return ('config.training.steps was {}, now {}, and the run in {} is finished: its {} schedule has ended at a '
+          'learning rate of {:.4g}, and the one for {} steps would raise it to {:.4g}. Either {}.').format(
               before, after, folder, schedule['name'], *rates(done)[:1], after, *rates(done)[1:], '; or '.join(ways))
 
 
-def _rates(config: Mapping, steps: Sequence[int]) -> np.ndarray:
+def _rates(config: Mapping, steps: Sequence[int] | np.ndarray) -> np.ndarray:
   """<float32>[len(steps)] Learning rates of these steps."""
   schedule = optimizer.SCHEDULES.build(config['optimizer']['schedule'], 'config.optimizer.schedule',
                                        steps=config['training']['steps'])

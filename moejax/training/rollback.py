@@ -37,7 +37,7 @@ class Guard:
     self._options, self._states, self._checkpoints, self._say = options, states, checkpoints, say
     # A run that stopped before it checked its last step does so when it resumes.
     skips = jax.device_get(state.skips)
-    self._unseen = int(state.step), _nothing(skips['in_a_row']), {}
+    self._unseen: tuple[int, Any, Any] = int(state.step), _nothing(skips['in_a_row']), {}
 
   def after(self, now: int, metrics: dict[str, Any], batch: dict[str, Any], state: TrainState) -> TrainState:
     """Checks the step before `now`; returns `state`, the one after step `now`, or the state rolled back to.
@@ -49,7 +49,7 @@ class Guard:
       recovery.Diverged: all rollbacks are used up, or there is nothing to roll back to.
     """
     seen, self._unseen = self._unseen, (now, metrics, batch)
-    in_a_row = self._look(*seen)
+    in_a_row = self._look(seen)
     if in_a_row < self._options.patience and sound(seen[1]):
       return state
     state = self._rolled_back(now, in_a_row, seen, state)
@@ -58,11 +58,12 @@ class Guard:
 
   def finish(self) -> None:
     """Checks the last step. Raises recovery.Diverged where its state is not finite."""
-    in_a_row = self._look(*self._unseen)
+    in_a_row = self._look(self._unseen)
     if not sound(self._unseen[1]):
-      raise self._diverged(*self._unseen, in_a_row, 'It was the last step.')
+      raise self._diverged(self._unseen, in_a_row, 'It was the last step.')
 
-  def _look(self, at, metrics, batch):
+  def _look(self, seen):
+    at, metrics, batch = seen
     if metrics['train/skipped']:
       self._say(f'Step {at}: batch skipped. {_why(metrics, batch)}')
     elif not sound(metrics):
@@ -72,7 +73,7 @@ class Guard:
   def _rolled_back(self, now, in_a_row, seen, state):
     skips = {name: int(state.skips[name]) for name in _COUNTERS}
     if skips['rollbacks'] >= self._options.max_rollbacks:
-      raise self._diverged(*seen, in_a_row,
+      raise self._diverged(seen, in_a_row,
                            f'No rollback is left (config.recovery.max_rollbacks={self._options.max_rollbacks}).')
     # Skipped batches keep the state of the last good step, so that one is bad too; and if no step was good after the
     # last rollback, so is the checkpoint that it restored.
@@ -80,7 +81,7 @@ class Guard:
     before = last_good if last_good > skips['rolled_back_at'] else min(last_good, skips['rolled_back_to'])
     found = self._checkpoints.before(before, self._states)
     if found is None:
-      raise self._diverged(*seen, in_a_row, 'There is no earlier checkpoint to roll back to.')
+      raise self._diverged(seen, in_a_row, 'There is no earlier checkpoint to roll back to.')
     at, old = found
     reason = f'Batches skipped in a row: {in_a_row}' if sound(seen[1]) else 'The state is not finite'
     self._say(f'{reason}. Rolled back to the checkpoint of step {at}; steps lost: {now - at}. Training continues with '
@@ -92,7 +93,8 @@ class Guard:
     return dataclasses.replace(old, step=place(now), skips={**old.skips, **counters},
                                opt_state=optimizer.at_step(old.opt_state, place(now)))
 
-  def _diverged(self, at, metrics, batch, in_a_row, what):
+  def _diverged(self, seen, in_a_row, what):
+    at, metrics, batch = seen
     row = f'{in_a_row} batches in a row were skipped. ' if in_a_row > 1 else ''
     return recovery.Diverged(
         f'Step {at}: {_why(metrics, batch)} {"The update was not applied. " if sound(metrics) else ""}{row}{what} '
@@ -116,7 +118,8 @@ def _why(metrics, batch):
   metrics = jax.device_get(metrics)
   loss, norm = float(metrics['train/loss']), float(metrics['train/grad_norm'])
   if np.isfinite(loss) and np.isfinite(norm) and not np.isfinite(metrics['train/learning_rate']):
-    return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {metrics["train/learning_rate"]}.'
+    rate = metrics['train/learning_rate']
+    return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {rate}.'
   if np.isfinite(loss) and np.isfinite(norm) and metrics['recovery/not_finite']:
     return (f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the update is not: it leaves NaN or infinity in '
             f'parameters, optimizer or router state (arrays: {metrics["recovery/not_finite"]}; learning rate '

@@ -50,7 +50,7 @@ class TrainState:
 def state_shardings(setup) -> TrainState:
   """The `NamedSharding` of every leaf of the train state."""
   params, router_state = setup.model.shapes()
-  whole = rules.replicated(setup.mesh)
+  whole: Any = rules.replicated(setup.mesh)
   optimizer = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.optimizer)
   return TrainState(
       step=whole,
@@ -124,7 +124,7 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   spoiled_routers = optimizers.not_finite(router_state)
   accepted &= jnp.isfinite(learning_rate) & (spoiled_routers == 0)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params: Any = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
     average = optimizers.moving_average(average, params, setup.training.average)

@@ -63,7 +63,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
       raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
                         f'keys back. (These may change on resume: {", ".join(resume.FREE)}, training.steps.)')
     changes = [f'Resuming with another config: {line}.' for line in differences.values()]
-    changes += resume.follow_length(old, config, kept.complete(workdir), Path(workdir))
+    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), Path(workdir))
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so the run they belong to is '
                       'unknown. Choose another --workdir.')

@@ -179,10 +179,10 @@ def test_a_split_without_examples_is_refused():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(channels=2), 'config.data.channels must be one of 1, 3, not 2'),
-    (dict(batch_size=0), 'config.data.batch_size must be a whole number of at least 1, not 0'),
-    (dict(threads=-1), 'config.data.threads must be a whole number of at least 0, not -1'),
-    (dict(readers=3), 'config.data.readers must be a whole number of at least 1 and that divides batch_size, not 3'),
-    (dict(image_size=0), 'config.data.image_size must be a whole number of at least 1, not 0'),
+    (dict(batch_size=0), 'config.data.batch_size must be an int of at least 1, not 0'),
+    (dict(threads=-1), 'config.data.threads must be an int of at least 0, not -1'),
+    (dict(readers=3), 'config.data.readers must be an int of at least 1 and that divides batch_size, not 3'),
+    (dict(image_size=0), 'config.data.image_size must be an int of at least 1, not 0'),
     (dict(mean=(0, 0, 0)), 'config.data.mean must be one number or 1, one a channel, not 3'),
     (dict(source=dict(name='digit')), "config.data.source.name: there is no source 'digit'. Did you mean 'digits'"),
     (dict(source=dict(name='digits', seed=1)), 'config.data.source.seed: Digits has no such key'),

@@ -1,6 +1,6 @@
-"""The commands over several processes: stopped and gone on with over another number of them, a run stays what it was.
+"""The commands over several processes: a run resumed with another number of processes is unchanged.
 
-Oracle: the metrics of one process with one device, that nobody disturbed.
+Oracle: the metrics of an undisturbed process with one device.
 """
 import os
 import re
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory, cache):
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes_on(tmp_path, undisturbed, cache):
+def test_if_one_of_two_processes_is_interrupted_both_save_and_a_single_one_resumes(tmp_path, undisturbed, cache):
   folder, log = tmp_path / 'run', tmp_path / 'log'
   script = host_port(folder, log, cache)
   wait_for_step(folder, 10, script)

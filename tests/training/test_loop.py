@@ -334,3 +334,17 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_claim_to_be_fini
   monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
   with pytest.raises(recovery.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
     run(tmp_path)
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_disk_before_it(tmp_path, monkeypatch):
+  happened, save = [], checkpoint.Checkpoints.save
+  monkeypatch.setattr(os, 'fsync', lambda descriptor, fsync=os.fsync: (
+      fsync(descriptor), happened.append(os.readlink(f'/proc/self/fd/{descriptor}').split('/')[-1])))
+
+  def recorded(self, state, *arguments):
+    happened.append((int(state.step), metrics.read(tmp_path)[-1]['step']))
+    save(self, state, *arguments)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', recorded)
+  run(tmp_path)
+  kept = [what for what in happened if what == 'metrics.jsonl' or isinstance(what, tuple)]
+  assert kept == [what for number in (2, 4, 6, 8) for what in ('metrics.jsonl', (number, number))]

@@ -146,10 +146,10 @@ def test_a_regular_expression_says_which_parameters_decay():
     (dict(name='adamv', schedule=CONSTANT), "there is no optimizer 'adamv'. Did you mean 'adamw'"),
     (dict(name='adamw', schedule=CONSTANT, b3=1.), 'config.optimizer.b3: adamw has no such key'),
     (dict(name='adamw'), 'config.optimizer.schedule is missing'),
-    (dict(name='adamw', schedule=dict(name='cosine', peak=-1.)), 'config.optimizer.schedule.peak must be a number above 0'),
+    (dict(name='adamw', schedule=dict(name='cosine', peak=-1.)), 'config.optimizer.schedule.peak must be a float above 0'),
     (dict(name='adamw', schedule=dict(name='cosine', peak=1., warmup=100)), '100 steps of warm-up'),
     (dict(name='adamw', schedule=dict(name='rsqrt', peak=1.)), 'config.optimizer.schedule.warmup is missing'),
-    (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a number above 0 or None'),
+    (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a float above 0 or None'),
     (dict(name='adamw', schedule=CONSTANT, decay='('), 'is not a regular expression'),
     (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' matches no parameter path"),
 ])
@@ -232,7 +232,7 @@ def test_parameters_without_gradient_and_decay_stay_bit_for_bit(name):
 
 def test_scales_that_cannot_be_applied_are_refused():
   for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' matches no parameter path"),
-                         (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a number of at least 0'),
+                         (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a float of at least 0'),
                          (dict(parameters='wi'), 'gradient_scale.factor is missing')):
     with pytest.raises(ConfigError, match=message):
       build(dict(name='sgd', schedule=CONSTANT, gradient_scale=scale))

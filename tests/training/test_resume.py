@@ -53,12 +53,14 @@ def test_a_cool_down_that_has_not_begun_is_postponed(tmp_path):
 def test_a_jump_of_the_rate_is_reported_with_both_values(tmp_path):
   # Half of a cosine is half of the peak; a quarter of it (1 + cos(pi/4)) / 2 = 0.8536.
   assert resume(tmp_path, config(800), config(1600), 400)[1:] == [
-      'The learning rate at step 400 jumps from 0.0005 to 0.0008536: its schedule was for 800 steps, and is now for 1600.']
+      'The learning rate at step 400 jumps from 0.0005 to 0.0008536: its schedule was for 800 steps, and is now for '
+      '1600.']
 
 
 def test_a_run_may_be_shortened_to_steps_it_has_not_done_yet(tmp_path):
   assert resume(tmp_path, config(1600), config(800), 400)[1] == (
-      'The learning rate at step 400 jumps from 0.0008536 to 0.0005: its schedule was for 1600 steps, and is now for 800.')
+      'The learning rate at step 400 jumps from 0.0008536 to 0.0005: its schedule was for 1600 steps, and is now for '
+      '800.')
 
 
 @pytest.mark.parametrize('schedule', [COSINE, dict(COSINE, name='linear'), dict(RSQRT, cooldown=200)])
@@ -75,10 +77,10 @@ def test_the_refusal_names_all_ways_to_extend_the_run(tmp_path):
   with pytest.raises(ConfigError) as error:
     resume(tmp_path, config(800), config(1600), 400, 600, 800)
   assert str(error.value) == (
-      f'config.training.steps was 800, now 1600, and the run in {tmp_path} is finished: its cosine schedule has ended at '
-      'a learning rate of 0, and the one for 1600 steps would raise it to 0.0005. Either set the rate to continue with, '
-      f'e.g. --config.optimizer.schedule.peak=0.0001; or delete {tmp_path}/checkpoints/800 to resume after step 600, '
-      'where the rate was 0.0001464 and would be 0.0006913; or train 1600 steps in another --workdir.')
+      f'config.training.steps was 800, now 1600, and the run in {tmp_path} is finished: its cosine schedule has ended '
+      'at a learning rate of 0, and the one for 1600 steps would raise it to 0.0005. Either set the rate to continue '
+      f'with, e.g. --config.optimizer.schedule.peak=0.0001; or delete {tmp_path}/checkpoints/800 to resume after step '
+      '600, where the rate was 0.0001464 and would be 0.0006913; or train 1600 steps in another --workdir.')
   # The first: 0.0001 * 0.5.
   said = workdir.claim(tmp_path, config(1600, dict(COSINE, peak=1e-4)))
   assert said[-1].startswith('The learning rate at step 800 jumps from 0 to 5e-05: ')
@@ -86,8 +88,8 @@ def test_the_refusal_names_all_ways_to_extend_the_run(tmp_path):
 
 def test_the_second_way_works_and_prefers_a_checkpoint_from_before_the_cool_down(tmp_path):
   schedule = dict(RSQRT, cooldown=200)
-  with pytest.raises(ConfigError, match=r'delete \S+/checkpoints/700 \S+/checkpoints/800 to resume after step 400, where '
-                                        'the rate was 0.0005 and would be 0.0005'):
+  with pytest.raises(ConfigError, match=r'delete \S+/checkpoints/700 \S+/checkpoints/800 to resume after step 400, '
+                                        'where the rate was 0.0005 and would be 0.0005'):
     resume(tmp_path, config(800, schedule), config(1600, schedule), 400, 700, 800)
   for step in (700, 800):
     (tmp_path / 'checkpoints' / str(step)).rmdir()
@@ -139,8 +141,7 @@ def train(folder, steps, schedule):
   """Runs the tiny model; returns its messages."""
   setup, said = make_setup(training=dict(steps=steps), evaluate=True, optimizer_config=dict(
       name='adamw', weight_decay=0.1, clip=1., schedule=schedule)), []
-  for line in workdir.claim(folder, setup.config):
-    said.append(line)
+  said += workdir.claim(folder, setup.config)
   loop.train(setup, folder, said.append)
   return said
 
