@@ -93,7 +93,7 @@ class Parser(argparse.ArgumentParser):
     raise ConfigError(f'{message[:1].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
 
   def _split(self, arguments):
-    # Takes out the flags that set a key: `--config.a.b=1`, or `--config.a.b 1`.
+    # Extracts the flags that set a key: `--config.a.b=1`, or `--config.a.b 1`.
     rest, overrides = [], {}
     while arguments:
       argument = arguments.pop(0)

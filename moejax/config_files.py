@@ -142,7 +142,7 @@ def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
 def _module(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location(f'{path.stem}_config', path.resolve())
   if spec is None or spec.loader is None:
-    raise ConfigError(f'{path} is no config file: its name must end in .py.')
+    raise ConfigError(f'{path} is not a config file: its name must end in .py.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

@@ -1,4 +1,4 @@
-"""Lets a program run on when nobody reads its standard output or error: it is silent there.
+"""Lets a program run on without a reader of its standard output or error: it is silent there.
 
     python -m moejax.train ... | head -1        python -m moejax.train ... 2>&-
 """

@@ -85,7 +85,7 @@ def installed(program: str) -> bool:
 def scalars(row: Row) -> dict[str, float]:
   """The numbers of `row`; of a list, `<name>/smallest` and `<name>/largest`.
 
-  Nobody reads a curve for each of 100 experts. Non-finite values become NaN, and so does None, their form in JSON.
+  A curve for each of 100 experts would be too many. Non-finite values become NaN, and so does None, their form in JSON.
   """
   flat = {}
   for name, value in row.items():

@@ -77,7 +77,7 @@ def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
 
 
 def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The part of a row that the same run reproduces to the last bit: all but times and memory."""
+  """The part of a row that the same run reproduces bit for bit: all but times and memory."""
   return {name: value for name, value in row.items() if not name.startswith(('time/', 'memory/'))}
 
 

@@ -68,7 +68,7 @@ def _abort_says(message: str) -> Iterator[None]:
     del number
     try:
       os.write(2, text)
-    finally:  # nobody may be listening
+    finally:  # the reader may be gone
       os._exit(PeerLost.code)
 
   libc = ctypes.CDLL(None)

@@ -61,7 +61,7 @@ class Interruption:
     if self.signal is not None:
       raise KeyboardInterrupt
     self.signal = number
-    with contextlib.suppress(OSError):  # nobody may be listening
+    with contextlib.suppress(OSError):  # the reader may be gone
       os.write(2, f'\n{self._notice}\n'.encode())
 
 
@@ -86,7 +86,7 @@ def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
     return (f'Every router is finite; gradients are not finite in {len(bad)} of {len(gradients)} modules: '
             f'{", ".join(bad[:6])}{", ..." if len(bad) > 6 else ""}.')
   if bad:
-    return 'Every router is finite, but the gradient of every module is not: look at what follows the last router.'
+    return 'Every router is finite, but the gradient of every module is not: check what follows the last router.'
   if not np.isfinite(metrics['train/grad_norm']):
     return 'Every single gradient is finite, but their norm overflows.'
   parts = [name for name in sorted(metrics)

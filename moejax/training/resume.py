@@ -2,7 +2,7 @@
 
 A learning rate belongs to a step and is computed from the config, so a run that resumes with a new length follows its
 new schedule from there on. Where the schedule does not depend on the length (constant, rsqrt without cool-down), the
-extended run equals a run started with the larger number, to the last bit.
+extended run is bit-identical to a run started with the larger number.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -232,7 +232,7 @@ def test_in_a_decoder_routers_learn_from_reinforce_alone_where_their_weight_is_o
 
 @pytest.mark.parametrize('router, message', [
     (papers.switch, 'the router block_00 has no learned one'),
-    (lambda: papers.gshard(second='all'), 'does not draw one expert for each token')])
+    (lambda: papers.gshard(second='all'), 'does not draw one expert for each predicted token')])
 def test_routers_that_reinforce_cannot_train_are_refused(router, message):
   fragment = {**router(), 'place': dict(name='dropless')}
   model = rl_decoder(lambda: fragment)

@@ -21,7 +21,7 @@ NAN = float('nan')
     ({'router/block_03/z_loss': np.inf}, "First layer that is not finite: block_03 (its router's z_loss)"),
     ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not finite in 1 of 3 modules: blocks/1/moe'),
     ({'gradient_norm/blocks/1/moe': NAN, 'gradient_norm/blocks/3/moe': NAN, 'gradient_norm/head': NAN},
-     'look at what follows the last router'),
+     'check what follows the last router'),
     ({'train/grad_norm': np.inf}, 'their norm overflows'),
 ])
 def test_the_first_non_finite_place_is_named(bad, place):
