@@ -54,7 +54,7 @@ WRONG = {
         change('checkpoint.metric', 'eval/test/accuracy'), 'config.checkpoint.every (10) must be a multiple of'),
     'a mesh of more devices than there are': (change('mesh.expert', 16), 'do not make 8 devices'),
     'a mesh that does not divide the experts': (
-        change('model.moe.num_experts', 6, 'mesh.expert', 4), 'a positive multiple of 4, or config.mesh.expert 2'),
+        change('model.moe.num_experts', 6, 'mesh.expert', 4), 'make it a multiple of 4, or set config.mesh.expert = 2'),
     'a batch that does not divide': (
         change('training.accumulate', 4), 'times 4 of config.training.accumulate. Nearest: 32'),
     'a model for other images': (change('model.image_size', 16), 'image_size'),
