@@ -8,7 +8,7 @@ Command: python -m moejax.train --config=configs/understanding_moe_digits.py --w
 Cost: about a minute on 2 CPU cores.
 Result: Expected: more accurate with cubic experts than with linear ones (model.moe.experts.activation=linear).
 Proof: numbers: tests/models/test_clusters.py::test_the_model_equals_a_loop_in_float64,
-  tests/training/test_normalized_descent.py::test_every_expert_goes_as_far_as_any_other
+  tests/training/test_normalized_descent.py::test_every_expert_takes_an_equally_large_step
 Differs: 8x8 digits and filters instead of CIFAR-10 and ResNets, a quarter turn instead of 30 degrees. The loss applies
   a softmax to probabilities, as in the published code.
 """

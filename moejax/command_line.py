@@ -1,4 +1,4 @@
-"""What all commands share: flags, keys of a config as flags, and failures that end in a sentence and an exit code.
+"""What all commands share: flags, keys of a config as flags, and errors that end in a sentence and an exit code.
 
     def main() -> None:
       flags = Parser('moejax.train', __doc__, keys='config')
@@ -28,10 +28,10 @@ from moejax import config_files, platforms, streams
 from moejax.config import ConfigError, Explained, nearest
 
 _KEYS = """--{keys}.<path>=<value> sets any key of the {keys}; `python -m moejax.describe <config>` lists them. A value
-is a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), and else text: bfloat16 needs no quotes, and a
-number that is meant as text needs two kinds ('"16"'). A path may count: data.augment[0].name. A dict replaces its whole
-group: it has a `name`, or is {{}}, or has all keys that the group had, and is refused otherwise; set single keys by
-their paths. Groups that the config leaves out, or at None, are made. Later flags win."""
+is a Python literal (3, 1e-3, None, True or true, "(1, 2)", "['a']"), otherwise a str: bfloat16 needs no quotes, and
+digits meant as a str need two kinds ('"16"'). A path may index a list: data.augment[0].name. A dict replaces its whole
+group: it must have a `name`, be {{}}, or have all keys that the group had; set single keys by their paths. Groups that
+the config omits or sets to None are created. Later flags win."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
   Args:
     module: e.g. 'moejax.train'.
     description: docstring of the command, with examples in it.
-    keys: what `--<keys>.<path>=<value>` sets, 'config' or 'source'; None: there is no such thing.
-    usage: what follows the command, in short.
+    keys: what `--<keys>.<path>=<value>` sets, 'config' or 'source'; None: no such flags.
+    usage: short form of the arguments.
   """
 
   def __init__(self, module: str, description: str | None, keys: str | None = None, usage: str = '[flags]'):
@@ -59,10 +59,11 @@ class Parser(argparse.ArgumentParser):
 
   def add_processes(self) -> None:
     """The arguments of `parallel.processes.start`."""
-    group = self.add_argument_group('one of several processes', 'Only where no cluster tells them of one another.')
-    group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
-    group.add_argument('--num_processes', metavar='N', type=int, help='of this run; 1: this one alone, on any cluster')
-    group.add_argument('--process_id', metavar='I', type=int, help='which of them this is, from 0')
+    group = self.add_argument_group('one of several processes', 'Only needed where no cluster connects the processes.')
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
+    group.add_argument('--num_processes', metavar='N', type=int,
+                       help='number of processes of this run; 1: this process alone, on any cluster')
+    group.add_argument('--process_id', metavar='I', type=int, help='index of this process, from 0')
 
   def parse(self, arguments: Sequence[str] | None = None, needs: Iterable[str] = ()) -> argparse.Namespace:
     """The values of all flags, and in `overrides` {path: value} of the keys that were set.
@@ -72,7 +73,7 @@ class Parser(argparse.ArgumentParser):
       needs: flags that must be given.
 
     Raises:
-      ConfigError: in a sentence, with the nearest flag where there is none of that name.
+      ConfigError: one sentence, with the nearest flag for an unknown one.
     """
     rest, overrides = self._split(list(sys.argv[1:] if arguments is None else arguments))
     for argument in rest:
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f'There is no flag {name}. {self._nearest(name)}')
     given, unknown = self.parse_known_args(rest)
     if unknown:
-      self.error(f'{unknown[0]!r} is no flag. Flags begin with two dashes.')
+      self.error(f'Unrecognised argument {unknown[0]!r}. Flags begin with two dashes.')
     missing = [f'--{name}' for name in needs if getattr(given, name) in (None, '')]
     if missing:
       self.error(f'{" and ".join(missing)} {"is" if len(missing) == 1 else "are"} missing.')
@@ -92,7 +93,7 @@ class Parser(argparse.ArgumentParser):
     raise ConfigError(f'{message[:1].upper()}{message[1:].rstrip(".")}. See {self.prog} --help.')
 
   def _split(self, arguments):
-    # Takes out what sets a key: `--config.a.b=1`, or `--config.a.b 1`.
+    # Extracts the flags that set a key: `--config.a.b=1`, or `--config.a.b 1`.
     rest, overrides = [], {}
     while arguments:
       argument = arguments.pop(0)
@@ -124,9 +125,9 @@ def start_processes(given: argparse.Namespace) -> None:
 
 
 def in_one_sentence(binary: Callable[[], int | None]) -> None:
-  """Runs `binary`; what a person can act on is printed as a sentence, without a traceback, and is the exit code.
+  """Runs `binary`; errors that the user can act on are printed in a sentence without traceback, and set the exit code.
 
-  What `binary` returns is the exit code otherwise; None: nothing happens.
+  Otherwise the exit code is what `binary` returns; None: no exit.
   """
   streams.outlive_readers()
   platforms.choose()
@@ -142,7 +143,7 @@ def in_one_sentence(binary: Callable[[], int | None]) -> None:
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
-    sys.exit(_say('The disk is full. Make room; the same command resumes from the last checkpoint.', 1))
+    sys.exit(_say('The disk is full. Free some space; the same command resumes from the last checkpoint.', 1))
   except KeyboardInterrupt:
     sys.exit(_say('Stopped at once. The same command resumes from the last checkpoint.', 130))
   if code is not None:

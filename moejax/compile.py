@@ -1,15 +1,15 @@
-"""Plans a run before there are chips: compiles its real training step for a topology, on any machine with Linux.
+"""Plans a run before there are chips: compiles its real training step for a topology, on any Linux machine.
 
     python -m moejax.compile --config=configs/mixtral_c4.py:8x7b --topology=v5p:4x8x8
     python -m moejax.compile --config=configs/vmoe_digits.py --topology=v5e:2x2 --config.mesh.expert=4
     python -m moejax.compile --config=configs/switch_c4.py:base --topology=h100:8x8 --out=plans/switch
 
-Says what the step takes: parameters, memory of a chip, FLOPs, memory traffic, collectives, an estimate of time and MFU,
-and the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus (v5e:16x16,
-v5p:4x4x8), h100 with hosts x GPUs (h100:8x8). Needs the extra `compile`. `--out` also writes plan.json. From Python:
-`moejax.compile.run(config, 'v5e:16x16')`.
+Prints what the step takes: parameters, memory per chip, FLOPs, memory traffic, collectives, an estimate of time and
+MFU, and the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus
+(v5e:16x16, v5p:4x4x8), h100 with hosts x GPUs (h100:8x8). Needs the extra `compile`. `--out` also writes plan.json.
+From Python: `moejax.compile.run(config, 'v5e:16x16')`.
 
-Exit codes: 0 it fits; 1 it does not; 2 something is wrong with the command or the config.
+Exit codes: 0 it fits; 1 it does not; 2 the command or the config is wrong.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-# Programs are made here and run elsewhere; chips at hand stay free for others.
+# Programs are compiled here and run elsewhere; local chips stay free for others.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from moejax import command_line, config_files
@@ -32,16 +32,16 @@ from moejax import command_line, config_files
 if TYPE_CHECKING:
   from moejax.parallel.ahead_of_time import Plan
 
-_TICK = 15  # seconds between signs of life
+_TICK = 15  # seconds between progress lines
 
 
 def run(config: Mapping | ConfigDict, topology: str, out: str | Path | None = None,
         say: Callable[[str], None] = print) -> Plan:
-  """Compiles the training step of `config` for `topology`, says what it takes, and writes `<out>/plan.json`.
+  """Compiles the training step of `config` for `topology`, prints what it takes, and writes `<out>/plan.json`.
 
   Raises:
-    ConfigError: before anything is compiled: no such topology, its compiler is missing, or a config that is wrong or
-      does not divide over it.
+    ConfigError: before anything is compiled: an unknown topology, a missing compiler, or a config that is wrong or
+      does not divide over the topology.
   """
   from moejax.parallel import ahead_of_time, plan_text, topologies
   from moejax.training.setup import prepare
@@ -63,7 +63,7 @@ def run(config: Mapping | ConfigDict, topology: str, out: str | Path | None = No
 
 
 class Stages:
-  """Says what is being done and for how long, in lines that begin with the seconds since the start."""
+  """Prints each stage and its duration so far, in lines that begin with the seconds since the start."""
 
   def __init__(self, start: float, say: Callable[[str], None]):
     self._start, self._say = start, say
@@ -94,7 +94,7 @@ def main() -> int:
   flags = command_line.Parser('moejax.compile', __doc__, keys='config')
   flags.add_config()
   flags.add_argument('--topology', help='machine to compile for, e.g. v5e:16x16 or h100:8x8')
-  flags.add_argument('--out', metavar='FOLDER', help='where to write plan.json; made if missing')
+  flags.add_argument('--out', metavar='FOLDER', help='where to write plan.json; created if missing')
   given = flags.parse(needs=('config', 'topology'))
   config = config_files.load(given.config, given.overrides)
   found = run(config, given.topology, given.out, lambda line: print(line, flush=True))

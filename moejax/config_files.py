@@ -3,7 +3,7 @@
     config = load('configs/mixtral_c4.py:8x7b', {'training.steps': 10, 'model.moe.dispatch.implementation': 'xla'})
     config = load('moejax://mixtral_c4:8x7b')   the same file, wherever python started and moejax is installed
 
-Which keys there are is for the constructors to say (`moejax.config`): what they do not know they refuse.
+Which keys exist is decided by the constructors (`moejax.config`), which refuse unknown ones.
 """
 import ast
 import contextlib
@@ -39,8 +39,8 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
   While it is loaded, the folder above the file's is importable: configs import one another, wherever python started.
 
   Raises:
-    ConfigError: there is no such file or variant, or the file fails by itself; then the message begins with the
-      traceback from where the file comes into it.
+    ConfigError: there is no such file or variant, or the file raises an exception; then the message begins with the
+      traceback from the file on.
   """
   shipped = argument.startswith(SCHEME)
   name, colon, variant = argument.removeprefix(SCHEME).partition(':')
@@ -52,7 +52,7 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
   with siblings, _failing_by_itself(path, argument):
     module = _module(path)
     if not callable(getattr(module, 'get_config', None)):
-      raise ConfigError(f'{name} is no config file: it has no function get_config.')
+      raise ConfigError(f'{name} is not a config file: it has no function get_config.')
     config = module.get_config(*_arguments(module, name, variant if colon else None))
   if not isinstance(config, (ConfigDict, Mapping)):
     raise ConfigError(f'get_config() of {name} must return a ConfigDict, not {config!r} ({type(config).__name__}).')
@@ -62,25 +62,25 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
   """A copy of `config` with the values at these paths, e.g. {'model.moe.dispatch.name': 'gather'}, in their order.
 
-  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`. Fewer
-  `training.steps` also shorten warm-up and cool-down, as `shorten.shortened` says.
+  Missing or None groups on a path are created. A dict replaces its group. `where`: path of `config`. Fewer
+  `training.steps` also shorten warm-up and cool-down, see `shorten.shortened`.
 
   Raises:
-    ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
+    ConfigError: a path through a value without keys, or a dict that would silently remove keys of its group.
   """
   mutable = isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict)
   initial: Any = config
   changed: Any = copy.deepcopy(initial) if mutable else ConfigDict(initial)
   for path, value in {**overrides, **shortened(changed, overrides)}.items():
     if not re.fullmatch(_PATH, path):
-      raise ConfigError(f'{where}.{path} is no path of a config: names with dots between, as in data.augment[0].name.')
+      raise ConfigError(f'{where}.{path} is not a config path: names with dots between, as in data.augment[0].name.')
     steps = [int(step[1:-1]) if step[0] == '[' else step for step in re.findall(_STEP, path)]
     changed = _changed(changed, steps, value, where)
   return changed
 
 
 def parse_value(text: str) -> Any:
-  """What `text` means on the command line: a Python literal, `true`, `false`, and else itself."""
+  """What `text` means on the command line: a Python literal, `true`, `false`, or otherwise the str itself."""
   try:
     return _WORDS[text] if text in _WORDS else ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -136,13 +136,13 @@ def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
     while inside and Path(inside.tb_frame.f_code.co_filename) != path.resolve():
       inside = inside.tb_next
     lines = ''.join(traceback.format_exception(type(error), error, inside, chain=False)).rstrip()
-    raise ConfigError(f'{lines}\nThe config file {argument} fails by itself, as above.') from error
+    raise ConfigError(f'{lines}\nThe config file {argument} raised the exception above.') from error
 
 
 def _module(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location(f'{path.stem}_config', path.resolve())
   if spec is None or spec.loader is None:
-    raise ConfigError(f'{path} is no config file: its name must end in .py.')
+    raise ConfigError(f'{path} is not a config file: its name must end in .py.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -157,7 +157,7 @@ def _arguments(module: ModuleType, name: str, variant: str | None) -> list[str]:
     raise ConfigError(f'{name} takes an argument: --config={name}:<{needed[0].name}>.' +
                       (f' There are {listing}.' if listing else ''))
   if variant is not None and not parameters:
-    raise ConfigError(f'{name} takes no argument, and {variant!r} follows its colon: write --config={name}.')
+    raise ConfigError(f'{name} takes no argument, but {variant!r} follows its colon: write --config={name}.')
   if variant is not None and variants and variant not in variants:
     raise ConfigError(f'There is no {name}:{variant}. There are {listing}.')
   return [] if variant is None else [variant]
@@ -179,7 +179,7 @@ def _changed(node: Any, steps: list[str | int], value: Any, where: str) -> Any:
   step, *rest = steps
   if isinstance(step, int):
     if not isinstance(node, (list, tuple)) or step >= len(node):
-      raise ConfigError(f'{where}[{step}] is not there to be changed: {where} is {shown(node)}.')
+      raise ConfigError(f'{where}[{step}] does not exist: {where} is {shown(node)}.')
     items = list(node)
     items[step] = _changed(items[step], rest, value, f'{where}[{step}]')
     return type(node)(items)
@@ -191,7 +191,7 @@ def _changed(node: Any, steps: list[str | int], value: Any, where: str) -> Any:
   if isinstance(group, dict):
     group[step] = new
   elif new is not old or step not in group:
-    with group.unlocked(), group.ignore_type():  # which types a key takes is for its constructor to say
+    with group.unlocked(), group.ignore_type():  # its constructor checks the type
       group[step] = _group(new, f'{where}.{step}') if isinstance(new, dict) else new
   return group
 
@@ -207,9 +207,9 @@ def _in_place_of(old: Any, new: Any, where: str) -> Any:
   if isinstance(new, Mapping) and isinstance(old, (ConfigDict, Mapping)) and new and 'name' not in new:
     if removed := [key for key in old if key not in new]:
       key, value = next(iter(new.items()))
-      raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set '
+      raise ConfigError(f'{where}: the dict would replace the group, and remove {", ".join(removed)}. Set '
                         f'single keys, e.g. --{where}.{key}={value}, or give all keys of the group, or a `name`.')
-  # As the config file would have written it: a run resumes with the config that it was started with.
+  # As the config file would have written it, so that a run resumes with an equal config.
   if isinstance(old, float) and type(new) is int:
     return float(new)
   return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new

@@ -1,19 +1,19 @@
-"""Evaluates a checkpoint, or each as a run writes it, and appends what was measured to evaluations.jsonl of the run.
+"""Evaluates a checkpoint, or each as a run writes it, and appends the results to evaluations.jsonl of the run.
 
     python -m moejax.evaluate --workdir=runs/vmoe_digits --step=best
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.place.eval_capacity_factor=2.0
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.select.k=1
     python -m moejax.evaluate --workdir=runs/vmoe_digits --follow --every=60
 
-Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
-another capacity or number of experts a token is a second graph over the same parameters. From Python:
+The config comes from the checkpoint. Its keys can be changed as long as the parameters keep their shapes: another
+capacity or number of experts per token is a second graph over the same parameters. From Python:
 `moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`.
 
---follow evaluates the checkpoints of a run while another process trains it, on whatever devices this one has. It waits
-for the next, the earliest first, and ends after that of the last step. evaluations.jsonl remembers which were evaluated
-with the same keys: the same command goes on with the others.
+--follow evaluates the checkpoints of a run while another process trains it, on the devices of this process. It waits
+for each checkpoint, earliest first, and ends after the last step's. evaluations.jsonl records which were evaluated with
+the same keys: the same command resumes with the others.
 
-Exit codes as of moejax.train.
+Exit codes are those of moejax.train.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
   from moejax.functional import Tree
   from moejax.training.setup import Setup
 
-# What evaluation is made of; the other sections of the config change nothing in it.
+# The sections of the config that affect an evaluation.
 MAY_CHANGE = ('model', 'data', 'evaluation', 'mesh')
 
 
@@ -43,15 +43,15 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     workdir: of a run that has a checkpoint.
     overrides: `{path in the config: value}`, e.g. `{'model.moe.router.select.k': 1}`.
     step: of the checkpoint; 'last', or 'best' by config.checkpoint.metric.
-    say: receives sentences for the person who runs this.
+    say: receives messages for the user.
 
   Returns:
     `{'<evaluator>/<metric>': value}`.
 
   Raises:
-    ConfigError: before anything is compiled: no such folder can be, a key that does not exist, or a change that another
-      model would need.
-    NoCheckpoint: there is none to evaluate.
+    ConfigError: before anything is compiled: an invalid folder, an unknown key, or a change that
+      needs other parameters.
+    NoCheckpoint: there is no checkpoint to evaluate.
   """
   from moejax.training import workdir as workdirs
   from moejax.training.checkpoint import restore_for_evaluation
@@ -59,7 +59,7 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
   measure = _Measure(workdir, overrides, say)
   results = measure(*restore_for_evaluation(workdir, find_step(workdir, step)))
   say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
-      f'experts a token; {workdir / "report" / "index.html"} names the keys.')
+      f'experts per token; {workdir / "report" / "index.html"} names the keys.')
   return results
 
 
@@ -67,18 +67,18 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
            say: Callable[[str], None] = print) -> None:
   """Measures all evaluators on each checkpoint of a run as it appears, in order, and returns after its last step's.
 
-  A line of `<workdir>/evaluations.jsonl` with the same overrides says that a step was measured before, and is not again.
+  Skips steps for which `<workdir>/evaluations.jsonl` has a line with the same overrides.
 
   Args:
-    workdir: of the run, which may train at the same time, or not have begun.
-    overrides: as of `run`.
-    every: seconds between two looks for a checkpoint.
-    say: receives sentences for the person who runs this.
+    workdir: of the run, which may be training, or not have started.
+    overrides: as for `run`.
+    every: seconds between two checks for a checkpoint.
+    say: receives messages for the user.
 
   Raises:
-    ConfigError: as `run` does, as soon as the run has begun.
+    ConfigError: as for `run`, as soon as the run has started.
     NoCheckpoint: the one of the last step cannot be read.
-    Interrupted: a signal asked to stop.
+    Interrupted: a signal stopped it.
   """
   from moejax.evaluation import log
   from moejax.parallel import processes
@@ -101,11 +101,11 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
       raise NoCheckpoint(f'{error}.') from error
     measure(*restored)
   following.run(workdir, evaluate, log.steps(workdir, measure.overrides, say), every, say)
-  say(f'All checkpoints of {workdir} up to its last step are evaluated; what was measured is in {workdir / log.FILE}.')
+  say(f'All checkpoints of {workdir} up to its last step are evaluated; the results are in {workdir / log.FILE}.')
 
 
 class _Measure:
-  """Measures checkpoints of `workdir`, and logs it; those that have the same config share the compiled programs."""
+  """Measures checkpoints of `workdir`, and logs the results; equal configs share the compiled programs."""
 
   def __init__(self, workdir: Path, overrides: Mapping[str, Any] | None, say: Callable[[str], None]):
     self.overrides = dict(overrides or {})
@@ -138,7 +138,7 @@ class _Measure:
     return results
 
   def prepared(self, config: ConfigDict) -> Setup:
-    """What evaluates checkpoints of `config`. Raises ConfigError where the overrides do not fit it."""
+    """The setup that evaluates checkpoints of `config`. Raises ConfigError if the overrides do not fit it."""
     from moejax.training.setup import prepare
     if self._prepared is None or config != self._prepared[0]:
       self._prepared = config, prepare(override(config, self.overrides))
@@ -155,37 +155,37 @@ def _by_the_first(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-  """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
+  """A copy of `config` with the values at these paths. `prepare` checks whether they are valid.
 
   Raises:
-    ConfigError: a section that evaluation does not use, or what `config_files.override` refuses.
+    ConfigError: a section that evaluation does not use, or an override that `config_files.override` refuses.
   """
   for path in overrides:
     if not path.startswith(tuple(f'{section}.' for section in MAY_CHANGE)):
-      raise ConfigError(f'config.{path} changes nothing in an evaluation. What can be changed is in '
+      raise ConfigError(f'config.{path} has no effect on an evaluation. Keys can be changed in '
                         f'{", ".join(f"config.{section}" for section in MAY_CHANGE)}.')
   return config_files.override(config, overrides)
 
 
 def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
-  """Raises ConfigError where the model of `setup` has other parameters than the checkpoint."""
+  """Raises ConfigError if the parameters of the model of `setup` differ from those of the checkpoint."""
   from moejax.functional import flatten
   for what, wanted, found in zip(('parameter', 'router state'), setup.model.shapes(), (params, router_state)):
     wanted, found = ({path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (wanted, found))
     for path in sorted(wanted.keys() | found.keys()):
       if wanted.get(path) != found.get(path):
         raise ConfigError(f'The {what} {path} is {found.get(path, "absent")} in the checkpoint and '
-                          f'{wanted.get(path, "absent")} in the model of this config. An evaluation can change what '
-                          'leaves all parameters as they are, such as capacity, number of experts a token or dispatch.')
+                          f'{wanted.get(path, "absent")} in the model of this config. An evaluation can only '
+                          'change keys that keep all parameters, such as capacity, experts per token or dispatch.')
 
 
 def find_step(workdir: str | Path, step: int | str) -> int | None:
-  """The step of a checkpoint that 'last' (None: the last that can be read), 'best' or a number names."""
+  """The checkpoint step that 'last' (None: the latest readable one), 'best' or an int names."""
   if step == 'last':
     return None
   if step != 'best':
     if not str(step).isdigit():
-      raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
+      raise ConfigError(f"--step must be an int, 'last' or 'best', not {step!r}.")
     return int(step)
   from moejax.training import kept
   from moejax.training import metrics as training_metrics
@@ -196,8 +196,8 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
             if row['step'] in steps and row.get(options.metric) is not None}
   if not scores:
-    raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
-                      f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
+    raise ConfigError(f'Cannot determine the best checkpoint of {workdir}: config.checkpoint.metric is '
+                      f'{options.metric!r}, and no checkpoint has a value for it. Use --step=last or one of the steps: '
                       f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
   return (max if options.mode == 'max' else min)(scores, key=lambda step: scores[step])
 
@@ -206,9 +206,9 @@ def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.evaluate', __doc__, keys='config')
   flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run')
-  flags.add_argument('--step', metavar='STEP', help="of the checkpoint: a number, 'last' (if not given) or 'best'")
+  flags.add_argument('--step', metavar='STEP', help="step of the checkpoint: an int, 'last' (default) or 'best'")
   flags.add_argument('--follow', action='store_true', help='each checkpoint of the run as it appears, to the last')
-  flags.add_argument('--every', metavar='SECONDS', type=float, help='between two looks of --follow; 30 if not given')
+  flags.add_argument('--every', metavar='SECONDS', type=float, help='seconds between checks of --follow; default 30')
   flags.add_processes()
   given = flags.parse(needs=['workdir'])
   if given.follow and given.step is not None:

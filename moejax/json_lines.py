@@ -1,4 +1,4 @@
-"""Files of JSON objects, one a line: what breaks one line costs no other."""
+"""Files of JSON objects, one per line: a broken line costs no other."""
 import json
 import math
 import os
@@ -9,14 +9,14 @@ from typing import Any
 
 def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
          say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-  """The objects in order; [] where there is no file.
+  """The objects in order; [] if there is no file.
 
-  Left out is a line that a kill cut off, that is not JSON in UTF-8, or whose value is not an object that `fits`.
+  Skips a line that a kill truncated, that is not JSON in UTF-8, or whose value is not an object that `fits`.
 
   Args:
     path: of the file.
-    fits: whether an object is what its readers expect.
-    say: receives one sentence about all lines that are left out, if there are any.
+    fits: whether an object has the expected form.
+    say: receives one message about all skipped lines, if there are any.
   """
   path = Path(path)
   rows, broken = [], []
@@ -33,12 +33,12 @@ def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
       broken.append(number)
   if broken:
     more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
-    say(f'{path}: line {broken[0]}{more} cannot be read, and is left out; all others are used.')
+    say(f'{path}: line {broken[0]}{more} cannot be read and is skipped; all others are used.')
   return rows
 
 
 def append(path: str | Path, row: dict[str, Any]) -> None:
-  """Adds a line. What a kill left of the last one stays a line of its own."""
+  """Appends a line; a truncated last line stays a line of its own."""
   with open(path, 'ab+') as file:
     if file.tell():
       file.seek(-1, os.SEEK_END)
@@ -47,7 +47,7 @@ def append(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def line(row: dict[str, Any]) -> str:
-  """The line of `row`; NaN and infinity, which are no JSON, become null."""
+  """The line of `row`; NaN and infinity, which JSON lacks, become null."""
   return json.dumps(_finite(row), allow_nan=False) + '\n'
 
 

@@ -1,8 +1,8 @@
-"""Setting `training.steps` alone makes a whole short run: warm-up and cool-down of the learning rate fit into it.
+"""Lets `training.steps` alone make a short run: warm-up and cool-down of the learning rate shrink to fit.
 
     shortened(config, {'training.steps': 60})  ->  {'optimizer.schedule.warmup': 30}
 
-Intervals stay as they are: what is due every 200 steps is due at the end of a run of 60.
+Intervals stay as they are: an evaluation due every 200 steps is due at the end of a run of 60.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,16 @@ _PHASES = ('optimizer.schedule.warmup', 'optimizer.schedule.cooldown')
 
 
 def shortened(config: Mapping, given: Mapping[str, Any]) -> dict[str, int]:
-  """{path: steps} of the phases that together would take more than half of a run that `given` makes shorter.
+  """New lengths {path: steps} of the phases that together would exceed half of a run that `given` shortens.
 
-  They keep their proportions. A run that is not shorter than `config` says has the phases of `config`.
+  They keep their proportions. A run that is not shortened keeps the phases of `config`.
 
   Args:
-    config: as its file makes it.
-    given: {path: value} of the keys that are set; a phase among them, or in a group among them, stays as it is set.
+    config: as its file returns it.
+    given: {path: value} of the keys that are set; a phase that is set, itself or with its group, stays as set.
   """
   before, steps = _at(config, _STEPS), given.get(_STEPS)
-  if type(before) is not int or type(steps) is not int or not 0 < steps < before:  # for constructors to refuse
+  if type(before) is not int or type(steps) is not int or not 0 < steps < before:  # constructors refuse these
     return {}
   phases = {path: _at(config, path) for path in _PHASES if not _is_set(path, given)}
   phases = {path: length for path, length in phases.items() if type(length) is int}

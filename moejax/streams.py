@@ -1,4 +1,4 @@
-"""Standard output and error that nobody reads are silence: what is printed falls away, and the program runs on.
+"""Lets a program run on without a reader of its standard output or error: it is silent there.
 
     python -m moejax.train ... | head -1        python -m moejax.train ... 2>&-
 """
@@ -8,9 +8,9 @@ import sys
 
 
 def outlive_readers() -> None:
-  """Makes stdout and stderr of this process silent, instead of failing, where their reader is gone or they are closed.
+  """Makes stdout and stderr silent, instead of failing, once their reader is gone or if they are closed.
 
-  Streams that something else has put in their places (a notebook, a test) stay as they are.
+  Streams that a notebook or a test has put in their places stay as they are.
   """
   for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
     stream, original = getattr(sys, name), getattr(sys, f'__{name}__')
@@ -19,13 +19,13 @@ def outlive_readers() -> None:
     try:
       os.fstat(descriptor)
     except OSError:
-      # Never left free: the next file that is opened would have this number, and receive what libraries print.
+      # Never left free: the next file opened would get this number, and receive what libraries print.
       _silence(descriptor)
     if stream is not None:
       stream.flush()
     made = io.TextIOWrapper(io.BufferedWriter(_Outliving(descriptor, 'w', closefd=False)),
                             encoding=stream.encoding if stream else 'utf-8', errors='backslashreplace',
-                            line_buffering=True)  # who reads a pipe wants to see how far it is
+                            line_buffering=True)  # the reader of a pipe sees progress
     setattr(sys, name, made)
     setattr(sys, f'__{name}__', made)
 
@@ -36,7 +36,7 @@ class _Outliving(io.FileIO):
     try:
       return super().write(data)
     except BrokenPipeError:
-      _silence(self.fileno())  # for all who write there, libraries too
+      _silence(self.fileno())  # for all writers, libraries too
       return len(data)
 
 

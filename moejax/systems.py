@@ -135,7 +135,7 @@ def main() -> None:
   rows = systems()
   if write:
     if not (ROOT / 'docs').is_dir():
-      raise ConfigError('--write is for a checkout: docs/systems.md is no part of the installed package.')
+      raise ConfigError('--write is for a checkout: docs/systems.md is not part of the installed package.')
     path = ROOT / 'docs/systems.md'
     path.write_text(markdown(rows))
     print(f'{path.relative_to(ROOT)}: {len(rows)} systems, {sum(bool(row.effects) for row in rows)} of them measured.')

@@ -31,6 +31,6 @@ hypothesis.settings.load_profile('moejax')
 
 @pytest.fixture(autouse=True, scope='module')
 def release_compiled_programs():
-  """Thousands of small programs would otherwise stay in memory to the end of the run."""
+  """Thousands of small programs would otherwise stay in memory until the end of the run."""
   yield
   jax.clear_caches()

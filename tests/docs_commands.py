@@ -1,4 +1,4 @@
-"""The commands of a page of the documentation, as a person would copy them into a shell."""
+"""The commands of a page of the documentation, as a user would copy them into a shell."""
 import os
 import pathlib
 import re
@@ -22,14 +22,14 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 
 
 def commands(page: pathlib.Path) -> list[str]:
-  """Of blocks in bash, and after the prompt in those of a console: a line each, without continuations."""
+  """The commands of bash blocks, and those after the prompt in console blocks: one line each, continuations joined."""
   shell = [line for block in blocks(page, 'bash') for line in _joined(block)]
   console = [line[2:] for block in blocks(page, 'console') for line in _joined(block) if line.startswith('$ ')]
   return shell + console
 
 
 def run(page: pathlib.Path, folder: pathlib.Path) -> None:
-  """Runs the blocks in bash one after another in a copy of the checkout. Trainings without `steps` are cut short."""
+  """Runs the bash blocks in order in a copy of the checkout. Trainings without `steps` are shortened."""
   for name in COPIED:
     copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
     copy(ROOT / name, folder / name)

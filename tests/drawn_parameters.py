@@ -7,7 +7,7 @@ from moejax.functional import flatten, unflatten
 
 
 def draw_parameters(model, router_deviation=0.4):
-  """(parameters of which none is zero, the first router state) of a model; scales are around one, all else around zero."""
+  """(non-zero parameters, initial router state) of a model; scales are around one, all others around zero."""
   draw, (params, state) = np.random.default_rng(0), model.shapes()
   deviation = lambda path: router_deviation if 'router' in path else 0.4
   values = {path: jnp.float32(draw.normal(float(path.endswith('scale')), deviation(path), leaf.shape))

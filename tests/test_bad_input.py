@@ -1,6 +1,6 @@
-"""What a person gets wrong in the shipped configs is answered in a sentence, before anything is compiled.
+"""A mistake in a shipped config is refused in a sentence, before anything is compiled.
 
-Each case is a whole config with one mistake in it; what the parts say by themselves is tested with the parts.
+Each case is a whole config with one mistake; the errors of each part are tested with the part.
 """
 import importlib
 

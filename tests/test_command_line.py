@@ -1,6 +1,6 @@
-"""The command line of all commands: which keys and values it takes, and what it says of mistakes.
+"""The command line of all commands: which keys and values it takes, and how it refuses mistakes.
 
-Values are those that Python gives to the same text; files are written here, with one mistake each.
+Expected values are those of Python for the same text; files are written here, with one mistake each.
 """
 import ast
 import os
@@ -47,7 +47,7 @@ def overridden(*arguments, file=MIXTRAL):
     ('model.norm.epsilon=1e-5', 'model.norm.epsilon', 1e-5),  # a group that is left at its default
     ('model.attention.init.scale=0.5', 'model.attention.init.scale', 0.5),
 ])
-def test_a_key_that_the_config_leaves_out_can_be_set_alone(argument, path, value):
+def test_a_key_that_the_config_omits_can_be_set_alone(argument, path, value):
   config = setup.build(overridden(f'--config.{argument}')).config
   for step in path.split('.'):
     config = config[step]
@@ -61,7 +61,7 @@ def test_a_group_without_a_name_keeps_the_name_that_it_has_by_default_and_its_ot
     setup.build(overridden('--config.model.norm.epsilno=1'))
 
 
-def test_an_optional_group_is_made_by_its_keys():
+def test_an_optional_group_is_created_by_its_keys():
   config = overridden('--config.model.moe.shared.name=feed_forward', '--config.model.moe.shared.hidden=8')
   assert config.model.moe.shared == ConfigDict(dict(name='feed_forward', hidden=8))
   setup.build(config)
@@ -80,10 +80,10 @@ def test_an_optional_group_is_made_by_its_keys():
     ('model.name=[1]', 'config.model.name must be the name of a model, not [1]'),
     ('optimizer.schedule.name=3', 'config.optimizer.schedule.name must be the name of a schedule, not 3'),
     ('model.dim.x=1', 'config.model.dim.x: config.model.dim is 128 and has no keys.'),
-    ('data.batch_size[0]=1', 'config.data.batch_size[0] is not there to be changed: config.data.batch_size is 16.'),
-    ('model..dim=1', 'config.model..dim is no path of a config'),
+    ('data.batch_size[0]=1', 'config.data.batch_size[0] does not exist: config.data.batch_size is 16.'),
+    ('model..dim=1', 'config.model..dim is not a config path'),
 ])
-def test_what_no_constructor_reads_is_refused_in_a_sentence(argument, sentence):
+def test_keys_that_no_constructor_reads_are_refused_in_a_sentence(argument, sentence):
   with pytest.raises(ConfigError) as error:
     setup.build(overridden(f'--config.{argument}'))
   assert sentence in str(error.value)
@@ -97,7 +97,7 @@ def test_what_no_constructor_reads_is_refused_in_a_sentence(argument, sentence):
     ('none', 'none'), ('bfloat16', 'bfloat16'), ('1/E', '1/E'), ('(1, 5)', (1, 5)), ("['a']", ['a']),
     ('{"a": 1}', {'a': 1}), ("'16'", '16'), ('a=b', 'a=b'), ('', ''), ('2**10', '2**10'), ('{a: 1}', '{a: 1}'),
     ('{[]: 1}', '{[]: 1}'), ('(' * 400, '(' * 400)])
-def test_a_value_is_a_python_literal_or_else_text(text, value):
+def test_a_value_is_a_python_literal_or_a_str(text, value):
   found = parse(f'--config.a.b={text}').overrides['a.b']
   assert found == value and type(found) is type(value)
 
@@ -107,7 +107,7 @@ NUMBERS = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infin
 
 @given(st.recursive(st.none() | st.text() | NUMBERS,
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))
-def test_what_python_writes_is_read_as_it_was(value):
+def test_values_that_python_prints_are_read_back_unchanged(value):
   assert config_files.parse_value(repr(value)) == ast.literal_eval(repr(value)) == value
 
 
@@ -116,17 +116,17 @@ def test_flags_take_their_value_after_a_space_too_and_the_last_one_wins():
   assert (given.workdir, given.config, given.overrides) == ('x', 'y', {'mesh.data': -1, 'a': 2})
 
 
-def test_numbers_and_tuples_are_written_as_the_config_has_them_so_that_a_run_is_known_again():
+def test_floats_and_tuples_keep_the_types_of_the_config_so_that_a_run_resumes():
   config = config_files.override(ConfigDict(dict(peak=1e-3, shots=(1, 5), steps=3)), dict(peak=1, shots=[2], steps=4))
   assert [type(config[key]) for key in ('peak', 'shots', 'steps')] == [float, tuple, int]
 
 
-def test_items_of_lists_are_set_by_their_number():
+def test_items_of_lists_are_set_by_index():
   config = ConfigDict(dict(data=dict(augment=(dict(name='flip'), dict(name='crop', padding=1)))))
   changed = config_files.override(config, {'data.augment[1].padding': 2})
   assert changed.data.augment == (dict(name='flip'), dict(name='crop', padding=2))
   assert config.data.augment[1]['padding'] == 1
-  with pytest.raises(ConfigError, match=r'config.data.augment\[2\] is not there'):
+  with pytest.raises(ConfigError, match=r'config.data.augment\[2\] does not exist'):
     config_files.override(config, {'data.augment[2].padding': 2})
 
 
@@ -145,12 +145,12 @@ def test_keys_that_refer_to_one_another_stay_equal():
 
 
 @pytest.mark.parametrize('value', [dict(name='gather'), {}, dict(a=3, b=4, c=5)])
-def test_a_dict_replaces_a_group_where_it_says_what_the_group_is(value):
+def test_a_dict_with_a_name_or_all_keys_replaces_a_group(value):
   config = ConfigDict(dict(group=dict(a=1, b=2)))
   assert config_files.override(config, {'group': value}).group == ConfigDict(value)
 
 
-def test_a_dict_makes_a_group_that_was_not_there_or_had_no_keys():
+def test_a_dict_creates_a_missing_or_empty_group():
   changes = {key: dict(a=1) for key in ('none', 'empty', 'new')}
   config = config_files.override(ConfigDict(dict(none=None, empty={})), changes)
   assert [config[key].a for key in ('none', 'empty', 'new')] == [1, 1, 1]
@@ -164,7 +164,7 @@ def test_a_dict_that_would_silently_remove_keys_is_refused(argument, removed, ad
   with pytest.raises(ConfigError) as error:
     overridden(f'--config.{argument}')
   path = argument.partition('=')[0]
-  assert f'config.{path}: the dict would replace the group, and with it remove {removed}. ' in str(error.value)
+  assert f'config.{path}: the dict would replace the group, and remove {removed}. ' in str(error.value)
   assert f'Set single keys, e.g. {advice}' in str(error.value)
 
 
@@ -176,7 +176,7 @@ def test_a_dict_that_would_silently_remove_keys_is_refused(argument, removed, ad
     (['--wrokdir', 'x'], "There is no flag --wrokdir. Did you mean '--workdir'?"),
     (['--training.steps=7'], 'There is no flag --training.steps. Keys are set with --config.<key>=<value>'),
     (['--confg.training.steps=7'], 'There is no flag --confg.training.steps. Keys are set with --config.<key>=<value>'),
-    (['stray'], "'stray' is no flag."),
+    (['stray'], "Unrecognised argument 'stray'."),
     (['--workdir'], 'Argument --workdir: expected one argument'),
     (['--num_processes=two'], "Argument --num_processes: invalid int value: 'two'"),
     (['--config.a', '--workdir=x'], '--config.a has no value: write --config.a=<value>'),
@@ -185,7 +185,7 @@ def test_a_dict_that_would_silently_remove_keys_is_refused(argument, removed, ad
     ([], '--config and --workdir are missing.'),
     (['--work=x'], "There is no flag --work. Did you mean '--workdir'?"),
 ])
-def test_a_mistake_in_flags_is_said_in_a_sentence_with_the_nearest_flag(arguments, sentence):
+def test_a_mistake_in_flags_is_refused_in_a_sentence_with_the_nearest_flag(arguments, sentence):
   with pytest.raises(ConfigError) as error:
     parse(*arguments, needs=('config', 'workdir'))
   assert sentence in str(error.value)
@@ -246,12 +246,12 @@ def test_a_config_may_be_a_plain_dict_and_take_an_argument(write):
 @pytest.mark.parametrize('body, variant, sentence', [
     ('def get_config():\n  return None\n', '', 'must return a ConfigDict, not None (NoneType).'),
     ('def get_config():\n  return [1]\n', '', 'must return a ConfigDict, not [1] (list).'),
-    ('config = {}\n', '', 'is no config file: it has no function get_config.'),
-    ('def get_config():\n  return {}\n', ':tiny', "takes no argument, and 'tiny' follows its colon: write --config="),
+    ('config = {}\n', '', 'is not a config file: it has no function get_config.'),
+    ('def get_config():\n  return {}\n', ':tiny', "takes no argument, but 'tiny' follows its colon: write --config="),
     ('def get_config(steps):\n  return {}\n', '', 'takes an argument: --config='),
     ("VARIANTS = 'a', 'b'\ndef get_config(v='a'):\n  return {}\n", ':c', 'There is no '),
 ])
-def test_what_is_no_config_or_no_variant_of_it_is_said_in_a_sentence(write, body, variant, sentence):
+def test_an_invalid_config_or_variant_is_refused_in_a_sentence(write, body, variant, sentence):
   path = write(body)
   with pytest.raises(ConfigError) as error:
     config_files.load(path + variant)
@@ -275,16 +275,16 @@ def test_an_exception_of_a_config_file_keeps_the_traceback_from_there_on(write, 
   *_, said, sentence = str(raised.value).splitlines()
   assert str(raised.value).startswith(f'Traceback (most recent call last):\n  File "{path}", line 3, in get_config')
   assert error in str(raised.value)
-  assert sentence == f'The config file {path} fails by itself, as above.'
+  assert sentence == f'The config file {path} raised the exception above.'
 
 
 def test_a_syntax_error_of_a_config_file_says_where(write):
   path = write('def get_config(:\n')
-  with pytest.raises(ConfigError, match=r'(?s)one.py", line 1.*SyntaxError.*fails by itself'):
+  with pytest.raises(ConfigError, match=r'(?s)one.py", line 1.*SyntaxError.*raised the exception above'):
     config_files.load(path)
 
 
-def test_a_config_that_refuses_by_itself_is_not_said_to_fail(write):
+def test_a_config_error_of_a_config_file_is_raised_as_it_is(write):
   path = write('from moejax.config import ConfigError\ndef get_config():\n  raise ConfigError("Choose another.")\n')
   with pytest.raises(ConfigError, match='^Choose another.$'):
     config_files.load(path)

@@ -1,4 +1,4 @@
-"""Strict configs: what can be named, what is refused, and what the refusal says."""
+"""Strict configs: which names exist, which configs are refused, and with what message."""
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -41,7 +41,7 @@ def test_context_is_supplied_and_the_rest_are_keys():
       dim=3, weight=2, kind='green', seeds=None, rings=(), extra=None)
 
 
-def test_a_config_dict_is_as_good_as_a_dict():
+def test_a_config_dict_is_accepted_like_a_dict():
   config = ml_collections.ConfigDict(dict(name='apple', rings=(1, 2), extra=dict(a=1)))
   assert FRUIT.build(config, 'config.fruit', dim=3).arguments['extra']['a'] == 1
 
@@ -52,7 +52,7 @@ def test_modules_keep_their_own_signature():
     build(name='module', sizes=4)
 
 
-def test_the_path_is_handed_to_constructors_that_build_further():
+def test_constructors_that_build_others_receive_the_path():
   assert build(name='pear', ripe=True) == ('config.fruit', True)
 
 
@@ -69,13 +69,13 @@ def test_the_path_is_handed_to_constructors_that_build_further():
     (dict(name='apple', dim=4), 'config.fruit.dim: Apple has no such key.'),
     (dict(name='pear'), 'config.fruit.ripe is missing: pear needs it (True or False).'),
 ])
-def test_what_cannot_be_built_says_which_key_and_what_is_allowed(config, sentence):
+def test_an_invalid_config_names_the_key_and_what_is_allowed(config, sentence):
   with pytest.raises(ConfigError) as error:
     build(**config)
   assert sentence in str(error.value)
 
 
-def test_something_that_is_no_dict_is_refused():
+def test_a_value_that_is_not_a_dict_is_refused():
   with pytest.raises(ConfigError, match='config.fruit must be a dict with a `name`'):
     FRUIT.build('apple', 'config.fruit')
 
@@ -129,13 +129,13 @@ def test_the_ends_of_a_range_belong_to_it_as_annotated(config):
     (dict(names={}), 'config.fruit.names must be a dict that is not empty, not {}.'),
     (dict(heads=2**31), 'config.fruit.heads must be an int that fits in 32 bits, at most 2147483647; not 2147483648.'),
 ])
-def test_a_value_out_of_its_range_says_what_the_range_is(config, sentence):
+def test_a_value_out_of_range_is_refused_with_its_range(config, sentence):
   with pytest.raises(ConfigError) as error:
     build(name='orange', **config)
   assert sentence in str(error.value)
 
 
-def test_a_default_that_another_key_makes_wrong_is_named():
+def test_a_default_invalidated_by_another_key_is_named():
   with pytest.raises(ConfigError, match=r'config.fruit.size must be an int of at least 1 and that divides whole, '
                                         r'not 4 \(the default\).'):
     call(slice_of, dict(whole=18), 'config.fruit')
@@ -147,7 +147,7 @@ def slice_of(*, whole: Count, size: Annotated[Count, Divides('whole')] = 4):
 
 
 @pytest.mark.parametrize('weight', [float('nan'), float('inf'), -float('inf')])
-def test_a_number_that_is_not_finite_is_refused_at_every_key(weight):
+def test_a_non_finite_float_is_refused_at_every_key(weight):
   with pytest.raises(ConfigError, match=f'config.fruit.weight must be finite, not {weight}.'):
     build(name='apple', weight=weight)
   with pytest.raises(ConfigError, match='config.fruit.extra.a must be finite'):
@@ -161,7 +161,7 @@ def test_a_dict_in_the_place_of_a_value_is_shown_on_one_line(key, value):
   assert '\n' not in str(error.value) and f'not {value!r}' in str(error.value)
 
 
-def test_a_missing_key_that_another_must_divide_is_said_to_be_missing():
+def test_a_missing_key_that_another_must_divide_is_reported_as_missing():
   with pytest.raises(ConfigError, match='config.cake.whole is missing: slice_of needs it'):
     call(slice_of, dict(size=2), 'config.cake')
 
@@ -192,13 +192,13 @@ def test_a_list_is_not_a_string_and_its_items_are_checked():
 
 
 @pytest.mark.parametrize('name', [{}, [1], 3, None, ('apple',)])
-def test_what_cannot_be_a_name_is_said_to_be_none(name):
+def test_a_value_that_cannot_be_a_name_is_refused(name):
   with pytest.raises(ConfigError) as error:
     build(name=name)
   assert f'config.fruit.name must be the name of a fruit, not {name!r}: one of apple, basket, ' in str(error.value)
 
 
-def test_what_is_read_is_recorded_with_who_reads_it_outermost_first():
+def test_keys_are_recorded_with_their_readers_outermost_first():
   build(name='basket')
   with recorded() as found:
     build(name='basket', first=dict(weight=1))

@@ -1,4 +1,4 @@
-"""What describe lists is what a config reads: all of it is explained, and all of it can be set from the command line.
+"""describe lists the keys that a config reads: each is explained, and each can be set from the command line.
 
 The config that the command line alone makes, of every key that is listed, must list the same keys and values again.
 """
@@ -61,10 +61,10 @@ def test_a_key_says_type_range_default_and_value():
   assert keys['training.average'].type.endswith('or None')
   assert keys['optimizer.b1'].default == keys['optimizer.b1'].value == 0.9  # left out by the config
   assert keys['optimizer.clip'].line == (
-      'gradients are scaled down to this global norm where theirs is larger; None: never.')
+      'maximum global norm, to which larger gradients are scaled down; None: no clipping.')
 
 
-def test_what_may_be_named_instead_stands_below_the_name_with_a_line_each():
+def test_alternatives_are_listed_below_the_name_with_a_line_each():
   keys = of('vmoe_digits')
   assert keys['model.moe.dispatch.name'].value == 'gather'
   assert set(keys['model.moe.dispatch.name'].names) == {'einsum', 'gather', 'grouped', 'reference', 'segments'}
@@ -78,7 +78,7 @@ def registry_of(what):
   return next(registry for registry in Registry.all if registry.what == what)
 
 
-def test_a_norm_that_a_model_hands_down_to_its_sides_is_a_key_of_the_model():
+def test_a_norm_that_a_model_passes_to_its_sides_is_a_key_of_the_model():
   keys = of('t5_chitchat')
   assert 'model.norm.epsilon' in keys and 'model.encoder.norm' not in keys and 'model.encoder.num_layers' in keys
 
@@ -145,7 +145,7 @@ class Derived(Base):
 
 @pytest.mark.parametrize('key, line', [('inherited', 'of the base.'), ('other', 'of the base.'), ('own', 'of its own.'),
                                        ('her', ''), ('base', '')])
-def test_a_line_is_that_of_the_docstring_that_has_it_be_it_inherited(key, line):
+def test_a_line_comes_from_the_docstring_that_has_it_even_if_inherited(key, line):
   assert describe.docstring_entry(Derived, key) == line
 
 
@@ -155,7 +155,7 @@ def test_the_command_prints_a_group_of_a_config_that_keys_change(monkeypatch, ca
                                    '--config.optimizer.schedule={"name": "linear", "peak": 2.0}', '--format', 'md'])
   describe.main()
   said = capsys.readouterr().out
-  for part in '- **schedule**: A dict.', '**peak** = `2.0` (needed)', '- `cosine`: Half a cosine':
+  for part in '- **schedule**: A dict.', '**peak** = `2.0` (needed)', '- `cosine`: Cosine decay':
     assert part in said
 
 

@@ -18,7 +18,7 @@ SIZE = programs.Size(tokens=16, dim=4, hidden=8, experts=(2, 4), rounds=2, slow_
 
 
 def results(seconds, case='layers', peer='moejax', **memory):
-  """What the command would write, had the programs taken these seconds: `{Program: [seconds of each round]}`."""
+  """The results of the command if the programs took these seconds: `{Program: [seconds of each round]}`."""
   measured = {program.key: dict(seconds=times, temporary_bytes=memory.get(program.what))
               for program, times in seconds.items()}
   return dict(command='the command', size=dataclasses.asdict(SIZE), cases={case: dict(
@@ -39,7 +39,7 @@ def test_memory_is_that_of_the_layer_over_that_of_its_floor():
   assert measured.memory('layers', grouped, 'temporary_bytes') == 0.75
 
 
-def test_what_was_not_measured_has_no_ratio():
+def test_a_missing_measurement_has_no_ratio():
   grouped = SIZE.program('grouped', 2)
   measured = report.Report(results({grouped: [2.]}))
   assert measured.ratio('layers', grouped) is None
@@ -135,6 +135,6 @@ def test_a_peer_that_fails_says_why():
     peer.prepare(SIZE.program('grouped', 2))
 
 
-def test_a_missing_torch_is_said_and_skipped(capsys):
+def test_a_missing_torch_is_reported_and_skipped(capsys):
   assert 'torch' not in cpu.commands('false')
   assert 'transformers is not measured' in capsys.readouterr().out

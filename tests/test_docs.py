@@ -1,4 +1,4 @@
-"""README and docs say what is there: links and commands exist, code runs from the text, tables list all configs."""
+"""README and docs match the repository: links and commands exist, code runs from the text, tables list all configs."""
 import importlib.util
 import re
 import shlex

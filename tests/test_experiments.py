@@ -1,4 +1,4 @@
-"""Studies and docs: sweeps name configs that exist, and all tables of README and docs are made of committed results."""
+"""Studies and docs: sweeps name configs that exist, and all tables of README and docs show committed results."""
 import importlib
 import json
 import subprocess

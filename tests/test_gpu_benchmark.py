@@ -34,7 +34,7 @@ class Clock:
 
 
 def results(seconds, shape='Mixtral 8x7B', load='multinomial', **facts):
-  """What the command would write, had the programs taken these seconds: {peer: {program: [seconds of each round]}}."""
+  """The results of the command if the programs took these seconds: {peer: {program: [seconds of each round]}}."""
   return dict(command='the command', device='a GPU', rounds=3, environment=dict(commit='abc', jax='1'),
               shapes=gpu.SHAPES, cases={shape: {peer: dict(loads={load: dict(seconds=programs, errors={}, facts=facts)})
                              for peer, programs in seconds.items()}})
@@ -101,7 +101,7 @@ def test_a_process_does_its_job_and_says_what_does_not_run_here():
   assert len(measured['errors']) == len(gpu_programs.MGPU_TILES)  # which need a GPU
 
 
-def test_a_process_that_fails_is_reported_with_its_last_words():
+def test_a_process_that_fails_is_reported_with_its_last_output():
   assert 'KeyError' in gpu.ask([sys.executable, '-m', 'experiments.dispatch_benchmark.gpu_programs', 'jax'],
                                dict(shape={}, loads=['zipf'], rounds=1))['error']
 
@@ -141,7 +141,7 @@ def test_a_layer_of_one_expert_is_the_dense_one():
   np.testing.assert_allclose(sparse, dense, rtol=1e-5, atol=1e-5)
 
 
-def test_saved_bytes_are_those_that_are_no_argument():
+def test_saved_bytes_exclude_arguments():
   @jax.custom_vjp
   def function(x):
     return x

@@ -1,6 +1,6 @@
-"""A broken line of a file of JSON objects costs that line alone, and one sentence says so.
+"""A broken line of a file of JSON objects costs that line alone, and one message says so.
 
-Oracle: the rows that were written, without the one that was broken.
+Oracle: the written rows without the broken one.
 """
 import json
 
@@ -17,7 +17,7 @@ LINES = [json.dumps(row).encode() for row in ROWS]
 
 @pytest.fixture
 def read(tmp_path):
-  """Function (lines) -> (rows of metrics.jsonl with these lines, what was said)."""
+  """Function (lines) -> (rows of metrics.jsonl with these lines, messages)."""
   def read(lines, end=b'\n'):
     (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + end)
     said = []
@@ -48,7 +48,7 @@ def test_sound_and_empty_lines_need_no_sentence(read):
 
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(place=st.integers(0, len(b'\n'.join(LINES)) - 1), flip=st.integers(1, 255))
-def test_a_changed_byte_costs_at_most_the_lines_that_it_is_of(read, place, flip):
+def test_a_changed_byte_costs_at_most_its_own_lines(read, place, flip):
   content = bytearray(b'\n'.join(LINES))
   content[place] ^= flip
   number = b'\n'.join(LINES)[:place].count(b'\n')
@@ -57,7 +57,7 @@ def test_a_changed_byte_costs_at_most_the_lines_that_it_is_of(read, place, flip)
   assert all(row in rows for index, row in enumerate(ROWS) if index not in touched)
 
 
-def test_a_run_goes_on_with_all_rows_but_the_broken_one_and_says_so_once(tmp_path):
+def test_a_run_resumes_with_all_rows_but_the_broken_one_and_reports_it_once(tmp_path):
   (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join([LINES[0], b'{"step": 2, \xff', *LINES[2:]]) + b'\n')
   for sentences in (1, 0):
     said = []
@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_all_rows_but_the_broken_one_and_says_so_once(tmp_pat
     assert len(said) == sentences
 
 
-def test_a_measurement_after_one_that_was_cut_off_has_a_line_of_its_own(tmp_path):
+def test_a_measurement_after_a_truncated_one_has_a_line_of_its_own(tmp_path):
   log.append(tmp_path, 10, {}, {'test/accuracy': 0.5})
   with open(tmp_path / log.FILE, 'a') as file:
     file.write('{"step": 20, "overr')
@@ -80,6 +80,6 @@ def test_a_measurement_after_one_that_was_cut_off_has_a_line_of_its_own(tmp_path
 
 @pytest.mark.parametrize('broken', ['{}', '{"step": 5, "overrides": {}, "metrics": {"a": "b"}}',
                                     '{"step": 5, "overrides": [], "metrics": {}}'])
-def test_a_measurement_without_what_the_report_shows_is_left_out(tmp_path, broken):
+def test_a_measurement_without_the_values_of_the_report_is_skipped(tmp_path, broken):
   (tmp_path / log.FILE).write_text(broken + '\n')
   assert log.read(tmp_path, lambda sentence: None) == []

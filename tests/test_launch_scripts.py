@@ -1,5 +1,5 @@
-"""The launch scripts, with commands in the places of Python, SLURM and XPK that end as they are told, or write down how
-they were called."""
+"""The launch scripts, with commands in place of Python, SLURM and XPK that end as instructed, or record how they were
+called."""
 import os
 import signal
 import subprocess
@@ -30,7 +30,7 @@ def run(folder, *acts):
 
 @pytest.mark.parametrize('acts', [
     ('exit 0',), ('exit 0', 'exit 0'), ('sleep 0.5', 'exit 0', 'sleep 0.3'), ('sleep 0.1',) * 4])
-def test_a_good_run_ends_without_a_word_of_the_shell(tmp_path, acts):
+def test_a_good_run_ends_without_a_message_of_the_shell(tmp_path, acts):
   ended = run(tmp_path, *acts)
   assert (ended.returncode, ended.stderr) == (0, '')
 

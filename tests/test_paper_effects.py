@@ -47,7 +47,7 @@ def test_a_run_trains_with_the_keys_of_its_variant():
       '--config.training.steps=9', '--config.seedling=1', '--config.report.at=never']
 
 
-def test_what_two_effects_read_from_one_run_is_run_once(monkeypatch):
+def test_a_run_read_by_two_effects_is_run_once(monkeypatch):
   both = {'file': make(metric='m'), 'file/other': make(metric='n', variants=dict(b={}, a={}, c={}))}
   monkeypatch.setattr(sweep, 'CLAIMS', both)
   runs = {run.key: set(run.wanted) for run in sweep.sweep()}
@@ -57,7 +57,7 @@ def test_what_two_effects_read_from_one_run_is_run_once(monkeypatch):
     list(sweep.sweep())
 
 
-def test_effects_that_cannot_be_are_refused():
+def test_impossible_effects_are_refused():
   with pytest.raises(ValueError, match='no variant'):
     make(larger='c')
   with pytest.raises(ValueError, match='one of them'):

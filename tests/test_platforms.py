@@ -1,4 +1,4 @@
-"""The CPU is chosen where, and only where, the plugins that are installed have no device."""
+"""The CPU is chosen if and only if the installed plugins have no device."""
 import os
 import sys
 import types
@@ -10,7 +10,7 @@ from moejax import platforms
 
 @pytest.fixture
 def chosen(monkeypatch):
-  """What `choose` makes of plugins and devices."""
+  """The platform that `choose` picks, given plugins and devices."""
   def chosen(plugins, devices=(), environment=None):
     monkeypatch.delenv('JAX_PLATFORMS')
     if environment is not None:
@@ -36,9 +36,9 @@ def test_compilers_alone_make_no_accelerator(chosen, plugins):
 @pytest.mark.parametrize('plugins, devices', [
     ((), ()), (('libtpu', 'cuda'), ('tpu',)), (('libtpu', 'cuda'), ('cuda',)), (('cuda', 'METAL'), ()),
     (('xla_rocm7',), ())])
-def test_where_there_may_be_a_device_jax_looks_for_itself(chosen, plugins, devices):
+def test_if_there_may_be_a_device_jax_decides(chosen, plugins, devices):
   assert chosen(plugins, devices) is None
 
 
-def test_what_the_user_has_chosen_stays(chosen):
+def test_the_choice_of_the_user_stays(chosen):
   assert chosen(('libtpu', 'cuda'), environment='cuda,cpu') == 'cuda,cpu'

@@ -1,4 +1,4 @@
-"""Keys by name: another name is another stream, the same one the same, and evaluation has none."""
+"""Keys by name: different names give different streams, equal names equal ones, and evaluation has no key."""
 import jax
 import numpy as np
 from hypothesis import given
@@ -24,5 +24,5 @@ def test_a_name_under_another_key_is_another_stream():
   assert data(derive(derive(KEY, 'a'), 'c')) != data(derive(derive(KEY, 'b'), 'c')) != data(derive(KEY, 'c'))
 
 
-def test_without_a_key_there_is_none():
+def test_without_a_key_no_key_is_derived():
   assert derive(None, 'noise') is None

@@ -1,4 +1,4 @@
-"""A run that a command shortens is whole: warm-up and cool-down fit into half of it. Oracle: shares by hand."""
+"""Warm-up and cool-down of a run shortened by a command fit into half of it. Oracle: shares computed by hand."""
 import pytest
 from ml_collections import ConfigDict
 
@@ -29,7 +29,7 @@ def test_warm_up_and_cool_down_share_the_half_as_they_did():
   assert (found['warmup'], found['cooldown']) == (5, 25)
 
 
-def test_what_is_set_stays_and_the_other_takes_what_is_left():
+def test_a_phase_that_is_set_stays_and_the_other_takes_the_rest():
   found = schedule({'training.steps': 60, 'optimizer.schedule.warmup': 20}, steps=4000, warmup=100, cooldown=500)
   assert (found['warmup'], found['cooldown']) == (20, 10)
   found = schedule({'training.steps': 60, 'optimizer.schedule.cooldown': 50}, steps=4000, warmup=100, cooldown=500)
@@ -42,7 +42,7 @@ def test_a_schedule_that_is_set_as_a_group_stays():
 
 
 @pytest.mark.parametrize('steps', ['many', 0, -3, 2.5, None, True])
-def test_steps_that_no_run_has_change_nothing(steps):
+def test_invalid_steps_change_nothing(steps):
   assert schedule({'training.steps': steps}, warmup=100)['warmup'] == 100
 
 

@@ -1,4 +1,4 @@
-"""A program that nobody listens to runs on: its readers go away, or were never there."""
+"""A program without readers runs on: they have gone, or were never there."""
 import os
 import subprocess
 import sys
@@ -27,7 +27,7 @@ ENVIRONMENT = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
 
 @pytest.mark.parametrize('redirection', [
     '| head -1', '2>&1 | head -1', '2>&1 >/dev/null | head -1', '>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-'])
-def test_output_that_nobody_reads_falls_away(redirection, tmp_path):
+def test_output_that_nobody_reads_is_discarded(redirection, tmp_path):
   script = tmp_path / 'program.py'
   script.write_text(PROGRAM)
   ended = subprocess.run(['bash', '-c', f'{sys.executable} {script} {tmp_path}/saved {redirection}; '
@@ -38,7 +38,7 @@ def test_output_that_nobody_reads_falls_away(redirection, tmp_path):
   assert 'Traceback' not in ended.stderr and 'BrokenPipe' not in ended.stderr
 
 
-def test_what_is_read_arrives_whole_and_in_order(tmp_path):
+def test_output_that_is_read_arrives_whole_and_in_order(tmp_path):
   script = tmp_path / 'program.py'
   script.write_text(PROGRAM)
   ended = subprocess.run([sys.executable, script, tmp_path / 'saved'], capture_output=True, text=True, timeout=60,
@@ -48,7 +48,7 @@ def test_what_is_read_arrives_whole_and_in_order(tmp_path):
   assert ended.returncode == 0
 
 
-def test_streams_that_another_has_put_in_place_stay(capsys):
+def test_streams_replaced_by_others_stay(capsys):
   from moejax import streams
   before = sys.stdout, sys.stderr
   streams.outlive_readers()

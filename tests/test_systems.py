@@ -1,4 +1,4 @@
-"""The table of systems: whole rows, proofs that exist, and a document that is what the configs and results say."""
+"""The table of systems: complete rows, existing proofs, and a document that matches the configs and results."""
 import ast
 import json
 import pathlib
@@ -10,7 +10,7 @@ from moejax import systems
 ROWS = systems.systems()
 
 
-def test_the_document_is_what_the_configs_and_results_say():
+def test_the_document_matches_the_configs_and_results():
   written, told = (systems.ROOT / 'docs/systems.md').read_text(), systems.markdown(ROWS)
   assert written == told, 'docs/systems.md is old: run python -m moejax.systems --write'
 
@@ -21,7 +21,7 @@ def test_no_two_configs_are_the_row_of_one_system():
 
 
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
-def test_what_proves_a_system_is_a_test_that_exists(row):
+def test_the_proof_of_a_system_is_an_existing_test(row):
   for name in row.tests:
     path, *parts = name.split('::')
     node = ast.parse((systems.ROOT / path).read_text())
@@ -36,7 +36,7 @@ def test_every_effect_is_of_a_system_in_the_table():
   assert {effect['system'] for effect in summary.values()} <= {row.name for row in ROWS}
 
 
-def test_a_row_that_is_not_whole_says_what_it_lacks(tmp_path):
+def test_an_incomplete_row_names_what_it_lacks(tmp_path):
   (tmp_path / 'tests').mkdir()
   config = tmp_path / 'configs/mine.py'
   config.parent.mkdir()
@@ -59,7 +59,7 @@ def test_an_unpublished_router_is_the_last_row(tmp_path):
   assert '| Mine | Unpublished. |' in systems.markdown(rows)
 
 
-def test_an_effect_is_told_with_its_numbers_and_its_verdict(tmp_path):
+def test_an_effect_is_described_with_its_numbers_and_its_verdict(tmp_path):
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'tests').mkdir()
   (tmp_path / 'tests/test_it.py').write_text('')

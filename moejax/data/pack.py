@@ -4,7 +4,7 @@
     python -m moejax.data.pack --to=packed --shards=64 --source.name=jsonl --source.files='{"train": "web/*.jsonl"}'
     python -m moejax.data.pack --to=packed/books --source.name=text --source.files.train='books/*.txt'
 
-Keys of `--source.` are those of `config.data.source`. Exit codes as of moejax.train.
+Keys of `--source.` are those of `config.data.source`. Exit codes are those of moejax.train.
 """
 import json
 import os

@@ -1,35 +1,35 @@
-"""The alarm for routers that have collapsed: nearly all tokens choose one and the same expert."""
+"""The alarm for collapsed routers: nearly all tokens choose the same expert."""
 from collections.abc import Callable
 from typing import Any
 
 from moejax.routing.selection import SELECTIONS
 
-# Logged rows in a row from which on it is no chance.
+# Consecutive logged rows after which it is not chance.
 ROWS = 3
 _NEVER_LEARNED = ('hash', 'random')
 
 
 class Collapse:
-  """Says when a router collapses, and when it has recovered.
+  """Reports when a router collapses, and when it has recovered.
 
   Only learned routers can collapse, and only where there are more experts than a token chooses.
 
   Args:
     setup: of the run.
-    rows: those logged before, of a run that resumes.
+    rows: logged before the run resumed.
   """
 
   def __init__(self, setup, rows: list[dict[str, Any]]):
     self._limit, self._model = setup.recovery.collapse, setup.config.model
-    self._rows: dict[str, int] = {}  # How many of the last rows, by layer.
+    self._rows: dict[str, int] = {}  # Latest consecutive rows at the limit, by layer.
     for row in rows:
       self.look(row['step'], row, lambda line: None)
 
   def look(self, step: int, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, float]:
-    """Metrics to add to the `row` of step `step`: `alarm/collapse/<layer>`, 1 from the third such row in a row on.
+    """Metrics to add to the `row` of step `step`: `alarm/collapse/<layer>`, 1 from the third row in a row at the limit.
 
-    `router/<layer>/load` [E] sums to 1 over experts; a token makes K choices, so that K times the load is the share of
-    the tokens that choose the expert.
+    `router/<layer>/load` [E] sums to 1 over experts; a token makes K choices, so K times the load is the share of
+    tokens that choose the expert.
     """
     alarms = {}
     for name, load in row.items():
@@ -39,7 +39,7 @@ class Collapse:
       chosen = choices(self._model, layer)
       if chosen is None or len(load) <= chosen:
         continue
-      # A load that is not finite is null in a row that was read back.
+      # A non-finite load is null in metrics.jsonl.
       loads = [share if share is not None else float('nan') for share in load]
       share = chosen * max(loads)
       before = self._rows.get(layer, 0)
@@ -56,9 +56,9 @@ class Collapse:
 
 
 def choices(model_config: dict, layer: str) -> int | None:
-  """K, the choices of a token in 'block_03' or 'encoder_block_03'; 1 where experts choose or see all.
+  """K, the choices of a token in 'block_03' or 'encoder_block_03'; 1 where experts choose tokens or process all.
 
-  None where there is no learned router.
+  None for a router that is not learned.
   """
   stack = layer.rpartition('block_')[0].rstrip('_')
   moe = (model_config[stack] if stack else model_config).get('moe')

@@ -1,11 +1,11 @@
-"""Checkpoints: written in the background, whole or not at all, verified when read, kept while they are last or best.
+"""Checkpoints: written in the background, whole or not at all; verified when read; kept while among the latest or best.
 
     checkpoints/<step>/params  router_state  opt_state  skips  average  about  checksums.json
 
 Arrays are stored by their logical names and unsharded shapes, so that any mesh restores them, over any number of
-processes. `about` holds the config, the position in the data, and a fingerprint of every item. It is checked before it
-is read, and the items against it: what is read back is what was written, or it is not used. All processes of a run call
-the same methods at the same steps.
+processes. `about` holds the config, the position in the data, and a fingerprint of every item. It is verified before it
+is read, and the items against it: a checkpoint that differs from what was written is not used. All processes of a run
+call the same methods at the same steps.
 """
 import dataclasses
 import shutil
@@ -37,8 +37,8 @@ class Checkpoints:
     workdir: of the run.
     config: the whole config, stored in each checkpoint.
     options: config.checkpoint.
-    say: receives sentences for the person who runs this.
-    data: `Pipeline.fingerprint()`; what has changed in it is said when the run resumes.
+    say: receives messages for the user.
+    data: `Pipeline.fingerprint()`; changes in it are reported when the run resumes.
   """
 
   def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None],
@@ -66,9 +66,10 @@ class Checkpoints:
     self._manager.close()
 
   def save(self, state: TrainState, iterator: Any, row: dict[str, Any]) -> None:
-    """Begins to save after step `state.step`; `row` holds the metrics of that step.
+    """Starts to save the state after step `state.step`; `row` holds the metrics of that step.
 
-    Training continues while the files are written. A save that fails leaves the earlier ones as they were, and says so.
+    Training continues while the files are written. A save that fails is reported, and leaves earlier checkpoints as
+    they were.
     """
     self.wait()
     self._look_for_folder()
@@ -89,7 +90,7 @@ class Checkpoints:
       self._failed(error)
 
   def wait(self) -> None:
-    """Waits until the save under way is done or has failed."""
+    """Waits until the pending save has finished or failed."""
     try:
       with processes.together('save'):
         self._manager.wait_until_finished()
@@ -98,27 +99,27 @@ class Checkpoints:
 
   def _failed(self, error: Exception) -> None:
     peers.check(error)
-    # The manager keeps the error of its thread for ever: a new one starts clean, and removes what is half written.
+    # The manager keeps the error of its thread forever: a new one starts clean. Half-written files are removed.
     for partial in self.folder.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(partial, ignore_errors=True)
     self._open()
     reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
     self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training '
-              'continues; the next checkpoint will be tried as planned.')
+              'continues; the next checkpoint is written as scheduled.')
 
   def last_good(self) -> str:
-    """A sentence that says where the last complete checkpoint is."""
+    """A sentence that says where the latest complete checkpoint is."""
     self.wait()
     step = self.latest_step()
     return 'There is no checkpoint yet.' if step is None else f'The last good checkpoint is {self.folder / str(step)}.'
 
   def latest_step(self) -> int | None:
-    """Step of the last checkpoint that is complete."""
+    """Step of the latest complete checkpoint, or None."""
     self._manager.reload()
     return self._manager.latest_step()
 
   def restore(self, states: TrainState, iterator: Any) -> TrainState | None:
-    """The latest checkpoint that can be read, and `iterator` set to continue with the batch after it.
+    """The latest readable checkpoint; `iterator` is set to continue with the batch after it.
 
     Args:
       states: `jax.ShapeDtypeStruct`s with the shardings to restore to.
@@ -128,7 +129,7 @@ class Checkpoints:
       None if there is no checkpoint.
 
     Raises:
-      NoCheckpoint: there are some, and none can be read.
+      NoCheckpoint: there are checkpoints, but none can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     _, found, damaged = _first_readable(steps, lambda step: self._read(step, states), self.folder, self._say)
@@ -149,9 +150,9 @@ class Checkpoints:
     return state
 
   def before(self, limit: int, states: TrainState) -> tuple[int, TrainState] | None:
-    """(step, state) of the latest checkpoint from before step `limit` that can be read; None where there is none.
+    """(step, state) of the latest readable checkpoint before step `limit`; None if there is none.
 
-    Only of those that `config.checkpoint.every` asked for, and that every run of this config has at this point.
+    Considers only regular checkpoints (`config.checkpoint.every`), which every run of this config has at this point.
     """
     self.wait()
     self._manager.reload()
@@ -166,7 +167,7 @@ class Checkpoints:
   def _read(self, step, states):
     """(state, about)."""
     items = _items(states)
-    with processes.together('read what it is about'):
+    with processes.together('read its about'):
       checksums.check(self.folder / str(step), 'about/')
     try:
       with processes.together('read it'):
@@ -188,10 +189,10 @@ class Checkpoints:
     if changes:
       more = f'; and {len(changes) - 4} more' if len(changes) > 4 else ''
       self._say(f'The training data have changed since step {about["step"]}: {"; ".join(changes[:4])}{more}. Training '
-                'continues with the data as they are; to repeat the run, restore them first.')
+                'continues with the current data; to repeat the run, restore the old data first.')
 
   def _set_damaged_scores_aside(self):
-    # The manager reads all scores when it opens, and would end there at the first that is damaged.
+    # The manager reads all scores when it opens, and would fail at the first damaged one.
     for step in kept.complete(self.folder.parent) if jax.process_index() == 0 else ():
       path = self.folder / str(step) / 'metrics'
       try:
@@ -203,7 +204,7 @@ class Checkpoints:
     processes.wait('damaged scores are out of the way')
 
   def _write_checksums(self):
-    # Called when all files of a checkpoint are written, before it gets its name: it has checksums, or is incomplete.
+    # Called when all files are written, before the checkpoint gets its name: a complete one has checksums.
     if jax.process_index() == 0:
       for partial in self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
         checksums.write(partial)
@@ -221,10 +222,10 @@ class Checkpoints:
 def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:
   """(config, step, params, router state) from a checkpoint alone; `params` is the moving average where one was kept.
 
-  The latest checkpoint that can be read, or that of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
+  The latest readable checkpoint, or the one of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
 
   Raises:
-    NoCheckpoint: there is none, or none that can be read; with `step`, that one.
+    NoCheckpoint: there is no checkpoint, or none can be read; with `step`, that one.
   """
   quiet.libraries()
   folder = Path(workdir).absolute() / 'checkpoints'
@@ -270,20 +271,20 @@ def _restore_to_host(path: Path) -> Tree:
 
 def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Path,
                     say: Callable[[str], None]) -> tuple[int | None, Any, list[int]]:
-  """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; else Nones."""
+  """(step, `read(step)`, damaged steps) for the first of `steps` that can be read; Nones without `steps`."""
   damaged = []
   for step in steps:
     try:
       found = read(step)
-    except Exception as error:  # noqa: BLE001  (damage shows as any error there is)
+    except Exception as error:  # noqa: BLE001  (damage can raise any error)
       damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
-      say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using that of step {step} instead.')
+      say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using the one of step {step} instead.')
     return step, found, [bad for bad, _ in damaged]
   if damaged:
-    raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder '
-                       'from a copy, or delete it to start again from step 0.')
+    raise NoCheckpoint(f'No checkpoint in {folder} can be read; reading the latest raised {damaged[0][1]}. Restore the '
+                       'folder from a backup, or delete it to start again from step 0.')
   return None, None, []
 
 
@@ -297,5 +298,5 @@ def _verify(name: str, tree: Any, about: dict) -> None:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-  # What holds no array (the state of stateless routers, an average that is not kept) has no folder.
+  # Items without arrays (the state of stateless routers, an average that is not kept) have no folder.
   return {name: getattr(state, name) for name in _ITEMS if jax.tree.leaves(getattr(state, name))}

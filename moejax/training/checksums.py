@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder: what is small is checked before it is believed, and what is damaged is named.
+"""Checksums of the files of a folder: small files are verified before they are used, and damaged files are named.
 
     checksums.json: {"files": {"params/d/0f3a...": [<bytes>, <CRC-32>], ...}, "checksum": <CRC-32 of files>}
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from moejax.training.workdir import write_atomically
 
 _NAME = 'checksums.json'
-# orbax writes this one again when a checkpoint gets its name; nothing that is restored is in it.
+# orbax rewrites this file when a checkpoint gets its name; nothing in it is restored.
 _CHANGES_LATER = '_CHECKPOINT_METADATA'
 _CHUNK = 1 << 22
 
@@ -19,23 +19,22 @@ class Damaged(Exception):
 
 
 def write(folder: Path) -> None:
-  """Adds `checksums.json`, of all files that are in `folder`."""
+  """Writes `checksums.json` for all files in `folder`."""
   files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in (_NAME, _CHANGES_LATER)]
   sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
   write_atomically(folder / _NAME, json.dumps({'files': sums, 'checksum': _of(sums)}, indent=1) + '\n')
 
 
 def damaged(folder: Path, within: str = '') -> list[str]:
-  """The files that are missing, cut off or changed, each with what is wrong with it.
+  """The missing, truncated or changed files whose path begins with `within`, each with its problem.
 
-  Reads all of those whose path begins with `within`. Where `checksums.json` itself is missing or damaged, it is what is
-  named.
+  Only `checksums.json` where that itself is missing or damaged.
   """
   try:
     content = json.loads((folder / _NAME).read_text())
     sums = content['files']
     if content['checksum'] != _of(sums):
-      return [f'{_NAME} has other contents than were written']
+      return [f'{_NAME} differs from what was written']
   except (OSError, ValueError, KeyError, TypeError):
     return [f'{_NAME} cannot be read']
   found = []
@@ -48,12 +47,12 @@ def damaged(folder: Path, within: str = '') -> list[str]:
     elif path.stat().st_size != size:
       found.append(f'{name} has {path.stat().st_size} bytes instead of {size}')
     elif _checksum(path)[1] != checksum:
-      found.append(f'{name} has other contents than were written')
+      found.append(f'{name} differs from what was written')
   return found
 
 
 def check(folder: Path, within: str = '') -> None:
-  """Raises `Damaged`, naming them, where files of `folder` whose path begins with `within` are."""
+  """Raises `Damaged`, with their names, if files of `folder` whose path begins with `within` are damaged."""
   files = damaged(folder, within)
   if files:
     more = f' and {len(files) - 3} other files' if len(files) > 3 else ''

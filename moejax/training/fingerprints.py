@@ -1,4 +1,4 @@
-"""Fingerprints of arrays on their devices: one number a leaf, which tells any change of one element."""
+"""Fingerprints of arrays, computed on their devices: one int per leaf, changed by any change of one element."""
 import functools
 from typing import Any
 
@@ -10,7 +10,7 @@ from moejax.parallel import rules
 
 
 def fingerprint(tree: Any) -> list[int]:
-  """One number for every leaf, that no other content is likely to have."""
+  """One int per leaf, which other contents are very unlikely to share."""
   leaves = jax.tree.leaves(tree)
   if not leaves:
     return []
@@ -19,7 +19,7 @@ def fingerprint(tree: Any) -> list[int]:
 
 @functools.cache
 def _fingerprints(mesh):
-  # Whole in every process, also where the leaves are not.
+  # Replicated to every process, even where the leaves are sharded.
   return jax.jit(lambda leaves: jnp.stack([_fingerprint(leaf) for leaf in leaves]),
                  out_shardings=None if mesh is None else rules.replicated(mesh))
 
@@ -27,7 +27,7 @@ def _fingerprints(mesh):
 def _fingerprint(x: jax.Array) -> jax.Array:
   """<uint32>[]: sum of the bits of each element times an odd number that depends on its position, modulo 2**32.
 
-  Integer sums do not depend on order, so neither on sharding; an odd factor is invertible modulo 2**32, so that any
+  Integer sums do not depend on order, and so not on sharding; an odd factor is invertible modulo 2**32, so that any
   change of one element changes the sum.
   """
   bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))

@@ -1,7 +1,7 @@
-"""Follows a run from another process: every checkpoint is evaluated once, the earliest first, up to that of the last step.
+"""Follows a run from another process: evaluates every checkpoint once, the earliest first, up to the last step.
 
-The run knows nothing of it. Its folder is read, and nothing in it is locked, changed or held back: a checkpoint that
-retention deletes before it is evaluated is skipped, and that is said.
+The run is not affected. Its folder is only read, nothing in it is locked or changed: a checkpoint that retention
+deletes before it is evaluated is skipped, with a message.
 """
 import time
 from collections.abc import Callable, Iterable
@@ -18,27 +18,27 @@ _NOTHING_YET, _FINISHED, _OF_THE_FIRST = 0, -1, -2  # beside the steps of checkp
 
 def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], every: float,
         say: Callable[[str], None]) -> None:
-  """Calls `evaluate(step)` for each checkpoint of the run in `folder`, and returns after that of the run's last step.
+  """Calls `evaluate(step)` for each checkpoint of the run in `folder`, and returns after the last step's.
 
   All processes of the evaluation call this together; the first one looks, and decides for all.
 
   Args:
-    folder: of the run, which need not have begun.
-    evaluate: raises NoCheckpoint where the checkpoint of that step cannot be read.
+    folder: of the run, which need not have started.
+    evaluate: raises NoCheckpoint if the checkpoint of that step cannot be read.
     done: the steps that were evaluated before.
-    every: seconds between two looks into the folder while nothing is new in it.
-    say: receives sentences for the person who runs this.
+    every: seconds between two checks of the folder while it has nothing new.
+    say: receives messages for the user.
 
   Raises:
-    NoCheckpoint: that of the last step cannot be read.
-    Interrupted: a signal asked to stop.
+    NoCheckpoint: the one of the last step cannot be read.
+    Interrupted: a signal stopped it.
   """
   look, tried = _Look(folder, done, every, say), set()
-  notice = 'Stopping after this evaluation; the same signal again stops at once.'
+  notice = 'Stopping after this evaluation; a second signal stops at once.'
   with recovery.Interruption(notice) as interruption, peers.noticed():
     while True:
       if signal := processes.largest(interruption.signal or 0):
-        raise recovery.Interrupted(f'Stopped following {folder}. The same command evaluates what is left.', signal)
+        raise recovery.Interrupted(f'Stopped following {folder}. The same command evaluates the rest.', signal)
       with processes.together('look for checkpoints'):
         found = look() if jax.process_index() == 0 else _OF_THE_FIRST
       step = processes.largest(found)
@@ -51,21 +51,21 @@ def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], ever
           continue
         except recovery.NoCheckpoint as error:
           if not processes.largest((folder / 'checkpoints' / str(step)).is_dir()):
-            continue  # deleted while it was read: the next look says so
+            continue  # deleted while it was read: the next look reports it
           if step in tried:
             if step == _steps(folder):
               raise
             say(f'Skipped step {step}: {error}')
             look.done.add(step)
             continue
-          # Where renaming is not atomic (a mounted bucket), a checkpoint has its name before it is whole.
+          # Where renaming is not atomic (a mounted bucket), a checkpoint has its name before it is complete.
           tried.add(step)
-          say(f'The checkpoint of step {step} cannot be read yet, and is tried once more in {every:g} s: {error}')
+          say(f'The checkpoint of step {step} cannot be read yet; trying once more in {every:g} s: {error}')
       _sleep(every, interruption)
 
 
 class _Look:
-  """What there is to evaluate: the step of a checkpoint, `_NOTHING_YET` or `_FINISHED`.
+  """Finds what to evaluate next: the step of a checkpoint, `_NOTHING_YET` or `_FINISHED`.
 
   Attributes:
     done: steps that need no evaluation any more.
@@ -77,11 +77,11 @@ class _Look:
 
   def __call__(self) -> int:
     if not (self._folder / 'config.json').exists():
-      return self._wait(f'a run to begin in {self._folder}')
+      return self._wait(f'a run to start in {self._folder}')
     there = set(kept.complete(self._folder)) - self.done
     for step in sorted(self._seen - there - self.done):
       self._tell(f'The checkpoint of step {step} was deleted before it was evaluated: skipped. A larger '
-                 'config.checkpoint.keep of the run leaves more time.')
+                 'config.checkpoint.keep for the run leaves more time.')
     self._seen = there
     total = _steps(self._folder)
     if there:

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them are kept."""
+"""Retention: when checkpoints are written, and which are kept."""
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ class CheckpointConfig:
   """config.checkpoint.
 
   Attributes:
-    every: steps between checkpoints; the last step always has one, and so has one at which the run is interrupted.
-    keep: how many of the latest are kept, also of those that `every` asked for.
-    metric: e.g. 'eval/test/accuracy': the checkpoint where it was best is kept as well; None: only the latest.
+    every: steps between checkpoints; the last step, and any step at which the run is interrupted, has one as well.
+    keep: number of latest checkpoints that are kept, and of latest regular ones (at multiples of `every`).
+    metric: e.g. 'eval/test/accuracy': the checkpoint with its best value is kept as well; None: only the latest.
     mode: whether the best is the largest or the smallest.
   """
   every: Count = 500
@@ -26,13 +26,13 @@ class CheckpointConfig:
 
 
 def complete(workdir: str | Path) -> list[int]:
-  """Steps of the complete checkpoints in the folder of a run, the last one first."""
+  """Steps of the complete checkpoints in the folder of a run, latest first."""
   names = (path.name for path in (Path(workdir) / 'checkpoints').glob('*'))
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def policy(options: CheckpointConfig) -> dict[str, Any]:
-  """Options of orbax's manager: what is kept is any that one of the reasons in `CheckpointConfig` asks for."""
+  """Retention options of orbax's manager: it keeps a checkpoint that any key of `CheckpointConfig` asks for."""
   keep = [policies.LatestN(options.keep), _LatestRegular(options)]
   score = None
   if options.metric is not None:
@@ -43,13 +43,13 @@ def policy(options: CheckpointConfig) -> dict[str, Any]:
 
 
 def latest_regular(steps: Sequence[int], options: CheckpointConfig) -> list[int]:
-  """Of `steps` the last ones that `every` asked for, in order."""
+  """The last `options.keep` of `steps` that are multiples of `options.every`, in order."""
   return sorted(step for step in steps if step % options.every == 0)[-options.keep:]
 
 
 @dataclasses.dataclass
 class _LatestRegular(policies.PreservationPolicy):
-  """Keeps what a rollback may need, however often the run is interrupted, and saved, in between."""
+  """Keeps the checkpoints that a rollback may need, however often interruptions save others in between."""
   options: CheckpointConfig
 
   def should_preserve(self, checkpoints, *, context):

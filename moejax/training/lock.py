@@ -2,8 +2,8 @@
 
     lock: {"host": "node-3", "process": 4711, "started": "83021", "machine": "<boot> <name space of process numbers>"}
 
-The owner touches the file every few seconds. An owner that was killed is known by its process on the same machine, and
-elsewhere by a file that nobody touches any more.
+The owner touches the file every few seconds. On the same machine, a killed owner is recognised by its process;
+elsewhere, by a file that is no longer touched.
 """
 import contextlib
 import fcntl
@@ -24,16 +24,16 @@ from moejax.parallel import processes
 
 FILE = 'lock'
 _TOUCH = 5.  # seconds between touches
-_SILENCE = 30.  # seconds without one after which an owner on another machine counts as dead
+_SILENCE = 30.  # seconds without a touch after which an owner on another machine counts as dead
 
 
 @contextlib.contextmanager
 def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-  """Within this context no other run writes into `folder`, which is made if missing. Of several processes the first
-  holds it.
+  """Within this context no other run writes into `folder`, which is created if missing. Of several processes the
+  first holds the lock.
 
   Raises:
-    ConfigError: another run holds it, or it cannot be made or written to.
+    ConfigError: another run holds it, or the folder cannot be created or written to.
   """
   error, ended = None, threading.Event()
   if jax.process_index() == 0:
@@ -43,7 +43,7 @@ def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
       error = caught
   processes.wait('the first process has tried to take the folder')
   if processes.largest(error is not None):
-    raise error or ConfigError(f'The first process could not take {folder}, and says why.')
+    raise error or ConfigError(f'The first process could not lock {folder}; its error says why.')
   if jax.process_index() != 0:
     yield
     return
@@ -73,8 +73,8 @@ def _take(folder, say):
                         'Choose another --workdir, or run the same command when it has ended.')
     if watched is None:
       watched, since = (owner, touched), time.monotonic()
-      say(f'Process {owner["process"]} on {owner["host"]} has not given back {folder}: waiting {_SILENCE:.0f} s to see '
-          'whether it still runs.')
+      say(f'Process {owner["process"]} on {owner["host"]} holds the lock of {folder}: waiting {_SILENCE:.0f} s to see '
+          'whether it is still running.')
     time.sleep(_SILENCE / 30)
 
 
@@ -95,10 +95,11 @@ def _touch(path, ended):
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-  """The file, made if missing, which no other process of this machine opens like this at the same time."""
+  """The file, created if missing, under an exclusive lock among the processes of this machine."""
   while True:
     with open(path, 'a+') as file:
-      with contextlib.suppress(OSError):  # Not every network file system can; then two have to start within a moment.
+      # Not every network file system can lock; then two that start at the same moment collide.
+      with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
       # Another may have removed it while this one waited.
       if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
@@ -107,7 +108,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def _read(file):
-  """The owner; None where there is none, or where it was killed while it wrote."""
+  """The owner; None if there is none, or if it was killed while writing."""
   file.seek(0)
   try:
     owner = json.load(file)
@@ -140,7 +141,7 @@ def _machine():
 
 
 def _started(process: int) -> str | None:
-  """When a process of this machine started; None where it does not run."""
+  """When a process of this machine started; None if it is not running."""
   if os.path.exists('/proc/self/stat'):
     try:
       # The name of the program, in brackets, may hold anything.
@@ -151,4 +152,4 @@ def _started(process: int) -> str | None:
   else:
     said = subprocess.run(['ps', '-o', 'stat=,lstart=', '-p', str(process)], capture_output=True, text=True).stdout
     state, _, started = said.strip().partition(' ')
-  return None if state[:1] in ('', 'Z', 'X') else started  # one that has ended, and that nobody has waited for
+  return None if state[:1] in ('', 'Z', 'X') else started  # a zombie is not running either

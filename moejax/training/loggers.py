@@ -31,14 +31,14 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """What a logger begins with.
+  """What a logger opens with.
 
   Attributes:
     folder: of the run.
     config: of the run, as nested dicts.
-    rows: of the steps up to `step`, each with its 'step'.
-    step: that the run resumes after; 0 for a new run.
-    say: receives sentences for the person who runs this.
+    rows: up to `step`, each with its 'step'.
+    step: the run resumes after it; 0 for a new run.
+    say: receives messages for the user.
   """
   folder: Path
   config: dict[str, Any]
@@ -48,10 +48,10 @@ class Opening:
 
 
 class Logger(Protocol):
-  """One place where rows are written.
+  """A destination of rows.
 
   Attributes:
-    needs: a package that has to be installed; None: nothing beyond what moejax requires.
+    needs: package that must be installed; None: none beyond the requirements of moejax.
   """
   needs: str | None
 
@@ -59,13 +59,13 @@ class Logger(Protocol):
     ...
 
   def write(self, step: int, row: Row) -> None:
-    """Writes `row` (numbers, and lists of them) as that of `step`."""
+    """Writes `row` (numbers, and lists of them), measured at `step`."""
 
   def close(self, failed: bool) -> None:
-    """Ends; `failed`: the run did not finish."""
+    """Closes the destination; `failed`: the run did not finish."""
 
   def where(self) -> str | None:
-    """Where a person finds the rows, or the command that shows them; None where nothing installed can."""
+    """Where the rows are, or the command that shows them; None if no installed program can."""
 
 
 def check(names: Iterable[str]) -> None:
@@ -74,18 +74,18 @@ def check(names: Iterable[str]) -> None:
     needs = LOGGERS[name].needs
     if needs and not importlib.util.find_spec(needs):
       raise ConfigError(f'config.loggers: {name!r} needs the package {needs}, which is not installed. '
-                        f'Install it (pip install {needs}), or take {name!r} out of config.loggers.')
+                        f'Install it (pip install {needs}), or remove {name!r} from config.loggers.')
 
 
 def installed(program: str) -> bool:
-  """Whether a program can be started: it is on the PATH, or importable."""
+  """Whether a program is installed: on the PATH, or importable."""
   return bool(shutil.which(program) or importlib.util.find_spec(program))
 
 
 def scalars(row: Row) -> dict[str, float]:
   """The numbers of `row`; of a list, `<name>/smallest` and `<name>/largest`.
 
-  Nobody reads a curve for each of 100 experts. A value that is not finite is NaN; so is None, which JSON has in its place.
+  A curve for each of 100 experts would be too many. Non-finite values become NaN, and so does None, their form in JSON.
   """
   flat = {}
   for name, value in row.items():
@@ -99,7 +99,7 @@ def scalars(row: Row) -> dict[str, float]:
 
 @LOGGERS('jsonl')
 class JsonLines:
-  """metrics.jsonl: an object a line, with lists in full; always written."""
+  """metrics.jsonl: one object per line, with lists in full; always written."""
   needs = None
   FILE = 'metrics.jsonl'
 
@@ -125,10 +125,10 @@ class JsonLines:
 
 @LOGGERS('csv')
 class Csv:
-  """metrics.csv: a column a number, in the order in which they first appeared.
+  """metrics.csv: one column per number, in order of first appearance.
 
-  Where a row has new columns (the first evaluation), the file is written anew with the longer header. A missing value
-  is empty, one that is not finite is nan.
+  When a row has new columns (the first evaluation), the file is rewritten with the longer header. A missing value is
+  empty, a non-finite one is nan.
   """
   needs = None
 
@@ -157,7 +157,7 @@ class Csv:
     self._writer.writerow(self._columns)
     self._writer.writerows(rows)
     self._file.flush()
-    os.replace(partial, self._path)  # the open file moves along, and is appended to
+    os.replace(partial, self._path)  # the open file is renamed, and still appended to
 
   def close(self, failed):
     self._file.close()
@@ -168,21 +168,21 @@ class Csv:
 
 @LOGGERS('tensorboard')
 class TensorBoard:
-  """tensorboard/: event files, which TensorBoard and others show."""
+  """tensorboard/: event files, for TensorBoard and other viewers."""
   needs = 'tensorboardX'
 
   def __init__(self, opening: Opening):
     import tensorboardX
     self._folder = opening.folder / 'tensorboard'
     new = not self._folder.exists()
-    # Event files cannot be cut; TensorBoard drops what they hold from the purge step on.
+    # Event files cannot be truncated; TensorBoard ignores their rows from the purge step on.
     self._board = tensorboardX.SummaryWriter(str(self._folder), purge_step=opening.step + 1)
     for row in opening.rows if new else ():
       self.write(row['step'], {name: value for name, value in row.items() if name != 'step'})
 
   def write(self, step, row):
     for name, value in scalars(row).items():
-      if math.isfinite(value):  # TensorBoard has no place for it, and would warn at every row.
+      if math.isfinite(value):  # TensorBoard cannot show others, and would warn at every row.
         self._board.add_scalar(name, value, step)
     self._board.flush()
 
@@ -195,7 +195,7 @@ class TensorBoard:
 
 @LOGGERS('wandb')
 class Wandb:
-  """Weights & Biases: the run there resumes when the run does. Its variables (WANDB_PROJECT, WANDB_MODE, ...) apply."""
+  """Weights & Biases: its run resumes when this run does. WANDB_PROJECT, WANDB_MODE, ... apply."""
   needs = 'wandb'
 
   def __init__(self, opening: Opening):
@@ -210,15 +210,15 @@ class Wandb:
           name=os.environ.get('WANDB_NAME', opening.folder.resolve().name), dir=str(opening.folder),
           config=opening.config)
     except wandb.errors.Error as error:
-      raise ConfigError(f"config.loggers: 'wandb' cannot begin: {str(error).splitlines()[0].rstrip('.')}. Log in "
-                        "(wandb login), set WANDB_MODE=offline, or take 'wandb' out of config.loggers.") from error
-    # An offline run holds the rows from before it as well: to sync the last is enough.
+      raise ConfigError(f"config.loggers: 'wandb' cannot start: {str(error).splitlines()[0].rstrip('.')}. Log in "
+                        "(wandb login), set WANDB_MODE=offline, or remove 'wandb' from config.loggers.") from error
+    # An offline run also holds all earlier rows: syncing the latest is enough.
     self._where = f'wandb sync {Path(self._run.dir).parent}' if self._run.offline else self._run.url
-    # The next step that it takes; it ignores rows of steps before.
+    # The next step that it accepts; it ignores rows of earlier steps.
     self._next = self._run.step
     if self._next > opening.step + 1:
-      opening.say(f'wandb has rows up to step {self._next - 1} and cannot take back those after step {opening.step}: '
-                  f'it keeps them, and gets new ones from step {self._next} on.')
+      opening.say(f'wandb has rows up to step {self._next - 1} and cannot remove those after step {opening.step}: it '
+                  f'keeps them, and receives new ones from step {self._next} on.')
     for row in opening.rows:
       self.write(row['step'], {name: value for name, value in row.items() if name != 'step'})
 

@@ -20,7 +20,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
 
   Raises:
     ConfigError: before anything is compiled or written.
-    recovery.Stopped: the run ended early, in a way that one sentence explains.
+    recovery.Stopped: the run stopped early, for a reason that the message explains.
   """
   streams.outlive_readers()
   if jax.process_index() > 0:
@@ -77,7 +77,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
         shown.advance()
         trace.after(now, state)
         state = guard.after(now, measured, batch, state)
-        shown.completed(now - 1)  # The guard has looked at it.
+        shown.completed(now - 1)  # The guard has checked it.
 
         signal = signal_in_any(interruption.signal or 0)
         stops = signal > 0
@@ -106,8 +106,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
 
     checkpoints.wait()
     if checkpoints.latest_step() != total:
-      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Make room, '
-                                  'and run the same command again.')
+      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Free disk '
+                                  'space, and run the same command again.')
   _finish(setup, Path(folder), state, row, writer.where(), say)
   return row
 
@@ -142,7 +142,7 @@ def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) 
   row = {f'eval/{name}': value for name, value in measured.items()}
   if setup.checkpoint.metric is not None and setup.checkpoint.metric not in row:
     raise ConfigError(f'config.checkpoint.metric: {setup.checkpoint.metric!r} was not measured; '
-                      f'there are {", ".join(sorted(row))}.')
+                      f'measured were {", ".join(sorted(row))}.')
   say('  '.join(f'{name} {value:.4g}' for name, value in row.items() if '/router/' not in name))
   return row
 
@@ -153,7 +153,7 @@ def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, A
   say(f'Finished: {setup.training.steps} steps.')
   trouble = rollback.counters(state)
   if trouble['recovery/skipped']:
-    say('{recovery/skipped} batches were skipped, {recovery/rollbacks} rollbacks lost {recovery/lost} steps.'
+    say('Skipped batches: {recovery/skipped}; rollbacks: {recovery/rollbacks}, which lost {recovery/lost} steps.'
         .format(**trouble))
   for name, value in results.items():
     say(f'  {name:<32} {value:.5g}')

@@ -1,8 +1,7 @@
 """Training methods: how an objective is computed from passes of the model. One of them is `config.method`.
 
 A method is called with `forward(key, batch) -> ModelOutput`, one pass in training mode of the current parameters, and
-returns the objective of the step; the losses of the routers are those of the output that it returns. `passes`: how many
-it takes.
+returns the objective of the step; router losses come from the output that it returns. `passes`: number of passes.
 """
 import dataclasses
 from collections.abc import Callable
@@ -25,12 +24,12 @@ Forward = Callable[[jax.Array | None, Batch], ModelOutput]
 
 @METHODS('plain')
 class Plain:
-  """One pass, and the objective of its output."""
+  """The objective of a single pass."""
   passes = 1
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
-    """(objective, its metrics, the output whose router losses and updates count)."""
+    """(objective, its metrics, the output whose router losses and updates are used)."""
     output = forward(key, batch)
     return *objective(output, batch), output
 
@@ -38,20 +37,20 @@ class Plain:
 @METHODS('consistency')
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-  """Two passes that draw their own random numbers, and must agree (THOR, arXiv 2110.04260, equation 6).
+  """Two passes with different random numbers, regularised to agree (THOR, arXiv 2110.04260, equation 6).
 
-  `objective(p1) + objective(p2) + alpha * symmetric_kl(p1, p2)`. The losses of the routers are those of both passes;
-  their updates those of the first, so that what counts steps counts one.
+  `objective(p1) + objective(p2) + alpha * symmetric_kl(p1, p2)`. Router losses come from both passes, router
+  updates from the first only, so that step counters count one step.
 
   Config:
-    alpha: 5 in the script of microsoft/Stochastic-Mixture-of-Experts, 1 is the default of its code.
+    alpha: weight of the divergence; microsoft/Stochastic-Mixture-of-Experts: 5 in its script, 1 by default.
   """
   alpha: NonNegative = 5.0
   passes = 2
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
-    """See the module. The metrics are means over the passes, and `disagreement`, the divergence."""
+    """See the module. The metrics are means over the passes, and the divergence as `disagreement`."""
     first, second = (forward(derive(key, name), batch) for name in ('first', 'second'))
     loss, metrics = objective(first, batch)
     second_loss, second_metrics = objective(second, batch)
@@ -84,13 +83,13 @@ class Reinforce:
 
   Every router draws an expert for each token (select 'sample', k = 1). The reward of the draw is the log-probability of
   that token's target; the gradient of its expectation is estimated with `surrogate`, which is added to the objective
-  for every router. The objective itself teaches everything else, as ever.
+  for every router. Everything else is trained by the objective itself, as usual.
 
   Config:
     coefficient: of the surrogate; 0 leaves the objective alone.
-    baseline: what is subtracted from the reward: what the router 'learned' to expect (score 'policy'), the mean over
-      the 'batch', or nothing ('none').
-    entropy: coefficient of the policy's entropy, which is to be large.
+    baseline: subtracted from the reward: the router's own prediction ('learned', with score 'policy'), the mean over
+      the batch ('batch'), or nothing ('none').
+    entropy: coefficient of the policy's entropy, which is maximised.
     value: coefficient of the squared error of the learned baseline.
   """
   coefficient: NonNegative = 0.1
@@ -101,11 +100,11 @@ class Reinforce:
 
   def __call__(self, forward: Forward, objective: Objective, batch: Batch,
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
-    """See the module. The metrics are those of the objective, and means over tokens and routers of the `advantage`, the
-    `policy_entropy` and, where there is one, the `value_loss`.
+    """See the module. Metrics: the objective's, and means over tokens and routers of the `advantage`, the
+    `policy_entropy` and, with a learned baseline, the `value_loss`.
 
     Raises:
-      ConfigError: while tracing: routers that draw no experts, or an objective that is not over their tokens.
+      ConfigError: while tracing: the routers do not sample experts, or the objective does not score their tokens.
     """
     output = forward(key, batch)
     loss, metrics = objective(output, batch)
@@ -119,8 +118,8 @@ class Reinforce:
       baseline = objective.mean(reward, batch) if self.baseline == 'batch' else jnp.float32(0)
       if self.baseline == 'learned':
         if 'value' not in router.extras:
-          raise ConfigError(f"config.method.baseline: the router {layer} learns none. Set router.score.name='policy', "
-                            "or baseline to 'batch' or 'none'.")
+          raise ConfigError(f"config.method.baseline: the router {layer} has no learned one. Set router.score.name="
+                            "'policy', or baseline to 'batch' or 'none'.")
         baseline = router.extras['value'].reshape(reward.shape)
         totals['value_loss'] += objective.mean(jnp.square(reward - baseline), batch)
       advantage = reward - jax.lax.stop_gradient(baseline)
@@ -132,22 +131,22 @@ class Reinforce:
 
 
 def surrogate(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
-  """What to minimise: its gradient is, on average over draws, that of minus the expected reward (Williams 1992).
+  """The loss whose gradient, averaged over draws, is that of the negative expected reward (Williams 1992).
 
   Args:
-    log_prob: <float32>[...] of what was drawn.
+    log_prob: <float32>[...] of the drawn experts.
     advantage: <float32>[...] reward minus a baseline that does not depend on the draw; a constant.
   """
   return -jax.lax.stop_gradient(advantage) * log_prob
 
 
 def drawn(layer: str, router: RouterOutput, tokens: int) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of the expert that was drawn, and entropy of the policy, <float32>[G,S] each."""
+  """Log-probability of the drawn expert, and entropy of the policy, <float32>[G,S] each."""
   expert = getattr(router.plan, 'expert', None)
   if expert is None or expert.shape[-1] != 1 or router.probs is None or expert.size != tokens:
-    raise ConfigError(f"config.method 'reinforce': the router {layer} does not draw one expert for each token that is "
-                      "predicted. Use papers.rl_routing(), or select=dict(name='sample', k=1), in a decoder.")
+    raise ConfigError(f"config.method 'reinforce': the router {layer} does not draw one expert for each predicted "
+                      "token. Use papers.rl_routing(), or select=dict(name='sample', k=1), in a decoder.")
   prob = router.plan.pick(router.probs)[..., 0]
-  # Never zero for what was drawn, but padding is not drawn.
+  # Never zero for a drawn expert, but nothing is drawn for padding.
   log_prob = jnp.log(jnp.maximum(prob, jnp.finfo(jnp.float32).tiny))
   return log_prob, jax.scipy.special.entr(router.probs).sum(-1)

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line in metrics.jsonl, and what else config.loggers names.
+"""Metrics of a run: one JSON object per line in metrics.jsonl, and the other loggers of config.loggers.
 
     {"step": 50, "train/loss": 1.2, "router/block_03/load": [0.25, 0.25, 0.5, 0.0], "eval/test/accuracy": 0.61}
 """
@@ -15,23 +15,23 @@ from moejax.training.loggers import LOGGERS, JsonLines, Opening
 
 
 class MetricsWriter:
-  """Appends rows. Starting after `restored_step` first drops the rows after it, so that no step is there twice.
+  """Appends rows, after dropping those later than `restored_step`, so that no step appears twice.
 
-  Of several processes the first writes.
+  Of several processes, only the first writes.
 
   Args:
     workdir: of the run.
-    restored_step: the last of the rows to keep.
-    say: receives a sentence where rows that were there cannot be read, or cannot be taken back.
-    loggers: names of `loggers.LOGGERS`; 'jsonl' need not be among them.
+    restored_step: last step whose row is kept.
+    say: receives a message if existing rows cannot be read or removed.
+    loggers: names of `loggers.LOGGERS`; 'jsonl' is always added.
     config: of the run, for loggers that show it.
 
   Attributes:
-    kept: the rows that were there already.
-    last_row: the last of them, {} for a new run.
+    kept: the existing rows that were kept.
+    last_row: the last of them; {} for a new run.
 
   Raises:
-    ConfigError: a logger cannot begin.
+    ConfigError: a logger cannot start.
   """
 
   def __init__(self, workdir: str | Path, restored_step: int, say: Callable[[str], None] = print,
@@ -45,12 +45,12 @@ class MetricsWriter:
       self._loggers = [LOGGERS[name](opening) for name in names]
 
   def write(self, step: int, row: dict[str, Any]) -> None:
-    """Writes `row` (scalars, and lists of them) as that of `step`. A kill of this process loses none of it."""
+    """Writes `row` (scalars, and lists of them) measured at `step`. A kill of this process loses none of it."""
     for logger in self._loggers:
       logger.write(step, row)
 
   def where(self) -> list[str]:
-    """Where a person finds the rows, metrics.jsonl first, and commands that show them."""
+    """Where the rows are, metrics.jsonl first, and commands that show them."""
     return [place for logger in self._loggers if (place := logger.where())]
 
   def sync(self) -> None:
@@ -67,17 +67,17 @@ class MetricsWriter:
 
 
 def read(workdir: str | Path, say: Callable[[str], None] = lambda sentence: None) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl in order; [] if there is none. `say` hears of lines that cannot be read."""
+  """The rows of metrics.jsonl in order; [] if there is none. `say` receives a message about unreadable lines."""
   return json_lines.read(Path(workdir) / JsonLines.FILE, _is_row, say)
 
 
 def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
-  """Arrays on the device as numbers and lists of numbers; waits until they are computed."""
+  """Device arrays as numbers and lists of numbers; waits until they are computed."""
   return {name: np.asarray(value).tolist() for name, value in jax.device_get(metrics).items()}
 
 
 def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
-  """What of a row the same run gives again, to the last bit: all but what a clock or the machine's memory says."""
+  """The part of a row that the same run reproduces bit for bit: all but times and memory."""
   return {name: value for name, value in row.items() if not name.startswith(('time/', 'memory/'))}
 
 

@@ -1,4 +1,4 @@
-"""Gradient descent in which every expert goes as far as any other, however few examples it sees."""
+"""Gradient descent with equally large steps for all experts, however few examples an expert sees."""
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +7,7 @@ from moejax.functional import Tree, flatten, unflatten
 
 
 def expert_axes(axes: Tree) -> Tree:
-  """For every parameter the dimensions along which there are different experts (or layers of them); () for others."""
+  """For every parameter the dimensions that index experts (or layers of experts); () if it belongs to no expert."""
   return unflatten({path: tuple(i for i, name in enumerate(names) if name in ('layers', 'expert'))
                     if 'expert' in names else () for path, names in flatten(axes).items()})
 
@@ -15,11 +15,11 @@ def expert_axes(axes: Tree) -> Tree:
 def normalized_by_expert(axes: Tree) -> optax.GradientTransformation:
   """Divides the gradient of every expert by the sum of the norms of its parameters' gradients.
 
-  That is the descent of "Towards Understanding MoE" (2208.02813, equation 3.4), with the norm of its published code:
-  not that of all parameters together. Gradients of zero stay zero, and those of other parameters what they are.
+  This is the update of "Towards Understanding MoE" (2208.02813, equation 3.4), with the sum of norms in its published
+  code instead of the norm of all parameters together. Zero gradients stay zero; other parameters keep their gradients.
 
   Args:
-    axes: logical axis names of the parameters; those of one module with an axis 'expert' are its experts'.
+    axes: logical axis names of the parameters; those of one module that have an axis 'expert' belong to its experts.
   """
   lines = flatten(expert_axes(axes))
 
@@ -45,7 +45,7 @@ def normalized_by_expert(axes: Tree) -> optax.GradientTransformation:
 
 
 def scale_others(axes: Tree, factor: float) -> optax.GradientTransformation:
-  """Multiplies the updates of all parameters that are no expert's."""
+  """Multiplies the updates of all parameters that belong to no expert."""
   lines = expert_axes(axes)
 
   def update(updates, state, params=None):

@@ -30,35 +30,35 @@ class Objective:
   """Attributes:
     where: config path.
     router_losses: whether the losses of all layers' routers are summed, or averaged over layers.
-    needs: what a batch must hold: one name of each tuple.
+    needs: keys that a batch must have: one of each tuple.
   """
   needs: ClassVar[tuple[tuple[str, ...], ...]]
   where: str
   router_losses: Literal['sum', 'mean'] = 'sum'
 
   def counted(self, batch: Batch) -> jax.Array:
-    """[B] or [B,S] Which examples or tokens of `batch` the loss is a mean over.
+    """[B] or [B,S] Mask of the examples or tokens of `batch` over which the loss is a mean.
 
     Raises:
       ConfigError: the loss is not such a mean.
     """
-    raise ConfigError(f"{self.where}: {type(self).__name__} scores neither examples nor tokens one by one, which "
-                      "config.method needs. Set config.method.name to 'plain', or choose another objective.")
+    raise ConfigError(f"{self.where}: {type(self).__name__} does not score examples or tokens one by one, as "
+                      "config.method requires. Set config.method.name to 'plain', or choose another objective.")
 
   def weight(self, batch: Batch) -> jax.Array:
-    """<float32>[] How many they are."""
+    """<float32>[] The number of counted examples or tokens."""
     return self.counted(batch).astype(jnp.float32).sum()
 
   def mean(self, values: jax.Array, batch: Batch) -> jax.Array:
-    """The mean over them of `values` <float>[B] or [B,S]."""
+    """The mean of `values` <float>[B] or [B,S] over the counted examples or tokens."""
     return _mean(values, self.counted(batch))
 
   def __call__(self, output: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """(loss, metrics) of a `ModelOutput`: means over what `weight` counts. Without the routers' losses."""
+    """(loss, metrics) of a `ModelOutput`: means over the counted examples or tokens, without router losses."""
     raise NotImplementedError
 
   def router_loss(self, output: Any) -> jax.Array:
-    """<float32>[] what the routers add. Their losses are already multiplied by their coefficients."""
+    """<float32>[] The router losses, summed or averaged over layers; each already includes its coefficient."""
     layers: list[Any] = [sum(router.losses.values(), jnp.float32(0)) for router in output.routers.values()]
     total: Any = sum(layers, jnp.float32(0))
     return total / len(layers) if layers and self.router_losses == 'mean' else total
@@ -69,8 +69,8 @@ class Objective:
 class Classification(Objective):
   """Cross entropy of image classes.
 
-  'softmax': one distribution over classes; labels that name several classes share it equally. 'sigmoid': one yes or no
-  per class, summed over classes (the loss of V-MoE on JFT and of BiT-like multi-label pre-training).
+  'softmax': one distribution over classes; several labels share it equally. 'sigmoid': one binary decision per
+  class, summed over classes (the loss of V-MoE on JFT and of BiT-like multi-label pre-training).
   Label smoothing (Szegedy et al. 2016, section 7) mixes the target with the uniform distribution.
 
   Config:
@@ -139,7 +139,7 @@ class _Tokens(Objective):
 @OBJECTIVES('language_model')
 @dataclasses.dataclass(frozen=True)
 class LanguageModel(_Tokens):
-  """Each token from those before it."""
+  """Predicts each token from the tokens before it."""
 
   needs = (('tokens',), ('targets',), ('loss_mask',))
   targets = 'targets'
@@ -148,7 +148,7 @@ class LanguageModel(_Tokens):
 @OBJECTIVES('seq2seq')
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq(_Tokens):
-  """Each token of the decoder from those before it and from the encoder."""
+  """Predicts each token of the decoder from the tokens before it and from the encoder."""
 
   needs = (('encoder_tokens',), ('decoder_tokens',), ('decoder_targets',), ('loss_mask',))
   targets = 'decoder_targets'
@@ -159,7 +159,7 @@ class Seq2Seq(_Tokens):
 class Contrastive(Objective):
   """Which text of the batch belongs to each image, and which image to each text: the mean of two cross entropies.
 
-  As ConVIRT (2010.00747), CLIP and LIMoE. All pairs of the batch that are valid are candidates, on whichever device.
+  As ConVIRT (2010.00747), CLIP and LIMoE. All valid pairs of the batch are candidates, across devices.
   """
   needs = (('image',), ('tokens',), ('valid',))
 
@@ -204,11 +204,11 @@ class CTC(Objective):
 
 
 def _spoken(batch: Batch) -> jax.Array:
-  # <bool>[B]: False for rows that fill up a batch.
+  # <bool>[B]: False for padding rows.
   return (batch['segments'] > 0).any(-1)
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-  # A batch without a single counted token has loss 0, not 0/0.
+  # A batch without any counted token has loss 0, not 0/0.
   weights = weights.astype(jnp.float32)
   return jnp.where(weights > 0, values * weights, 0.).sum() / jnp.maximum(weights.sum(), 1)

@@ -3,7 +3,7 @@
     config.optimizer = dict(name='adamw', weight_decay=0.1, clip=1.0,
                             schedule=dict(name='cosine', peak=1e-3, warmup=1000))
 
-The state of any of them is a pytree whose leaves that mirror a parameter are sharded as that parameter is.
+The state of an optimizer is a pytree; its leaves that mirror a parameter are sharded like that parameter.
 """
 import dataclasses
 import re
@@ -25,14 +25,14 @@ SCHEDULES = Registry('schedule')
 
 Schedule = optax.Schedule
 
-# Parameters that no axis name gives away, by a part of their path: learned positions, and tokens that are not words.
+# Parameters that no axis name identifies, by a part of their path: learned positions, and tokens that are not words.
 _NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """Attributes:
-    transform: what optax calls an optimizer; its updates include the learning rate and the decay.
+    transform: optax optimizer whose updates include learning rate and weight decay.
     schedule: learning rate of step n.
   """
   transform: optax.GradientTransformation
@@ -42,10 +42,10 @@ class Optimizer:
 def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Optimizer:
   """The optimizer that `config` names, for the parameters of `model` and a run of `steps` updates.
 
-  Besides the keys of the optimizer itself there are those of `_Common`.
+  `config` holds the keys of the optimizer itself and those of `_Common`.
 
   Raises:
-    ConfigError: also where `decay` or `gradient_scale` is no regular expression, or matches no parameter.
+    ConfigError: also if `decay` or `gradient_scale` is not a regular expression, or matches no parameter.
   """
   shared = [field.name for field in dataclasses.fields(_Common) if field.name != 'where']
   common = call(_Common, {k: config[k] for k in shared if k in config}, where)
@@ -68,9 +68,9 @@ class _Common:
 
   Config:
     schedule: of the learning rate, one of `SCHEDULES`.
-    clip: gradients are scaled down to this global norm where theirs is larger; None: never.
-    decay: regular expression; parameters whose path it finds decay. None: those of `decayed_by_default`.
-    gradient_scale: dict(parameters=, factor=): see `_GradientScale`; None: no gradient is scaled.
+    clip: maximum global norm, to which larger gradients are scaled down; None: no clipping.
+    decay: regular expression; parameters whose path it matches decay. None: see `decayed_by_default`.
+    gradient_scale: dict(parameters=, factor=): see `_GradientScale`; None: no scaling.
   """
   where: str
   schedule: dict
@@ -81,15 +81,15 @@ class _Common:
 
 @dataclasses.dataclass(frozen=True)
 class _GradientScale:
-  """Gradients that are multiplied, before they are clipped.
+  """Multiplies gradients, before they are clipped.
 
   With batches balanced over domains, DEMix is factor=E for its experts (every expert's gradient is a mean over its own
   domain); fairseq, which divides the experts' sums over workers by the square root of their number, is factor=sqrt(E)
-  with an expert on each. With factor=0 parameters stay as they are, unless they decay.
+  with one expert per worker. factor=0 freezes parameters, except for weight decay.
 
   Config:
-    parameters: regular expression for paths of parameters.
-    factor: what their gradients are multiplied by.
+    parameters: regular expression that matches their paths.
+    factor: multiplies their gradients.
   """
   where: str
   parameters: str
@@ -120,11 +120,11 @@ def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: Count =
   """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW.
 
   Config:
-    min_dim_size_to_factor: matrices narrower than this keep a second moment of their own shape.
+    min_dim_size_to_factor: second moments of narrower matrices are not factored.
     decay_rate: exponent by which the decay of second moments grows with the step.
-    clipping_threshold: root mean square that an update may have.
+    clipping_threshold: maximum root mean square of an update.
     multiply_by_parameter_scale: makes steps relative to the size of the parameter.
-    momentum: decay of the mean of updates; None: there is no momentum.
+    momentum: decay of the mean of updates; None: no momentum.
     weight_decay: decay of the parameters, as a multiple of the learning rate.
   """
   return optax.chain(
@@ -151,11 +151,11 @@ def lion(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.99, wei
 @OPTIMIZERS('sgd')
 def sgd(*, schedule: Schedule, mask: Tree, momentum: Rate | None = None, nesterov: bool = False,
         weight_decay: NonNegative = 0.0):
-  """Gradient descent with momentum; decay is added to the gradient's direction after momentum (decoupled).
+  """Gradient descent with momentum; decay is added after momentum (decoupled).
 
   Config:
-    momentum: decay of the sum of gradients; None: there is no momentum.
-    nesterov: looks one step ahead.
+    momentum: decay of the sum of gradients; None: no momentum.
+    nesterov: whether it is Nesterov's momentum, which looks one step ahead.
     weight_decay: decay of the parameters, as a multiple of the learning rate.
   """
   return optax.chain(
@@ -167,11 +167,11 @@ def sgd(*, schedule: Schedule, mask: Tree, momentum: Rate | None = None, nestero
 @OPTIMIZERS('normalized_sgd')
 def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate | None = None,
                    others: NonNegative = 1.0, weight_decay: NonNegative = 0.0):
-  """Gradient descent with momentum on experts' gradients of equal size (2208.02813, equation 3.4), decay before it.
+  """Gradient descent with momentum on normalised expert gradients (2208.02813, equation 3.4); decay precedes momentum.
 
   Config:
-    momentum: decay of the sum of gradients; None: there is no momentum.
-    others: learning rate of all other parameters, routers first of all, as a multiple of the experts'.
+    momentum: decay of the sum of gradients; None: no momentum.
+    others: learning rate of all other parameters, above all routers, as a multiple of the experts'.
     weight_decay: decay of the parameters, as a multiple of the learning rate.
   """
   return optax.chain(
@@ -187,7 +187,7 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate
 
 @SCHEDULES('constant')
 def constant(*, steps: int, where: str, peak: Positive, warmup: Natural = 0) -> Schedule:
-  """`peak` for ever.
+  """Constant at `peak`.
 
   Config:
     peak: largest learning rate.
@@ -199,7 +199,7 @@ def constant(*, steps: int, where: str, peak: Positive, warmup: Natural = 0) -> 
 
 @SCHEDULES('linear')
 def linear(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
-  """On a straight line to `end` at the last step.
+  """Linear decay to `end` at the last step.
 
   Config:
     peak: largest learning rate.
@@ -212,7 +212,7 @@ def linear(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
 
 @SCHEDULES('cosine')
 def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
-  """Half a cosine down to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
+  """Cosine decay to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
 
   Config:
     peak: largest learning rate.
@@ -226,12 +226,12 @@ def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
 
 @SCHEDULES('rsqrt')
 def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
-  """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5).
+  """`peak * sqrt(warmup / step)`; the last `cooldown` steps decay linearly to 0 (Zhai et al. 2022, section 3.5).
 
   Config:
     peak: largest learning rate.
     warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
-    cooldown: last steps, of linear decay to 0.
+    cooldown: number of last steps, which decay linearly to 0.
   """
   _check(where, steps, warmup + cooldown)
   scale = max(warmup, 1)
@@ -271,7 +271,7 @@ def decay_mask(model: Functional, decay: str | None, where: str) -> Tree:
 
 
 def matching(model: Functional, expression: str, where: str) -> Tree:
-  """Whether the path of each parameter has the regular `expression` in it. Raises ConfigError where none has."""
+  """Whether the regular `expression` matches in the path of each parameter. Raises ConfigError if it matches none."""
   paths = flatten(model.shapes()[0])
   try:
     pattern = re.compile(expression)
@@ -279,7 +279,7 @@ def matching(model: Functional, expression: str, where: str) -> Tree:
     raise ConfigError(f'{where}: {expression!r} is not a regular expression ({error}).') from None
   mask = {path: bool(pattern.search(path)) for path in paths}
   if not any(mask.values()):
-    raise ConfigError(f'{where}: {expression!r} is found in no parameter path; there are '
+    raise ConfigError(f'{where}: {expression!r} matches no parameter path; the paths are '
                       f'{", ".join(sorted(paths)[:8])}, ...')
   return unflatten(mask)
 
@@ -287,8 +287,8 @@ def matching(model: Functional, expression: str, where: str) -> Tree:
 def decayed_by_default(path: str, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> bool:
   """Whether this is a kernel or a word embedding, and not a bias, a norm's scale or a learned position.
 
-  The number of dimensions does not tell: a stack of layers or experts makes the bias of one a matrix, and attention
-  biases have two dimensions, heads and their width. So these stacking axes are not counted.
+  The number of dimensions alone does not decide: a stack of layers or experts makes a matrix of each bias, and
+  attention biases have two dimensions, heads and their width. So these axes are not counted.
   """
   named = list(zip(axes, shape))
   if named and named[0][0] == 'layers':
@@ -303,7 +303,7 @@ def decayed_by_default(path: str, axes: tuple[str | None, ...], shape: tuple[int
 
 
 def state_shardings(transform: optax.GradientTransformation, params: Tree, shardings: Tree, otherwise: Any) -> Any:
-  """For every leaf of the optimizer's state the sharding of the parameter it mirrors, or `otherwise`.
+  """The sharding of every leaf of the optimizer's state: that of the parameter it mirrors, or `otherwise`.
 
   A leaf mirrors a parameter if its path ends in the parameter's and its shape is the same, or (Adafactor's factors) lacks
   one dimension of it.
@@ -333,9 +333,9 @@ def state_shardings(transform: optax.GradientTransformation, params: Tree, shard
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """`opt_state` whose schedule stands at `step`: the learning rate belongs to the step, whatever was skipped before it.
+  """`opt_state` with its schedule set to `step`: the learning rate depends on the step, not on what was skipped before.
 
-  What else is counted are updates, as the correction of moments needs.
+  All other counters count updates, as the bias correction of moments requires.
   """
   def is_schedule(node):
     return isinstance(node, optax.ScaleByScheduleState)

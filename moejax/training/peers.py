@@ -1,8 +1,8 @@
-"""When another process of the run dies: those that are left end with a sentence, and do not wait for it.
+"""When a process of the run dies, the others stop with a message instead of waiting for it.
 
-It shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses heartbeats
-of the dead process (within the 20 s of `processes.start`) or the first process itself (at once), and ends every other by
-SIGABRT, from a thread of its own, which prints its stack.
+A death shows in one of two ways. A collective fails, as gloo's do at once; or jax's coordination service misses
+heartbeats of the dead process (within the 20 s of `processes.start`) or the first process itself (at once), and ends
+every other by SIGABRT, from a thread of its own, which prints its stack.
 """
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def noticed() -> Iterator[None]:
   if jax.process_count() == 1:
     yield
     return
-  with _abort_says(f'\n{_who()}: jax has ended this process and says why above; most likely another one has died. '
+  with _abort_says(f'\n{_who()}: jax aborted this process for the reason above; most likely another one has died. '
                    f'{_NEXT}\n'):
     try:
       yield
@@ -46,7 +46,7 @@ def noticed() -> Iterator[None]:
 
 
 def check(error: Exception) -> None:
-  """Raises `PeerLost` from `error` where that says that another process of the run has died."""
+  """Raises `PeerLost` from `error` if it shows that another process of the run has died."""
   of_jax = isinstance(error, jax.errors.JaxRuntimeError) or type(error) is ValueError
   if of_jax and jax.process_count() > 1 and _LOST.search(str(error)):
     reason = str(error).splitlines()[0]
@@ -68,7 +68,7 @@ def _abort_says(message: str) -> Iterator[None]:
     del number
     try:
       os.write(2, text)
-    finally:  # nobody may be listening
+    finally:  # the reader may be gone
       os._exit(PeerLost.code)
 
   libc = ctypes.CDLL(None)

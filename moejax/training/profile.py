@@ -24,8 +24,8 @@ class ProfileConfig:
   """config.profile: which steps are traced.
 
   Attributes:
-    start: the first of them; None: no step is. Step 1 compiles.
-    steps: how many. Traces are large: some MB a step.
+    start: the first of them; None: no profile. Step 1 compiles.
+    steps: number of traced steps. Traces are large: some MB per step.
   """
   start: Annotated[int, AtLeast(2)] | None = None
   steps: Count = 5
@@ -36,7 +36,7 @@ class ProfileConfig:
     return 0 if self.start is None else self.start + self.steps - 1
 
   def check(self, total: int) -> None:
-    """Raises ConfigError where the run has not all of these steps."""
+    """Raises ConfigError if the run ends before the last of these steps."""
     if self.last > total:
       raise ConfigError(f'config.profile traces steps {self.start} to {self.last}, and the run has {total} '
                         f'(config.training.steps). Set config.profile.start to at most {total - self.steps + 1}, or '
@@ -46,14 +46,14 @@ class ProfileConfig:
 class Profile:
   """Traces the steps that `options` names. A trace that an exception cuts short is closed and discarded.
 
-  A process traces no step that it compiles in: one that resumes within the range begins with its second step, and
-  says what it traces.
+  A process does not trace the step in which it compiles: one that resumes within the range begins with its second
+  step, and reports what it traces.
 
   Args:
     options: config.profile.
     folder: of the run.
-    start: steps done before.
-    shown: hears where not all of the range is traced; what tracing takes is not time of a step.
+    start: steps already done.
+    shown: receives a message if part of the range is not traced; tracing does not count in the time of a step.
   """
 
   def __init__(self, options: ProfileConfig, folder: str | Path, start: int, shown: Progress):
@@ -74,14 +74,14 @@ class Profile:
 
   def __exit__(self, *_):
     if self._tracing:
-      with contextlib.suppress(Exception):  # what ends the run matters more
+      with contextlib.suppress(Exception):  # the error that stops the run matters more
         jax.profiler.stop_trace()
       shutil.rmtree(self._own, ignore_errors=True)
 
   def step(self, now: int, state: Any) -> contextlib.AbstractContextManager:
-    """The context of the dispatch of step `now`, which begins from `state`."""
+    """The context in which step `now` is dispatched; it starts from `state`."""
     if now == self._first and now <= self._last:
-      jax.block_until_ready(state)  # the steps before are not of the trace
+      jax.block_until_ready(state)  # keeps earlier steps out of the trace
       with self._shown.paused():
         shutil.rmtree(self._own, ignore_errors=True)
         jax.profiler.start_trace(self._own)
@@ -89,7 +89,7 @@ class Profile:
     return jax.profiler.StepTraceAnnotation('train', step_num=now) if self._tracing else contextlib.nullcontext()
 
   def after(self, now: int, state: Any) -> None:
-    """Step `now`, which leaves `state`, is on its way; the last of the range ends the trace."""
+    """Called when step `now`, which returns `state`, is dispatched; the last one of the range ends the trace."""
     if not self._tracing or now < self._last:
       return
     jax.block_until_ready(state)
@@ -113,7 +113,7 @@ class Profile:
 
 
 def where(folder: str | Path) -> str | None:
-  """Where the traces of the run in `folder` are, and how to see them with what is installed; None without any."""
+  """How to view the traces of the run in `folder` with an installed program, or where they are; None without any."""
   traces = Path(folder) / 'profile'
   newest = max((traces / 'plugins' / 'profile').glob('*'), key=lambda path: path.stat().st_mtime, default=None)
   if newest is None:

@@ -1,4 +1,4 @@
-"""What the person who waits sees: a bar where a terminal is attached, a line at each row of metrics otherwise."""
+"""Progress of a run: a bar in a terminal, otherwise a line for each row of metrics."""
 import contextlib
 import sys
 import time
@@ -15,7 +15,7 @@ from moejax.training import speed
 
 
 def describe(setup) -> list[str]:
-  """What a run is made of, in the lines that it begins with."""
+  """The first lines of a run: devices, model, data and learning rate."""
   devices, spec = setup.mesh.devices.flat, setup.pipeline.batch_spec()
   axes = ' '.join(f'{axis}={size}' for axis, size in setup.mesh.shape.items() if size > 1)
   processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
@@ -24,7 +24,7 @@ def describe(setup) -> list[str]:
   unit, count = speed.work(spec)
   data = setup.config.data.get('source', setup.config.data).name
   schedule = setup.config.optimizer.schedule
-  split = f' in {setup.training.accumulate} parts' if setup.training.accumulate > 1 else ''
+  split = f' in {setup.training.accumulate} microbatches' if setup.training.accumulate > 1 else ''
   return [
       f'Devices        {len(devices)} {devices[0].device_kind}{processes}{f", mesh {axes}" if axes else ""}',
       f'Model          {setup.config.model.name}: {parameters["total"]:,} parameters, {parameters["active"]:,} active',
@@ -34,7 +34,7 @@ def describe(setup) -> list[str]:
 
 @contextlib.contextmanager
 def announced(what: str, say: Callable[[str], None]) -> Iterator[None]:
-  """Says what begins, and how long it took."""
+  """Reports that `what` begins, and how long it took."""
   say(f'{what} ...')
   began = time.perf_counter()
   yield
@@ -42,12 +42,12 @@ def announced(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class Progress:
-  """Counts and times steps, and shows how the run goes.
+  """Counts and times steps, and shows the progress of the run.
 
   Args:
     setup: of the run.
-    start: steps done before.
-    say: receives lines where there is no terminal.
+    start: steps already done.
+    say: receives lines if there is no terminal.
   """
 
   def __init__(self, setup, start: int, say: Callable[[str], None]):
@@ -66,7 +66,7 @@ class Progress:
       self._bar.close()
 
   def advance(self) -> None:
-    """A step is on its way."""
+    """A step has been dispatched."""
     if self._bar is not None:
       self._bar.update()
 
@@ -102,7 +102,7 @@ class Progress:
     yield units.size(next(value for name, value in row.items() if name.startswith('memory/')))
 
   def say(self, line: str) -> None:
-    """A line that does not break the bar."""
+    """Prints a line without breaking the bar."""
     if self._bar is not None:
       self._bar.write(line)
     else:
@@ -112,8 +112,7 @@ class Progress:
 def balance(row: dict[str, Any]) -> list[str]:
   """A row's router metrics in words, for the layer where each is worst; [] without routers.
 
-  The share of the busiest expert, in multiples of an equal share, 1/E, and the share of choices that are dropped, where
-  any are.
+  The share of the busiest expert, in multiples of an equal share, 1/E, and the share of dropped choices, if any.
   """
   of = lambda metric: [value for name, value in row.items()
                        if name.startswith('router/') and name.endswith(f'/{metric}') and np.isfinite(value).all()]

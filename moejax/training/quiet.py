@@ -1,4 +1,4 @@
-"""What orbax and tensorstore print besides raising it: hundreds of lines for a full disk, of which one is said here."""
+"""Silences what orbax and tensorstore print besides raising it: hundreds of lines for a full disk, say."""
 import logging
 import sys
 
@@ -6,7 +6,7 @@ from absl import logging as absl_logging
 
 
 def libraries() -> None:
-  """From here on orbax logs nothing, nor asyncio about its tasks; what reports to an event loop that ended is dropped."""
+  """Silences the logs of orbax, and of asyncio about its tasks; drops errors about a closed event loop."""
   for logger in (absl_logging.get_absl_logger(), logging.getLogger('asyncio')):
     logger.addFilter(_is_not_of_orbax)
   before = sys.unraisablehook
@@ -14,7 +14,7 @@ def libraries() -> None:
     return
 
   def all_but_late_reports(unraisable):
-    # The loop ended with the first write that failed; the others fail as well.
+    # The first write that failed closed the loop; the others fail as well.
     if str(unraisable.exc_value) != 'Event loop is closed':
       before(unraisable)
   sys.unraisablehook = all_but_late_reports

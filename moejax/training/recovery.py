@@ -1,4 +1,4 @@
-"""What ends a run early, and the message then: a signal, divergence, missing data or checkpoints."""
+"""Reasons a run stops early: signals, divergence, missing data or checkpoints."""
 import contextlib
 import os
 import signal
@@ -10,12 +10,12 @@ from moejax.config import Explained
 
 
 class Stopped(Explained):
-  """The run ended early in a way that one sentence explains."""
+  """The run stopped early, for a reason that the message explains."""
   code = 1
 
 
 class Interrupted(Stopped):
-  """A signal asked the run to end; its state is saved."""
+  """A signal stopped the run; its state is saved."""
 
   def __init__(self, message: str, signal_number: int):
     super().__init__(message)
@@ -23,11 +23,11 @@ class Interrupted(Stopped):
 
 
 class Diverged(Stopped):
-  """Batch after batch had to be skipped, and going back did not help."""
+  """Too many batches in a row were skipped, and rollbacks did not help."""
 
 
 class NoData(Stopped):
-  """A batch did not come in time; the thread that waits for it ends only with the process."""
+  """A batch did not arrive in time; the thread that waits for it ends only with the process."""
   at_once = True
 
 
@@ -36,19 +36,19 @@ class NoCheckpoint(Stopped):
 
 
 class Interruption:
-  """Within this context Ctrl-C and SIGTERM only set `signal`, and say `notice`; the loop stops where it can.
+  """Within this context Ctrl-C and SIGTERM only set `signal`, and print `notice`; the loop stops where it can.
 
   A second signal ends the process at once.
   """
 
-  def __init__(self, notice: str = 'Stopping after this step, once it is saved; the same signal again stops at once.'):
+  def __init__(self, notice: str = 'Stopping after this step, once it is saved; a second signal stops at once.'):
     self._notice = notice
     self.signal: int | None = None
     self._previous: dict[int, Any] = {}
 
   def __enter__(self):
     for number in (signal.SIGINT, signal.SIGTERM):
-      with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker): signals are another's business
+      with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker), which alone handles signals
         self._previous[number] = signal.signal(number, self._receive)
     return self
 
@@ -61,7 +61,7 @@ class Interruption:
     if self.signal is not None:
       raise KeyboardInterrupt
     self.signal = number
-    with contextlib.suppress(OSError):  # nobody may be listening
+    with contextlib.suppress(OSError):  # the reader may be gone
       os.write(2, f'\n{self._notice}\n'.encode())
 
 
@@ -83,13 +83,13 @@ def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:
                for name, norm in metrics.items() if name.startswith('gradient_norm/')}
   bad = sorted(module for module, finite in gradients.items() if not finite)
   if bad and len(bad) < len(gradients):
-    return (f'Every router is finite; gradients are not in {len(bad)} of {len(gradients)} modules: '
+    return (f'Every router is finite; gradients are not finite in {len(bad)} of {len(gradients)} modules: '
             f'{", ".join(bad[:6])}{", ..." if len(bad) > 6 else ""}.')
   if bad:
-    return 'Every router is finite, and the gradient of every module is not: look at what follows the last router.'
+    return 'Every router is finite, but the gradient of every module is not: check what follows the last router.'
   if not np.isfinite(metrics['train/grad_norm']):
     return 'Every single gradient is finite, but their norm overflows.'
   parts = [name for name in sorted(metrics)
            if name.startswith('train/') and name != 'train/loss' and not np.isfinite(metrics[name]).all()]
   named = f': {", ".join(parts)}' if parts else ''
-  return f'Every router and every gradient is finite; the loss alone is not{named}.'
+  return f'Every router and every gradient is finite; only the loss is not{named}.'

@@ -1,8 +1,8 @@
-"""What may change in the config when a run resumes, and what another length does to the learning rate.
+"""Which keys of the config may change when a run resumes, and how a new length changes the learning rate.
 
-A learning rate belongs to a step and is computed from the config, so a run that resumes with another length follows its
+A learning rate belongs to a step and is computed from the config, so a run that resumes with a new length follows its
 new schedule from there on. Where the schedule does not depend on the length (constant, rsqrt without cool-down), the
-extended run is the run that was asked for the larger number from the start, to the last bit.
+extended run is bit-identical to a run started with the larger number.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,39 +12,39 @@ import numpy as np
 from moejax.config import ConfigError
 from moejax.training import optimizer
 
-# What is written, where it is computed and what is done about trouble; not what is learned.
-FREE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report', 'data.threads',
-        'loggers', 'profile')
-# The length; with it, and only with it, the schedule of the learning rate.
+# They change what is written, where it is computed and how failures are handled, not what is learned.
+FREE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report', 'loggers',
+        'profile', 'data.threads')
+# The schedule of the learning rate may change only together with the length.
 _STEPS, _SCHEDULE = 'training.steps', 'optimizer.schedule'
 # Keys of a schedule that follow the length, in `moejax.shorten`.
 _PHASES = ('warmup', 'cooldown')
 
 
 def refused(keys: Sequence[str]) -> list[str]:
-  """Of the `keys` that differ between the config of a run and the one to resume with, those that may not."""
+  """The keys that may not change on resume, out of `keys`, which differ between the old and the new config."""
   allowed = (*FREE, _STEPS, *((_SCHEDULE,) if _STEPS in keys else ()))
   return [key for key in keys if not any(key == one or key.startswith(f'{one}.') for one in allowed)]
 
 
 def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder: Path) -> list[str]:
-  """What another `training.steps` does to the learning rate after the last of `checkpoints`: a sentence, or none.
+  """A sentence on how a new `training.steps` changes the learning rate after the last checkpoint; [] if there is none.
 
   Args:
     old, new: the config of the run in `folder`, and the one to resume with.
     checkpoints: steps of its checkpoints.
 
   Raises:
-    ConfigError: as many steps are done as `new` asks for, or the learning rate had reached its end and would rise again
-      without having been set anew.
+    ConfigError: the steps that `new` asks for are already done, or the old schedule has ended and the new length would
+      raise the learning rate again, although `new` does not set the schedule.
   """
   done, before, after = max(checkpoints, default=0), old['training']['steps'], new['training']['steps']
   if before == after or not done:
     return []
-  if after <= done:  # a last step is evaluated, and those that are done may not be
+  if after <= done:  # the last step is evaluated; steps already done may not have been
     raise ConfigError(f'config.training.steps was {before}, now {after}, and the run in {folder} has done {done}. Set '
                       f'more than {done}, or choose another --workdir.')
-  # Schedules change their course at most at their ends: these and some steps between tell whether two are equal.
+  # Schedules bend at most where they end, so the ends and some steps between show whether two are equal.
   steps = np.array([*np.linspace(done, max(before, after), 1000, dtype=int), before, after])
   old_rates, new_rates = _rates(old, steps), _rates(new, steps)
   if done >= before and new_rates[0] > old_rates[0] and not _set_anew(old, new):
@@ -59,7 +59,7 @@ def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder
 
 
 def _ended(old, new, checkpoints, folder):
-  """Why the run is not extended, and the ways to do it."""
+  """Why the run is not extended, and the ways to extend it."""
   done, before, after = max(checkpoints), old['training']['steps'], new['training']['steps']
   schedule, rates = new['optimizer']['schedule'], lambda step: (*_rates(old, [step]), *_rates(new, [step]))
   ways = [f'set the rate to continue with, e.g. --config.optimizer.schedule.peak={schedule["peak"] / 10:.4g}']
@@ -82,7 +82,7 @@ def _rates(config: Mapping, steps: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _set_anew(old: Mapping, new: Mapping) -> bool:
-  """Whether the schedules differ in more than what follows the length by itself."""
+  """Whether the schedules differ in a key that does not follow the length by itself."""
   old, new = ({key: value for key, value in config['optimizer']['schedule'].items() if key not in _PHASES}
               for config in (old, new))
   return old != new

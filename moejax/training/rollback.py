@@ -1,10 +1,9 @@
-"""What the host does about skipped batches: says so, rolls back, and ends the run when that does not help.
+"""What the host does about skipped batches: reports them, rolls back after too many in a row or a state that is not
+finite, and stops the run when rollbacks do not help.
 
-It rolls back when there are too many in a row, or an update has left a state that is not finite.
-
-A rollback takes parameters, optimizer, router state and the memory of spikes from a checkpoint. It does not turn back
-the step or the data: a batch, a random key and a learning rate belong to one step and are used at most once. So the run
-moves past the data that it diverged on, and what it does depends on its state and its regular checkpoints alone.
+A rollback restores parameters, optimizer state, router state and the spike statistics from a checkpoint. It rewinds
+neither the step nor the data: a batch, a random key and a learning rate belong to one step and are used at most once.
+So the run moves past the data that it diverged on, and depends only on its state and its regular checkpoints.
 """
 import dataclasses
 from collections.abc import Callable
@@ -18,30 +17,30 @@ from moejax.training.checkpoint import Checkpoints
 from moejax.training.spikes import RecoveryConfig
 from moejax.training.step import TrainState
 
-# Of the train state's `skips`, what survives a rollback.
+# Entries of the train state's `skips` that survive a rollback.
 _COUNTERS = ('skipped', 'rollbacks', 'lost', 'rolled_back_at', 'rolled_back_to')
 
 
 class Guard:
-  """Looks at every step while the devices work on the next one.
+  """Checks every step while the devices work on the next one.
 
   Args:
     options: config.recovery.
-    state: that the run starts from.
+    state: with which the run starts or resumes.
     states: the same as `jax.ShapeDtypeStruct`s with their shardings.
     checkpoints: to roll back to.
-    say: receives sentences for the person who runs this.
+    say: receives messages for the user.
   """
 
   def __init__(self, options: RecoveryConfig, state: TrainState, states: TrainState, checkpoints: Checkpoints,
                say: Callable[[str], None]):
     self._options, self._states, self._checkpoints, self._say = options, states, checkpoints, say
-    # A run that stopped between a step and the look at it looks when it resumes.
+    # A run that stopped before it checked its last step does so when it resumes.
     skips = jax.device_get(state.skips)
     self._unseen: tuple[int, Any, Any] = int(state.step), _nothing(skips['in_a_row']), {}
 
   def after(self, now: int, metrics: dict[str, Any], batch: dict[str, Any], state: TrainState) -> TrainState:
-    """Looks at the step before `now`; `state` is that after step `now`. Returns it, or what it is rolled back to.
+    """Checks the step before `now`; returns `state`, the one after step `now`, or the state rolled back to.
 
     Always one step late, whatever else happens at a step: the same run rolls back at the same steps, however often it
     is stopped.
@@ -58,7 +57,7 @@ class Guard:
     return state
 
   def finish(self) -> None:
-    """Looks at the last step. Raises recovery.Diverged where it has left nothing to keep."""
+    """Checks the last step. Raises recovery.Diverged where its state is not finite."""
     in_a_row = self._look(self._unseen)
     if not sound(self._unseen[1]):
       raise self._diverged(self._unseen, in_a_row, 'It was the last step.')
@@ -74,18 +73,19 @@ class Guard:
   def _rolled_back(self, now, in_a_row, seen, state):
     skips = {name: int(state.skips[name]) for name in _COUNTERS}
     if skips['rollbacks'] >= self._options.max_rollbacks:
-      raise self._diverged(seen, in_a_row, f'{skips["rollbacks"]} rollbacks did not help.')
-    # The state after the last good step is the present one; and where nothing good came after the last rollback, the
-    # checkpoint that it went to was not good either.
+      raise self._diverged(seen, in_a_row,
+                           f'No rollback is left (config.recovery.max_rollbacks={self._options.max_rollbacks}).')
+    # Skipped batches keep the state of the last good step, so that one is bad too; and if no step was good after the
+    # last rollback, so is the checkpoint that it restored.
     last_good = now - 1 - in_a_row
     before = last_good if last_good > skips['rolled_back_at'] else min(last_good, skips['rolled_back_to'])
     found = self._checkpoints.before(before, self._states)
     if found is None:
-      raise self._diverged(seen, in_a_row, 'There is no checkpoint from before to roll back to.')
+      raise self._diverged(seen, in_a_row, 'There is no earlier checkpoint to roll back to.')
     at, old = found
-    reason = f'{in_a_row} batches in a row were skipped' if sound(seen[1]) else 'The state is not finite'
-    self._say(f'{reason}: rolled back to the checkpoint of step {at}; '
-              f'{now - at} steps are lost. Training continues with the data that follow.')
+    reason = f'Batches skipped in a row: {in_a_row}' if sound(seen[1]) else 'The state is not finite'
+    self._say(f'{reason}. Rolled back to the checkpoint of step {at}; steps lost: {now - at}. Training continues with '
+              'the next batch.')
     skips |= dict(rollbacks=skips['rollbacks'] + 1, lost=skips['lost'] + now - at,
                   rolled_back_at=now, rolled_back_to=at)
     place = lambda x: jax.device_put(np.int32(x), state.step.sharding)
@@ -100,11 +100,11 @@ class Guard:
         f'Step {at}: {_why(metrics, batch)} {"The update was not applied. " if sound(metrics) else ""}{row}{what} '
         f'{self._checkpoints.last_good()} '
         'Usual remedies: a smaller config.optimizer.schedule.peak, a longer warm-up, config.optimizer.clip=1.0, or a '
-        'z loss on the router; start them in another workdir.')
+        'z loss on the router; start a new run with them in another --workdir.')
 
 
 def sound(metrics: dict[str, Any]) -> bool:
-  """Whether the state that a step with these metrics left is one to continue from, and to save."""
+  """Whether the state after a step with these metrics can be continued from, and saved."""
   return bool(metrics['train/skipped']) or not metrics['recovery/not_finite']
 
 
@@ -122,8 +122,8 @@ def _why(metrics, batch):
     return f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the learning rate is {rate}.'
   if np.isfinite(loss) and np.isfinite(norm) and metrics['recovery/not_finite']:
     return (f'Loss {loss:.4g} and gradient norm {norm:.4g} are finite; the update is not: it leaves NaN or infinity in '
-            f'{metrics["recovery/not_finite"]} arrays of parameters, optimizer or router state '
-            f'(learning rate {float(metrics["train/learning_rate"]):.4g}).')
+            f'parameters, optimizer or router state (arrays: {metrics["recovery/not_finite"]}; learning rate '
+            f'{float(metrics["train/learning_rate"]):.4g}).')
   if np.isfinite(loss) and np.isfinite(norm):
     return (f'Loss {loss:.4g}, gradient norm {norm:.4g}: a spike, above {float(metrics["recovery/loss_limit"]):.4g} or '
             f'{float(metrics["recovery/gradient_norm_limit"]):.4g}.')
@@ -131,6 +131,6 @@ def _why(metrics, batch):
 
 
 def counters(state: TrainState) -> dict[str, int]:
-  """Skipped batches, rollbacks and the steps lost by them, as metrics."""
+  """Skipped batches, rollbacks and the steps lost to them, as metrics."""
   return {f'recovery/{name}': int(value) for name, value in jax.device_get(
       {name: state.skips[name] for name in ('skipped', 'rollbacks', 'lost')}).items()}

@@ -1,4 +1,4 @@
-"""Whether a run can lie in the memory of the devices that it is for; asked before anything is allocated."""
+"""Whether a run fits into the memory of its devices; checked before anything is allocated."""
 import math
 import os
 
@@ -11,10 +11,10 @@ from moejax.training.setup import Setup
 
 
 def check(setup: Setup) -> None:
-  """Counts what has to be there at once: the train state, a gradient of each parameter, and a batch, the largest of
+  """Counts the memory that is needed at once: the train state, a gradient of each parameter, and the largest batch of
   training and evaluation.
 
-  Activations come on top, so what passes may still be too large; what does not cannot run.
+  Activations are not counted, so a run that passes may still be too large; one that fails cannot run.
 
   Raises:
     ConfigError: a device has less memory.
@@ -30,15 +30,15 @@ def check(setup: Setup) -> None:
   largest = max(sizes, key=lambda key: sizes[key])
   of_batch = sizes[largest]
   if of_state + of_batch > (available := bytes_of_a_device(setup.mesh)):
-    key, remedy = (('model', 'make the model smaller, or share it out over more devices (config.mesh)')
-                   if of_state > of_batch else (largest, 'lower it, or take more devices'))
+    key, remedy = (('model', 'make the model smaller, or shard it over more devices (config.mesh)')
+                   if of_state > of_batch else (largest, 'lower it, or use more devices'))
     raise ConfigError(f'config.{key}: {units.short(parameters)} parameters with gradients and optimizer take '
                       f'{units.size(of_state)} of each device, the batch {units.size(of_batch)}, and a device has '
                       f'{units.size(available)}: {remedy}. `python -m moejax.compile` plans runs on other machines.')
 
 
 def bytes_of_a_device(mesh: jax.sharding.Mesh) -> int:
-  """Memory of the smallest local device; devices of a CPU share that of their host."""
+  """Memory of the smallest local device; CPU devices share the memory of their host."""
   local = mesh.local_devices
   if local[0].platform == 'cpu':
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(local)

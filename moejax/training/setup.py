@@ -1,4 +1,4 @@
-"""From a config to everything a run needs. What can be wrong with it is found here, before anything is compiled."""
+"""From a config to everything a run needs. Errors in it are found here, before anything is compiled."""
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _EVALUATORS = 'config.evaluation.evaluators'
 
 
 def default_config() -> ConfigDict:
-  """What a config file starts from; it adds `model`, `objective`, `data`, and changes what it wants otherwise.
+  """The config that config files start from; they add `model`, `objective`, `data`, and change other keys as needed.
 
       seed        every random number of the run follows from it
       method      `methods`: name, its own keys
@@ -63,11 +63,11 @@ class Training:
   """config.training.
 
   Attributes:
-    steps: batches in all. Where a command sets fewer than the config file, warm-up and cool-down take at most half of
-      them, unless it sets these too. May grow when the run resumes.
+    steps: total number of batches. If a command sets fewer than the config file, warm-up and cool-down shrink to at
+      most half of them, unless it sets these too. May grow when the run resumes.
     log_every: steps between rows of metrics.
-    accumulate: microbatches a step; each device holds the activations of one at a time.
-    average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
+    accumulate: microbatches per step; each device holds the activations of one at a time.
+    average: decay of an exponential moving average of the parameters, which is then evaluated; None: no average.
   """
   steps: Count
   log_every: Count = 50
@@ -81,8 +81,8 @@ class Evaluation:
 
   Attributes:
     every: steps between evaluations; None: only after the last step, which is always evaluated.
-    evaluators: `{name: dict(name=<evaluator>, batch_size=<rows>, ...)}`; without a batch size, of as many rows as the
-      model sees at a time in training. Another one is refused where routers would decide otherwise.
+    evaluators: `{name: dict(name=<evaluator>, batch_size=<rows>, ...)}`; the default batch size is
+      that of a microbatch in training. Another one is refused if it would change the decisions of routers.
   """
   every: Count | None = None
   evaluators: dict = dataclasses.field(default_factory=dict)
@@ -126,7 +126,7 @@ class Setup:
 
   @property
   def microbatch(self) -> int:
-    """Rows that the model sees at a time, in training and (unless an evaluator says otherwise) in evaluation."""
+    """Rows per forward pass, in training and (unless an evaluator sets its own) in evaluation."""
     return self.pipeline.batch_size // self.training.accumulate
 
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -138,7 +138,7 @@ def prepare(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) 
   """Builds and checks everything that `config` names, for a run on `devices` (all there are, by default).
 
   Raises:
-    ConfigError: anything wrong with it, also with how its parts fit together, in a sentence that says what to do.
+    ConfigError: the config is wrong, or its parts do not fit together; the message says what to do.
   """
   setup = build(config, devices)
   _check_best(setup)
@@ -152,7 +152,7 @@ def prepare(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) 
 
 
 def build(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) -> Setup:
-  """What `prepare` returns, before it is checked how the parts fit together."""
+  """What `prepare` returns, without the checks that the parts fit together."""
   sections: Any = _checked(config)
   training = call(Training, sections.training, 'config.training')
   evaluated = call(Evaluation, sections.evaluation, 'config.evaluation')
@@ -177,21 +177,21 @@ def build(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) ->
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-  """What a config is made of, and nothing else.
+  """The sections of a config; there are no others.
 
   Config:
     seed: every random number of the run follows from it.
-    model: what is trained; see `moejax.models`.
-    objective: what is minimised.
-    method: how a batch becomes a loss.
-    data: the batches.
+    model: the model; see `moejax.models`.
+    objective: the loss that is minimised.
+    method: how the objective is computed from a batch.
+    data: the training data and their batches.
     optimizer: see `optimizer.build`.
     training: see `Training`.
     evaluation: see `Evaluation`.
     checkpoint: see `checkpoint.CheckpointConfig`.
-    recovery: what is done about trouble; see `spikes.RecoveryConfig`.
-    mesh: sizes of the axes of devices.
-    sharding: what of the model is split over them.
+    recovery: handling of failures; see `spikes.RecoveryConfig`.
+    mesh: sizes of the axes of the device mesh.
+    sharding: how the model is sharded over the mesh.
     report: see `Report`.
     loggers: where metrics go besides metrics.jsonl: names of `loggers.LOGGERS`, such as 'csv'.
     profile: see `profile.ProfileConfig`.
@@ -233,12 +233,12 @@ def _check_best(setup: Setup) -> None:
     return
   allowed = [f'eval/{name}/' for name in setup.evaluators]
   if not metric.startswith(tuple(allowed)):
-    raise ConfigError(f'config.checkpoint.metric {metric!r} is of no evaluator: it must start with '
+    raise ConfigError(f'config.checkpoint.metric {metric!r} belongs to no evaluator: it must start with '
                       f'{" or ".join(allowed) or "eval/<evaluator>/, and config.evaluation.evaluators is empty"}.')
   if every is None or setup.checkpoint.every % every:
     raise ConfigError(f'config.checkpoint.every ({setup.checkpoint.every}) must be a multiple of '
-                      f'config.evaluation.every ({every}), so that every checkpoint has the {metric} by which the best '
-                      'is kept.')
+                      f'config.evaluation.every ({every}), so that every checkpoint has a {metric}, by which the best '
+                      'one is kept.')
 
 
 def _check_batch(setup: Setup) -> None:

@@ -1,11 +1,11 @@
-"""How fast a run is and what memory it takes, as metrics.
+"""Speed and memory of a run, as metrics.
 
     time/tokens_per_second (or examples)   time/step_seconds           memory/device_peak_bytes
       ..._per_device                       time/slowest_step_seconds   memory/process_peak_bytes
     time/mfu
 
-A step lasts from when the devices have completed the one before to when they have completed it: waiting for data is in
-it, compilation, evaluation and saving are not.
+A step lasts from the completion of the previous one on the devices to its own. It includes waiting for data, but not
+compilation, evaluation and saving.
 """
 import contextlib
 import resource
@@ -29,7 +29,7 @@ class Clock:
     self._last, self._since, self._seconds = first - 1, None, []
 
   def completed(self, step: int) -> None:
-    """The devices have completed `step`. Calls that say nothing new are ignored."""
+    """The devices have completed `step`. Repeated calls are ignored."""
     if step <= self._last:
       return
     now = time.perf_counter()
@@ -56,14 +56,14 @@ class Speed:
 
   Attributes:
     unit: 'tokens' of text, else 'examples'.
-    per_step: how many of them a batch has, padding included.
+    per_step: number of them in a batch, padding included.
   """
 
   def __init__(self, setup):
     self.unit, self.per_step = work(setup.pipeline.batch_spec())
     self._devices = setup.mesh.size
     chip = chips.of_kind(setup.mesh.devices.flat[0].device_kind)
-    # Counting traces the model, which takes seconds; nobody would see it.
+    # Counting traces the model, which takes seconds: only where the MFU is known.
     self._flops_per_peak = None if chip is None else model_flops(setup) / (chip.peak * self._devices)
 
   def __call__(self, seconds: Sequence[float]) -> dict[str, float]:
@@ -86,18 +86,18 @@ class Speed:
 
 
 def model_flops(setup) -> float:
-  """FLOPs that the model asks for in a step, over all devices: three times those of its forward passes.
+  """Model FLOPs of a step, over all devices: three times those of its forward passes.
 
   A backward pass takes two products for each of a forward pass. `forward_flops` counts products one by one: those of
   active parameters (the experts that tokens choose, dropped choices included) and of attention, over all pairs of
   positions, as PaLM does (arXiv 2204.02311, appendix B: 6N + 12LHQT a token). Recomputation, padding of experts and
-  one-hot dispatch are not counted: they are what utilization is lost to.
+  one-hot dispatch are not counted: they lower utilization.
   """
   return 3 * setup.method.passes * forward_flops(setup.model, setup.pipeline.batch_spec())
 
 
 def memory(devices: Sequence[Any]) -> dict[str, int]:
-  """The peak of memory in this process so far, in bytes: `memory/device_peak_bytes` of the fullest of `devices`.
+  """Peak memory of this process so far, in bytes: `memory/device_peak_bytes` of the fullest of `devices`.
 
   A CPU does not report one; its arrays lie in the memory of the process, `memory/process_peak_bytes`.
   """

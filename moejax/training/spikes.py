@@ -1,8 +1,8 @@
-"""Which batches are skipped: those whose loss or gradient is not finite or, if asked for, spikes; the step adds those
-whose update is not finite.
+"""Which batches are skipped: any whose loss or gradient is not finite or, if configured, a spike; the step also skips
+any whose update is not finite.
 
 Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for
-the host, and every process decides alike. What is remembered is part of the train state: a run that resumes from a
+the host, and every process decides alike. The statistics are part of the train state: a run that resumes from a
 checkpoint decides as if it had never stopped.
 """
 import dataclasses
@@ -24,14 +24,13 @@ class RecoveryConfig:
   """config.recovery.
 
   Attributes:
-    skip: batches whose update is not applied: those with a loss or gradient that is 'not_finite', or also
-      'spikes'.
+    skip: batches whose update is not applied: 'not_finite' (loss or gradient), or 'spikes' as well.
     spike: a loss (or logarithm of the gradient norm) this many standard deviations above its running median is a spike.
-    patience: that many skipped batches in a row, and the run rolls back to the last good checkpoint.
-    max_rollbacks: when one more is due the run ends.
-    slow_data: seconds of waiting for a batch after which that is said.
-    data_timeout: seconds of waiting for a batch after which the run ends, saved.
-    collapse: share of the tokens that choose one and the same expert from which on a router counts as collapsed.
+    patience: number of skipped batches in a row after which the run rolls back to the last good checkpoint.
+    max_rollbacks: maximum number of rollbacks; the run stops when another is due.
+    slow_data: seconds to wait for a batch before a warning.
+    data_timeout: seconds to wait for a batch before the run saves and stops.
+    collapse: share of the tokens that choose the same expert from which a router counts as collapsed.
   """
   skip: Literal['not_finite', 'spikes'] = 'not_finite'
   spike: Positive = 10.0
@@ -43,11 +42,11 @@ class RecoveryConfig:
 
 
 def initial() -> Skips:
-  """What the state before the first step remembers.
+  """The statistics before the first step.
 
-  `losses`, `gradient_norms` <float32>[WINDOW] are those of the last accepted steps, of which there were `accepted`;
-  `skipped` counts batches, `in_a_row` those since the last accepted one; `rollbacks` and the steps `lost` by them are
-  counted, and the last one was after step `rolled_back_at` to the state after step `rolled_back_to`.
+  `losses`, `gradient_norms` <float32>[WINDOW] are those of the last accepted steps. Counted are `accepted` steps,
+  `skipped` batches, those skipped `in_a_row` since the last accepted step, `rollbacks`, and the steps `lost` to them;
+  the last rollback was after step `rolled_back_at`, to the state after step `rolled_back_to`.
   """
   zero = lambda: jnp.zeros((), jnp.int32)
   return dict(losses=jnp.zeros(WINDOW), gradient_norms=jnp.zeros(WINDOW), accepted=zero(), skipped=zero(),
@@ -56,7 +55,7 @@ def initial() -> Skips:
 
 def judge(config: RecoveryConfig, skips: Skips, loss: jax.Array, gradient_norm: jax.Array) -> tuple[
     jax.Array, dict[str, jax.Array]]:
-  """(<bool>[] whether the update is applied, the limits it was held against as metrics)."""
+  """(<bool>[] whether the update is applied, the limits it was compared with, as metrics)."""
   finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
   if config.skip == 'not_finite':
     return finite, {}
@@ -68,10 +67,10 @@ def judge(config: RecoveryConfig, skips: Skips, loss: jax.Array, gradient_norm: 
 
 
 def limit(recent: jax.Array, accepted: jax.Array, deviations: float) -> jax.Array:
-  """<float32>[] median + `deviations` robust standard deviations of `recent` [WINDOW]; infinity until that is full.
+  """<float32>[] median + `deviations` robust standard deviations of `recent` [WINDOW]; infinity until it is full.
 
   The standard deviation is 1.4826 times the median distance to the median, as for a normal distribution, and at least
-  1% of the median: a curve that has become flat does not make noise a spike.
+  1% of the median, so that noise on a flat curve is not a spike.
   """
   median = jnp.median(recent)
   deviation = jnp.maximum(1.4826 * jnp.median(jnp.abs(recent - median)), 0.01 * jnp.abs(median))
@@ -79,7 +78,7 @@ def limit(recent: jax.Array, accepted: jax.Array, deviations: float) -> jax.Arra
 
 
 def record(skips: Skips, accepted: jax.Array, loss: jax.Array, gradient_norm: jax.Array) -> Skips:
-  """What is remembered after a step."""
+  """The statistics after a step."""
   place = skips['accepted'] % WINDOW
   def remember(recent, value):
     return recent.at[place].set(jnp.where(accepted, value, recent[place]))

@@ -1,4 +1,4 @@
-"""One update: what moves in a training step, and nothing else.
+"""One training step: the update of everything that training changes.
 
     augmented batch -> gradients of microbatches -> their mean -> optimizer -> router state -> average -> is all sound?
 
@@ -27,11 +27,11 @@ class TrainState:
   """All that changes while training.
 
   Attributes:
-    step: <int32>[] batches taken, also those that were skipped.
+    step: <int32>[] batches taken, including skipped ones.
     params: float32 parameters of the model.
-    router_state: what routers remember between steps.
-    opt_state: of the optimizer.
-    skips: what is remembered of skipped batches, see `spikes.initial`.
+    router_state: state that routers keep between steps.
+    opt_state: state of the optimizer.
+    skips: statistics of skipped batches, see `spikes.initial`.
     average: exponential moving average of `params`, or None.
   """
   step: jax.Array
@@ -43,7 +43,7 @@ class TrainState:
 
   @property
   def evaluated(self) -> Tree:
-    """The parameters that evaluation uses: the average where there is one."""
+    """The parameters that evaluation uses: the average, if there is one."""
     return self.params if self.average is None else self.average
 
 
@@ -62,7 +62,7 @@ def state_shardings(setup) -> TrainState:
 
 
 def init_function(setup) -> Callable[[], TrainState]:
-  """A function that makes the state before the first step; pure, for `jax.jit` and `jax.eval_shape`."""
+  """A function that returns the initial state; pure, for `jax.jit` and `jax.eval_shape`."""
   def init():
     params, router_state = setup.model.init(derive(jax.random.key(setup.seed), 'init'))
     average = None if setup.training.average is None else jax.tree.map(jnp.copy, params)
@@ -87,8 +87,8 @@ def abstract_batch(setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def init_state(setup) -> TrainState:
-  """The state before the first step, created where it will live."""
-  # On a CPU, optimising a program of random numbers that runs once takes longer than all else at the start of a run.
+  """The initial state, created with its shardings."""
+  # On a CPU, optimising this program, which runs once, would take longer than all else at the start of a run.
   options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
   return jax.jit(init_function(setup), out_shardings=state_shardings(setup), compiler_options=options)()
 
@@ -100,9 +100,8 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
   `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
   `recovery/in_a_row`, `recovery/not_finite`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where
   `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite,
-  `train/skipped` is True and of the returned state only `step` and `skips` are new. Where an update that was applied
-  leaves arrays that are not finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one
-  that is sound.
+  `train/skipped` is True and only `step` and `skips` of the returned state are new. Where an applied update leaves
+  non-finite arrays, counted by `recovery/not_finite`, the state is lost, and `rollback` restores a finite one.
   """
   def step(state, batch):
     return train_step(setup, state, batch)
@@ -131,8 +130,8 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
     average = optimizers.moving_average(average, params, setup.training.average)
   new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
   new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
-  # A sound gradient does not make a sound update: a decay or an accumulator can overflow. To take it back here would need a
-  # second copy of parameters and optimizer state in every step.
+  # A finite gradient can give an update that is not: a decay or an accumulator can overflow. Undoing it here would need
+  # a second copy of parameters and optimizer state in every step.
   spoiled = optimizers.not_finite(new)
   skips = spikes.record(state.skips, accepted & (spoiled == 0), loss, gradient_norm)
   new = dataclasses.replace(new, step=state.step + 1, skips=skips,
@@ -151,12 +150,13 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
 
 
 def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[Tree, tuple[Tree, Metrics]]:
-  """(gradients, (router state, metrics)) of `batch`, taken in `training.accumulate` microbatches.
+  """(gradients, (router state, metrics)) of `batch`, computed in `training.accumulate` microbatches.
 
-  The objective is the mean over all examples or tokens of the batch, however unevenly microbatches share them. Router
-  losses and router metrics are means over microbatches that count by their valid tokens, in each layer: exact where
-  they are means over tokens (z-loss, entropy, confidence) or sums of them; an estimate where they are functions of such
-  means (balance losses), since each microbatch is routed on its own. Router state moves once, by the statistics of all.
+  The objective is the mean over all examples or tokens of the batch, however unevenly they fall into microbatches.
+  Router losses and router metrics are means over microbatches weighted by their valid tokens, in each layer: exact
+  where they are means over tokens (z-loss, entropy, confidence) or sums of them; an estimate where they are functions
+  of such means (balance losses), since each microbatch is routed on its own. Router state is updated once, with the
+  statistics of all.
   """
   count = setup.training.accumulate
 
@@ -195,10 +195,10 @@ def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[T
 
 
 def token_shares(setup, state: TrainState, microbatches: dict, key: jax.Array) -> dict[str, jax.Array]:
-  """`{layer: <float32>[M]}`: valid tokens of each of the M microbatches over their mean, as that layer's router counts.
+  """`{layer: <float32>[M]}`: valid tokens of each of the M microbatches over their mean, counted by that layer's router.
 
-  Only models know which tokens of a batch they route, and only their counts are asked for here: the compiler leaves out
-  all else of the pass.
+  Only models know which tokens of a batch they route. Only the counts are used here, so the compiler removes the rest
+  of the pass.
   """
   def tokens(micro):
     output = setup.model.apply(state.params, state.router_state, micro, key=key, train=True)
@@ -211,7 +211,7 @@ def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax
                   shares: dict[str, jax.Array] | None = None):
   """(loss, (updates of router state, metrics)) of one microbatch.
 
-  `weight`: how often its objective counts; `shares`: how often the losses and metrics of each layer's router do.
+  `weight` multiplies its objective, `shares` the losses and metrics of each layer's router.
   """
   def forward(key, batch):
     return setup.model.apply(params, router_state, batch, key=key, train=True)
@@ -230,7 +230,7 @@ def loss_function(setup, params: Tree, router_state: Tree, batch: dict, key: jax
 
 
 def _counted(router, share, parts):
-  # What the router says of a microbatch, such that the mean over microbatches is what it says of the batch.
+  # The router's losses and metrics of a microbatch, scaled so that their mean over microbatches is that of the batch.
   def counted(values, suffix=''):
     totals = {name + suffix for name in router.totals}
     return {name: (parts if name in totals else share) * value for name, value in values.items()}

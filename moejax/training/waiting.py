@@ -1,4 +1,4 @@
-"""Batches, waited for: what is slow is said, and what never comes ends the run instead of hanging it."""
+"""Waits for batches: warns when the data are slow, and stops the run, instead of hanging, when they never arrive."""
 import queue
 import threading
 import time
@@ -12,24 +12,24 @@ from moejax.training.spikes import RecoveryConfig
 
 
 class NoBatch(Exception):
-  """There is no next batch. The cause is what the data raised; it has none where it was waited for in vain."""
+  """No batch could be read. `__cause__` is the exception raised by the data, or None after a timeout."""
 
 
 class Batches:
-  """The batches of a run, read by a thread of their own when they are asked for.
+  """The batches of a run, read on demand by a background thread.
 
   Args:
     iterator: over the training data.
     options: config.recovery.
-    interruption: a process on its own waits no longer when it is asked to stop.
-    say: receives sentences for the person who runs this.
+    interruption: a single-process run stops waiting as soon as it is interrupted.
+    say: receives messages for the user.
   """
 
   def __init__(self, iterator: Any, options: RecoveryConfig, interruption: Interruption, say: Callable[[str], None]):
     self._iterator, self._options, self._interruption, self.say = iterator, options, interruption, say
     self._position = None
     self._asked, self._given = queue.SimpleQueue(), queue.SimpleQueue()
-    # A daemon, so that a read that never ends does not keep the process.
+    # A daemon, so that a read that never ends does not keep the process alive.
     self._thread = threading.Thread(target=_read, args=(iterator, self._asked, self._given), daemon=True)
 
   def __enter__(self):
@@ -40,20 +40,20 @@ class Batches:
     self._asked.put(False)
 
   def get_state(self) -> dict[str, Any]:
-    """The position after the batches that were given out."""
+    """The position after the last batch that `next` returned."""
     return self._iterator.get_state() if self._position is None else self._position
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on from a position; before the first batch is asked for."""
+    """Continues from a position; called before the first `next`."""
     self._iterator.set_state(state)
 
   def next(self, now: int) -> dict[str, Any]:
     """The batch of step `now`.
 
     Raises:
-      NoBatch: reading it failed, took longer than `data_timeout`, or had not ended when the run was asked to stop.
+      NoBatch: reading it failed, took longer than `data_timeout`, or was under way when the run was interrupted.
     """
-    # Kept while a batch is read, for the iterator may have moved on, or may never answer again.
+    # Kept while a batch is read: the iterator may have advanced already, or may never answer again.
     self._position = self._iterator.get_state()
     self._asked.put(True)
     began, said = time.monotonic(), 0
@@ -64,12 +64,12 @@ class Batches:
       except queue.Empty:
         waited = time.monotonic() - began
       if self._interruption.signal is not None and jax.process_count() == 1:
-        raise NoBatch(f'the batch of step {now} had not come')
+        raise NoBatch(f'the batch of step {now} had not arrived')
       if waited >= self._options.data_timeout:
-        raise NoBatch(f'the batch of step {now} has not come for {waited:.0f} s (config.recovery.data_timeout)')
+        raise NoBatch(f'the batch of step {now} did not arrive within {waited:.0f} s (config.recovery.data_timeout)')
       if waited >= self._options.slow_data * (said + 1):
         said += 1
-        self.say(f'Step {now}: {_who()}has waited {waited:.0f} s for its batch. The data are slow, or their source '
+        self.say(f'Step {now}: {_who()}waited {waited:.0f} s for its batch. The data are slow, or their source '
                  f'hangs; the run ends after {self._options.data_timeout:.0f} s (config.recovery.data_timeout).')
     if error is not None:
       raise NoBatch(f'reading the batch of step {now} failed: {type(error).__name__}: {error}') from error

@@ -1,7 +1,7 @@
-"""The folder of a run: what lies where, and which run it belongs to.
+"""The folder of a run: its files, and which run it belongs to.
 
     config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html  lock (while it runs)
-    metrics.csv  wandb/  profile/   if asked for
+    metrics.csv  wandb/  profile/   if config.loggers and config.profile ask for them
 """
 import json
 import os
@@ -21,37 +21,37 @@ _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # gs://bucket, and what pat
 
 
 def find(workdir: str | Path) -> Path:
-  """The folder that a person names; `~` is their home folder.
+  """The folder of a run that the user names; `~` is expanded.
 
   Raises:
-    ConfigError: something else than a folder has that name, or checkpoints in it could not be read back.
+    ConfigError: it is not a folder, or checkpoints in it could not be read back.
   """
   name = os.path.expanduser(workdir)
   if _ADDRESS.match(name):
-    raise ConfigError(f'--workdir={workdir} is an address, and a run needs a folder. Mount the bucket as one (gcsfuse, '
-                      's3fs, ...), and give --workdir the folder where it is mounted.')
+    raise ConfigError(f'--workdir={workdir} is an address, and a run needs a folder. Mount the bucket (gcsfuse, s3fs, '
+                      '...), and set --workdir to a folder in it.')
   if name.startswith('~'):
-    raise ConfigError(f'--workdir={workdir}: nobody here has the home folder {name.split("/")[0]}. Write the path out, '
-                      'or begin it with ./ for a folder of that name.')
+    raise ConfigError(f'--workdir={workdir}: there is no home folder {name.split("/")[0]}. Write out the path, or '
+                      'begin it with ./ for a folder of that name.')
   path = Path(name)
-  # orbax looks for files by patterns that begin with the path, so that these would stand for something else.
+  # orbax globs for files below this path, so these characters would act as wildcards.
   if forbidden := sorted(set('*?[\\') & set(str(path.absolute()))):
     raise ConfigError(f'--workdir={workdir}: checkpoints in {path.absolute()} could not be read back, because of the '
-                      f'{" and ".join(forbidden)} in its path. Choose a --workdir without.')
+                      f'{" and ".join(forbidden)} in its path. Choose a --workdir without them.')
   if problem := _problem(path):
     raise ConfigError(f'--workdir={workdir} cannot be the folder of a run: {problem}. Choose another --workdir.')
   return path
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
-  """Makes `workdir` the folder of this run, or finds that it is.
+  """Makes `workdir` the folder of this run, or checks that it already is.
 
   Returns:
-    What has changed since the run was last started, a sentence each; config.json has the new values.
+    One sentence for each change since the run was last started; config.json has the new values.
 
   Raises:
-    ConfigError: the folder holds a run of which keys differ that may not (`training.resume`); names them with both
-      values. Or it is not the same folder for all processes.
+    ConfigError: the folder holds a run whose config differs in keys that may not change (`training.resume`); names
+      them with both values. Or the processes do not share the folder.
   """
   path = Path(workdir) / 'config.json'
   changes = []
@@ -61,21 +61,20 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
     if forbidden := [differences[key] for key in resume.refused(list(differences))]:
       shown = '; '.join(forbidden[:8]) + (f'; and {len(forbidden) - 8} more' if len(forbidden) > 8 else '')
       raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
-                        f'keys back. (A run may resume with other {", ".join(resume.FREE)}, and with other '
-                        'training.steps.)')
+                        f'keys back. (These may change on resume: {", ".join(resume.FREE)}, training.steps.)')
     changes = [f'Resuming with another config: {line}.' for line in differences.values()]
     changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), Path(workdir))
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
-    raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so it cannot be told which run they '
-                      'belong to. Choose another --workdir.')
+    raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so the run they belong to is '
+                      'unknown. Choose another --workdir.')
   processes.wait('all have looked into the folder')
   if jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dumps(config))
   processes.wait('the folder is claimed')
   if not path.exists():
-    raise ConfigError(f'{path} was written by the first process, and this one does not see it. Choose a --workdir on a '
-                      'file system that all machines of the run share.')
+    raise ConfigError(f'The first process wrote {path}, and this one does not see it. Choose a --workdir on a file '
+                      'system that all machines of the run share.')
   return changes
 
 
@@ -101,7 +100,7 @@ def load_config(workdir: str | Path) -> ConfigDict:
 
 
 def dumps(config: ConfigDict) -> str:
-  """`config` as JSON; `loads` gives back an equal one. Raises ConfigError for values that JSON cannot hold."""
+  """`config` as JSON; `loads` returns an equal one. Raises ConfigError for values that JSON cannot hold."""
   return json.dumps(_encode(config, 'config'), indent=2) + '\n'
 
 
@@ -149,8 +148,8 @@ def _encode(value: Any, where: str) -> Any:
     return [_encode(item, where) for item in value]
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
-  raise ConfigError(f'{where} must be a number, text, None, a list, a tuple or a dict; not {value!r} '
-                    f'({type(value).__name__}). Name the object in the config, and register it in the code.')
+  raise ConfigError(f'{where} must be an int, a float, a bool, a str, None, a list, a tuple or a dict, not '
+                    f'{value!r} ({type(value).__name__}). Name the object in the config, and register it in the code.')
 
 
 def _decode(value: Any) -> Any:

@@ -75,8 +75,8 @@ def test_an_evaluator_can_be_added(run_dir):
 @pytest.mark.parametrize('overrides, message', [
     ({'model.moe.router.select.kk': 1}, "config.model.moe.router.select.kk.*Did you mean 'k'"),
     ({'model.moee.router.select.k': 1}, "config.model.moee.*Did you mean 'moe'"),
-    ({'modle.dim': 1}, 'config.modle.dim changes nothing in an evaluation.*config.model, config.data'),
-    ({'optimizer.name': 'sgd'}, 'config.optimizer.name changes nothing in an evaluation'),
+    ({'modle.dim': 1}, 'config.modle.dim has no effect on an evaluation.*config.model, config.data'),
+    ({'optimizer.name': 'sgd'}, 'config.optimizer.name has no effect on an evaluation'),
     ({'model.dim.x': 1}, 'config.model.dim is 8 and has no keys'),
     ({'model.moe.router.select.k': 1.5}, 'config.model.moe.router.select.k must be an int'),
     ({'model.dim': 16}, r'The parameter blocks/0/.* is \(8, 2, 4\) in the checkpoint and \(16, 2, 8\) in the model'),
@@ -93,7 +93,7 @@ def test_the_step_that_a_word_or_number_names(run_dir, asked, found):
 
 
 def test_a_step_that_is_no_step_is_refused(run_dir):
-  with pytest.raises(ConfigError, match="must be a number, 'last' or 'best', not 'first'"):
+  with pytest.raises(ConfigError, match="must be an int, 'last' or 'best', not 'first'"):
     evaluate.find_step(run_dir, 'first')
 
 

@@ -1,4 +1,4 @@
-"""The smallest real run: a sparse vision transformer on digits; its router has noise and remembers."""
+"""The smallest real run: a sparse vision transformer on digits; its router has noise and state."""
 from moejax.routing import papers
 from moejax.training.setup import default_config
 

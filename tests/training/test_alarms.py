@@ -30,7 +30,7 @@ TOP_1, TOP_2 = papers.switch(), papers.vmoe(k=2)
 EVEN, ALL_TO_2 = (.25, .25, .25, .25), (.02, .02, .94, .02)
 
 
-def test_it_rings_from_the_third_row_in_a_row_and_is_said_once_when_it_begins_and_ends():
+def test_it_rings_from_the_third_consecutive_row_and_reports_start_and_end_once():
   alarm, said = rung(watch(TOP_1), [ALL_TO_2, ALL_TO_2, EVEN, ALL_TO_2, ALL_TO_2, ALL_TO_2, ALL_TO_2, EVEN, EVEN])
   assert alarm == [0, 0, 0, 0, 0, 1, 1, 0, 0]
   assert len(said) == 2
@@ -38,12 +38,12 @@ def test_it_rings_from_the_third_row_in_a_row_and_is_said_once_when_it_begins_an
   assert said[1].startswith('Step 8: the router of block_01 is no longer collapsed')
 
 
-def test_half_of_the_choices_are_all_tokens_where_each_makes_two():
+def test_half_of_the_choices_are_all_tokens_with_two_choices_each():
   assert rung(watch(TOP_2), [(.5, .3, .1, .1)] * 3)[0] == [0, 0, 1]
   assert rung(watch(TOP_2), [(.4, .4, .1, .1)] * 3)[0] == [0, 0, 0]  # 80% of the tokens
 
 
-def test_a_run_that_goes_on_remembers_the_rows_before():
+def test_a_resumed_run_remembers_earlier_rows():
   rows = [row(1, *ALL_TO_2), row(2, *ALL_TO_2)]
   assert rung(watch(TOP_1, rows), [ALL_TO_2])[0] == [1]
   assert rung(watch(TOP_1, [*rows, row(3, *ALL_TO_2)]), [ALL_TO_2]) == ([1], [])  # said before
@@ -59,7 +59,7 @@ def test_it_does_not_ring_where_nothing_can_collapse(router, load):
   assert not any(rung(watch(router), [load] * 5)[0])
 
 
-def test_a_load_that_is_not_finite_rings_nothing():
+def test_a_non_finite_load_does_not_ring():
   nan = float('nan')
   assert rung(watch(TOP_1), [(nan, nan, nan, nan)] * 4)[0] == [0] * 4
   assert rung(watch(TOP_1, [row(1, None, None, None, None)]), [EVEN])[0] == [0]
@@ -67,7 +67,7 @@ def test_a_load_that_is_not_finite_rings_nothing():
 
 @pytest.mark.parametrize('router, expected', [
     (papers.expert_choice(), 1), (papers.soft_moe(), 1), (papers.gshard(), 2)], ids=['expert choice', 'soft', 'top-2'])
-def test_where_experts_choose_or_see_all_a_token_counts_once(router, expected):
+def test_a_token_counts_once_with_expert_choice_and_dense_routing(router, expected):
   model = dict(moe=dict(num_experts=4, router=router))
   assert alarms.choices(ConfigDict(model), 'block_01') == expected
   assert alarms.choices(ConfigDict(dict(encoder={}, decoder=model)), 'decoder_block_01') == expected

@@ -1,4 +1,4 @@
-"""Checkpoints give back the bits that were saved, on any mesh; what is damaged or half written is never used.
+"""Checkpoints restore the saved bits, on any mesh; damaged or half-written ones are never used.
 
 Oracle: the state that was saved, and the batches that follow in an iterator that was never interrupted.
 """
@@ -34,7 +34,7 @@ def state_of(devices=1):
 
 
 def state_at(number, devices=1):
-  """A state whose every float says which step it is of."""
+  """A state in which every float depends on its step."""
   return jax.tree.map(lambda x: x + x.dtype.type(number), state_of(devices))
 
 
@@ -72,7 +72,7 @@ def restore(folder, devices=1):
   return state, iterator, said
 
 
-def test_a_checkpoint_gives_back_every_bit_and_the_next_batch(tmp_path):
+def test_a_checkpoint_restores_every_bit_and_the_next_batch(tmp_path):
   save(tmp_path, 3)
   state, iterator, said = restore(tmp_path)
   assert_equal(state, state_at(3))
@@ -94,11 +94,11 @@ def test_a_checkpoint_of_one_device_is_restored_onto_eight_and_back(tmp_path):
   assert_equal(restore(tmp_path / 'eight')[0], state_at(3))
 
 
-def test_the_last_ones_and_the_best_are_kept(tmp_path):
+def test_the_latest_and_the_best_are_kept(tmp_path):
   rows = {number: {'eval/test/accuracy': score} for number, score in ((1, .3), (2, .9), (3, .5), (4, .1), (5, .2))}
   save(tmp_path, 1, 2, 3, 4, 5, rows=rows, keep=2, metric='eval/test/accuracy')
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '5']
-  # and a new process remembers which was the best
+  # and a new process knows which was the best
   save(tmp_path, 6, 7, rows={6: {'eval/test/accuracy': .4}}, keep=2, metric='eval/test/accuracy')
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '6', '7']
 
@@ -139,7 +139,7 @@ def lose_what_says_what_it_is(folder):
 
 def say_another(old, new):
   def damage(folder):
-    """What it is about is sound JSON and says something else."""
+    """Its about is valid JSON with other contents."""
     path = folder / 'about' / 'metadata'
     text = path.read_text()
     assert text.count(old) == 1
@@ -157,7 +157,7 @@ def lose_the_checksums(folder):
 
 
 def change_one_number(folder):
-  """Files that are whole and say something else, which no library can notice."""
+  """Files that are complete but changed, which no library can notice."""
   params = state_at(4).params
   params['wi'] = params['wi'].at[1, 2, 3].add(1e-3)
   shutil.rmtree(folder / 'params')
@@ -168,20 +168,20 @@ def change_one_number(folder):
 @pytest.mark.parametrize('damage', [
     cut_off, flip_bits, lose_an_item, lose_what_says_what_it_is, next_batch_is_another, step_is_another,
     config_is_another, lose_the_checksums, change_one_number])
-def test_where_the_newest_is_damaged_the_one_before_is_used_and_that_is_said(tmp_path, damage):
+def test_a_damaged_latest_checkpoint_is_reported_and_the_previous_one_used(tmp_path, damage):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
   state, iterator, said = restore(tmp_path)
   assert_equal(state, state_at(2))
   assert_equal(next(iterator), next(after(2)))
   assert len(said) == 1 and 'checkpoints/4 is damaged' in said[0] and 'step 2 instead' in said[0]
-  assert '_CHECKPOINT_METADATA' not in said[0]  # which is sound
+  assert '_CHECKPOINT_METADATA' not in said[0]  # which is intact
   # The same step can be saved again, and is then used.
   save(tmp_path, 4)
   assert_equal(restore(tmp_path)[0], state_at(4))
 
 
-def test_where_every_checkpoint_is_damaged_nothing_starts_and_nothing_is_touched(tmp_path):
+def test_if_every_checkpoint_is_damaged_the_run_stops_and_touches_nothing(tmp_path):
   save(tmp_path, 2, 4)
   for number in ('2', '4'):
     cut_off(tmp_path / 'checkpoints' / number)
@@ -190,7 +190,7 @@ def test_where_every_checkpoint_is_damaged_nothing_starts_and_nothing_is_touched
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4']
 
 
-def test_every_bit_of_what_a_checkpoint_is_about_is_under_its_checksum(tmp_path):
+def test_the_checksum_covers_every_bit_of_about(tmp_path):
   save(tmp_path, 2)
   path = tmp_path / 'checkpoints' / '2' / 'about' / 'metadata'
   sound = path.read_bytes()
@@ -198,12 +198,12 @@ def test_every_bit_of_what_a_checkpoint_is_about_is_under_its_checksum(tmp_path)
     changed = bytearray(sound)
     changed[place] ^= 1 << place % 8
     path.write_bytes(changed)
-    with pytest.raises(checksums.Damaged, match='about/metadata has other contents'):
+    with pytest.raises(checksums.Damaged, match='about/metadata differs from'):
       checksums.check(path.parents[1], 'about/')
 
 
 @pytest.mark.parametrize('damage', [next_batch_is_another, step_is_another, config_is_another])
-def test_evaluation_does_not_believe_what_was_changed(tmp_path, damage, capsys):
+def test_evaluation_refuses_changed_files(tmp_path, damage, capsys):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
   assert checkpoint.restore_for_evaluation(tmp_path)[1] == 2
@@ -253,7 +253,7 @@ def test_the_fingerprint_changes_when_elements_swap_places():
 
 
 class NoSpaceLater:
-  """What a write in the background ends with, as the library that writes arrays says it."""
+  """The result of a write in the background, with the error of the library that writes arrays."""
 
   def result(self, timeout=None):
     raise ValueError('RESOURCE_EXHAUSTED: Error writing local file: Failed to write 83 bytes: No space left on device')
@@ -281,12 +281,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_leaves_nothing_half_writ
     assert len(said) == 1 and 'step 4 could not be written: the disk is full' in said[0]
     assert f'The last good checkpoint is {tmp_path / "checkpoints" / "2"}' in said[0]
     assert os.listdir(tmp_path / 'checkpoints') == ['2']
-    # There is room again: the run goes on.
+    # There is room again: the run continues.
     checkpoints.save(state_at(6), after(6), {})
   assert_equal(restore(tmp_path)[0], state_at(6))
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+def test_files_half_written_by_a_killed_process_are_removed(tmp_path):
   save(tmp_path, 2)
   shutil.copytree(tmp_path / 'checkpoints' / '2', tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp')
   assert_equal(restore(tmp_path)[0], state_at(2))
@@ -319,24 +319,24 @@ def test_evaluation_says_where_it_looked_for_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize('damage, file', [
-    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* has other contents'),
+    (cut_off, 'params/.*d/.* has .* bytes instead of'), (flip_bits, 'opt_state/.*d/.* differs from'),
     (lose_an_item, 'average/.* is missing')])
-def test_the_file_that_is_damaged_is_named(tmp_path, damage, file):
+def test_the_damaged_file_is_named(tmp_path, damage, file):
   save(tmp_path, 2, 4)
   damage(tmp_path / 'checkpoints' / '4')
   said = restore(tmp_path)[2]
   assert re.search(f'checkpoints/4 is damaged .*{file}', said[0])
 
 
-def test_where_all_files_are_as_written_and_the_numbers_are_not_the_item_is_named(tmp_path):
-  """What the checksums cannot tell: bits that changed before they were written."""
+def test_an_item_that_was_damaged_before_it_was_written_is_named(tmp_path):
+  """Bits that changed before they were written, which checksums cannot detect."""
   save(tmp_path, 2, 4)
   change_one_number(tmp_path / 'checkpoints' / '4')
   checksums.write(tmp_path / 'checkpoints' / '4')
   assert 'params differs from what was saved' in restore(tmp_path)[2][0]
 
 
-def test_checkpoints_that_vanish_are_said_and_the_next_is_written(tmp_path):
+def test_vanished_checkpoints_are_reported_and_the_next_is_written(tmp_path):
   said = []
   with opened(tmp_path, said) as checkpoints:
     checkpoints.save(state_at(2), after(2), {})
@@ -348,7 +348,7 @@ def test_checkpoints_that_vanish_are_said_and_the_next_is_written(tmp_path):
   assert_equal(restore(tmp_path)[0], state_at(4))
 
 
-def test_the_regular_ones_outlast_those_of_interruptions_and_are_what_a_rollback_finds(tmp_path):
+def test_regular_checkpoints_outlast_those_of_interruptions_and_serve_rollbacks(tmp_path):
   save(tmp_path, 2, 4, 5, 7, 9, every=2, keep=2)
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '7', '9']
   with opened(tmp_path, every=2, keep=2) as checkpoints:

@@ -1,4 +1,4 @@
-"""The file that is damaged is named, whatever was done to it."""
+"""A damaged file is named, whatever the damage."""
 import pytest
 
 from moejax.training import checksums
@@ -14,7 +14,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_what_is_as_it_was_written_is_not_named(folder):
+def test_unchanged_files_are_not_named(folder):
   assert checksums.damaged(folder) == []
   checksums.check(folder)
 
@@ -24,12 +24,12 @@ def test_a_change_of_one_bit_is_found(folder):
   content = bytearray(path.read_bytes())
   content[5000] ^= 1
   path.write_bytes(content)
-  assert checksums.damaged(folder) == ['params/d/shard has other contents than were written']
+  assert checksums.damaged(folder) == ['params/d/shard differs from what was written']
   with pytest.raises(checksums.Damaged, match='params/d/shard'):
     checksums.check(folder)
 
 
-def test_cut_off_and_missing_files_are_found(folder):
+def test_truncated_and_missing_files_are_found(folder):
   path = folder / 'params' / 'd' / 'shard'
   path.write_bytes(path.read_bytes()[:100])
   (folder / 'about').unlink()
@@ -45,17 +45,17 @@ def test_damaged_checksums_are_named_themselves(folder, content):
 def test_a_change_of_one_digit_of_the_checksums_accuses_no_other_file(folder):
   text = (folder / 'checksums.json').read_text()
   (folder / 'checksums.json').write_text(text.replace('10240', '10241'))
-  assert checksums.damaged(folder) == ['checksums.json has other contents than were written']
+  assert checksums.damaged(folder) == ['checksums.json differs from what was written']
 
 
-def test_of_a_part_no_other_file_is_read_or_named(folder):
+def test_checking_a_part_reads_and_names_no_other_file(folder):
   (folder / 'params' / 'd' / 'shard').unlink()
   checksums.check(folder, 'about')
   with pytest.raises(checksums.Damaged, match='params/d/shard is missing'):
     checksums.check(folder, 'params/')
 
 
-def test_what_the_library_writes_again_later_is_not_accused(folder):
+def test_files_that_orbax_rewrites_later_are_not_accused(folder):
   (folder / '_CHECKPOINT_METADATA').write_text('{}')
   checksums.write(folder)
   (folder / '_CHECKPOINT_METADATA').write_text('{"committed": true}')

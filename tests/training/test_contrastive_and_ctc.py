@@ -31,13 +31,13 @@ def test_the_contrastive_loss_is_that_of_a_loop_over_pairs(valid):
     np.testing.assert_allclose(metrics[f'{name}_accuracy'], np.mean(hit) if hit else 0, rtol=1e-6)
 
 
-def test_pairs_that_are_no_pairs_have_no_slope():
+def test_invalid_pairs_have_no_gradient():
   objective, valid = objectives.build(dict(name='contrastive'), 'objective'), jnp.array([True, True, False])
   slope = jax.grad(lambda logits: objective(output(logits), dict(valid=valid))[0])(jnp.array(RNG.normal(size=(3, 3))))
   assert (slope[2] == 0).all() and (slope[:, 2] == 0).all() and (slope[:2, :2] != 0).all()
 
 
-def test_as_many_different_pairs_as_there_are_cost_their_logarithm_when_nothing_is_known():
+def test_uniform_logits_cost_the_logarithm_of_the_number_of_pairs():
   loss, _ = objectives.build(dict(name='contrastive'), 'objective')(output(np.zeros((7, 7))), dict(valid=jnp.ones(7, bool)))
   assert float(loss) == pytest.approx(np.log(7), rel=1e-6)
 

@@ -1,6 +1,6 @@
-"""A run goes on over more or fewer devices: the same batches in the same order, and the same losses.
+"""A run resumes over more or fewer devices: the same batches in the same order, and the same losses.
 
-Oracle: a run over one device that nobody stopped. Over several processes: tests/parallel/test_train_in_processes.py.
+Oracle: an uninterrupted run over one device. Over several processes: tests/parallel/test_train_in_processes.py.
 """
 import functools
 import os
@@ -17,7 +17,7 @@ PARTS = dict(training=dict(steps=STEPS))
 
 
 class Recorded(TinyPipeline):
-  """Notes the numbers of the batches that are read, and interrupts the run at one of them."""
+  """Records the numbers of the batches that are read, and interrupts the run at one of them."""
 
   def __init__(self, interrupt_at=None):
     super().__init__()

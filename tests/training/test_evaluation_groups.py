@@ -36,13 +36,13 @@ def test_a_batch_size_that_would_make_other_groups_is_refused(router, size):
       'tokens, and in training it sees 64')
 
 
-def test_groups_of_a_number_of_tokens_are_compared_as_they_divide_the_batch():
+def test_groups_of_a_fixed_number_of_tokens_are_compared_by_how_they_divide_the_batch():
   prepared(group=16, batch_size=24)  # 16 tokens divide 24 x 4 as they do 16 x 4
   with pytest.raises(ConfigError, match='would see groups of 20 tokens, and in training it sees 16'):
     prepared(group=20, batch_size=20)
 
 
-def test_routers_that_draw_in_evaluation_are_asked_for_one_batch_size():
+def test_routers_that_sample_in_evaluation_require_the_training_batch_size():
   router = papers.top_k_dropless(k=1)
   router['score'] = dict(name='random')
   with pytest.raises(ConfigError, match='draw random numbers by the place in the batch'):

@@ -61,7 +61,7 @@ def test_it_waits_for_the_run_and_takes_checkpoints_in_order_as_they_appear(worl
   world.events = [world.begin, lambda: world.write(4, 2), lambda: None, lambda: world.write(6), lambda: world.write(8)]
   assert world.follow() == [2, 4, 6, 8]
   assert world.said == [  # once each, however often it looks
-      f'Waiting for a run to begin in {world.folder}; looking every 30 s.',
+      f'Waiting for a run to start in {world.folder}; looking every 30 s.',
       f'Waiting for a checkpoint after step 0 of 8 in {world.folder}; looking every 30 s.',
       f'Waiting for a checkpoint after step 4 of 8 in {world.folder}; looking every 30 s.',
       f'Waiting for a checkpoint after step 6 of 8 in {world.folder}; looking every 30 s.']
@@ -110,7 +110,7 @@ def test_one_that_gets_its_name_before_it_is_whole_is_tried_once_more(world):
   world.unreadable = {2}
   world.events = [world.unreadable.clear]
   assert world.follow() == [2, 8]
-  assert world.said == ['The checkpoint of step 2 cannot be read yet, and is tried once more in 30 s: 2 is damaged.']
+  assert world.said == ['The checkpoint of step 2 cannot be read yet; trying once more in 30 s: 2 is damaged.']
 
 
 def test_one_that_stays_damaged_is_skipped_and_that_of_the_last_step_ends_in_a_sentence(world):
@@ -134,7 +134,7 @@ def test_a_signal_ends_it_after_the_evaluation_under_way_with_its_code(world, nu
     os.kill(os.getpid(), number)
     evaluate(number_of_step)
   world.evaluate = signalled
-  with pytest.raises(Interrupted, match='The same command evaluates what is left') as stopped:
+  with pytest.raises(Interrupted, match='The same command evaluates the rest') as stopped:
     world.follow()
   assert stopped.value.code == 128 + number and world.evaluated == [2]
 
@@ -218,7 +218,7 @@ def test_a_second_command_evaluates_what_the_first_did_not_and_other_overrides_c
 
 def test_a_key_that_changes_nothing_is_refused_before_anything_is_waited_for(run_dir):
   shutil.rmtree(run_dir / 'checkpoints')
-  with pytest.raises(ConfigError, match='config.optimizer.name changes nothing in an evaluation'):
+  with pytest.raises(ConfigError, match='config.optimizer.name has no effect on an evaluation'):
     evaluate.follow(run_dir, {'optimizer.name': 'sgd'}, say=lambda sentence: None)
 
 
@@ -236,14 +236,14 @@ def test_a_follower_that_is_started_first_stopped_and_started_again_measures_wha
     return subprocess.Popen([sys.executable, '-m', *command, f'--workdir={tmp_path}'], stdout=subprocess.PIPE, text=True,
                             env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}, stderr=subprocess.STDOUT)
   follower = start('moejax.evaluate', '--follow', '--every=0.1', devices=1)
-  assert 'Waiting for a run to begin' in follower.stdout.readline()
+  assert 'Waiting for a run to start' in follower.stdout.readline()
   run = start('moejax.train', f'--config={config}:20', '--config.checkpoint.every=4', '--config.checkpoint.keep=9',
               '--config.evaluation.every=4', devices=2)
   while not log.read(tmp_path):
     time.sleep(0.05)
   follower.terminate()
   said, _ = follower.communicate(timeout=300)
-  assert follower.returncode == 143 and 'The same command evaluates what is left' in said, said
+  assert follower.returncode == 143 and 'The same command evaluates the rest' in said, said
   again = start('moejax.evaluate', '--follow', '--every=0.1', devices=1)
   assert again.wait(timeout=300) == 0 and run.wait(timeout=300) == 0
   measured = {row['step']: row['metrics'] for row in log.read(tmp_path)}

@@ -1,6 +1,6 @@
-"""One run at a time writes into a folder; one that was killed keeps nobody out.
+"""One run at a time writes into a folder; a killed run locks nobody out.
 
-Owners on this machine are real processes; those of others are what they would have written, and touch.
+Owners on this machine are real processes; for those on others, the lock file is written, and touched, here.
 """
 import json
 import os
@@ -29,14 +29,14 @@ def owned(folder, process, **changed):
 
 
 def take(folder):
-  """What was said while taking the folder and giving it back."""
+  """The messages while the folder is locked and released."""
   said = []
   with lock.held(folder, said.append):
     assert json.loads((folder / lock.FILE).read_text())['process'] == os.getpid()
   return said
 
 
-def test_a_folder_is_made_held_and_given_back_without_a_trace(tmp_path):
+def test_a_folder_is_created_locked_and_released_without_a_trace(tmp_path):
   for _ in range(2):
     assert take(tmp_path / 'runs' / 'a') == []
     assert os.listdir(tmp_path / 'runs' / 'a') == []
@@ -55,14 +55,14 @@ def test_a_run_does_not_start_twice_in_one_process(tmp_path):
     take(tmp_path)
 
 
-def test_an_error_gives_the_folder_back(tmp_path):
+def test_an_error_releases_the_folder(tmp_path):
   with pytest.raises(ZeroDivisionError), lock.held(tmp_path, print):
     raise ZeroDivisionError
   assert take(tmp_path) == []
 
 
 @pytest.mark.parametrize('waited_for', [True, False])
-def test_the_folder_of_a_killed_run_is_taken_over_without_a_word(tmp_path, process, waited_for):
+def test_the_folder_of_a_killed_run_is_taken_over_silently(tmp_path, process, waited_for):
   owned(tmp_path, process)
   process.kill()
   if waited_for:
@@ -72,18 +72,18 @@ def test_the_folder_of_a_killed_run_is_taken_over_without_a_word(tmp_path, proce
   assert take(tmp_path) == []
 
 
-def test_another_process_that_has_got_the_number_of_a_killed_one_is_not_its_owner(tmp_path, process):
+def test_a_process_that_reuses_the_id_of_a_killed_one_is_not_the_owner(tmp_path, process):
   owned(tmp_path, process, started='1')
   assert take(tmp_path) == []
 
 
 @pytest.mark.parametrize('content', ['', '{"host": "a', '{}', '[1]', '\0' * 50])
-def test_what_a_kill_left_half_written_holds_nothing(tmp_path, content):
+def test_a_half_written_lock_holds_nothing(tmp_path, content):
   (tmp_path / lock.FILE).write_text(content)
   assert take(tmp_path) == []
 
 
-def test_of_many_that_find_the_folder_of_a_killed_run_one_gets_it(tmp_path, process):
+def test_only_one_of_many_takes_over_the_folder_of_a_killed_run(tmp_path, process):
   owned(tmp_path, process)
   process.kill()
   process.wait()
@@ -111,14 +111,14 @@ def test_of_many_that_find_the_folder_of_a_killed_run_one_gets_it(tmp_path, proc
 # ---- other machines -------------------------------------------------------------------------------------------------
 
 
-def test_the_silent_owner_of_another_machine_is_waited_for_and_then_replaced(tmp_path, process, monkeypatch):
+def test_a_silent_owner_on_another_machine_is_waited_for_and_then_replaced(tmp_path, process, monkeypatch):
   monkeypatch.setattr(lock, '_SILENCE', 0.3)
   owned(tmp_path, process, host='node-3', machine='another boot')
   said = take(tmp_path)
-  assert len(said) == 1 and f'Process {process.pid} on node-3 has not given back {tmp_path}: waiting' in said[0]
+  assert len(said) == 1 and f'Process {process.pid} on node-3 holds the lock of {tmp_path}: waiting' in said[0]
 
 
-def test_the_owner_of_another_machine_that_still_touches_its_lock_keeps_it(tmp_path, process, monkeypatch):
+def test_an_owner_on_another_machine_that_still_touches_its_lock_keeps_it(tmp_path, process, monkeypatch):
   owned(tmp_path, process, machine='another boot')
   monkeypatch.setattr(lock, '_SILENCE', 6.)
   monkeypatch.setattr(lock, '_TOUCH', 0.05)
@@ -131,7 +131,7 @@ def test_the_owner_of_another_machine_that_still_touches_its_lock_keeps_it(tmp_p
   alive.join()
 
 
-def test_a_run_that_finds_its_folder_deleted_ends_in_peace(tmp_path):
+def test_a_run_whose_folder_was_deleted_ends_without_an_error(tmp_path):
   folder = tmp_path / 'run'
   with lock.held(folder, print):
     (folder / lock.FILE).unlink()
@@ -145,7 +145,7 @@ def test_a_run_that_finds_its_folder_deleted_ends_in_peace(tmp_path):
 @pytest.mark.parametrize('error, sentence', [(PermissionError(13, 'Permission denied'), 'permission denied'),
                                              (OSError(30, 'Read-only file system'), 'read-only file system'),
                                              (OSError(122, 'Disk quota exceeded'), 'disk quota exceeded')])
-def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(tmp_path, monkeypatch, error, sentence):
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, error, sentence):
   def refuse(*_):
     raise error
   monkeypatch.setattr(lock, '_write', refuse)  # root may write everywhere

@@ -91,7 +91,7 @@ def events(folder):
 # ---- csv ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_csv_has_one_header_with_the_columns_that_appear_late_at_its_end(tmp_path):
+def test_a_csv_has_one_header_with_late_columns_at_its_end(tmp_path):
   write(tmp_path, ['csv'], 0, 1, 2, 3, 4)
   found = rows_of(tmp_path)
   assert list(found[0]) == ['step', 'train/loss', 'train/skipped', 'router/a/load/smallest', 'router/a/load/largest',
@@ -113,7 +113,7 @@ def test_a_csv_can_be_read_after_every_row(tmp_path):
 
 
 @pytest.mark.parametrize('restored', range(5))
-def test_a_csv_of_a_run_that_resumes_is_that_of_one_that_did_not_stop(tmp_path, restored):
+def test_the_csv_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path, restored):
   write(tmp_path / 'whole', ['csv'], 0, 1, 2, 3, 4, 5)
   write(tmp_path / 'resumed', ['csv'], 0, 1, 2, 3, 4)
   with open(tmp_path / 'resumed' / 'metrics.csv', 'a') as file:
@@ -122,7 +122,7 @@ def test_a_csv_of_a_run_that_resumes_is_that_of_one_that_did_not_stop(tmp_path, 
   assert (tmp_path / 'resumed' / 'metrics.csv').read_bytes() == (tmp_path / 'whole' / 'metrics.csv').read_bytes()
 
 
-def test_a_logger_that_is_named_when_the_run_resumes_gets_the_rows_from_before(tmp_path, wandb):
+def test_a_logger_added_on_resume_receives_the_earlier_rows(tmp_path, wandb):
   write(tmp_path / 'run', [], 0, 1, 2)
   write(tmp_path / 'run', ['csv', 'tensorboard', 'wandb'], 2, 3)
   assert [one['step'] for one in rows_of(tmp_path / 'run')] == ['1', '2', '3']
@@ -134,7 +134,7 @@ def test_a_logger_that_is_named_when_the_run_resumes_gets_the_rows_from_before(t
 # ---- TensorBoard ----------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_is_told_to_drop_what_lies_behind_the_checkpoint(tmp_path):
+def test_tensorboard_drops_rows_after_the_checkpoint(tmp_path):
   write(tmp_path, ['tensorboard'], 0, 1, 2, 3)
   before, = (tmp_path / 'tensorboard').iterdir()
   before.rename(tmp_path / 'before')  # files are named by the second
@@ -147,7 +147,7 @@ def test_tensorboard_is_told_to_drop_what_lies_behind_the_checkpoint(tmp_path):
       'eval/test/loss'}
 
 
-def test_tensorboard_gets_nothing_that_is_not_finite(tmp_path):
+def test_tensorboard_receives_only_finite_values(tmp_path):
   write(tmp_path, ['tensorboard'], 0, 4)
   assert 'eval/test/loss' not in {value.tag for event in events(tmp_path) for value in event.summary.value}
 
@@ -165,26 +165,26 @@ def test_wandb_resumes_its_run_when_the_run_does(tmp_path, wandb):
   assert {step: one['train/loss'] for step, one in sent.items()} == {1: 1 / 3, 2: 2 / 3, 3: 1.}
 
 
-def test_wandb_says_what_it_cannot_take_back_and_gets_no_step_twice(tmp_path, wandb):
+def test_wandb_reports_what_it_cannot_remove_and_receives_no_step_twice(tmp_path, wandb):
   said = []
   write(tmp_path / 'run', ['wandb'], 0, 1, 2, 3, 4)
   write(tmp_path / 'run', ['wandb'], 2, 3, 4, 5, say=said.append)
-  assert said == ['wandb has rows up to step 4 and cannot take back those after step 2: it keeps them, and gets new ones '
-                  'from step 5 on.']
+  assert said == ['wandb has rows up to step 4 and cannot remove those after step 2: it keeps them, and receives new '
+                  'ones from step 5 on.']
   sent, = wandb.rows.values()
   assert list(sent) == [1, 2, 3, 4, 5]
 
 
-def test_wandb_hears_of_a_run_that_failed(tmp_path, wandb):
+def test_wandb_is_told_that_a_run_failed(tmp_path, wandb):
   with pytest.raises(RuntimeError):
     with metrics.MetricsWriter(tmp_path, 0, loggers=['wandb']):
       raise RuntimeError('power failure')
   assert wandb.calls[-1] == 1
 
 
-def test_where_wandb_cannot_begin_a_sentence_says_what_to_do(tmp_path, wandb):
+def test_a_wandb_that_cannot_start_is_refused_with_what_to_do(tmp_path, wandb):
   wandb.broken = True
-  with pytest.raises(ConfigError, match="^config.loggers: 'wandb' cannot begin: api_key not configured .*wandb login.*"
+  with pytest.raises(ConfigError, match="^config.loggers: 'wandb' cannot start: api_key not configured .*wandb login.*"
                                         "WANDB_MODE=offline"):
     metrics.MetricsWriter(tmp_path, 0, loggers=['wandb'])
 
@@ -198,14 +198,14 @@ def test_metrics_jsonl_is_written_once_whether_it_is_named_or_not(tmp_path):
     assert [one['step'] for one in metrics.read(tmp_path)] == [1, 2]
 
 
-def test_a_name_that_is_none_is_refused_with_the_nearest():
+def test_an_unknown_logger_is_refused_with_the_nearest():
   config = digits_config.get_config()
   config.loggers = ('tensorbord',)
   with pytest.raises(ConfigError, match="config.loggers: there is no logger 'tensorbord'. Did you mean 'tensorboard'"):
     setup.build(config)
 
 
-def test_a_run_that_logs_with_a_package_that_is_missing_ends_before_it_begins(tmp_path, monkeypatch):
+def test_a_logger_whose_package_is_missing_is_refused_before_the_run(tmp_path, monkeypatch):
   monkeypatch.setattr(loggers.importlib.util, 'find_spec', lambda name: None)
   monkeypatch.setattr(loop, 'prepare', lambda config: dataclasses.replace(make_setup(), loggers=('csv', 'wandb')))
   with pytest.raises(ConfigError, match="'wandb' needs the package wandb, which is not installed. Install it"):
@@ -229,7 +229,7 @@ def test_a_config_from_before_there_were_loggers_still_has_tensorboard():
 
 
 @pytest.mark.parametrize('there', [True, False])
-def test_the_end_of_a_run_names_only_what_is_installed(tmp_path, monkeypatch, there):
+def test_the_last_message_names_only_installed_programs(tmp_path, monkeypatch, there):
   monkeypatch.setattr(loggers, 'installed', lambda program: there)
   writer = write(tmp_path, ['csv', 'tensorboard'], 0, 1)
   assert writer.where() == [f'{tmp_path}/metrics.jsonl', f'{tmp_path}/metrics.csv',

@@ -1,4 +1,4 @@
-"""The loop: what lies in the folder of a run, and that every way of stopping and going on gives the same run.
+"""The loop: the files of a run, and that every way of stopping and resuming gives the same run.
 
 Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
 """
@@ -69,7 +69,7 @@ def assert_same_run(folder, uninterrupted):
 
 
 class StopsAt(TinyPipeline):
-  """Calls `act` when batch `number` is read, which is for step `number + 1`."""
+  """Calls `act` when batch `number` is read, the one of step `number + 1`."""
 
   def __init__(self, number, act):
     super().__init__()
@@ -97,7 +97,7 @@ def test_a_run_learns_and_leaves_its_metrics_and_its_last_checkpoints(uninterrup
   assert row['eval/test/accuracy'] == found[-1]['eval/test/accuracy']
 
 
-def test_the_last_message_says_the_result_where_things_lie_and_what_to_do_next(uninterrupted):
+def test_the_last_message_gives_results_paths_and_the_next_commands(uninterrupted):
   folder, row, said = uninterrupted
   message = '\n'.join(said)
   for part in (f'eval/test/accuracy               {row["eval/test/accuracy"]:.5g}', f'{folder}/checkpoints/8',
@@ -113,14 +113,14 @@ def test_evaluation_uses_the_parameters_that_the_checkpoint_holds(uninterrupted)
 
 
 @pytest.mark.parametrize('number', [1, 2, 5, 7])
-def test_a_run_that_crashed_goes_on_as_if_it_had_not(tmp_path, uninterrupted, number):
+def test_a_run_that_crashed_resumes_as_if_it_had_not(tmp_path, uninterrupted, number):
   with pytest.raises(Exception, match='power failure'):
     run(tmp_path, StopsAt(number, crash))
   run(tmp_path)
   assert_same_run(tmp_path, uninterrupted)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, uninterrupted):
+def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path, uninterrupted):
   before = signal.getsignal(signal.SIGINT)  # a background job's shell has it ignored
   with pytest.raises(recovery.Interrupted) as stop:
     run(tmp_path, StopsAt(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -149,7 +149,7 @@ def test_a_run_that_resumes_with_other_data_names_what_changed(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['gs://bucket/run', 'a[b]', 'file'])
-def test_a_folder_that_cannot_be_is_refused_before_the_config_is_looked_at(tmp_path, monkeypatch, name):
+def test_an_invalid_folder_is_refused_before_the_config_is_read(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'file').touch()
   for command in (lambda: loop.run(None, name), lambda: evaluate.run(name)):
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_config_is_looked_at(tmp_p
   assert os.listdir(tmp_path) == ['file']
 
 
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path, uninterrupted, monkeypatch):
+def test_a_run_resumes_on_another_number_of_devices(tmp_path, uninterrupted, monkeypatch):
   with pytest.raises(Exception, match='power failure'):
     run(tmp_path, StopsAt(5, crash))
   setup = make_setup(devices=8, **PARTS)
@@ -172,7 +172,7 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path, uninterrupted, mon
 # ---- batches that are not finite ------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_is_not_finite_is_skipped_said_and_counted(tmp_path):
+def test_a_non_finite_batch_is_skipped_reported_and_counted(tmp_path):
   row, said = run(tmp_path, TinyPipeline(poison={4}))
   assert any(line.startswith("Step 5: batch skipped. Loss nan, gradient norm nan. The batch itself is not finite: "
                              "'image', examples [2].") for line in said)
@@ -180,12 +180,12 @@ def test_a_batch_that_is_not_finite_is_skipped_said_and_counted(tmp_path):
   assert [row['train/skipped'] for row in found] == [number == 5 for number in range(1, STEPS + 1)]
   assert [row['recovery/skipped'] for row in found] == [0] * 4 + [1] * 4
   assert found[4]['train/loss'] is None and row['train/loss'] > 0
-  assert '1 batches were skipped, 0 rollbacks lost 0 steps.' in said
+  assert 'Skipped batches: 1; rollbacks: 0, which lost 0 steps.' in said
 
 
 @pytest.fixture
 def spoil(monkeypatch):
-  """Function (step): the update of that step, whose loss and gradient are sound, leaves NaN in the parameters."""
+  """Function (step): makes the update of that step, whose loss and gradient are finite, leave NaN in the parameters."""
   def spoil(number):
     train_step = step.make_train_step(None)
 
@@ -200,19 +200,19 @@ def spoil(monkeypatch):
   return spoil
 
 
-def test_a_state_that_an_update_has_spoiled_is_not_saved_and_the_run_goes_back(tmp_path, spoil):
-  """That of step 6 is seen after step 7; the last state that is known to be sound is in the checkpoint of step 4."""
+def test_a_state_spoiled_by_an_update_is_not_saved_and_the_run_rolls_back(tmp_path, spoil):
+  """The state of step 6 is checked after step 7; the last one known to be finite is the checkpoint of step 4."""
   spoil(6)
   _, said = run(tmp_path)
-  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and 'NaN or infinity in 3 arrays' in line
+  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and '(arrays: 3; ' in line
              for line in said)
-  line, = [line for line in said if 'rolled back' in line]
-  assert line.startswith('The state is not finite: rolled back to the checkpoint of step 4; 3 steps are lost.')
+  line, = [line for line in said if 'Rolled back' in line]
+  assert line.startswith('The state is not finite. Rolled back to the checkpoint of step 4; steps lost: 3.')
   assert {path.name for path in (tmp_path / 'checkpoints').glob('[0-9]*')} == {'4', '8'}
   assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
 
 
-def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoint_before(tmp_path, spoil):
+def test_a_state_spoiled_by_the_last_update_stops_the_run_with_the_previous_checkpoint(tmp_path, spoil):
   spoil(STEPS)
   with pytest.raises(recovery.Diverged, match='Step 8: .* It was the last step. The last good checkpoint is .*/6'):
     run(tmp_path)
@@ -222,16 +222,16 @@ def test_a_state_that_the_last_update_has_spoiled_ends_the_run_with_the_checkpoi
 ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3), loggers=('csv',))
 
 
-def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
-  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 cannot go on, so back to 2."""
+def test_after_too_many_skips_in_a_row_the_run_rolls_back_and_moves_past_the_data(tmp_path):
+  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 leads to them, so back to 2."""
   _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
-  line, = [line for line in said if 'rolled back' in line]
-  assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '
-                  'Training continues with the data that follow.')
+  line, = [line for line in said if 'Rolled back' in line]
+  assert line == ('Batches skipped in a row: 2. Rolled back to the checkpoint of step 2; steps lost: 5. '
+                  'Training continues with the next batch.')
   found = metrics.read(tmp_path)
   assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
   assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
-  # Step 8 took the parameters of step 2 and batch 7: what the loss is, computed without the loop.
+  # Step 8 used the parameters of step 2 and batch 7: its loss, computed without the loop.
   setup = make_setup(**PARTS)
   state, batches = step.init_state(setup), setup.pipeline
   train_step = step.make_train_step(setup)
@@ -243,7 +243,7 @@ def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
 
 
 @pytest.mark.parametrize('number', [5, 6, 7])
-def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path, number):
+def test_a_run_that_crashed_around_a_rollback_resumes_as_if_it_had_not(tmp_path, number):
   class Poisoned(StopsAt):
     def __init__(self, *arguments):
       super().__init__(*arguments)
@@ -261,24 +261,24 @@ def test_a_run_that_crashed_around_a_rollback_goes_on_as_if_it_had_not(tmp_path,
   assert tables[0] == tables[1] and [row['step'] for row in tables[0]] == list('12345678')
 
 
-def test_where_going_back_does_not_help_the_run_ends_and_says_where_it_began(tmp_path):
+def test_a_run_without_rollbacks_left_stops_and_names_the_bad_batch(tmp_path):
   with pytest.raises(recovery.Diverged) as stop:
     run(tmp_path, TinyPipeline(poison={4}), recovery=dict(patience=1, max_rollbacks=0))
   message = str(stop.value)
   assert "Step 5: Loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
   assert f'The last good checkpoint is {tmp_path}/checkpoints/4' in message
-  assert 'The update was not applied. 0 rollbacks did not help.' in message
+  assert 'The update was not applied. No rollback is left (config.recovery.max_rollbacks=0).' in message
 
 
-def test_where_there_is_nothing_to_go_back_to_the_run_ends(tmp_path):
-  with pytest.raises(recovery.Diverged, match='There is no checkpoint from before to roll back to.'):
+def test_without_a_checkpoint_to_roll_back_to_the_run_stops(tmp_path):
+  with pytest.raises(recovery.Diverged, match='There is no earlier checkpoint to roll back to.'):
     run(tmp_path, TinyPipeline(poison={1}), recovery=dict(patience=1))
 
 
 # ---- watching -------------------------------------------------------------------------------------------------------
 
 
-def test_times_leave_out_evaluation_and_the_first_step_and_hold_the_wait_for_data(tmp_path):
+def test_times_exclude_evaluation_and_the_first_step_and_include_waiting_for_data(tmp_path):
   slow_batch = StopsAt(5, lambda: time.sleep(0.3))  # of step 6
   setup = make_setup(pipeline=slow_batch, **PARTS | dict(training=dict(PARTS['training'], log_every=2),
                                                          evaluation=dict(every=3)))
@@ -316,7 +316,7 @@ def test_every_metric_of_a_run_is_in_the_table_of_the_documentation(uninterrupte
 # ---- files and data -------------------------------------------------------------------------------------------------
 
 
-def test_the_run_goes_on_when_a_checkpoint_cannot_be_written_and_the_next_can(tmp_path, uninterrupted, monkeypatch):
+def test_a_run_survives_a_checkpoint_that_cannot_be_written(tmp_path, uninterrupted, monkeypatch):
   async def no_space(self, about, folder, _save=ocp.JsonCheckpointHandler._save_fn):
     if about.get('step') == 4:
       raise OSError(errno.ENOSPC, 'No space left on device')

@@ -1,4 +1,4 @@
-"""Training methods: two consistent passes (THOR) by what they must do at their limits; REINFORCE against the gradient of
+"""Training methods: two consistent passes (THOR) at their limits; REINFORCE against the gradient of
 the expected reward, which a problem of a few draws lets us enumerate."""
 import dataclasses
 import functools
@@ -130,7 +130,7 @@ def test_router_losses_are_those_of_both_passes():
 
 E, S = 3, 2
 TARGETS = np.array([[4, 9]])
-# What the model would say to each token with each expert; an expert a token, nothing else has an influence.
+# The model's output for each token with each expert; there is one expert per token, and no other influence.
 TABLE = np.random.default_rng(1).normal(size=(E, S, V))
 
 
@@ -217,7 +217,7 @@ def only_reinforce():
   return papers.rl_routing(weight='one', balance=0.)
 
 
-def test_in_a_decoder_every_router_is_taught_by_reinforce_alone_where_its_weight_is_one():
+def test_in_a_decoder_routers_learn_from_reinforce_alone_where_their_weight_is_one():
   model = rl_decoder(only_reinforce)
   params, state = draw_parameters(model)
   gradient = jax.jit(jax.grad(lambda params, coefficient: rl_loss(
@@ -231,9 +231,9 @@ def test_in_a_decoder_every_router_is_taught_by_reinforce_alone_where_its_weight
 
 
 @pytest.mark.parametrize('router, message', [
-    (papers.switch, 'the router block_00 learns none'),
-    (lambda: papers.gshard(second='all'), 'does not draw one expert for each token')])
-def test_routers_that_cannot_be_taught_are_refused(router, message):
+    (papers.switch, 'the router block_00 has no learned one'),
+    (lambda: papers.gshard(second='all'), 'does not draw one expert for each predicted token')])
+def test_routers_that_reinforce_cannot_train_are_refused(router, message):
   fragment = {**router(), 'place': dict(name='dropless')}
   model = rl_decoder(lambda: fragment)
   params, state = model.shapes()

@@ -1,4 +1,4 @@
-"""What routers say of a batch that is taken in microbatches: as of the whole batch, however its padding is spread."""
+"""Router metrics and losses over microbatches equal those of the whole batch, however its padding is spread."""
 import functools
 
 import jax
@@ -88,7 +88,7 @@ def test_a_microbatch_without_tokens_counts_for_nothing_in_any_loss():
 
 
 @pytest.mark.parametrize('padding', ['none', 'all but one of every fourth row'])
-def test_a_loss_that_is_a_sum_over_tokens_is_the_sum_over_all_parts(padding):
+def test_a_loss_summed_over_tokens_is_the_sum_over_all_microbatches(padding):
   whole, parts = (stepped(count, padding, SUMS) for count in (1, 4))
   name = 'router/block_00/selector_entropy_loss'
   np.testing.assert_allclose(parts[1][name], whole[1][name], rtol=1e-5)
@@ -106,7 +106,7 @@ def test_counting_tokens_computes_nothing_else():
   assert 'reduce' in program and 'dot(' not in program and 'exponential' not in program
 
 
-def test_state_that_does_not_depend_on_tokens_is_the_same_in_every_part():
+def test_state_that_does_not_depend_on_tokens_is_the_same_in_every_microbatch():
   statistics = lambda sums: functional.Statistics(jnp.asarray(sums), rule)
   one = dict(a=statistics([1., 2.]), b=dict(step=jnp.int32(4)))
   other = dict(a=statistics([3., -1.]), b=dict(step=jnp.int32(4)))

@@ -22,7 +22,7 @@ def gradients():
                     for path, shape in flatten(SHAPES).items()})
 
 
-def test_every_expert_goes_as_far_as_any_other():
+def test_every_expert_takes_an_equally_large_step():
   before = gradients()
   before['moe']['experts'] = jax.tree.map(lambda g: g.at[2].set(0), before['moe']['experts'])
   transform = normalized_descent.normalized_by_expert(AXES)
@@ -32,7 +32,7 @@ def test_every_expert_goes_as_far_as_any_other():
     total = np.linalg.norm(experts['kernel'][e]) + np.linalg.norm(experts['bias'][e])
     for name in ('kernel', 'bias'):
       np.testing.assert_allclose(after['moe']['experts'][name][e], experts[name][e] / total, rtol=1e-5)
-  for name in ('kernel', 'bias'):  # an expert that no example chose stays where it is
+  for name in ('kernel', 'bias'):  # an expert that no example chose stays unchanged
     np.testing.assert_array_equal(after['moe']['experts'][name][2], 0)
   np.testing.assert_array_equal(after['moe']['router']['kernel'], before['moe']['router']['kernel'])
   stacked = np.asarray(before['stack']['experts']['kernel'], np.float64)

@@ -83,7 +83,7 @@ def test_a_model_without_routers_adds_nothing():
     (dict(name='classification', loss='sigmoid', label_smoothing=.1), 'label_smoothing is for loss="softmax"'),
     (dict(name='language_model', router_losses='max'), "config.objective.router_losses must be one of 'sum', 'mean'"),
 ])
-def test_what_cannot_be_built_is_said_in_a_sentence(config, sentence):
+def test_an_invalid_objective_is_refused_in_a_sentence(config, sentence):
   with pytest.raises(ConfigError) as error:
     build(**config)
   assert sentence in str(error.value)

@@ -21,7 +21,7 @@ def build(config, steps=100, model=MODEL):
 
 
 def model_of(parameters):
-  """A `Functional` that has nothing but parameters: {path: (shape, axes)}."""
+  """A `Functional` with parameters only: {path: (shape, axes)}."""
   shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in parameters.items()}
   tree = optimizer.unflatten(shapes)
   return Functional(init=lambda key: (jax.tree.map(lambda s: jnp.zeros(s.shape), tree), {}), apply=None,
@@ -66,7 +66,7 @@ OPTAX = {
 
 
 @pytest.mark.parametrize('name', OPTAX)
-def test_an_optimizer_makes_the_updates_of_optax(name):
+def test_an_optimizer_returns_the_updates_of_optax(name):
   keys, reference = OPTAX[name]
   ours = build(dict(name=name, schedule=CONSTANT, **keys)).transform
   rng = np.random.default_rng(0)
@@ -151,9 +151,9 @@ def test_a_regular_expression_says_which_parameters_decay():
     (dict(name='adamw', schedule=dict(name='rsqrt', peak=1.)), 'config.optimizer.schedule.warmup is missing'),
     (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a float above 0 or None'),
     (dict(name='adamw', schedule=CONSTANT, decay='('), 'is not a regular expression'),
-    (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' is found in no parameter path"),
+    (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' matches no parameter path"),
 ])
-def test_what_cannot_be_built_is_said_in_a_sentence(config, sentence):
+def test_an_invalid_optimizer_is_refused_in_a_sentence(config, sentence):
   with pytest.raises(ConfigError) as error:
     build(config)
   assert sentence in str(error.value)
@@ -179,7 +179,7 @@ def test_optimizer_state_is_sharded_as_the_parameters_it_mirrors(name):
       assert sharding == sharded['wi'] and sharding.spec[0] == 'expert'
 
 
-def test_adafactors_factors_lie_where_the_dimensions_lie_that_they_keep():
+def test_factors_of_adafactor_are_sharded_like_their_dimensions():
   params = dict(wi=jax.ShapeDtypeStruct((4, 256, 512), jnp.float32))
   mesh = meshes.build(dict(data=1, expert=2, fsdp=2, model=2))
   sharded = rules.shardings(mesh, dict(wi=('expert', 'expert_embed', 'expert_mlp')), params)
@@ -220,7 +220,7 @@ def test_the_gradients_of_named_parameters_are_scaled_before_they_are_clipped():
 
 
 @pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
-def test_what_has_no_gradient_and_no_decay_stays_bit_for_bit(name):
+def test_parameters_without_gradient_and_decay_stay_bit_for_bit(name):
   params = MODEL.init(jax.random.key(0))[0]
   transform = build(dict(name=name, schedule=CONSTANT, gradient_scale=dict(parameters='^(?!wi$)', factor=0.))).transform
   state, moved = transform.init(params), params
@@ -231,7 +231,7 @@ def test_what_has_no_gradient_and_no_decay_stays_bit_for_bit(name):
 
 
 def test_scales_that_cannot_be_applied_are_refused():
-  for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' is found in no parameter path"),
+  for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' matches no parameter path"),
                          (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a float of at least 0'),
                          (dict(parameters='wi'), 'gradient_scale.factor is missing')):
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""A run of several processes that loses one ends with a sentence and a code, whether jax raises or aborts."""
+"""A run of several processes that loses one ends with a message and an exit code, whether jax raises or aborts."""
 import subprocess
 import sys
 import textwrap
@@ -8,13 +8,13 @@ import pytest
 
 from moejax.training import peers
 
-# What gloo and the coordination service say.
+# Errors of gloo and the coordination service.
 GLOO = 'UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:5807'
 SERVICE = 'UNAVAILABLE: Failed to send RPC to coordination service.'
 
 
 @pytest.mark.parametrize('error', [ValueError(GLOO), jax.errors.JaxRuntimeError(SERVICE)])
-def test_an_operation_that_fails_for_want_of_a_process_says_so(error, monkeypatch):
+def test_an_operation_that_fails_because_a_process_died_says_so(error, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   with pytest.raises(peers.PeerLost, match='Process 0: another process of the run has died .*resumes from') as lost:
     with peers.noticed():
@@ -31,7 +31,7 @@ def test_other_errors_stay_what_they_are(processes, error, monkeypatch):
   assert raised.value is error
 
 
-def test_an_abort_in_a_thread_while_the_main_thread_waits_ends_with_the_sentence_and_the_code():
+def test_an_abort_while_the_main_thread_waits_exits_with_the_message_and_the_code():
   program = textwrap.dedent('''
       import ctypes, threading, jax
       from moejax.training import peers
@@ -42,4 +42,4 @@ def test_an_abort_in_a_thread_while_the_main_thread_waits_ends_with_the_sentence
   ''')
   ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
   assert ended.returncode == 3
-  assert 'Process 0: jax has ended this process' in ended.stderr and 'the same command resumes' in ended.stderr
+  assert 'Process 0: jax aborted this process' in ended.stderr and 'the same command resumes' in ended.stderr

@@ -1,4 +1,4 @@
-"""Which steps are traced, however a run stops. Oracle: a profiler that writes down what it is told.
+"""Which steps are traced, however a run stops. Oracle: a profiler that records its calls.
 
 The real one is in test_loop.py.
 """
@@ -15,7 +15,7 @@ from moejax.training import profile, setup
 
 @pytest.fixture
 def traced(monkeypatch):
-  """What the profiler was told: 'start', the steps, 'stop'."""
+  """The calls of the profiler: 'start', the steps, 'stop'."""
   told = []
 
   def start(folder):
@@ -38,7 +38,7 @@ def traced(monkeypatch):
 
 
 def run(folder, options, start=0, total=12, fails_at=None):
-  """The part of the loop that traces; what is said."""
+  """The part of the loop that traces; returns its messages."""
   said = []
   shown = types.SimpleNamespace(say=said.append, paused=contextlib.nullcontext)
   with profile.Profile(profile.ProfileConfig(**options), folder, start, shown) as trace:
@@ -65,8 +65,8 @@ def files(folder):
     (dict(start=4, steps=3), 6, []),
     (dict(start=4, steps=3), 12, []),
     (dict(), 0, [])])
-def test_the_steps_that_were_asked_for_are_traced_unless_the_process_compiles_in_them(tmp_path, traced, options, start,
-                                                                                      expected):
+def test_the_configured_steps_are_traced_unless_the_process_compiles_in_them(tmp_path, traced, options, start,
+                                                                                expected):
   run(tmp_path, options, start)
   assert traced == expected
   steps = [step for step in expected if isinstance(step, int)]
@@ -83,7 +83,7 @@ def test_a_run_that_resumes_within_the_range_says_what_it_traces(tmp_path, trace
   assert run(tmp_path, dict(start=4, steps=3), 6) == []
 
 
-def test_a_crash_within_the_range_leaves_no_open_trace_and_no_half_of_one(tmp_path, traced):
+def test_a_crash_within_the_range_leaves_no_open_or_partial_trace(tmp_path, traced):
   with pytest.raises(RuntimeError, match='power failure'):
     run(tmp_path, dict(start=4, steps=3), fails_at=5)
   assert traced == ['start', 4, 5, 'stop'] and files(tmp_path) == []
@@ -141,7 +141,7 @@ def test_the_step_that_every_run_compiles_in_is_refused():
                       '(or pip install xprof)'),
     (set(), '{0}/profile/plugins/profile/steps_4_to_6: open its .trace.json.gz at https://ui.perfetto.dev '
             '(or pip install xprof)')])
-def test_a_trace_is_shown_by_what_is_installed(tmp_path, traced, monkeypatch, there, expected):
+def test_a_trace_is_shown_by_an_installed_program(tmp_path, traced, monkeypatch, there, expected):
   run(tmp_path, dict(start=4, steps=3))
   monkeypatch.setattr(profile, 'installed', there.__contains__)
   monkeypatch.setattr(profile.importlib.util, 'find_spec', lambda name: name in there or None)

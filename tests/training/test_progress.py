@@ -1,4 +1,4 @@
-"""What a person sees before the first row of metrics. Oracle: sizes by hand."""
+"""The lines before the first row of metrics. Oracle: sizes by hand."""
 import digits_config
 import jax
 import pytest
@@ -19,7 +19,7 @@ def sizes(made):
     ({}, '8 cpu, mesh data=8', '16 examples a batch, 20 steps'),
     ({'mesh.expert': 2, 'mesh.model': 2}, '8 cpu, mesh data=2 expert=2 model=2', '16 examples a batch, 20 steps'),
     ({'training.accumulate': 2, 'training.steps': 12000}, '8 cpu, mesh data=8',
-     '16 examples a batch in 2 parts, 12,000 steps')])
+     '16 examples a batch in 2 microbatches, 12,000 steps')])
 def test_a_run_begins_with_devices_parameters_and_data(changes, devices, data):
   config = digits_config.get_config()
   for path, value in changes.items():
@@ -33,12 +33,12 @@ def test_a_run_begins_with_devices_parameters_and_data(changes, devices, data):
       f'Data           digits: {data}', 'Learning rate  cosine: peak 0.001, warmup 5']
 
 
-def test_one_device_has_no_mesh_to_speak_of():
+def test_one_device_has_no_mesh():
   made = setup.prepare(digits_config.get_config(), jax.devices()[:1])
   assert progress.describe(made)[0] == 'Devices        1 cpu'
 
 
-def test_compiling_is_said_when_it_begins_and_when_it_is_done(tmp_path):
+def test_compiling_is_reported_at_its_start_and_end(tmp_path):
   said = []
   loop.train(make_setup(training=dict(steps=3)), tmp_path, said.append)
   assert said[0] == 'Compiling the training step ...'

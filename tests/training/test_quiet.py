@@ -1,4 +1,4 @@
-"""What the library of checkpoints prints besides raising it is not printed; all else is."""
+"""What orbax prints besides raising it is not printed; everything else is."""
 import logging
 import sys
 import types
@@ -13,7 +13,7 @@ ABSL, ASYNCIO = absl_logging.get_absl_logger(), logging.getLogger('asyncio')
 
 @pytest.fixture
 def printed(monkeypatch):
-  """What reaches the terminal."""
+  """The output that reaches the terminal."""
   lines = []
 
   def hook(unraisable):
@@ -42,7 +42,7 @@ def test_a_full_disk_is_not_reported_by_the_library_as_well(printed):
   assert printed == []
 
 
-def test_what_others_have_to_say_is_printed_once(printed):
+def test_messages_of_others_are_printed_once(printed):
   log(ABSL, '/site-packages/grain/x.py', 'slow')
   log(ASYNCIO, '/lib/asyncio/base_events.py', 'Task exception was never retrieved: /mine.py')
   sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError('in __del__')))

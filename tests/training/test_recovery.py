@@ -1,4 +1,4 @@
-"""Where values stop being finite: computed by injecting them, one place at a time."""
+"""Where values stop being finite: found after injecting them, one place at a time."""
 import os
 import signal
 
@@ -19,16 +19,16 @@ NAN = float('nan')
     ({'router/block_01/load': np.array([1, NAN, 1, 1]), 'router/block_03/load': np.full(4, NAN),
       'gradient_norm/head': NAN}, 'First layer that is not finite: block_01'),
     ({'router/block_03/z_loss': np.inf}, "First layer that is not finite: block_03 (its router's z_loss)"),
-    ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not in 1 of 3 modules: blocks/1/moe'),
+    ({'gradient_norm/blocks/1/moe': NAN}, 'gradients are not finite in 1 of 3 modules: blocks/1/moe'),
     ({'gradient_norm/blocks/1/moe': NAN, 'gradient_norm/blocks/3/moe': NAN, 'gradient_norm/head': NAN},
-     'look at what follows the last router'),
+     'check what follows the last router'),
     ({'train/grad_norm': np.inf}, 'their norm overflows'),
 ])
-def test_the_first_place_that_is_not_finite_is_named(bad, place):
+def test_the_first_non_finite_place_is_named(bad, place):
   assert place in recovery.locate({**FINE, **bad}, BATCH)
 
 
-def test_a_batch_that_is_not_finite_comes_before_all_else():
+def test_a_non_finite_batch_is_named_before_all_else():
   image = BATCH['image'].copy()
   image[[1, 3], 0] = np.inf
   place = recovery.locate({**FINE, 'router/block_01/load': np.full(4, NAN)}, {**BATCH, 'image': image})
@@ -46,7 +46,7 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(number):
   assert recovery.Interrupted('', number).code == 128 + number
 
 
-def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch):
+def test_a_signal_is_noted_even_if_nobody_reads_the_message(monkeypatch):
   def nobody(*arguments):
     raise BrokenPipeError
   with recovery.Interruption() as interruption:
@@ -57,12 +57,12 @@ def test_a_signal_is_noted_where_nobody_reads_what_is_said_about_it(monkeypatch)
 
 @pytest.mark.parametrize('bad, sentence', [
     ({'train/loss': NAN, 'train/router_loss': NAN, 'train/cross_entropy': 2.},
-     'Every router and every gradient is finite; the loss alone is not: train/router_loss.'),
+     'Every router and every gradient is finite; only the loss is not: train/router_loss.'),
     ({'train/loss': np.inf, 'train/cross_entropy': np.inf, 'train/router_loss': 0.},
-     'Every router and every gradient is finite; the loss alone is not: train/cross_entropy.'),
-    ({'train/loss': NAN}, 'Every router and every gradient is finite; the loss alone is not.'),
+     'Every router and every gradient is finite; only the loss is not: train/cross_entropy.'),
+    ({'train/loss': NAN}, 'Every router and every gradient is finite; only the loss is not.'),
     ({'train/grad_norm': np.inf}, 'Every single gradient is finite, but their norm overflows.'),
     ({'train/loss': NAN, 'train/grad_norm': np.inf},
      'Every single gradient is finite, but their norm overflows.')])
-def test_a_loss_alone_that_is_not_finite_is_not_blamed_on_the_gradients(bad, sentence):
+def test_a_non_finite_loss_alone_is_not_blamed_on_the_gradients(bad, sentence):
   assert recovery.locate({**FINE, **bad}, BATCH) == sentence

@@ -1,6 +1,6 @@
-"""A run is extended by more steps: what the learning rate does is said, or refused with what to do.
+"""Extending a run by more steps: the new learning rate is reported, or refused with what to do.
 
-Oracles: the run that was asked for all steps from the start; learning rates computed by hand.
+Oracles: a run of all steps from the start; learning rates computed by hand.
 """
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def config(steps, schedule=COSINE, **changes):
 
 
 def resume(folder, old, new, *checkpoints):
-  """What is said when a run with the config `old`, which has these checkpoints, resumes with `new`."""
+  """The messages when a run with the config `old` and these checkpoints resumes with `new`."""
   workdir.claim(folder, old)
   for step in checkpoints:
     (folder / 'checkpoints' / str(step)).mkdir(parents=True)
@@ -44,20 +44,20 @@ def test_a_schedule_that_does_not_depend_on_the_length_continues(tmp_path, sched
   assert workdir.load_config(tmp_path).training.steps == 1600
 
 
-def test_a_cool_down_that_has_not_begun_is_put_off(tmp_path):
+def test_a_cool_down_that_has_not_begun_is_postponed(tmp_path):
   schedule = dict(RSQRT, cooldown=200)
   assert resume(tmp_path, config(800, schedule), config(1600, schedule), 400)[1:] == [
       'The learning rate at step 400 is 0.0005 as before; its schedule was for 800 steps, and is now for 1600.']
 
 
-def test_a_rate_that_jumps_is_said_from_where_to_where(tmp_path):
+def test_a_jump_of_the_rate_is_reported_with_both_values(tmp_path):
   # Half of a cosine is half of the peak; a quarter of it (1 + cos(pi/4)) / 2 = 0.8536.
   assert resume(tmp_path, config(800), config(1600), 400)[1:] == [
       'The learning rate at step 400 jumps from 0.0005 to 0.0008536: its schedule was for 800 steps, and is now for '
       '1600.']
 
 
-def test_a_run_may_be_shortened_to_what_it_has_not_done_yet(tmp_path):
+def test_a_run_may_be_shortened_to_steps_it_has_not_done_yet(tmp_path):
   assert resume(tmp_path, config(1600), config(800), 400)[1] == (
       'The learning rate at step 400 jumps from 0.0008536 to 0.0005: its schedule was for 1600 steps, and is now for '
       '800.')
@@ -110,7 +110,7 @@ def test_a_short_run_whose_warm_up_was_shortened_grows(tmp_path):
 
 
 @pytest.mark.parametrize('steps', [399, 400])
-def test_steps_do_not_shrink_to_what_is_done(tmp_path, steps):
+def test_steps_do_not_shrink_to_those_already_done(tmp_path, steps):
   with pytest.raises(ConfigError, match=f'was 800, now {steps}, and the run in .* has done 400. Set more than 400, or'):
     resume(tmp_path, config(800), config(steps), 200, 400)
   assert workdir.load_config(tmp_path).training.steps == 800
@@ -138,7 +138,7 @@ def test_before_the_first_checkpoint_there_is_no_rate_to_continue(tmp_path):
 
 
 def train(folder, steps, schedule):
-  """A run of the tiny model; all that it says."""
+  """Runs the tiny model; returns its messages."""
   setup, said = make_setup(training=dict(steps=steps), evaluate=True, optimizer_config=dict(
       name='adamw', weight_decay=0.1, clip=1., schedule=schedule)), []
   said += workdir.claim(folder, setup.config)
@@ -147,7 +147,7 @@ def train(folder, steps, schedule):
 
 
 def rows(folder):
-  """What training measured at each step and repeats, without what is due at the end of a run."""
+  """The reproducible metrics of training at each step, without evaluation, which is due at the end of a run."""
   return [{name: value for name, value in metrics.repeatable(row).items() if not name.startswith('eval/')}
           for row in metrics.read(folder)]
 
@@ -166,10 +166,10 @@ def test_a_finished_run_that_is_extended_is_the_longer_run_to_the_last_bit(tmp_p
     np.testing.assert_array_equal(extended[path], long[path])
 
 
-def test_the_learning_rate_that_is_said_is_that_of_the_next_step(tmp_path):
+def test_the_reported_learning_rate_is_that_of_the_next_step(tmp_path):
   """Metrics of step 6 have the rate that takes the parameters of step 5 further: at 5 of 8, (1 + cos(5 pi/8)) / 2."""
   train(tmp_path, 6, dict(name='cosine', peak=0.02))
-  # As if it had been stopped after step 4: the checkpoint of the end is gone.
+  # As if stopped after step 4: the last checkpoint is gone.
   checkpoint.shutil.rmtree(tmp_path / 'checkpoints' / '6')
   said = train(tmp_path, 8, dict(name='cosine', peak=0.02))
   # 0.02 (1 + cos(4 pi/6)) / 2 = 0.005, and 0.02 (1 + cos(4 pi/8)) / 2 = 0.01

@@ -1,4 +1,4 @@
-"""A run that its devices cannot hold is refused before anything is allocated, written or compiled."""
+"""A run that does not fit into memory is refused before anything is allocated, written or compiled."""
 import importlib
 
 import jax
@@ -23,7 +23,7 @@ def config(**changes):
      'config.evaluation.evaluators.test.batch_size: .* the batch .* GiB.*: lower it'),
     (dict(data__batch_size=2**27 - 8), 'config.data.batch_size: .* the batch .* GiB.*: lower it'),
 ])
-def test_what_cannot_fit_is_refused_before_a_folder_is_made(changes, sentence, tmp_path):
+def test_a_run_that_cannot_fit_is_refused_before_a_folder_is_created(changes, sentence, tmp_path):
   with pytest.raises(ConfigError, match=sentence):
     loop.run(config(**changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

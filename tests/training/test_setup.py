@@ -1,4 +1,4 @@
-"""What is wrong with a config is found before anything is compiled, and said with its path and what to do."""
+"""Errors in a config are found before anything is compiled, and named with their path and what to do."""
 import digits_config
 import pytest
 
@@ -49,24 +49,24 @@ WRONG = {
     'an evaluator that does not exist': (
         change('evaluation.evaluators.test.name', 'acuracy'), "Did you mean 'accuracy'"),
     'the best by what is not measured': (
-        change('checkpoint.metric', 'eval/tset/accuracy'), "'eval/tset/accuracy' is of no evaluator"),
+        change('checkpoint.metric', 'eval/tset/accuracy'), "'eval/tset/accuracy' belongs to no evaluator"),
     'the best without evaluation': (
         change('checkpoint.metric', 'eval/test/accuracy'), 'config.checkpoint.every (10) must be a multiple of'),
     'a mesh of more devices than there are': (change('mesh.expert', 16), 'do not make 8 devices'),
     'a mesh that does not divide the experts': (
-        change('model.moe.num_experts', 6, 'mesh.expert', 4), 'a positive multiple of 4, or config.mesh.expert 2'),
+        change('model.moe.num_experts', 6, 'mesh.expert', 4), 'make it a multiple of 4, or set config.mesh.expert = 2'),
     'a batch that does not divide': (
         change('training.accumulate', 4), 'times 4 of config.training.accumulate. Nearest: 32'),
     'a model for other images': (change('model.image_size', 16), 'image_size'),
     'too few classes': (change('model.num_classes', 5), 'num_classes'),
     'an objective for other data': (
         change('objective.name', 'language_model'), "config.objective 'language_model' needs batches with tokens"),
-    'an object in the config': (change('model.activation', len), 'config.model.activation must be a number, text'),
+    'an object in the config': (change('model.activation', len), 'config.model.activation must be an int, a float'),
 }
 
 
 @pytest.mark.parametrize('what', WRONG)
-def test_what_is_wrong_is_said_in_a_sentence(what):
+def test_an_invalid_config_is_refused_in_a_sentence(what):
   spoil, sentence = WRONG[what]
   config = digits_config.get_config()
   spoil(config)

@@ -39,7 +39,7 @@ def test_a_run_that_resumes_compiles_in_its_first_step(at):
   assert clock.take() == [1]
 
 
-def test_what_is_heard_twice_counts_once_and_steps_that_are_heard_together_share_the_time(at):
+def test_a_step_reported_twice_counts_once_and_steps_reported_together_share_the_time(at):
   clock = speed.Clock(1)
   for seconds, step in ((1, 1), (2, 2), (3, 2), (3, 1), (6, 4)):
     at(seconds)
@@ -87,7 +87,7 @@ def test_utilization_is_model_flops_over_the_peak_of_all_devices_in_the_mean_tim
       'time/slowest_step_seconds': 1.5, 'time/mfu': pytest.approx(3 * FORWARD / 8e6)}
 
 
-def test_on_a_device_whose_peak_is_not_known_there_is_no_utilization(digits):
+def test_a_device_with_unknown_peak_has_no_utilization(digits):
   assert chips.of_kind(jax.devices()[0].device_kind) is None
   assert set(speed.Speed(digits)([1.])) == {
       'time/examples_per_second', 'time/examples_per_second_per_device', 'time/step_seconds',
@@ -117,7 +117,7 @@ def test_memory_is_the_peak_of_the_fullest_device():
       'memory/device_peak_bytes': 9}
 
 
-def test_where_devices_do_not_say_it_is_the_peak_of_the_process():
+def test_devices_that_report_no_memory_give_the_peak_of_the_process():
   (name, peak), = speed.memory([device(), device(bytes_limit=5)]).items()
   kernel, = [int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')]
   assert name == 'memory/process_peak_bytes' and peak == pytest.approx(kernel, rel=0.02)
@@ -146,7 +146,7 @@ def test_a_line_says_loss_pace_memory_balance_and_time_left(digits):
       'busiest expert 1.50x  3.0% dropped  2m30s left')
 
 
-def test_a_line_leaves_out_what_is_not_known(digits):
+def test_a_line_leaves_out_unknown_values(digits):
   row = {'train/loss': 2.0, 'memory/process_peak_bytes': 2**20, 'router/block_01/load': [float('nan')] * 4,
          'router/block_01/dropped': 0.}
   assert line(row, digits) == 'step 100/20  loss 2.0000  1.00 MiB'

@@ -1,5 +1,5 @@
-"""The step: gradients do not depend on how the batch is cut, over microbatches or devices; a step that is not finite
-changes nothing; the keys, the router state and the average are what they are said to be.
+"""The step: gradients do not depend on how the batch is split, over microbatches or devices; a non-finite step changes
+nothing; the keys, the router state and the average follow their definitions.
 """
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ def prepared(devices=1, accumulate=1, examplewise=False, padded=False, average=N
                      model=EXAMPLEWISE if examplewise else MODEL,
                      training=dict(accumulate=accumulate, average=average))
   first = step.init_state(setup)
-  return setup, step.make_train_step(setup), lambda: jax.tree.map(jnp.copy, first)  # the step uses up what it is given
+  return setup, step.make_train_step(setup), lambda: jax.tree.map(jnp.copy, first)  # the step donates its input
 
 
 def steps(count, **kwargs):
@@ -53,7 +53,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch_however_padding_is_sp
     np.testing.assert_allclose(parts[2][name], whole[2][name], rtol=1e-5)
 
 
-def test_router_losses_are_means_over_microbatches_by_their_valid_tokens_and_state_moves_once():
+def test_router_losses_are_means_weighted_by_valid_tokens_and_state_moves_once():
   setup, _, _ = prepared(accumulate=4, padded=True)
   before, after, metrics = steps(1, accumulate=4, padded=True)
   batch = setup.pipeline.batch(0)
@@ -111,7 +111,7 @@ def test_a_gradient_step_descends_and_router_state_moves():
   np.testing.assert_allclose(moved, steps(1)[2]['train/grad_norm'], rtol=1e-4)
 
 
-def test_the_average_follows_the_parameters_and_is_what_is_evaluated():
+def test_the_average_follows_the_parameters_and_is_evaluated():
   states = [steps(1, average=0.75)[0]] + [steps(n, average=0.75)[1] for n in (1, 2, 3)]
   expected = flatten(states[0].params)
   for state in states[1:]:
@@ -121,7 +121,7 @@ def test_the_average_follows_the_parameters_and_is_what_is_evaluated():
   assert steps(1)[1].evaluated is not None and steps(1)[1].average is None
 
 
-def test_a_step_that_is_not_finite_changes_nothing_that_is_learned_and_says_so():
+def test_a_non_finite_step_changes_nothing_learned_and_reports_it():
   setup, train_step, init = prepared(average=0.75)
   before = jax.device_get(init())
   batch = setup.pipeline.batch(0)
@@ -140,7 +140,7 @@ def test_a_step_that_is_not_finite_changes_nothing_that_is_learned_and_says_so()
 
 
 def spoils(part):
-  """An optimizer that descends soundly, but for one number of `part`, from sound gradients."""
+  """An optimizer whose updates are finite but for one element of `part`."""
   descent = optax.sgd(0.1)
 
   def update(gradients, state, params=None):
@@ -161,8 +161,8 @@ OVERFLOWS = {
 
 
 @pytest.mark.parametrize('what', OVERFLOWS)
-def test_an_update_that_is_not_finite_is_noticed_however_sound_loss_and_gradient_are(what):
-  """A learning rate is known before; what else overflows is seen in the state that it leaves, which is not kept."""
+def test_a_non_finite_update_is_noticed_even_if_loss_and_gradient_are_finite(what):
+  """A learning rate is known beforehand; any other overflow shows in the state that it leaves, which is not kept."""
   setup = make_setup()
   made = OVERFLOWS[what]
   if isinstance(made, dict):
@@ -185,7 +185,7 @@ def test_an_update_that_is_not_finite_is_noticed_however_sound_loss_and_gradient
     assert 'are finite; the update is not' in rollback._why(metrics, {})
 
 
-def test_router_state_that_is_not_finite_is_not_kept():
+def test_non_finite_router_state_is_not_kept():
   class Overflowing(TinyModel):
     def __call__(self, batch, *, key=None, train=False):
       output = super().__call__(batch, key=key, train=train)
@@ -198,7 +198,7 @@ def test_router_state_that_is_not_finite_is_not_kept():
   np.testing.assert_array_equal(state.router_state['load'], np.full(4, 0.25))
 
 
-def test_judging_what_an_update_leaves_takes_no_second_copy_of_the_parameters(monkeypatch):
+def test_checking_an_update_takes_no_second_copy_of_the_parameters(monkeypatch):
   setup = make_setup()
   def temporaries():
     update = jax.jit(functools.partial(step.train_step, setup), donate_argnums=0)

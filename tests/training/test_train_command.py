@@ -1,6 +1,6 @@
-"""The command, in processes of its own: killed at any time it goes on where it was, and ends with the same numbers.
+"""The command, in processes of its own: killed at any time, it resumes where it was and ends with the same numbers.
 
-Oracle: the metrics and parameters of a process that nobody disturbed, compared to the last bit.
+Oracle: the metrics and parameters of an undisturbed process, compared to the last bit.
 """
 import os
 import random
@@ -132,7 +132,7 @@ def test_the_same_command_started_twice_runs_once(start, undisturbed, tmp_path):
 @pytest.mark.parametrize('error, code', [
     (ConfigError('what to do'), 2), (recovery.Diverged('what to do'), 1), (recovery.Interrupted('what to do', 2), 130),
     (OSError(28, 'No space left on device'), 1), (KeyboardInterrupt(), 130)])
-def test_what_a_person_can_act_on_is_a_sentence_and_an_exit_code(error, code, capsys):
+def test_an_error_that_the_user_can_act_on_is_a_sentence_and_an_exit_code(error, code, capsys):
   def binary():
     raise error
   with pytest.raises(SystemExit) as ended:
@@ -142,6 +142,6 @@ def test_what_a_person_can_act_on_is_a_sentence_and_an_exit_code(error, code, ca
   assert ('what to do' in printed or 'same command' in printed) and 'Traceback' not in printed
 
 
-def test_what_is_a_fault_of_the_program_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback():
   with pytest.raises(ZeroDivisionError):
     command_line.in_one_sentence(lambda: 1 / 0)

@@ -1,4 +1,4 @@
-"""Batches that are late, never come, or cannot be read: said, or the end of the run, and never a hang."""
+"""Batches that are late, never arrive, or cannot be read: a message, or the end of the run, but never a hang."""
 import threading
 import time
 from types import SimpleNamespace
@@ -40,30 +40,30 @@ def batches(source, said=None, signal=None, **options):
   return waiting.Batches(source, options, SimpleNamespace(signal=signal), (said if said is not None else []).append)
 
 
-def test_batches_come_in_order_and_the_position_is_that_after_the_last():
+def test_batches_arrive_in_order_and_the_position_is_after_the_last():
   with batches(Source()) as ahead:
     ahead.set_state({'next': 5})
     assert [ahead.next(step)['number'] for step in (1, 2)] == [5, 6]
     assert ahead.get_state() == {'next': 7}
 
 
-def test_a_late_batch_is_said_and_comes():
+def test_a_late_batch_is_reported_and_arrives():
   said = []
   with batches(Source(at_1=lambda: time.sleep(0.5)), said, slow_data=0.2) as ahead:
     assert [ahead.next(step)['number'] for step in (1, 2)] == [0, 1]
-  assert said and said[0].startswith('Step 2: has waited') and 'config.recovery.data_timeout' in said[0]
+  assert said and said[0].startswith('Step 2: waited') and 'config.recovery.data_timeout' in said[0]
 
 
-def test_a_batch_that_never_comes_ends_the_wait_and_the_position_is_that_before(hang):
+def test_a_batch_that_never_arrives_ends_the_wait_at_the_position_before_it(hang):
   with batches(Source(at_1=hang), data_timeout=0.3) as ahead:
     ahead.next(1)
-    with pytest.raises(waiting.NoBatch, match='batch of step 2 has not come for 0 s') as end:
+    with pytest.raises(waiting.NoBatch, match='batch of step 2 did not arrive within 0 s') as end:
       ahead.next(2)
     assert end.value.__cause__ is None
     assert ahead.get_state() == {'next': 1}
 
 
-def test_a_batch_that_cannot_be_read_says_why_and_the_position_is_that_before():
+def test_an_unreadable_batch_gives_its_error_and_the_position_before_it():
   def fail():
     raise OSError('the disk is gone')
   with batches(Source(at_1=fail)) as ahead:
@@ -74,7 +74,7 @@ def test_a_batch_that_cannot_be_read_says_why_and_the_position_is_that_before():
     assert ahead.get_state() == {'next': 1}
 
 
-def test_a_run_that_is_to_stop_does_not_wait(hang):
+def test_an_interrupted_run_does_not_wait(hang):
   with batches(Source(at_0=hang), signal=15) as ahead:
     began = time.monotonic()
     with pytest.raises(waiting.NoBatch):

@@ -1,4 +1,4 @@
-"""ZeRO's stages are tables of rules: the same numbers, and the bytes a device that the paper's formulas give.
+"""ZeRO's stages are tables of rules: the same numbers, and the bytes per device of the paper's formulas.
 
 For P parameters in float32 with Adam (two moments), and N devices that share what is sharded, a device holds 4P of
 parameters, 4P of gradients and 8P of optimizer state, each divided by N from the stage on that shards it (arXiv:1910.02054,
@@ -74,8 +74,8 @@ class Mlp(nnx.Module):
     return ModelOutput(jax.nn.relu(features) @ self.down[...], features, {}, {})
 
 
-def test_stages_differ_in_what_travels_and_in_no_number():
-  """Gradients are all-reduced until they are sharded; updated parameters are gathered once these or moments are."""
+def test_stages_differ_in_communication_and_in_no_number():
+  """Gradients are all-reduced unless sharded; updated parameters are gathered if they or the moments are sharded."""
   losses, travels = {}, {}
   for zero in range(4):
     setup = make_setup(8, model=functional.functionalize(Mlp), mesh=dict(data=1, fsdp=8), sharding=dict(zero=zero))

@@ -1,4 +1,4 @@
-"""A model of a few numbers and batches from memory, with the interfaces of the real ones; and the set-up of a run."""
+"""A tiny model and in-memory batches, with the interfaces of the real ones; and the set-up of a run."""
 import grain
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class TinyModel(nnx.Module):
 
 
 class TinyPipeline:
-  """64 points in classes that a line can tell apart; the last of each batch of 4 is padding if `padded`."""
+  """64 points in linearly separable classes; the last of each batch of 4 is padding if `padded`."""
   splits = ('train', 'test')
 
   def __init__(self, batch_size=BATCH, padded=False, poison=()):
@@ -103,7 +103,7 @@ def accuracy(pipeline, apply):
 
 
 MODEL = functional.functionalize(TinyModel)
-# The same without what depends on the batch as a whole: its loss is a mean over examples.
+# The same without parts that depend on the whole batch: its loss is a mean over examples.
 EXAMPLEWISE = functional.functionalize(lambda rngs: TinyModel(rngs, noise=0., balance=0.))
 
 
