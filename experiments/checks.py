@@ -37,7 +37,7 @@ class Machine:
   def places(self, jobs: int | None, runs: int) -> list[Place]:
     """For `jobs` runs at a time of `runs` in all; None: as many as can be.
 
-    A CPU's cores are shared out: runs of one study have the same number, give or take one, so that their times compare.
+    A CPU's cores are divided: runs of one study have the same number, give or take one, so that their times compare.
 
     Raises:
       ConfigError: so many cannot run at a time.

@@ -13,7 +13,7 @@ A study is a folder with `sweep.py`, which yields its runs, and says which metri
     python -m experiments.runner runs/mine --jobs=1    a folder elsewhere; one run at a time
     python -m experiments.runner runs/mine --check     builds every config, and runs nothing
 
-All configs are checked before the first run. Runs share out the cores of a CPU (--jobs: into so many parts, by default
+All configs are checked before the first run. Runs divide the cores of a CPU (--jobs: into so many parts, by default
 one core each) or have a GPU each; a TPU takes one at a time. Each result is written as its run ends. Interrupt it at
 any time: the same command resumes, runs that had begun from their last checkpoints. A run that fails is named with its
 log at the end, and the others finish. Exit codes: 0 all runs are done; 1 some failed; 2 something is wrong with the

@@ -18,6 +18,6 @@ def table(results: dict) -> str:
   commits = ', '.join(dict.fromkeys(run['commit'] for run in results['runs']))
   run = results['runs'][-1]
   return '\n'.join(lines) + (
-      f'\n\n{kills} kills. A checkpoint every {kinds.EVERY} steps. Identical: every number of every logged step, to '
-      f'the last bit, but what a clock measured. `{results["command"]}`, commit {commits}, {run["machine"]}, '
+      f'\n\n{kills} kills. A checkpoint every {kinds.EVERY} steps. Identical: every number of every logged step, bit '
+      f'by bit, except clock readings. `{results["command"]}`, commit {commits}, {run["machine"]}, '
       f'Python {run["python"]}, jax {run["jax"]}.')

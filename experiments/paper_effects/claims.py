@@ -35,7 +35,7 @@ CLAIMS = {
       claim='Without the assignment, and without a loss, some experts get far more tokens than others.',
       program='compared', variants=('balanced assignment', 'best expert'),
       metric=heaviest_load, larger='best expert', smaller='balanced assignment', at_least=2.),
-  # What a cap on experts a token costs (Expert Choice, section 4.5).
+  # What a cap on experts per token costs (Expert Choice, section 4.5).
   'capped_expert_choice': Effect(
       system='Expert Choice (capped)',
       claim='At most 2 experts for each token, with room for 2 on average, classify worse than without a cap.',
@@ -254,7 +254,7 @@ CLAIMS = {
       variants={f'z-loss {size}': {f'model.{side}.moe.router.balance.z': size for side in ('encoder', 'decoder')}
                 for size in (0., 1e-3)},
       metric='router/encoder_block_01/z_loss', larger='z-loss 0.0', smaller='z-loss 0.001', at_least=1.5),
-  # Greedy routing goes on changing, distilled routing does not (StableMoE, figure 1 and section 4.4).
+  # Greedy routing keeps changing, distilled routing does not (StableMoE, figure 1 and section 4.4).
   'stable_moe': Effect(
       system='StableMoE', claim='With stage 1 alone, more bytes change their expert after a third of training.',
       program='routing_stability', variants=('greedy', 'stable'),
@@ -281,7 +281,7 @@ CLAIMS = {
       common={**TINY_TEXT, **_steps(50), 'model.moe.router.place.capacity_factor': 2.},
       variants={'scale 1': {'model.moe.experts.init_scale': 1.}, 'scale 0.1': {'model.moe.experts.init_scale': 0.1}},
       metric='eval/test/loss', larger='scale 1', smaller='scale 0.1'),
-  # What a task uses can be taken out and served as a dense model (Task-level MoE, 2110.03742, section 4.4).
+  # What a task uses can be extracted and served as a dense model (Task-level MoE, 2110.03742, section 4.4).
   'task_moe': Effect(
       system='Task-level MoE', claim='The dense model extracted for a task says the same as the full one, faster.',
       program='task_throughput', variants=('full', 'extracted'),

@@ -1,4 +1,4 @@
-"""Does what papers report show at the size of minutes? Every claim of `claims.CLAIMS` is asked."""
+"""Does what papers report show at the size of minutes? Tests every claim of `claims.CLAIMS`."""
 import dataclasses
 import pathlib
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ from configs import cross_task_domains, demix_domains, dense_domains, task_aware
 from experiments.paper_effects.programs import command
 from moejax.training.loop import run
 
-# Config, and experts a token.
+# Config, and experts per token.
 VARIANTS = dict(dense=(dense_domains, 1), demix=(demix_domains, 1), task_aware=(task_aware_domains, 2),
                 cross_task=(cross_task_domains, 1))
 

@@ -2,7 +2,7 @@
 
 `python -m experiments.paper_effects.programs.support --variant=dselect_k --seed=0 --out=FOLDER` has 20 tasks of their
 own, each a mixture of 2 of 16 fixed random functions with unequal weights, learned by Adam from 64 inputs; a gate that
-looks at nothing but a constant has to find the mixture. It writes `recovered`, the share of tasks whose two experts are
+sees only a constant has to find the mixture. It writes `recovered`, the share of tasks whose two experts are
 the two that weigh most in the end, and `loss`, relative to the variance of the answers.
 """
 import jax

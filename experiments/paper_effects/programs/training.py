@@ -10,7 +10,7 @@ from moejax.training import setup, step
 
 def train(config: Any, seed: int,
           batches: Iterable[dict] | None = None) -> Iterator[tuple[setup.Setup, step.TrainState]]:
-  """The state before each step and after the last one; `batches` in the place of the config's own data."""
+  """The state before each step and after the last one; `batches` replace the config's own data."""
   config.seed = seed
   built = setup.prepare(config)
   state, take = step.init_state(built), step.make_train_step(built)

@@ -1,4 +1,4 @@
-"""Trains a V-MoE with slots by position, then evaluates it with a quarter of them, given out as `--variant` says."""
+"""Trains a V-MoE with slots by position, then evaluates it with a quarter of them, in the order of `--variant`."""
 import subprocess
 import sys
 
