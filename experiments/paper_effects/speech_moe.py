@@ -1,7 +1,7 @@
 """SpeechMoE: whether routers that see the shared network make fewer errors, and what the sparsity loss does to them."""
 from experiments.paper_effects.effect import Effect
 
-# Synthetic speakers who use the same sounds for other phones: see `moejax.data.synthetic_speech`.
+# Synthetic speakers who use the same sounds for different phones: see `moejax.data.synthetic_speech`.
 COMMON = dict(
     system='SpeechMoE',
     config='configs/speech_moe_digits.py:speakers',

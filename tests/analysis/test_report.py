@@ -69,7 +69,7 @@ def run(tmp_path_factory):
   return path, path.read_text(encoding='utf-8')
 
 
-def test_every_picture_is_inside_the_page_and_says_what_it_shows(run):
+def test_every_picture_is_embedded_and_described(run):
   path, text = run
   images = Document(text).all('img')
   names = {'learning', 'load', 'load_over_time', 'routing_over_time', 'class_information', 'class_by_expert', 'patches'}
@@ -101,7 +101,7 @@ def test_every_picture_has_a_caption_and_the_page_its_sections(run):
   assert {a['href'].removeprefix('#') for a in document.all('a')} == sections
 
 
-def test_numbers_are_those_of_the_run(run):
+def test_numbers_come_from_the_run(run):
   _, text = run
   assert '<b>3</b><span>training steps' in text
   assert '<b>0.6</b><span>test accuracy' in text      # the last evaluation, 3/5
@@ -135,13 +135,13 @@ def test_more_experts_than_colours_are_shown_as_heat_maps_only(tmp_path):
   assert not (tmp_path / 'report' / 'patches.png').exists()
 
 
-def test_text_is_escaped_where_it_could_be_markup():
+def test_markup_in_text_is_escaped():
   assert page.table(['<a>'], [['&"']]).count('&lt;a&gt;') == 1
   colours = page.coloured_tokens(['<b>', 'x'], [0, -1], 2)
   assert '<b>' not in colours and 'no expert' in colours
 
 
-def test_series_take_the_later_of_two_rows_of_a_step_and_keep_what_is_not_finite_as_nan():
+def test_series_keep_the_later_of_two_rows_of_a_step_and_nan_for_non_finite_values():
   series = history.series([{'step': 1, 'a': 1.}, {'step': 3, 'a': 9.}, {'step': 2, 'a': None}, {'step': 3, 'a': 5.},
                            {'step': 3, 'router/block_01/load': [0.5, 0.5]}])
   np.testing.assert_array_equal(series['a'].steps, [1, 2, 3])

@@ -29,6 +29,6 @@ def test_skipped_batches_are_shown_where_their_number_changes():
   assert trouble.remarks(series([0] * 4, skipped=[0, 2, 2, 3]))[0].startswith('3 batches were skipped')
 
 
-def test_a_run_in_which_all_went_well_says_so():
+def test_a_healthy_run_says_so():
   assert trouble.remarks(series([0, 0])) == [] and 'None: no router' in trouble.section(series([0, 0]))
   assert trouble.remarks({}) == [] and 'None: no router' in trouble.section({})

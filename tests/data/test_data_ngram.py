@@ -38,7 +38,7 @@ def test_bigrams_of_abab_by_hand():
 
 
 @given(train=DOCUMENTS, test=DOCUMENTS, order=st.integers(1, 3))
-def test_probabilities_are_those_of_the_recursion(train, test, order):
+def test_probabilities_match_the_recursion(train, test, order):
   bits = target_bits([np.array(ids) for ids in train], [np.array(ids) for ids in test], order, 4)
   expected = [witten_bell(ids[at], ids[at - order + 1:at], train, 4, order)
               for ids in test for at in range(order - 1, len(ids))]
@@ -62,7 +62,7 @@ def test_a_markov_chain_is_learnt_up_to_its_entropy():
   assert pipeline.source.component_bits - .02 < bits['bits_per_byte'] < pipeline.source.component_bits + .03
 
 
-def test_bits_per_byte_count_the_ends_but_no_bytes_for_them(tmp_path):
+def test_bits_per_byte_include_the_bits_of_ends_but_no_bytes(tmp_path):
   (tmp_path / 'a.txt').write_text('ab\nab\n')
   files = dict(train=str(tmp_path / 'a.txt'), test=str(tmp_path / 'a.txt'))
   pipeline = data.build(dict(name='language_model', length=8, batch_size=1, tokenizer=dict(name='bytes'),

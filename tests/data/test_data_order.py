@@ -15,7 +15,7 @@ def test_every_epoch_holds_every_example_once(length, seed, epoch):
 
 
 @given(start=st.integers(0, 5000), count=st.integers(1, 600))
-def test_a_position_gives_the_same_example_whichever_way_it_is_asked_for(start, count):
+def test_a_position_gives_the_same_example_by_any_access(start, count):
   order = Order(700, 3)
   positions = np.arange(start, start + count)
   together = order(positions)
@@ -23,7 +23,7 @@ def test_a_position_gives_the_same_example_whichever_way_it_is_asked_for(start, 
   np.testing.assert_array_equal(order(positions[::-1])[::-1], together)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_each_epoch_and_seed_has_its_own_order():
   orders = [Order(1000, seed)(np.arange(epoch * 1000, (epoch + 1) * 1000)) for seed in (0, 1) for epoch in (0, 1)]
   for one, other in itertools.combinations(orders, 2):
     # Two random permutations agree at one place on average (Poisson with mean 1).

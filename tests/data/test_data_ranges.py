@@ -51,7 +51,7 @@ def numbers():
 
 
 @pytest.mark.parametrize('room', ROOMS)
-def test_every_name_is_built_by_these_tests(room):
+def test_these_tests_build_every_name(room):
   registry, configs = ROOMS[room]
   assert set(registry) == set(configs)
   for name in registry:
@@ -59,7 +59,7 @@ def test_every_name_is_built_by_these_tests(room):
 
 
 @pytest.mark.parametrize('room, name, key', list(numbers()))
-def test_numbers_that_cannot_be_are_refused_by_their_key(room, name, key):
+def test_numbers_out_of_range_are_refused_by_their_key(room, name, key):
   for value in (-3, 0, 2**31, 1e400, float('nan')):
     if value == 0 and key in ZERO or value == -3 and key == 'mean':
       build(room, name, **{key: value})
@@ -80,19 +80,19 @@ def test_numbers_that_cannot_be_are_refused_by_their_key(room, name, key):
     (dict(source=dict(name='text', files={})), 'source.files must be a string that is not empty or a dict that is not'),
     (dict(source=dict(name='text', files='')), 'source.files must be a string that is not empty'),
     (dict(source=dict(name='jsonl', files=dict(train=3))),
-     'source.files.train must be a string that is not empty, not 3'),
+     'source.files.train must be a non-empty string, not 3'),
     (dict(source=dict(name='huggingface', dataset='x', fields=dict(text=['a']), partitions=dict(train='x'))),
-     'source.fields.text must be a string'),
+     'source.fields.text must be a non-empty string'),
     (dict(source=dict(name='tfds', dataset='x', fields=dict(text='a'), partitions=dict(train=None))),
-     'source.partitions.train must be a string'),
+     'source.partitions.train must be a non-empty string'),
     (dict(source=dict(name='array_record', path='x', splits=())), 'source.splits must be a tuple'),
     (dict(source=dict(name='array_record', path='x', splits=(3,))), 'source.splits must be a tuple')])
-def test_what_cannot_be_is_refused_in_a_sentence(changes, sentence):
+def test_invalid_values_are_refused_in_a_sentence(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     data.build({'name': 'images', **PIPELINE['images'], **changes})
 
 
-def test_the_longest_text_to_corrupt_is_found_at_once():
+def test_the_longest_text_to_corrupt_is_found_fast():
   from moejax.data.span_corruption import corrupted_lengths, noise_counts
   tokens, targets = corrupted_lengths(2**31 - 1, 0.15, 3.0, 'config.data')
   for more, fits in ((0, True), (1, False)):

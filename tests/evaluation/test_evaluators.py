@@ -85,7 +85,7 @@ def test_top_5_is_left_out_where_it_would_always_be_1():
   assert 'top_5_accuracy' not in run('accuracy', labelled(classes=5))
 
 
-def test_examples_marked_as_padding_count_nowhere():
+def test_padding_examples_count_nowhere():
   pipeline = labelled(count=8)
   pipeline.examples['valid'][[1, 5]] = False
   kept = ArrayPipeline({k: x[pipeline.examples['valid']] for k, x in pipeline.examples.items()})
@@ -98,7 +98,7 @@ def test_metrics_do_not_depend_on_the_batch_size(name, pipeline):
   assert metrics[0] == pytest.approx(metrics[1], rel=1e-6) and metrics[0] == pytest.approx(metrics[2], rel=1e-6)
 
 
-def test_several_labels_an_example_give_precision_at_1_and_a_loss_summed_over_classes():
+def test_several_labels_per_example_give_precision_at_1_and_a_loss_summed_over_classes():
   # sigmoid cross-entropy of logit z: log(1 + e^-z) for a positive, log(1 + e^z) for a negative.
   logits = np.array([[2., -1., 0.], [0., 3., 1.]], np.float32)
   labels = np.array([[1., 0., 1.], [1., 0., 0.]], np.float32)  # best class: right in the first, wrong in the second
@@ -125,7 +125,7 @@ def test_language_model_loss_is_a_mean_over_unmasked_tokens_of_the_whole_split()
   assert metrics['bits_per_byte'] == pytest.approx(nll / math.log(2) / (3 * tokens), rel=1e-6)
 
 
-def test_uniform_predictions_over_bytes_cost_8_bits_a_byte_and_have_perplexity_256():
+def test_uniform_predictions_over_bytes_cost_8_bits_per_byte_and_have_perplexity_256():
   pipeline = ArrayPipeline(dict(logits=np.zeros((2, 3, 256), np.float32), targets=np.zeros((2, 3), np.int32),
                                 loss_mask=np.ones((2, 3), np.float32), segments=np.ones((2, 3), np.int32),
                                 target_bytes=np.ones((2, 3), np.int32)))
@@ -184,7 +184,7 @@ def test_a_batch_spread_over_eight_devices_gives_the_same_metrics():
     (dict(name='language_model'), 'needs batches with targets and loss_mask, and config.data gives label, logits'),
     (dict(name='few_shot', shots=(0,)), 'shots must be a tuple of which each is a whole number of at least 1'),
 ])
-def test_what_cannot_be_measured_is_refused_when_evaluators_are_built(config, message):
+def test_evaluators_that_do_not_fit_the_data_are_refused_when_built(config, message):
   with pytest.raises(ConfigError, match=message):
     evaluation.build({'test': config}, pipeline=labelled(), apply=echo, mesh=MESH)
 

@@ -82,11 +82,11 @@ def probe(pipeline, **config):
   return evaluators['probe']({'w': np.eye(3, dtype=np.float32)}, {})
 
 
-def test_separated_clusters_are_told_apart_from_one_example_a_class():
+def test_one_example_per_class_separates_distinct_clusters():
   assert probe(Clusters(noise=0.1), shots=(1, 5)) == {'1_shot_accuracy': 1., '5_shot_accuracy': 1.}
 
 
-def test_features_without_information_give_chance():
+def test_uninformative_features_give_chance_accuracy():
   accuracy = probe(Clusters(noise=1e6, per_class=100), shots=(10,))['10_shot_accuracy']
   assert abs(accuracy - 1 / 3) < 4 * np.sqrt(2 / 9 / 300)  # four standard deviations of 300 guesses among three
 

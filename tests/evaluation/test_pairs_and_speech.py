@@ -74,7 +74,7 @@ def test_recall_counts_pairs_with_the_same_caption_as_hits():
       image_to_text_recall_at_1=pytest.approx(2 / 3), text_to_image_recall_at_1=1., examples=3.)
 
 
-def test_recalls_of_unlike_captions_are_those_of_the_diagonal():
+def test_recalls_of_distinct_captions_count_the_diagonal():
   similar = np.array([[3., 1., 2.], [1., 2., 4.], [5., 1., 3.]])
   # Rows' best columns are 0, 2, 0: one of three on the diagonal. Columns' best rows are 2, 1, 1: one of three.
   recalls = recalls_at_1(similar, np.eye(3), np.arange(3)[:, None])
