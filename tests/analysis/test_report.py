@@ -107,7 +107,7 @@ def test_numbers_come_from_the_run(run):
   assert '<b>0.6</b><span>test accuracy' in text      # the last evaluation, 3/5
   assert 'model.moe.router.select.k=1' in text and '0.55' in text and 'not finite' in text
   assert 'python -m moejax.evaluate --workdir=' in text
-  assert 'block_01: 25% of the choices are not computed' in text
+  assert 'block_01: 25% of the choices are dropped' in text
   # A class decides the expert, but for the dropped patch: all information.
   assert 'the highest is 1.000 in block_01' in text
 

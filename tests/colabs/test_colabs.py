@@ -53,7 +53,7 @@ def test_no_outputs_are_stored(path):
 
 
 @each_notebook
-def test_prose_comes_before_the_first_long_code_cell(path):
+def test_prose_comes_before_the_first_code_cell(path):
   assert [cell.cell_type for cell in read(path).cells[:2]] == ['markdown', 'code']
 
 

@@ -23,7 +23,7 @@ def test_a_position_gives_the_same_example_by_any_access(start, count):
   np.testing.assert_array_equal(order(positions[::-1])[::-1], together)
 
 
-def test_each_epoch_and_seed_has_its_own_order():
+def test_epochs_and_seeds_have_orders_of_their_own():
   orders = [Order(1000, seed)(np.arange(epoch * 1000, (epoch + 1) * 1000)) for seed in (0, 1) for epoch in (0, 1)]
   for one, other in itertools.combinations(orders, 2):
     # Two random permutations agree at one place on average (Poisson with mean 1).
