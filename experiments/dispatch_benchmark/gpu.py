@@ -1,11 +1,11 @@
-"""Measures moejax's kernels and layer on a Hopper GPU, beside dense products and other libraries.
+"""Measures moejax's kernels and layer on a Hopper GPU, with dense products and other libraries.
 
     python -m experiments.dispatch_benchmark.gpu            about an hour; nothing else should use the GPU
     python -m experiments.dispatch_benchmark.gpu --quick    small shapes: does everything run?
 
 Writes gpu.json in this folder (with --quick in runs/dispatch_benchmark) after each process, and prints the table of the
-README. Each process times its programs and the dense floor in turns; everything is a ratio to that floor.
-`python -m moejax.kernels.tuning` before it finds tiles; it is measured with those on record.
+README. Each process times its programs and the dense floor in turns; all results are ratios to that floor.
+Uses the recorded tiles; run `python -m moejax.kernels.tuning` first to find better ones.
 """
 import importlib.util
 import json
@@ -32,7 +32,7 @@ ROUNDS = 11
 
 
 def shape(rows: int, dim: int, hidden: int, experts: int, choices: int, activation: str = 'swiglu', **more) -> dict:
-  """A layer of `experts` that makes `rows` choices in all."""
+  """A layer of `experts` with `rows` routing choices in total."""
   return dict(rows=rows, dim=dim, hidden=hidden, experts=experts, choices=choices, activation=activation, **more)
 
 
@@ -53,27 +53,27 @@ FORWARD, BOTH = 'forward', 'forward and backward'
 
 
 class Goal(NamedTuple):
-  """A ratio that was aimed at, of loads drawn uniformly: `measured(Results, shape)` is to be `least` or more, or at
-  most `-least` where that is negative."""
+  """A target for a ratio at the multinomial load: `measured(Results, shape)` must be at least `least`, or at most
+  `-least` if `least` is negative."""
   what: str
   shapes: list[str]
   least: float
   measured: Callable[['Results', str], float | None]
 
   def met(self, ratio: float) -> bool:
-    """Whether it is reached."""
+    """Whether `ratio` meets the target."""
     return ratio >= self.least if self.least > 0 else ratio <= -self.least
 
 
 class Results:
-  """Reads gpu.json. A ratio that was not measured is None."""
+  """Reads gpu.json. Ratios that were not measured are None."""
 
   def __init__(self, results: dict):
     """`results`: the content of the file."""
     self.shapes, self.cases = results['shapes'], results['cases']
 
   def facts(self, shape: str, peer: str, load: str = 'multinomial') -> dict:
-    """What a process said of a load: seconds by program, errors, facts; {} if it did not run."""
+    """The answer of a process for a load: seconds by program, errors, facts; {} if it did not run."""
     return self.cases.get(shape, {}).get(peer, {}).get('loads', {}).get(load, {})
 
   def speed(self, shape: str, peer: str, program: str, floor: str, load: str = 'multinomial') -> list[float] | None:
@@ -84,7 +84,7 @@ class Results:
     return [dense / sparse for dense, sparse in zip(seconds[floor], seconds[program], strict=True)]
 
   def of(self, shape: str, peer: str, whose: str, what: str, load: str = 'multinomial') -> list[float] | None:
-    """Speeds of somebody's program, of the dense floor's; of several tiles those of the fastest."""
+    """Speeds of the program `whose what` relative to the dense floor; of several tiles, the fastest."""
     names = [name for name in self.facts(shape, peer, load).get('seconds', {})
              if name.partition(' ')[0].partition('@')[0] == whose and name.partition(' ')[2] == what]
     found = [self.speed(shape, peer, name, f'dense {what}', load) for name in names]
@@ -95,34 +95,34 @@ class Results:
     return _median(self.speed(shape, 'moejax', f'moejax {what}', f'dense {what}'))
 
   def over(self, shape: str, what: str, peer: str, whose: str) -> float | None:
-    """How many times as fast moejax is as another library."""
+    """Speed of moejax relative to another library."""
     ours, theirs = self.ours(shape, what), _median(self.of(shape, peer, whose, what))
     return None if None in (ours, theirs) else ours / theirs
 
   def eight_bits(self, shape: str) -> float | None:
-    """How many times as fast 8-bit products are as those of 16 bits."""
+    """Speed of 8-bit products relative to 16-bit products."""
     return _median(self.speed(shape, 'moejax', 'moejax fp8 forward', 'moejax forward'))
 
   def growth(self, _: str) -> float | None:
-    """Time with the most experts over that with the fewest, of the same rows."""
+    """Time with the most experts over time with the fewest, for the same rows."""
     names = sorted((name for name, of in self.shapes.items() if of.get('growth')),
                    key=lambda name: self.shapes[name]['experts'])
     speeds = [self.ours(name, BOTH) for name in (names[0], names[-1])]
     return None if None in speeds else speeds[0] / speeds[1]
 
   def saved(self, shape: str) -> float | None:
-    """Bytes kept for the backward pass over those of tokens and pre-activations (SonicMoE's, arXiv:2512.14080)."""
+    """Bytes saved for the backward pass over the bytes of tokens and pre-activations (SonicMoE, arXiv:2512.14080)."""
     of, kept = self.shapes[shape], self.facts(shape, 'moejax').get('facts', {}).get('saved_bytes')
     if kept is None:
       return None
     gates = 2 if of['activation'] == 'swiglu' else 1
     tokens = 2 * of['rows'] // of['choices'] * of['dim']
-    # The tokens are an argument, and not among what is kept.
+    # The tokens are an argument and not counted as saved.
     return (kept + tokens) / (tokens + 2 * of['rows'] * of['hidden'] * gates)
 
 
 LAYERS = [name for name, of in SHAPES.items() if name in ('Qwen3-30B', 'OLMoE')]
-# The least of what was aimed at; coarse experts have 1024 rows or more each.
+# Minimum targets; coarse experts have at least 1024 rows each.
 GOALS = [
     Goal('forward / dense', COARSE, 0.75, lambda r, s: r.ours(s, FORWARD)),
     Goal('dX / dense', COARSE, 0.72, lambda r, s: r.ours(s, 'dX')),
@@ -141,14 +141,14 @@ GOALS = [
 ]
 
 
-# Columns of the table: a peer, whose program it is, and what it does.
+# Columns of the table: peer, library of the program, pass.
 COLUMNS = [('moejax', 'moejax', what) for what in (FORWARD, 'dX', 'dW', BOTH, f'layer {FORWARD}', f'layer {BOTH}')] + [
     ('tokamax', 'tokamax', BOTH), ('jax', 'ragged_dot', BOTH), ('jax', 'ragged_dot_mgpu', FORWARD),
     ('torch', 'torch', FORWARD)]
 
 
 def table(results: dict) -> str:
-  """What was aimed at and what was measured, by shape; then speeds over the dense floor by load, as markdown."""
+  """Targets and measurements by shape, then speeds relative to the dense floor by load, as markdown."""
   read = Results(results)
   head = lambda *cells: ['| ' + ' | '.join(cells) + ' |', '|---' * len(cells) + '|']
   lines = head('speed (or time, bytes)', 'at least (most)', *read.shapes)
@@ -168,7 +168,7 @@ def table(results: dict) -> str:
 
 
 def peers() -> dict[str, list[str]]:
-  """What starts each process; says in one sentence each which peers are not there."""
+  """The command of each process; prints one sentence for each missing peer."""
   jax_programs = [sys.executable, '-m', 'experiments.dispatch_benchmark.gpu_programs']
   found = {'moejax': [*jax_programs, 'moejax'], 'jax': [*jax_programs, 'jax']}
   for peer, module in ('tokamax', 'gpu_programs'), ('torch', 'gpu_torch'):
@@ -180,20 +180,20 @@ def peers() -> dict[str, list[str]]:
 
 
 def ask(command: list[str], job: dict) -> dict:
-  """Runs a process to its end; its answer, or {'error': what it said last}."""
+  """Runs a process to its end; returns its answer, or {'error': the last line of its errors}."""
   with tempfile.TemporaryDirectory() as folder:
     paths = [pathlib.Path(folder) / name for name in ('job.json', 'answer.json')]
     paths[0].write_text(json.dumps(job))
-    # Two processes hold the GPU's memory, this one hardly any of it.
+    # This process holds hardly any of the GPU's memory.
     done = subprocess.run([*command, *map(str, paths)], cwd=runner.ROOT, capture_output=True, text=True,
                           env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
     if done.returncode:
-      return dict(error=(done.stderr.strip().splitlines() or ['it said nothing'])[-1])
+      return dict(error=(done.stderr.strip().splitlines() or ['no error message'])[-1])
     return json.loads(paths[1].read_text())
 
 
 def measure(shapes: dict[str, dict], rounds: int, path: pathlib.Path, device: str) -> dict:
-  """Measures all shapes with all peers, one process after the other; writes the results after each."""
+  """Measures all shapes with all peers, one process at a time; writes the results after each."""
   path.parent.mkdir(parents=True, exist_ok=True)
   results = dict(command='python -m experiments.dispatch_benchmark.gpu', device=device, rounds=rounds,
                  environment=runner.environment(), shapes=shapes, cases={})
@@ -219,7 +219,7 @@ def _median(values):
 
 if __name__ == '__main__':
   QUICK = flags.DEFINE_bool('quick', False, 'Small shapes and three rounds.')
-  ONLY = flags.DEFINE_list('shapes', None, 'Some of the shapes, by name.')
+  ONLY = flags.DEFINE_list('shapes', None, 'Only these shapes.')
 
   def main(_) -> None:
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

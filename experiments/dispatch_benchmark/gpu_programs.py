@@ -1,4 +1,4 @@
-"""The JAX programs of the GPU benchmark: moejax's kernels and layer, those of other libraries, the dense floors.
+"""The JAX programs of the GPU benchmark: moejax's kernels and layer, other libraries' kernels, dense floors.
 
 Names are 'whose what', e.g. 'dense dW', or 'whose@tiles what'. A process:
 
@@ -19,23 +19,23 @@ from moejax import kernels
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
 from moejax.kernels.activations import GATES, activate
 
-# Of `ragged_dot_mgpu`: block_m, block_n, block_k, steps in flight, width of the grid's panels. The fastest is taken.
+# Tiles of `ragged_dot_mgpu`: block_m, block_n, block_k, steps in flight, width of grid panels. The fastest counts.
 MGPU_TILES = (128, 128, 64, 4, 8), (128, 192, 64, 4, 4), (64, 128, 64, 6, 8), (192, 128, 64, 4, 8)
 
 
 def group_sizes(load: str, rows: int, groups: int) -> np.ndarray:
-  """Rows of each group <int32>[E]: 'multinomial', all groups equally likely, or 'zipf', likely as 1/rank."""
+  """Rows of each group, <int32>[E]: 'multinomial' with equal probabilities, or 'zipf' with probabilities ~ 1/rank."""
   share = 1 / np.arange(1, groups + 1)**(load == 'zipf')
   random = np.random.RandomState(0)
   return random.permutation(random.multinomial(rows, share / share.sum())).astype(np.int32)
 
 
 def programs(peer: str, shape: dict, load: str) -> dict:
-  """What a peer is measured on: {name: (function, arguments)}; results are those of one call.
+  """The programs of a peer: {name: (function, arguments)}.
 
   Args:
     peer: 'moejax', 'jax' or 'tokamax'.
-    shape: rows M, experts E, dim D, hidden F, choices K, activation; with growth=True, only what growth needs.
+    shape: rows M, experts E, dim D, hidden F, choices K, activation; with growth=True, only those of `growth`.
     load: see `group_sizes`.
   """
   rows, groups, dim, hidden = (shape[name] for name in ('rows', 'experts', 'dim', 'hidden'))
@@ -58,7 +58,7 @@ def programs(peer: str, shape: dict, load: str) -> dict:
 
 
 def saved_bytes(function, *arguments) -> int:
-  """Bytes that a forward pass keeps for the backward pass, its arguments left out: those exist anyway."""
+  """Bytes that a forward pass saves for the backward pass, without its arguments, which exist anyway."""
   kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *arguments))
   size = lambda arrays: sum(a.size * a.dtype.itemsize for a in arrays)
   return size(kept) - size(jax.tree.leaves(arguments))
@@ -66,7 +66,7 @@ def saved_bytes(function, *arguments) -> int:
 
 def layer(shape: dict, load: str):
   """A sparse layer (x [T,D], router [D,E], weights) -> [T,D]: scores, top k, a sort, and the expert block."""
-  # Where experts are as likely as 1/rank, scores are lower by the logarithm of the rank.
+  # Subtracting log(rank) from the scores makes experts about as likely as 1/rank.
   bias = -np.log(np.arange(1, shape['experts'] + 1)) * (load == 'zipf')
   tokens, choices = shape['rows'] // shape['choices'], shape['choices']
 
@@ -82,7 +82,7 @@ def layer(shape: dict, load: str):
 
 
 def dense_layer(shape: dict):
-  """A feed-forward (x [T,D], weights of one expert) -> [T,D] on K copies of each token: the layer's multiplications."""
+  """A feed-forward (x [T,D], weights of one expert) -> [T,D] on K copies of each token: as many FLOPs as the layer."""
   def apply(x, weights):
     rows = jnp.concatenate([x] * shape['choices'])
     gate = None if weights.wg is None else rows @ weights.wg
@@ -92,7 +92,7 @@ def dense_layer(shape: dict):
 
 def _moejax(shape, load, x, dy, w, sizes):
   rows, (groups, dim, hidden) = len(x), w.shape
-  # Rows lie as the kernels want them, where an expert block's gather would put them; the floor has no rows of padding.
+  # Rows are padded as the kernels require, as by an expert block's gather; the floor has no padding rows.
   padded, source, _ = padding.pad_groups(sizes, rows, hopper.ROW_MULTIPLE)
   px, pdy = (a.at[source].get(mode='fill', fill_value=0) for a in (x, dy))
 
@@ -128,7 +128,7 @@ def _moejax(shape, load, x, dy, w, sizes):
 
 
 def _three(product):
-  # A product and both its gradients.
+  # A product and both of its gradients.
   def run(x, w, dy, *sizes):
     y, pull = jax.vjp(lambda x, w: product(x, w, *sizes), x, w)
     return y, *pull(dy)
@@ -149,14 +149,14 @@ def _ragged_dot_mgpu(tiles, x, w, sizes):
 
 
 def build(peer: str, shape: dict, load: str):
-  """For `gpu_timing.serve`: compiles the peer's programs; those that do not run are named with the reason."""
+  """For `gpu_timing.serve`: compiles the peer's programs; reports the error of each that does not run."""
   runs, errors = {}, {}
   for name, (function, arguments) in programs(peer, shape, load).items():
     try:
       compiled = jax.jit(function).lower(*arguments).compile()
       runs[name] = functools.partial(_call, compiled, arguments)
       runs[name](1)
-    except Exception as error:  # of any peer, for any reason: the others go on
+    except Exception as error:  # of any peer, for any reason: the others continue
       runs.pop(name, None)
       errors[name] = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'[:300]
   facts = {}
@@ -166,7 +166,7 @@ def build(peer: str, shape: dict, load: str):
 
 
 def _sparse(shape, load):
-  # The layer, and shapes of its arguments.
+  # The layer and the shapes of its arguments.
   groups, dim, hidden = (shape[name] for name in ('experts', 'dim', 'hidden'))
   array = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
   weights = kernels.Weights(array(groups, dim, hidden), array(groups, hidden, dim),

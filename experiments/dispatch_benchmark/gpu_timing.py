@@ -1,7 +1,7 @@
-"""What a process of the GPU benchmark does: it gets a job, times programs in rounds, and writes down what came out.
+"""A process of the GPU benchmark: reads a job, times its programs in rounds, and writes the results.
 
-Plain Python, for PyTorch's process too. Programs of one process take turns, in an order drawn anew each round, so that
-a GPU that slows down does so for all. Every process times the dense floor as well: processes are compared by ratios.
+Plain Python, since PyTorch's process uses it too. The programs of a process take turns in an order redrawn each round,
+so that a GPU that slows down does so for all. Every process also times the dense floor, so that ratios are comparable.
 """
 import json
 import math
@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 
-LEAST_SECONDS = 0.02  # of a timing, in which a program may run many times: one launch would mostly measure Python
-Run = Callable[[int], None]  # runs a program that many times, and waits for it
+LEAST_SECONDS = 0.02  # per timing; short programs run many times, since one launch would mostly measure Python
+Run = Callable[[int], None]  # runs a program the given number of times and waits for it
 
 
 def measure(runs: dict[str, Run], rounds: int,
             clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-  """Seconds that one call of each program takes, in each round."""
+  """Seconds per call of each program, in each round."""
   def seconds(run, calls):
     start = clock()
     run(calls)
@@ -37,12 +37,12 @@ def measure(runs: dict[str, Run], rounds: int,
 
 
 def serve(build: Callable[[dict, str], tuple[dict[str, Run], dict[str, str], dict]], versions: dict[str, str]) -> None:
-  """Does the job in the file that the command line names first, and writes the answer to the one that it names second.
+  """Runs the job in the file of the first command line argument; writes the answer to the file of the second.
 
   Args:
-    build: `(shape, load) -> (programs, errors, facts)`: programs by name, why others are not there, what else there is
-      to know.
-    versions: of the packages that matter, and the device.
+    build: `(shape, load) -> (programs, errors, facts)`: programs by name, errors of programs that do not run, and
+      other facts.
+    versions: of the relevant packages and the device.
   """
   job = json.loads(pathlib.Path(sys.argv[1]).read_text())
   loads = {}

@@ -1,4 +1,4 @@
-"""PyTorch's grouped product for the GPU benchmark, and its dense floor. A process, as `gpu_programs`."""
+"""PyTorch's grouped product for the GPU benchmark, and its dense floor. Runs as a process, like `gpu_programs`."""
 import platform
 import sys
 
@@ -34,6 +34,6 @@ def _run(function):
 
 
 if __name__ == '__main__':
-  del sys.argv[1]  # the name of the peer: there is one
+  del sys.argv[1]  # the name of the only peer
   gpu_timing.serve(build, dict(python=platform.python_version(), torch=torch.__version__,
                                device=torch.cuda.get_device_name()))

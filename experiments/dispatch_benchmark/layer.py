@@ -15,11 +15,11 @@ from moejax.kernels.activations import activate
 from moejax.layers.moe import MoE
 from moejax.routing import papers
 
-GROUP = 512  # tokens in a group of einsum, whose cost grows with them
+GROUP = 512  # tokens per group of einsum, whose cost grows with the group size
 CAPACITY_FACTOR = 1.25
 CAPACITY = dict(place=dict(name='capacity', capacity_factor=CAPACITY_FACTOR))
 
-# What `config.moe` says of each kind of layer, beside what all have in common.
+# `config.moe` of each kind of layer, without the common keys.
 LAYERS = {
     'einsum': dict(dispatch=dict(name='einsum'), router=CAPACITY, group=GROUP),
     'gather': dict(dispatch=dict(name='gather'), router=CAPACITY),
@@ -33,23 +33,23 @@ LAYERS = {
 
 @EXPERTS('unchanged')
 class Unchanged(nnx.Module):
-  """Experts that return their rows: what is left of a layer is its router, a sort and two permutations."""
+  """Experts that return their rows, leaving only the router, a sort and two permutations."""
 
   def __call__(self, rows, layout, *, key=None, train=False):
     """rows: <float>[M,D] -> the same."""
-    # Rows are in memory on both sides of real experts; without this, XLA would fuse what leads to them with what follows.
+    # Real experts read and write rows in memory; without this, XLA would fuse the operations before and after them.
     return jax.lax.optimization_barrier(rows)
 
 
 def build(program: Program):
-  """Compiles `program`; returns what runs it and returns its outputs, and the bytes it takes beside its arguments."""
+  """Compiles `program`; returns a function that runs it and returns its outputs, and its memory without arguments."""
   function, variables, constants = _function(program)
   target = jax.random.normal(jax.random.key(2), (program.tokens, program.dim))
 
   def loss(variables, constants, target):
     return jnp.vdot(function(variables, constants).reshape(target.shape), target)
 
-  # The loss is asked for as well: without it, XLA would leave out the end of the forward pass.
+  # Also returns the loss: otherwise XLA would eliminate the end of the forward pass.
   run = jax.value_and_grad(loss) if program.backward else lambda variables, constants, _: function(variables, constants)
   compiled = jax.jit(run).lower(variables, constants, target).compile()
   memory = compiled.memory_analysis()
@@ -62,11 +62,11 @@ def routes(load: str, tokens: int, num_experts: int, choices: int, seed: int = 0
   """Routes of `tokens`, each to `choices` different experts.
 
   Args:
-    load: 'balanced', all experts alike; 'multinomial', drawn uniformly; 'zipf', drawn with probability 1/rank.
+    load: 'balanced', equal for all experts; 'multinomial', drawn uniformly; 'zipf', with probability ~ 1/rank.
     tokens: T.
     num_experts: E.
     choices: K.
-    seed: of what is drawn.
+    seed: seed of the draws.
   """
   random = np.random.default_rng(seed)
   if load == 'balanced':
@@ -82,7 +82,7 @@ def routes(load: str, tokens: int, num_experts: int, choices: int, seed: int = 0
 
 
 def _function(program):
-  # The function (variables, constants) -> <float>[T,D], and its arguments; gradients are those of the variables.
+  # The function (variables, constants) -> <float>[T,D] and its arguments; gradients are taken for the variables.
   x = jax.random.normal(jax.random.key(1), (1, program.tokens, program.dim))
   if program.what in LAYERS:
     layer = functional.functionalize(functools.partial(_layer, program))
@@ -103,7 +103,7 @@ def _function(program):
 
 
 def _dense(program, variables, _):
-  # A feed-forward on K copies of every token: as many multiplications as the experts make.
+  # A feed-forward on K copies of every token: as many FLOPs as the experts.
   weights, x = variables
   rows = jnp.concatenate([x] * program.choices)
   gate = None if weights.wg is None else rows @ weights.wg[0]
@@ -115,7 +115,7 @@ def _layer(program, rngs):
   kind = LAYERS[program.what]
   router = {**papers.top_k_dropless(k=program.choices), 'balance': {}, **kind.get('router', {})}
   if program.choices == 1:
-    router['weigh'] = dict(name='one')  # what weights that sum to 1 are then
+    router['weigh'] = dict(name='one')  # equal to weights that sum to 1
   config = dict(num_experts=program.num_experts, group=min(kind.get('group', program.tokens), program.tokens),
                 dispatch=kind['dispatch'], router=router, experts=kind.get('experts', dict(
                     name='feed_forward', hidden=program.hidden, activation=program.activation)))
@@ -124,7 +124,7 @@ def _layer(program, rngs):
 
 @functools.cache
 def _params(num_experts, dim, hidden, activation):
-  # One set for all programs of the shape.
+  # Shared by all programs of the shape.
   program = Program('grouped', False, num_experts, 1, 1, dim, hidden, activation)
   return functional.functionalize(functools.partial(_layer, program)).init(jax.random.key(0))[0]
 

@@ -1,9 +1,9 @@
-"""One process a peer: the benchmark asks over its standard input, it answers with lines of JSON.
+"""One process per peer: it reads requests from its standard input and answers with lines of JSON.
 
-    {"prepare": {Program}}  compile and run once        -> what there is to know of it, e.g. its memory
+    {"prepare": {Program}}  compile and run once        -> facts about it, e.g. its memory
     {"round": n}            run each program once       -> {key of the program: seconds}
 
-No process runs while another does, so rounds are interleaved between processes, and within one between programs.
+Only one process runs at a time; rounds are interleaved between processes, and between the programs of a process.
 """
 import dataclasses
 import json
@@ -41,11 +41,11 @@ class Peer:
     self._process.stdout.close()
 
   def prepare(self, program: Program) -> dict:
-    """Compiles and warms up; what there is to know of it. Raises RuntimeError with the peer's traceback if it fails."""
+    """Compiles and warms up; returns facts about it. Raises RuntimeError with the peer's traceback if it fails."""
     return self._ask(prepare=dataclasses.asdict(program))
 
   def round(self, number: int) -> dict[str, float]:
-    """Seconds of each prepared program, by its key. They run in an order that `number` draws."""
+    """Seconds of each prepared program, by its key. `number` seeds their order."""
     return self._ask(round=number)
 
   def _ask(self, **request):
@@ -62,14 +62,14 @@ class Peer:
 
 
 def serve(build: Callable[[Program], tuple[Callable[[], object], dict]], versions: dict[str, str]) -> None:
-  """The peer's end, until its input ends.
+  """The peer's end; serves until its input ends.
 
   Args:
-    build: a program -> what runs it and returns its outputs when they are there, and what there is to know of it.
-    versions: of the packages that matter.
+    build: (program) -> a function that runs it and returns its finished outputs, and facts about it.
+    versions: of the relevant packages.
   """
   answers = os.fdopen(os.dup(1), 'w', buffering=1)
-  os.dup2(2, 1)  # what libraries print goes where errors go
+  os.dup2(2, 1)  # libraries print to stderr
   answers.write(json.dumps(versions) + '\n')
   runs = {}
   for line in sys.stdin:
@@ -92,5 +92,5 @@ def _seconds(run):
   start = time.perf_counter()
   outputs = run()
   seconds = time.perf_counter() - start
-  del outputs  # to give memory back is not the program's work
+  del outputs  # freeing memory is not part of the program
   return round(seconds, 7)

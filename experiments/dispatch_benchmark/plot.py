@@ -1,4 +1,4 @@
-"""Draws figure.png from cpu.json: time over dense as E, K, T and the load grow.
+"""Draws figure.png from cpu.json: time over dense by E, K, T and load.
 
 `python -m experiments.dispatch_benchmark.plot`
 """

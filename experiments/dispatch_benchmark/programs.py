@@ -1,6 +1,6 @@
-"""What is measured: programs, one function at one shape each, and cases, programs that are timed in the same rounds.
+"""The measurements: programs, each a function at one shape, and cases, programs that are timed in the same rounds.
 
-Plain Python without JAX, for the processes of peers read it too.
+Plain Python without JAX, since the processes of peers import it too.
 """
 import dataclasses
 
@@ -11,17 +11,17 @@ class Program:
 
   Attributes:
     what: 'dense', the floor: a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
-      'grouped', or 'capacity': 'grouped' on what a router with capacity kept), its grouped matmul ('ragged_dot',
+      'grouped', or 'capacity': 'grouped' on the choices kept by a capacity), its grouped matmul ('ragged_dot',
       'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block', `kernels.expert_block` with given routes;
       or 'routing', a layer whose experts do nothing.
-    backward: the gradients of parameters and input, too.
+    backward: also compute the gradients of parameters and input.
     num_experts: E; 1 for the floor.
     choices: K.
     tokens: T.
     dim: D.
     hidden: F.
     activation: 'gelu' or 'swiglu'.
-    load: how the routes of a 'block' are spread over experts, one of LOADS; '' where a router decides.
+    load: distribution of the routes of a 'block' over experts, one of LOADS; '' if a router decides.
   """
   what: str
   backward: bool
@@ -35,20 +35,20 @@ class Program:
 
   @property
   def key(self) -> str:
-    """Names the program in results."""
+    """The name of the program in results."""
     passes = 'forward and backward' if self.backward else 'forward'
     shape = f'E={self.num_experts} K={self.choices} T={self.tokens} D={self.dim} F={self.hidden} {self.activation}'
     return ' '.join(filter(None, (self.what, shape, self.load, passes)))
 
   @property
   def floor(self) -> 'Program':
-    """The dense feed-forward of the same active multiplications."""
+    """The dense feed-forward with equal active FLOPs."""
     return dataclasses.replace(self, what='dense', num_experts=1, load='')
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """Shapes of a whole run; `experts` has those of E, `rounds` is the number of timings of each program."""
+  """Shapes of a full run; `experts` lists the values of E, `rounds` is the number of timings of each program."""
   tokens: int
   dim: int
   hidden: int
@@ -63,12 +63,12 @@ class Size:
 
   @property
   def middle(self) -> int:
-    """The E at which growth with everything else is measured."""
+    """The E at which growth with K, T and load is measured."""
     return self.experts[len(self.experts) // 2]
 
   @property
   def token_counts(self) -> tuple[int, ...]:
-    """T where growth with T is measured."""
+    """The values of T at which growth with T is measured."""
     return self.tokens // 4, self.tokens, self.tokens * 4
 
 
@@ -81,15 +81,15 @@ DISPATCHERS = 'einsum', 'gather', 'capacity', 'grouped'
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Programs by the process that runs them, timed once in each of `rounds`, one after the other."""
+  """Programs by process, each timed once per round, one at a time."""
   rounds: int
   programs: dict[str, tuple[Program, ...]]
 
 
 def cases(size: Size) -> dict[str, Case]:
-  """All that is measured. The processes: 'moejax', and the peers 'ragged_dot', 'tokamax' and 'torch'."""
+  """All cases. The processes are 'moejax' and the peers 'ragged_dot', 'tokamax' and 'torch'."""
   def with_floors(*programs):
-    # Everything is a ratio to the floor that the same process ran in the same round.
+    # All results are ratios to the floor of the same process and round.
     return tuple(dict.fromkeys([*(program.floor for program in programs), *programs]))
 
   def both(what, **shape):
@@ -102,7 +102,7 @@ def cases(size: Size) -> dict[str, Case]:
   layers = [program for experts in size.experts for program in (
       *(program for what in (*DISPATCHERS, 'routing') for program in both(what, num_experts=experts)),
       *both('block', num_experts=experts, load='multinomial'))]
-  # What does E times the work is not waited for where there are many experts.
+  # Programs that do E times the work are skipped for many experts.
   expanded = lambda what, count, **shape: [p for experts in size.experts[:count]
                                            for p in both(what, num_experts=experts, **shape)]
   growth = lambda **shape: [size.program(what, size.middle, **shape) for what in ('gather', 'grouped')]

@@ -1,4 +1,4 @@
-"""What was measured, as ratios: to the dense floor of the same process and round, and beside what was aimed at."""
+"""Measurements as ratios to the dense floor of the same process and round, compared with their targets."""
 import statistics
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def spread(values: list[float]) -> Spread:
 
 
 class Report:
-  """Reads results as `cpu.py` writes them. A method returns None for what was not measured."""
+  """Reads the results of `cpu.py`. Methods return None for missing measurements."""
 
   def __init__(self, results: dict):
     """`results`: the content of cpu.json."""
@@ -47,19 +47,19 @@ class Report:
     self.size = Size(**{**results['size'], 'experts': tuple(results['size']['experts'])})
 
   def measured(self, case: str, peer: str, program: Program) -> dict | None:
-    """Seconds of all rounds and memory, as the peer gave them."""
+    """Seconds of all rounds and memory, as reported by the peer."""
     return self.results['cases'].get(case, {}).get('peers', {}).get(peer, {}).get('programs', {}).get(program.key)
 
   def ratio(self, case: str, program: Program, over: Program | None = None, peer: str = 'moejax',
             over_peer: str | None = None) -> Spread | None:
-    """Time of `program` over that of another, by default its floor in the same process; taken within each round."""
+    """Time of `program` over the time of another, by default its floor in the same process; taken within each round."""
     pair = self.measured(case, peer, program), self.measured(case, over_peer or peer, over or program.floor)
     if None in pair:
       return None
     return spread([mine / other for mine, other in zip(pair[0]['seconds'], pair[1]['seconds'], strict=True)])
 
   def memory(self, case: str, program: Program, field: str, peer: str = 'moejax') -> float | None:
-    """Bytes of `program` over those of its floor; `field`: 'temporary_bytes' or 'peak_bytes'."""
+    """Bytes of `program` over the bytes of its floor; `field`: 'temporary_bytes' or 'peak_bytes'."""
     pair = self.measured(case, peer, program), self.measured(case, peer, program.floor)
     if None in pair or not pair[0].get(field) or not pair[1].get(field):
       return None
@@ -67,13 +67,13 @@ class Report:
 
 
 def table(results: dict) -> str:
-  """Three tables: targets, everything over E, and growth with the rest; and where they come from."""
+  """Three tables: targets, all programs by E, and growth with K, T and load; then their source."""
   report = Report(results)
   return '\n\n'.join((_targets(report), _layers(report), _growth(report), source(results)))
 
 
 def judged(measured: Spread | float | None, target: float | None, least: bool = False) -> str:
-  """Two cells: what was measured, in bold and called missed where it does not reach the target, and the target."""
+  """Two cells: the measurement, in bold and marked as missed if it does not meet the target, and the target."""
   if measured is None:
     return '– | –'
   text = str(measured) if isinstance(measured, Spread) else f'{measured:.2f}'

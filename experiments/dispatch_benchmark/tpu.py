@@ -1,13 +1,13 @@
-"""Grouped matmuls compiled for absent TPUs, beside megablox: `python -m experiments.dispatch_benchmark.tpu`.
+"""Grouped matmuls compiled for absent TPUs, compared with megablox: `python -m experiments.dispatch_benchmark.tpu`.
 
-Each product is compiled for one chip of each generation by the compiler that would compile it there (libtpu); nothing
-runs. Times are therefore ESTIMATES: a kernel takes the sum over its steps of the longer of FLOPs / peak and bytes /
-bandwidth, the bytes being those copied meanwhile: what the next step needs, and results. Tiles of gradients are written
-during all steps of the next expert; ours also reads the next expert's matrix during all steps of one. What a step costs
-beside its product and copies is left out.
+Each product is compiled for one chip of each generation by the compiler of that chip (libtpu); nothing runs. Times are
+therefore ESTIMATES: a kernel takes the sum over its steps of max(FLOPs / peak, bytes / bandwidth), where the bytes are
+copied during the step: inputs of the next step, and results. Tiles of gradients are written during all steps of the
+next expert; our kernel also reads the next expert's matrix during all steps of the current one. Other costs of a step are
+ignored.
 
-Steps are those of the kernels' grids for group sizes of a uniform router, drawn once. What the compiled program says of
-itself (it takes every row as used) is kept beside them. megablox gets, of many tilings, the one with the best estimate
+Steps follow the kernels' grids for group sizes of a uniform router, drawn once. The cost analysis of the compiled
+program (which counts every row as used) is recorded too. Of many tilings, megablox gets the one with the best estimate
 that the compiler accepts.
 """
 import itertools
@@ -37,7 +37,7 @@ PATH = pathlib.Path(__file__).with_suffix('.json')
 PRODUCTS = 'forward', 'dX', 'dW', 'up'
 
 
-# One chip of each generation is compiled for; a topology has at least a host's.
+# Programs are compiled for one chip of each generation; a topology has at least the chips of a host.
 TOPOLOGIES = {'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
 
@@ -49,16 +49,16 @@ class Experts(NamedTuple):
   F: int
 
   def group_sizes(self) -> np.ndarray:
-    """Of a router that sends each row to any expert."""
+    """Group sizes of a router that sends each row to a uniformly random expert."""
     return np.random.RandomState(0).multinomial(self.M, np.ones(self.E) / self.E)
 
 
-# 4096 tokens with 2 of 8 experts of Mixtral 8x7B's widths, and 8192 tokens with 8 of 64 of OLMoE's.
+# 4096 tokens, 2 of 8 experts with the widths of Mixtral 8x7B; and 8192 tokens, 8 of 64 experts of OLMoE.
 EXPERTS = {'8 of 4096 x 14336': Experts(8192, 8, 4096, 14336), '64 of 2048 x 1024': Experts(65536, 64, 2048, 1024)}
 
 
 class Work(NamedTuple):
-  """What a product asks of a chip, and the estimate of how long it takes."""
+  """The work of a product on a chip, and its estimated time."""
   flops: int
   bytes: int
   steps: int
@@ -66,13 +66,13 @@ class Work(NamedTuple):
 
 
 def work(chip: Chip, flops: int, copied: np.ndarray, times: int = 1) -> Work:
-  """`times` as much as steps of `flops` each, that copy `copied` bytes <int>[steps]."""
+  """`times` repetitions of steps of `flops` each that copy `copied` bytes, <int>[steps]."""
   seconds = np.maximum(flops / chip.peak, copied / chip.bandwidth).sum()
   return Work(times * flops * len(copied), times * round(copied.sum()), times * len(copied), times * float(seconds))
 
 
 def compile_for(chip: Chip, function, *shapes: jax.ShapeDtypeStruct):
-  """`function` as that chip's compiler makes it; raises what the compiler does."""
+  """Compiles `function` for that chip; raises the compiler's errors."""
   name = next(name for name in TOPOLOGIES if CHIPS[name] == chip)
   mesh = jax.sharding.Mesh(topologies.load(TOPOLOGIES[name]).devices[:1], ('chip',))
   here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -97,7 +97,7 @@ def ours(product: str, experts: Experts, chip: Chip):
 
 
 def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles, group_sizes: np.ndarray) -> Work:
-  """Every block of rows belongs to one expert, and every expert has one."""
+  """The work of our kernel: every block of rows belongs to one expert, and every expert has at least one."""
   rows, (_, _, D, F) = tpu_tiles.ROWS, experts
   blocks = np.maximum(-(-group_sizes // rows), 1)
   if product == 'dW':
@@ -111,7 +111,7 @@ def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles,
     copied = np.full((blocks.sum(), parts), 2 * tiles.inner * (rows + matrices * tiles.outer))
     copied[:, 0] += written
     return work(chip, flops, copied.ravel(), columns)
-  # The next matrix is read during all steps of an expert.
+  # The next expert's matrix is read during all steps of an expert.
   steps = blocks * parts
   a_step = 2 * rows * tiles.inner + written / parts + 2 * matrices * inner * tiles.outer / np.repeat(steps, steps)
   return work(chip, flops, a_step, columns)
@@ -136,11 +136,11 @@ def megablox(product: str, experts: Experts, tiling: tuple[int, int, int]):
 
 def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int, int, int],
                   group_sizes: np.ndarray) -> Work:
-  """Of a grid (columns, visits, contraction), or (columns, rows of dW, visits); visits are tiles of rows by group."""
+  """The work on a grid (columns, visits, contraction) or (columns, rows of dW, visits); a visit is a tile of a group."""
   M, _, D, F = experts
   tm, tk, tn = tiling
   start = np.cumsum(group_sizes) - group_sizes
-  # The gradient of a group without rows is written, too.
+  # The gradient of an empty group is written, too.
   first, last = start // tm, -(-(start + group_sizes) // tm)
   count = np.where(group_sizes > 0, last - first, product == 'dW')
   group = np.repeat(np.arange(len(group_sizes)), count)
@@ -155,14 +155,14 @@ def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int,
   copied = np.repeat(read[:, None], parts, axis=1)
   copied[:, 0] += 2 * tm * tn * changes(tile)
   product_work = work(chip, 2 * tm * tk * tn, copied.ravel(), N // tn)
-  if product == 'up':  # two of them, and an activation that reads two arrays and writes one
+  if product == 'up':  # two products, and an activation that reads two arrays and writes one
     both, extra = [2 * n for n in product_work], 2 * 3 * M * N
     return Work(both[0], both[1] + extra, both[2], both[3] + extra / chip.bandwidth)
   return product_work
 
 
 def tilings(product: str, experts: Experts, chip: Chip) -> list[tuple[int, int, int]]:
-  """What megablox might be given, the best estimate first; of equals, the fewest steps."""
+  """Candidate tilings of megablox, sorted by estimated time, then by steps."""
   K, N = (experts.F, experts.D) if product == 'dX' else (experts.D, experts.F)
   sides = lambda length: [n for n in (128, 256, 512, 1024, 2048, 3584, 4096) if n <= length and length % n == 0]
   buffers = lambda tm, tk, tn: (4 * tm * (tk + tn) + 12 * tk * tn if product == 'dW' else
@@ -175,7 +175,7 @@ def tilings(product: str, experts: Experts, chip: Chip) -> list[tuple[int, int, 
 
 
 def measure(experts: Experts, product: str, chip: Chip, function, arguments, work: Work) -> dict:
-  """Compiles, and puts together what is known."""
+  """Compiles, and collects the estimates and the compiler's analyses."""
   start = time.process_time()
   compiled = compile_for(chip, function, *arguments)
   seconds, cost, memory = time.process_time() - start, compiled.cost_analysis(), compiled.memory_analysis()
@@ -190,14 +190,14 @@ def measure(experts: Experts, product: str, chip: Chip, function, arguments, wor
 
 
 def measure_ours(experts: Experts, product: str, chip: Chip) -> dict:
-  """With the tiles that the chip gets."""
+  """Our kernel, with its tiles for the chip."""
   function, arguments, tiles = ours(product, experts, chip)
   work = our_work(product, experts, chip, tiles, experts.group_sizes())
   return dict(tiles=tiles._asdict()) | measure(experts, product, chip, function, arguments, work)
 
 
 def measure_megablox(experts: Experts, product: str, chip: Chip) -> dict:
-  """With the best tiling that compiles."""
+  """megablox, with the best tiling that compiles."""
   for refused, tiling in enumerate(tilings(product, experts, chip)):
     try:
       work = megablox_work(product, experts, chip, tiling, experts.group_sizes())
@@ -210,7 +210,7 @@ def measure_megablox(experts: Experts, product: str, chip: Chip) -> dict:
 
 
 def instructions(chip: str, product: str, rows: int) -> int:
-  """Scheduled by the compiler, in a fresh process, for a step of `rows` rows with a 2048 x 1024 matrix."""
+  """Instructions scheduled by the compiler, in a fresh process, for a step of `rows` rows with a 2048 x 1024 matrix."""
   with tempfile.TemporaryDirectory() as folder:
     code = (f'from moejax.kernels import tpu_tiles; tpu_tiles.ROWS = {rows}; '
             f'from experiments.dispatch_benchmark import tpu; chip = tpu.CHIPS[{chip!r}]; '
@@ -226,7 +226,7 @@ def instructions(chip: str, product: str, rows: int) -> int:
 
 
 def table(results: dict) -> str:
-  """Shares of peak by chip, ours and megablox's, as markdown."""
+  """Shares of peak by chip, of moejax and megablox, as markdown."""
   chips = list(results['chips'])
   lines = [f'| experts | product | {" | ".join(chips)} |', '|---' * (len(chips) + 2) + '|']
   for experts, product in itertools.product(results['experts'], PRODUCTS):

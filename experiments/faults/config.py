@@ -1,10 +1,10 @@
-"""The run that faults are injected into: a tiny sparse vision transformer, whose router has noise and remembers."""
+"""The run into which faults are injected: a tiny sparse vision transformer with a noisy, stateful router."""
 from moejax.routing import papers
 from moejax.training.setup import default_config
 
 
 def get_config(steps: str = '100'):
-  """`steps` are few and fast; every step is logged, and every fifth is saved."""
+  """Few fast `steps`; every step is logged, and every fifth is saved."""
   config = default_config()
   config.data = dict(name='images', source=dict(name='digits'), image_size=8, channels=1, batch_size=16)
   config.objective = dict(name='classification')

@@ -1,6 +1,6 @@
-"""The faults: what is done to a run, and what its processes must then do.
+"""The kinds of faults, and the required behaviour of the disturbed processes.
 
-A kind gives the faults that a process starts with, disturbs it from outside, and says what was wrong with its end.
+A kind provides the faults that a process starts with, disturbs it from outside, and checks how it ended.
 """
 import dataclasses
 import random
@@ -21,9 +21,9 @@ class Kind:
 
   Attributes:
     name: in the table.
-    steps, count: of a run, and its processes.
-    per_run: how often a run is disturbed at most.
-    lasting: faults of every process of a run, also of the undisturbed one.
+    steps, count: number of steps and of processes of a run.
+    per_run: maximum number of disturbances per run.
+    lasting: faults of every process of a run, including the undisturbed one.
   """
   name = 'kill -9 at any moment'
   steps = 100
@@ -34,29 +34,29 @@ class Kind:
     self.chance, self.lasting = chance, Faults()
 
   def faults(self, began: int) -> Faults:
-    """Those of the process that is about to start, where the last row is of step `began`."""
+    """The faults of the next process, if the last row of metrics is of step `began`."""
     del began
     return self.lasting
 
   def disturb(self, processes: Processes) -> bool:
-    """Waits for the moment and does it; False where the process had ended before."""
+    """Waits for a random moment and injects the fault; False if the process had already ended."""
     if self.chance.random() < 0.2:
-      time.sleep(self.chance.uniform(0, 8))  # while it starts
+      time.sleep(self.chance.uniform(0, 8))  # during startup
     else:
       self.wait_some_steps(processes)
     return processes.send(signal.SIGKILL)
 
   def ended_well(self, processes: Processes, codes: list[int]) -> str | None:
-    """What was wrong with the way a disturbed process ended; None: nothing."""
+    """The problem with the end of a disturbed process, or None."""
     del processes
     return None if codes == [-signal.SIGKILL] else f'exit codes {codes}'
 
   def went_on_well(self, processes: Processes) -> str | None:
-    """What was wrong with the way the process after it went on; None: nothing."""
+    """The problem with how the next process resumed, or None."""
     del processes
 
   def wait_some_steps(self, processes: Processes) -> bool:
-    """Waits until a random step from here, and some milliseconds more."""
+    """Waits for a random number of steps, and a few milliseconds more."""
     ahead = self.chance.randint(1, AHEAD)
     reached = processes.wait_for(lambda: processes.step() >= processes.began + ahead)
     time.sleep(self.chance.uniform(0, 0.05))
@@ -64,7 +64,7 @@ class Kind:
 
 
 class KillWhileSaving(Kind):
-  """kill -9 while the files of a checkpoint are written."""
+  """kill -9 while the files of a checkpoint are being written."""
   name = 'kill -9 during a save'
 
   def disturb(self, processes):
@@ -76,7 +76,7 @@ class KillWhileSaving(Kind):
 
 
 class KillOneOfFour(Kind):
-  """kill -9 of one process of four; the others must end by themselves, with a sentence."""
+  """kill -9 of one process of four; the others must end on their own, with a message."""
   name = 'kill -9 of one process of four'
   steps = 40
   count = 4
@@ -95,7 +95,7 @@ class KillOneOfFour(Kind):
 
 
 class Terminate(Kind):
-  """SIGTERM: the state is saved."""
+  """SIGTERM; the state must be saved."""
   name = 'SIGTERM'
 
   def disturb(self, processes):
@@ -109,7 +109,7 @@ class Terminate(Kind):
 
 
 class Vanish(Kind):
-  """All checkpoints are deleted while the run goes on, and some steps later it is killed."""
+  """All checkpoints are deleted while the run continues; some steps later it is killed."""
   name = 'checkpoint folder deleted, later kill -9'
 
   def disturb(self, processes):
@@ -124,7 +124,7 @@ class Vanish(Kind):
 
 
 class Corrupt(Kind):
-  """kill -9, and a changed, shortened or deleted file of the newest checkpoint; it must be named if it is missed."""
+  """kill -9, and a changed, truncated or deleted file of the newest checkpoint, which must be named if it is needed."""
   name = 'file of the newest checkpoint damaged'
 
   def disturb(self, processes):
@@ -150,13 +150,13 @@ class Corrupt(Kind):
   def went_on_well(self, processes):
     text = processes.output()
     if self.damaged is None or 'is damaged' not in text:
-      return None  # what was damaged is not needed to go on
+      return None  # the damaged file is not needed to resume
     name = str(self.damaged.relative_to(next(p for p in self.damaged.parents if p.name.isdigit())))
-    return None if name in text else f'{name} was damaged and is not named'
+    return None if name in text else f'{name} was damaged but is not named'
 
 
 class NotFinite(Kind):
-  """Batches that are not finite, alone and two in a row, which is what the run rolls back at; and kill -9."""
+  """Non-finite batches, single and two in a row, at which the run rolls back; and kill -9."""
   name = 'batches that are not finite'
   per_run = 2
   batches = 'not_finite'
@@ -172,14 +172,14 @@ class NotFinite(Kind):
 
 
 class Spikes(NotFinite):
-  """Batches whose gradient spikes, once the run has seen enough to know."""
+  """Batches whose gradient spikes, after enough steps to detect spikes."""
   name = 'batches that spike'
   batches = 'spikes'
   first = 72
 
 
 class _Data(Kind):
-  """Something is wrong with reading one batch."""
+  """Reading one batch fails."""
   code: int
   says: str
   fault: str
@@ -196,22 +196,22 @@ class _Data(Kind):
 
 
 class Slow(_Data):
-  """A batch that comes late is said, and the run goes on."""
+  """A late batch is reported, and the run continues."""
   name, fault, code, says = 'slow batch', 'slow', 0, 's for its batch'
 
 
 class Stall(_Data):
-  """A batch that never comes ends the run, saved."""
+  """A batch that never arrives ends the run, after a save."""
   name, fault, code, says = 'data worker hangs', 'stalls', 1, 'config.recovery.data_timeout'
 
 
 class Raise(_Data):
-  """A batch that cannot be read ends the run, saved."""
+  """A batch that cannot be read ends the run, after a save."""
   name, fault, code, says = 'data worker fails', 'raises', 1, 'the data cannot be read'
 
 
 class DiskFull(Kind):
-  """A checkpoint that does not fit on the disk, and some steps later kill -9."""
+  """A checkpoint that does not fit on the disk; some steps later kill -9."""
   name = 'disk full, later kill -9'
 
   def faults(self, began):
@@ -223,12 +223,12 @@ def _partial(folder: Path) -> list[str]:
 
 
 def resumed_at(text: str) -> int | None:
-  """The step that a process went on after, by what it printed; None where it was killed before it knew."""
+  """The step after which a process resumed, from its output; None if it was killed before it said so."""
   found = re.search(r'Going on after step (\d+)', text)
   return int(found[1]) if found else 0 if 'step 1/' in text else None
 
 
-# The share of --kills that each has; other faults are so many for 200 kills.
+# Shares of --kills; the counts of other faults are per 200 kills.
 KILLS = {'kill': (Kind, 0.5), 'kill_while_saving': (KillWhileSaving, 0.44), 'kill_one_of_four': (KillOneOfFour, 0.06)}
 OTHERS = {'terminate': (Terminate, 10), 'vanish': (Vanish, 5), 'corrupt': (Corrupt, 10), 'not_finite': (NotFinite, 10),
           'spikes': (Spikes, 6), 'slow': (Slow, 2), 'stall': (Stall, 4), 'raise': (Raise, 2),
@@ -236,5 +236,5 @@ OTHERS = {'terminate': (Terminate, 10), 'vanish': (Vanish, 5), 'corrupt': (Corru
 
 
 def named(name: str) -> type[Kind]:
-  """The kind of this name."""
+  """The kind called `name`."""
   return {**KILLS, **OTHERS}[name][0]

@@ -1,4 +1,4 @@
-"""The processes of a run, forked from this one, which has imported everything; and what can be seen of them."""
+"""The processes of a run, forked from this one, which has imported everything, and observed from outside."""
 import os
 import signal
 import socket
@@ -10,10 +10,10 @@ from moejax.training import metrics
 
 
 class Processes:
-  """One start of a run: `count` processes that train in `folder` and write to `logs`.
+  """One start of a run: `count` processes that train in `folder`, with output in `logs`.
 
   Attributes:
-    began: step of the last row of metrics when they were started.
+    began: step of the last row of metrics when they started.
   """
 
   def __init__(self, folder: Path, logs: Path, steps: int, faults: victim.Faults, count: int = 1):
@@ -31,16 +31,16 @@ class Processes:
     self.codes: dict[int, int] = {}
 
   def step(self) -> int:
-    """Of the last row of metrics; 0 before there is one."""
+    """The step of the last row of metrics; 0 if there is none."""
     path = self.folder / 'metrics.jsonl'
     size = path.stat().st_size if path.exists() else 0
-    if size != self._size:  # Asked a thousand times a second, and the processor belongs to the run.
+    if size != self._size:  # Polled often, and the CPU belongs to the run.
       rows = metrics.read(self.folder)
       self._size, self._step = size, rows[-1]['step'] if rows else 0
     return self._step
 
   def running(self) -> bool:
-    """Whether none has ended yet."""
+    """Whether all processes are still running."""
     for pid in self.pids:
       if pid not in self.codes:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -49,7 +49,7 @@ class Processes:
     return not self.codes
 
   def wait_for(self, arrived) -> bool:
-    """Waits until `arrived()`; False where a process ends before."""
+    """Waits until `arrived()`; False if a process ends first."""
     while self.running():
       if arrived():
         return True
@@ -57,14 +57,14 @@ class Processes:
     return False
 
   def send(self, number: signal.Signals, index: int = 0) -> bool:
-    """Sends a signal to one process; False where one has ended before."""
+    """Sends a signal to one process; False if one has already ended."""
     if not self.running():
       return False
     os.kill(self.pids[index], number)
     return True
 
   def finish(self, within: float) -> list[int] | None:
-    """The exit codes of all processes; None where one has not ended `within` so many seconds, and was killed."""
+    """The exit codes of all processes; None if one had not ended `within` seconds and was killed."""
     deadline = time.monotonic() + within
     while len(self.codes) < len(self.pids) and time.monotonic() < deadline:
       self.running()
@@ -76,7 +76,7 @@ class Processes:
     return None if hanging else [self.codes[pid] for pid in self.pids]
 
   def output(self, index: int = 0) -> str:
-    """What a process has printed."""
+    """The output of a process."""
     return self.logs[index].read_text(errors='replace') if self.logs[index].exists() else ''
 
 

@@ -1,9 +1,9 @@
-"""The table of faults: what was injected, and what came of it."""
+"""The table of faults: injected, survived, and their cost."""
 from experiments.faults import kinds
 
 
 def table(results: dict) -> str:
-  """Markdown, with how it was made."""
+  """Markdown, with the command and the environment."""
   head = 'fault', 'injected', 'survived', 'steps lost: mean (most)', 'runs whose metrics are identical'
   lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
   for name in dict.fromkeys(run['kind'] for run in results['runs']):

@@ -1,9 +1,9 @@
-"""Kills training at random moments and damages what it works with: does every run end as if nothing had happened?
+"""Kills training at random moments and damages its files: does every run end as if nothing had happened?
 
     python -m experiments.faults.sweep [--kills=200] [--kinds=kill,corrupt] [--seed=0]
 
 A run is started, disturbed, started again, and so on until it finishes; its metrics are then compared, to the last bit,
-with those of a run that nobody disturbed. Interrupt it at any time: the same command goes on.
+with the metrics of an undisturbed run. It can be interrupted at any time: the same command resumes it.
 """
 import json
 import math
@@ -26,18 +26,18 @@ from experiments.faults.process import Processes
 from moejax.training import metrics
 
 RESULTS = runner.ROOT / 'experiments/faults/results.json'
-_HANGS = 180  # seconds after which a process that should have ended hangs
+_HANGS = 180  # seconds after which a process that should have ended counts as hanging
 
 
 def quotas(kills: int, names: list[str]) -> dict[str, int]:
-  """How many faults of each kind: `kills` of processes, and the others in proportion."""
+  """Number of faults of each kind: `kills` in total for kinds that kill, the others in proportion."""
   wanted = {name: math.ceil(kills * share) for name, (_, share) in kinds.KILLS.items()}
   wanted |= {name: math.ceil(number * kills / 200) for name, (_, number) in kinds.OTHERS.items()}
   return {name: number for name, number in wanted.items() if name in (names or wanted)}
 
 
 def run(name: str, seed: str, limit: int, folder: Path) -> dict:
-  """One run that is disturbed up to `limit` times: what was injected, what it cost, and what is different."""
+  """One run that is disturbed up to `limit` times: the injected faults, their cost, and the problems."""
   fault = kinds.named(name)(random.Random(seed))
   expected = undisturbed(fault, folder)
   workdir, lost, problems, injected, attempt = folder / 'run', [], [], 0, 0
@@ -64,7 +64,7 @@ def run(name: str, seed: str, limit: int, folder: Path) -> dict:
       problems.append(f'exit codes {codes}, undisturbed')
   rows = _rows(workdir)
   batches = len(fault.lasting.not_finite | fault.lasting.spikes)
-  if batches:  # They are what is injected; what a rollback loses is counted by the run.
+  if batches:  # The batches are the injected faults; the run counts the steps lost by rollbacks.
     lost = [rows[-1]['recovery/lost'] if rows else 0]
     if not rows or rows[-1]['recovery/skipped'] < batches:
       problems.append(f'{rows[-1]["recovery/skipped"] if rows else 0} of {batches} batches were skipped')
@@ -76,7 +76,7 @@ def run(name: str, seed: str, limit: int, folder: Path) -> dict:
 
 
 def undisturbed(fault: kinds.Kind, folder: Path) -> list[dict]:
-  """The rows of a run with the lasting faults alone."""
+  """The rows of a run with only the lasting faults."""
   key = (str(sorted(fault.lasting.not_finite)), str(sorted(fault.lasting.spikes)), fault.count)
   if key not in _undisturbed:
     workdir = folder / 'undisturbed'
@@ -123,14 +123,14 @@ def main(argv) -> None:
       print(f'{name} {done + found["injected"]} of {quota}: {time.monotonic() - began:.0f} s, '
             f'{"identical" if found["identical"] else "DIFFERENT"}{wrong}', flush=True)
   print(report.table(results))
-  print(f'Results: {path}. Runs that went wrong are kept in {scratch}. Next: python -m experiments.tables')
+  print(f'Results: {path}. Failed runs are kept in {scratch}. Next: python -m experiments.tables')
   failed = [run for run in results['runs'] if run['problems'] or not run['identical']]
   sys.exit(1 if failed else 0)
 
 
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 200, 'Processes to kill; other faults in proportion.')
-  flags.DEFINE_list('kinds', [], 'Only these.')
-  flags.DEFINE_integer('seed', 0, 'Of the moments.')
-  flags.DEFINE_string('out', str(RESULTS), 'Where results go, and where an interrupted sweep goes on.')
+  flags.DEFINE_list('kinds', [], 'Only these kinds.')
+  flags.DEFINE_integer('seed', 0, 'Seed of the moments.')
+  flags.DEFINE_string('out', str(RESULTS), 'File of results; an interrupted sweep resumes from it.')
   app.run(main)

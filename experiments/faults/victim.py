@@ -1,4 +1,4 @@
-"""A training process with faults in its data and its disk, as the sweep starts them."""
+"""A training process with faults in its data and its disk, started by the sweep."""
 import dataclasses
 import errno
 import os
@@ -20,11 +20,11 @@ from moejax.training import lock, loop, setup, workdir
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-  """What goes wrong in a process; steps count from 1, and their batches with them.
+  """The faults of a process; steps, and their batches, count from 1.
 
   Attributes:
-    not_finite, spikes: steps whose batch has infinite pixels, or one example alone; in every process of a run alike.
-    raises, stalls, slow: steps whose batch raises an error, never comes, or comes after more than `slow_data` seconds.
+    not_finite, spikes: steps whose batch has infinite pixels, or repeats one example; the same in all processes.
+    raises, stalls, slow: steps whose batch raises an error, never arrives, or takes more than `slow_data` seconds.
     disk_full: steps whose checkpoint does not fit on the disk.
   """
   not_finite: frozenset[int] = frozenset()
@@ -36,7 +36,7 @@ class Faults:
 
 
 class _Injected(grain.DatasetIterator):
-  """Batches in which `faults` happen."""
+  """Batches with injected `faults`."""
 
   def __init__(self, batches, faults: Faults):
     super().__init__()
@@ -54,7 +54,7 @@ class _Injected(grain.DatasetIterator):
     if step in self._faults.not_finite:
       batch = {**batch, 'image': batch['image'] * float('inf')}
     if step in self._faults.spikes:
-      # Sixteen times the same picture: what gradients have in common adds up.
+      # Sixteen copies of one picture: equal gradients add up.
       batch = {name: np.repeat(values[:1], len(values), 0) for name, values in batch.items()}
     return batch
 
@@ -101,12 +101,12 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
     command_line.in_one_sentence(binary)
   except SystemExit as ended:
     code = ended.code
-  except BaseException:  # noqa: BLE001  (the traceback of what the data raised belongs in the log)
+  except BaseException:  # noqa: BLE001  (the traceback of errors from the data belongs in the log)
     sys.excepthook(*sys.exc_info())
     code = 1
   sys.stdout.flush()
   sys.stderr.flush()
-  # A fork of the sweep, whose own end is not for this process to run.
+  # This is a fork of the sweep, whose exit handlers must not run here.
   os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What does the first command of the README cost: time of the whole process, and peak memory?"""
+"""What does the first command of the README cost, in wall time and peak memory?"""
 from experiments.runner import Run
 
 

@@ -1,6 +1,6 @@
-"""What large models take on the pods that they fit: `moejax.compile` for each, on a machine that has no chip.
+"""Plans of large models on pods that fit them: runs `moejax.compile` for each, on a machine without accelerators.
 
-Minutes and some GB of memory a model, on one core; the table is in docs/scaling.md.
+Takes minutes on one core and a few GB of memory per model; the table is in docs/scaling.md.
 """
 import dataclasses
 import json
@@ -13,27 +13,27 @@ from experiments.runner import Run
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Run):
-  """A training step that is compiled and not run.
+  """A training step that is compiled but not run.
 
   Attributes:
-    topology: of chips, as after `--topology=`.
+    topology: of the chips, as in `--topology=`.
   """
   seed: int = 0
   topology: str = ''
 
   @property
   def key(self) -> str:
-    """One model may be planned for several topologies."""
+    """Includes the topology, since one model may be planned for several."""
     return re.sub(r'\W+', '_', f'{self.name} {self.topology}'.lower())
 
   def command(self, workdir: pathlib.Path) -> list[str]:
-    """The command that plans it."""
+    """The command that makes the plan."""
     flags = [f'--config.{key}={value}' for key, value in self.overrides]
     return ['python', '-m', 'moejax.compile', f'--config={self.config}', f'--topology={self.topology}',
             f'--out={workdir}', *flags]
 
   def metrics(self, workdir: pathlib.Path) -> dict:
-    """The plan, its collectives summed by kind."""
+    """The plan, with collectives summed by kind."""
     plan = json.loads((workdir / 'plan.json').read_text())
     if plan['program']:
       kinds = {}
