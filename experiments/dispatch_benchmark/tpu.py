@@ -3,8 +3,8 @@
 Each product is compiled for one chip of each generation by the compiler of that chip (libtpu); nothing runs. Times are
 therefore ESTIMATES: a kernel takes the sum over its steps of max(FLOPs / peak, bytes / bandwidth), where the bytes are
 copied during the step: inputs of the next step, and results. Tiles of gradients are written during all steps of the
-next expert; our kernel also reads the next expert's matrix during all steps of the current one. Other costs of a step are
-ignored.
+next expert; our kernel also reads the next expert's matrix during all steps of the current one. Other costs of a step
+are ignored.
 
 Steps follow the kernels' grids for group sizes of a uniform router, drawn once. The cost analysis of the compiled
 program (which counts every row as used) is recorded too. Of many tilings, megablox gets the one with the best estimate
@@ -136,7 +136,7 @@ def megablox(product: str, experts: Experts, tiling: tuple[int, int, int]):
 
 def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int, int, int],
                   group_sizes: np.ndarray) -> Work:
-  """The work on a grid (columns, visits, contraction) or (columns, rows of dW, visits); a visit is a tile of a group."""
+  """The work on a grid (columns, visits, contraction) or (columns, rows of dW, visits); a visit is a group's tile."""
   M, _, D, F = experts
   tm, tk, tn = tiling
   start = np.cumsum(group_sizes) - group_sizes

@@ -1,10 +1,10 @@
-"""Reports of models of two modalities: tokens are told apart, and only the patches are drawn as a picture."""
+"""Reports of two-modality models: tokens are separated by modality, and only patches are drawn."""
 import numpy as np
 
 from moejax.analysis import specialisation, specialisation_report
 from moejax.analysis.routes import Layer, Routes
 
-IMAGES, PATCHES, WORDS = 2, 4, 5  # nine tokens, which are no square of patches
+IMAGES, PATCHES, WORDS = 2, 4, 5  # nine tokens, not a square of patches
 
 
 def routes():
@@ -21,7 +21,7 @@ def routes():
 
 def test_patches_and_words_are_separated_and_padding_is_neither():
   labels = specialisation_report.modality_labels(routes())
-  # Rows are modalities, columns experts: 2 x 3 patches and 5 + 4 words, and one patch an image to expert 2.
+  # Rows are modalities, columns experts: 2 x 3 patches and 5 + 4 words, and one patch per image to expert 2.
   np.testing.assert_array_equal(specialisation.table(labels.members, labels.shares['block_01']), [[6, 0, 2], [0, 9, 0]])
 
 

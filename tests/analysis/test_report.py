@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything, whatever the model and however little was logged."""
+"""The report: one self-contained HTML file, for any model and however little was logged."""
 import html.parser
 import json
 import re
@@ -41,7 +41,7 @@ class Document(html.parser.HTMLParser):
 
 
 def rows(layers=('block_01',), experts=4, steps=(1, 2, 3)):
-  """metrics.jsonl of a run made by hand."""
+  """A hand-written metrics.jsonl of a run."""
   for step in steps:
     row = {'step': step, 'train/loss': 2. / step, 'train/cross_entropy': 1.9 / step, 'train/accuracy': step / 4}
     for layer in layers:
@@ -108,7 +108,7 @@ def test_numbers_come_from_the_run(run):
   assert 'model.moe.router.select.k=1' in text and '0.55' in text and 'not finite' in text
   assert 'python -m moejax.evaluate --workdir=' in text
   assert 'block_01: 25% of the choices are dropped' in text
-  # A class decides the expert, but for the dropped patch: all information.
+  # The class determines the expert, except for the dropped patch: full information.
   assert 'the highest is 1.000 in block_01' in text
 
 
@@ -162,14 +162,14 @@ def test_colours_of_experts_are_distinct_also_without_red_green_vision():
   for matrix in (np.eye(3), np.array(deuteranopia), np.array(protanopia)):
     seen = np.clip(rgb**2.2 @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(8)
-    assert distance.min() > 0.15  # of 1.73 from black to white
+    assert distance.min() > 0.15  # black to white is 1.73
 
 
 @pytest.mark.parametrize('steps', [[5], [0, 1], [1, 10, 100]])
 def test_heat_maps_over_time_take_any_steps(steps):
   with style.theme('light'):
     figure = plots.load_over_time({'block_01': (np.array(steps), np.full((len(steps), 3), 1 / 3))})
-  # As expected is the middle of the scale, wherever it is drawn.
+  # The expected value is the middle of the scale in every figure.
   np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), 0, atol=1e-12)
 
 
@@ -190,7 +190,7 @@ def test_a_browser_shows_the_page_without_errors_or_requests(run):
       widths = tab.eval_on_selector_all('img', 'images => images.map(image => image.complete && image.naturalWidth)')
       assert len(widths) == 7 and all(widths)
       assert tab.locator('h2').all_inner_texts()[:4] == ['Learning', 'Trouble', 'Balance', 'Specialisation']
-      # Nothing is wider than the screen, also on a phone.
+      # Nothing is wider than the screen, even on a phone.
       assert tab.evaluate('document.documentElement.scrollWidth') <= width
       tab.screenshot(path=path.parent / f'page_{theme}.png', full_page=True)
     browser.close()

@@ -1,4 +1,4 @@
-"""What is collected about routing, against plans that are known because the routers are given."""
+"""Collected routes against the known plans of given routers."""
 import numpy as np
 import pytest
 
@@ -31,7 +31,7 @@ def test_metrics_and_load_are_means_over_valid_tokens():
 def test_soft_plans_give_the_write_and_read_shares_of_experts():
   layer = collected(block_01=soft(3)).layers['block_01']
   np.testing.assert_allclose(layer.weight, np.full((10, SIDE * SIDE, 3), 1 / 3), rtol=1e-6)
-  np.testing.assert_allclose(layer.read, 2 / (SIDE * SIDE), rtol=1e-6)  # two slots an expert, each a mean of 9 tokens
+  np.testing.assert_allclose(layer.read, 2 / (SIDE * SIDE), rtol=1e-6)  # two slots per expert, each a mean of 9 tokens
 
 
 def test_layers_are_in_the_order_of_depth_with_the_encoder_first():
@@ -60,7 +60,7 @@ def test_rows_of_expert_computation_per_token(router, rows):
 
 
 def test_active_parameters_count_only_the_selected_share_of_experts():
-  # 4 experts of 8 x 16 parameters, of which a token sees one.
+  # 4 experts of 8 x 16 parameters, one of them active per token.
   parts = parameters.count(model(block_01=by_class(4)), expert_share=1 / 4)
   assert {name: (part.total, part.active) for name, part in parts.items()} == {
       'blocks': (128, 128), 'experts': (512, 128), 'routers': (32, 32)}

@@ -1,4 +1,4 @@
-"""Tables of labels by experts and their mutual information, against cases whose values are known by hand."""
+"""Tables of labels by experts and their mutual information, against values worked out by hand."""
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The notebooks, executed from the first cell to the last on CPU, as a reader would; and how they are stored.
+"""The notebooks, executed from the first cell to the last on CPU, as a reader would, and how they are stored.
 
 Whether what they draw is clear cannot be asserted: look at it. Here: no cell fails, and the last one is a picture.
 """
@@ -25,7 +25,7 @@ def code_cells(notebook):
 
 
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-# Two of them train.
+# Two notebooks train a model.
 run_notebook = pytest.mark.parametrize('path', [
     pytest.param(path, id=path.stem, marks=[] if path == NOTEBOOKS[0] else [pytest.mark.slow]) for path in NOTEBOOKS])
 
@@ -34,7 +34,7 @@ run_notebook = pytest.mark.parametrize('path', [
 def test_every_cell_works_and_the_last_one_is_a_picture(path, tmp_path, monkeypatch):
   monkeypatch.setenv('MOEJAX_FAST', '1')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  # No file of the person who runs the tests changes what the kernel does, and none is left behind.
+  # No file of the user changes what the kernel does, and none is left behind.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   notebook = read(path)

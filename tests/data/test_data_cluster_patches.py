@@ -1,4 +1,4 @@
-"""Data in clusters: what each patch is, recovered from the patches; digits and their quarter turns."""
+"""Data in clusters: the role of each patch, recovered from the patches; digits and their quarter turns."""
 import numpy as np
 
 from moejax import data
@@ -47,7 +47,7 @@ def test_rotated_digits_are_the_digits_and_their_quarter_turns():
   for index in (0, 17, count - 1):
     upright, turned = rotated[index], rotated[count + index]
     np.testing.assert_array_equal(upright['image'], digits[index]['image'])
-    # Row i of what is turned counterclockwise is column W-1-i of what was upright.
+    # Row i of the image turned counterclockwise is column W-1-i of the upright one.
     for i in range(8):
       np.testing.assert_array_equal(turned['image'][i], digits[index]['image'][:, 7 - i])
     assert (upright['label'], turned['label']) == (0, 1)

@@ -1,4 +1,4 @@
-"""Crops and augmentations: what they keep, worked out by hand on small images."""
+"""Crops and augmentations: their invariants, worked out by hand on small images."""
 import io
 
 import jax
@@ -67,7 +67,7 @@ def test_channels_are_converted_or_refused():
 
 @pytest.mark.parametrize('raw', [b'', b'not an image', encoded(np.zeros((40, 40), np.uint8), 'JPEG')[:200]])
 def test_bytes_that_are_not_a_whole_image_are_refused(raw):
-  with pytest.raises(OSError):  # which the pipeline makes a DataError that says which image
+  with pytest.raises(OSError):  # which the pipeline turns into a DataError that names the image
     crops.prepare(raw, 4, 1, 'stretch', None)
 
 
@@ -105,7 +105,7 @@ def test_brightness_adds_one_offset_within_its_range_to_an_image():
 
 
 def test_contrast_scales_deviations_from_the_channel_mean():
-  images = .4 + .2 * IMAGES  # so that nothing is cut off at 0 or 1
+  images = .4 + .2 * IMAGES  # so that nothing is clipped at 0 or 1
   centred = lambda x: x - x.mean((1, 2), keepdims=True)
   ratio = centred(apply(images, dict(name='contrast', lower=.5, upper=1.5))) / centred(np.asarray(images))
   assert np.ptp(ratio, axis=(1, 2, 3)).max() < 1e-4  # float32 over small distances

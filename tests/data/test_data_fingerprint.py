@@ -1,6 +1,6 @@
-"""Data that changed have another fingerprint, and copies of the same data have the same.
+"""Changed data have another fingerprint; copies have the same.
 
-What is changed is what a person or a failed copy changes: a file grows, shrinks, is edited, added, lost, or swapped.
+The changes are those a person or a failed copy makes: a file grows, shrinks, is edited, added, lost, or swapped.
 """
 import json
 import os
@@ -99,7 +99,7 @@ def test_only_some_of_a_million_files_are_read(tmp_path, monkeypatch):
   assert found['files'] == '200' and {'000', '199'} < found.keys() and len(found) < 70
 
 
-# ---- sources that are no files --------------------------------------------------------------------------------------
+# ---- sources without files ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('config', [

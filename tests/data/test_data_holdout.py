@@ -1,4 +1,4 @@
-"""A test split that cannot be: the sentence names the key, the files and what can be done."""
+"""Impossible test splits: the error names the key, the files and a remedy."""
 import pytest
 
 from moejax.config import ConfigError

@@ -1,4 +1,4 @@
-"""Whatever a decoder makes of damaged data, a DataError in one sentence says in which file and record it is."""
+"""However a decoder fails on damaged data, a one-sentence DataError names the file and record."""
 import gzip
 import io
 import json
@@ -22,7 +22,7 @@ def source(name, **config):
 
 
 def refused(read, *words):
-  """`read` raises DataError in one line with these words."""
+  """Checks that `read` raises a one-line DataError with these words."""
   with pytest.raises(DataError) as error:
     read()
   assert '\n' not in str(error.value)
@@ -134,7 +134,7 @@ def test_idx_files_of_other_dimensions_are_refused(tmp_path, raw, which):
 # records
 
 def folder(tmp_path, examples, shards=2):
-  """Packed examples, as pack writes them; bytes are written as they are."""
+  """Packed examples, as pack writes them; bytes are written unchanged."""
   path = tmp_path / 'packed'
   path.mkdir()
   writers = [records.writer(str(path / f'train-{shard:05d}-of-{shards:05d}.array_record')) for shard in range(shards)]

@@ -1,4 +1,4 @@
-"""tensorflow_datasets and Hugging Face datasets, with data written here: nothing is downloaded."""
+"""tensorflow_datasets and Hugging Face datasets, on data written by the tests; nothing is downloaded."""
 import io
 import json
 
@@ -181,7 +181,7 @@ def test_a_prepared_tfds_data_set_feeds_a_pipeline(prepared):
   pipeline = data.build(dict(name='images', source=tfds_source(prepared), image_size=4, channels=1, batch_size=4))
   assert pipeline.describe()['examples'] == {'train': 5, 'test': 3}
   batch, = pipeline.evaluate('test')
-  # TFDS stores examples in an order of its own; a picture still goes with its label.
+  # TFDS stores examples in its own order; a picture keeps its label.
   values = np.round((batch['image'][:3, 0, 0, 0] * .5 + .5) * 255).astype(int)
   assert sorted(values) == [0, 1, 2] and (batch['label'][:3] == values % 3).all()
 

@@ -1,4 +1,4 @@
-"""Images with captions: what is claimed of the captions, measured again, and the batches that models get."""
+"""Images with captions: the claims of the captions, measured again, and the batches of models."""
 import sys
 import types
 import zlib
@@ -39,7 +39,7 @@ def test_captions_name_the_digit_and_each_word_describes_a_third():
   assert all(example['text'] in source.class_captions[example['label']] for example in examples)
   for place, kinds in ((1, ('thin', 'plain', 'bold')), (2, ('narrow', 'even', 'wide')), (5, ('left', 'upright', 'right'))):
     counts = [sum(said[place] == kind for said in words) for kind in kinds]
-    # Equal measures, of which there are some, fall on one side of a boundary.
+    # Ties, of which there are some, fall on one side of a boundary.
     assert sum(counts) == 1797 and max(counts) - min(counts) < 60
   bold, thin = ([example['image'].mean() for example, said in zip(examples, words) if said[1] == kind]
                 for kind in ('bold', 'thin'))

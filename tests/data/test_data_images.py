@@ -1,4 +1,4 @@
-"""The pipeline 'images': order, shares, resuming and padding, and that batches are what the config says they are."""
+"""The pipeline 'images': order, shares, resuming, padding, and batches that match the config."""
 import dataclasses
 import itertools
 import json
@@ -18,7 +18,7 @@ DIGITS = dict(name='images', source=dict(name='digits', test_examples=90), image
 
 @dataclasses.dataclass
 class Held(Source):
-  """Examples written in a test, the same in both splits."""
+  """Examples given by a test, the same in both splits."""
   examples: object
   where: str = 'config.data.source'
   num_classes: int = 10
@@ -36,7 +36,7 @@ def build(examples=None, **changes):
 
 
 def numbered(count, **changes):
-  """A pipeline over 1x1 images whose only pixel, in 1/1000, is the number of the example; the label is its parity."""
+  """A pipeline over 1x1 images whose pixel is the index of the example / 1000; the label is its parity."""
   numbers = np.arange(count)
   examples = Arrays(image=(numbers / 1000).astype(np.float32).reshape(-1, 1, 1), label=(numbers % 2).astype(np.int32))
   return build(examples, image_size=1, mean=0, std=.001, **changes)

@@ -1,4 +1,4 @@
-"""The pipeline 'language_model': rows and targets against the text of the documents they come from."""
+"""The pipeline 'language_model': rows and targets against the text of their documents."""
 import itertools
 import json
 
@@ -30,7 +30,7 @@ def build(folder):
 
 
 def documents_in(batches):
-  """What the rows hold, cut at segments: lists of (tokens, targets)."""
+  """The contents of rows, cut at segments: lists of (tokens, targets)."""
   pieces = []
   for batch in batches:
     for row in range(len(batch['tokens'])):
@@ -41,7 +41,7 @@ def documents_in(batches):
 
 
 def stream_of(texts):
-  """The targets that documents give, one after the other: their bytes, then 257."""
+  """The concatenated targets of documents: their bytes, then 257."""
   return [value for text in texts for value in (*text.encode(), 257)]
 
 
@@ -57,7 +57,7 @@ def test_evaluation_predicts_every_byte_and_every_end_once_in_order(build):
   targets = np.concatenate([batch['targets'].ravel()[batch['loss_mask'].ravel() > 0] for batch in batches])
   expected = stream_of(['één', 'two', 'x' * 40])
   assert targets.tolist() == expected
-  # 5 + 3 + 40 bytes of text; the ends stand for none, padding is masked and stands for none.
+  # 5 + 3 + 40 bytes of text; the ends stand for no bytes, padding is masked and stands for none.
   num_bytes = np.concatenate([batch['target_bytes'].ravel() for batch in batches])
   assert num_bytes.sum() == 48 and num_bytes[:len(expected)].tolist() == [int(value != 257) for value in expected]
   assert not num_bytes[len(expected):].any()
@@ -67,7 +67,7 @@ def test_every_target_is_the_token_that_comes_next_in_its_document(build):
   previous = 257
   for tokens, targets in documents_in(build().evaluate('test')):
     assert tokens[1:] == targets[:-1]
-    # A document starts from 256, or goes on in the next row from the last target of the row before.
+    # A document starts from 256, or continues in the next row from the last target of the previous one.
     assert tokens[0] == (256 if previous == 257 else previous)
     previous = targets[-1]
 
@@ -82,7 +82,7 @@ def test_positions_restart_with_each_segment(build):
 
 
 def test_training_sees_every_document_once_per_epoch_whatever_the_packing(build):
-  # Without shuffling rows, the stream of targets is the documents in their order: cut it at the ends.
+  # Without shuffling rows, the stream of targets is the documents in order: cut it at the ends.
   epoch = len(stream_of(TEXTS))
   batches = build(shuffle_batches=1, batch_size=1).train(0)
   stream = []
@@ -126,7 +126,7 @@ def test_readers_read_disjoint_documents_and_together_all(build):
     while stream.count(257) < 14:
       stream += next(batches)['targets'].ravel().tolist()
     epochs.append(''.join(chr(value) if value < 256 else '|' for value in stream).split('|')[:14])
-  # 21 documents over 3 readers are 7 an epoch each.
+  # 21 documents over 3 readers are 7 each per epoch.
   for start in (0, 7):
     assert sorted(sum((documents[start:start + 7] for documents in epochs), [])) == sorted(TEXTS)
 

@@ -1,4 +1,4 @@
-"""Long documents are tokenized in pieces of bounded size, and nothing of what is learnt from shows it."""
+"""Long documents are tokenized in pieces of bounded size, with the same batches as if whole."""
 import itertools
 import json
 import tracemalloc

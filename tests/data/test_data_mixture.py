@@ -1,4 +1,4 @@
-"""Mixtures: what batches say of the source of every token, against the texts, which give their source away."""
+"""Mixtures: the task of every token against its text, which reveals its source."""
 import itertools
 import json
 
@@ -9,10 +9,10 @@ from moejax import data
 from moejax.config import ConfigError
 from moejax.data import mixture
 
-# Letters of its own for each source, and more documents in one than in the others.
+# Each source has its own letters, and one has more documents than the others.
 TEXTS = {'beta': ['b' * n for n in range(3, 30)], 'alpha': ['a' * n for n in (5, 40, 9)],
          'gamma': ['g' * n for n in (11, 7, 13, 2)]}
-LETTERS = np.array([ord('a'), ord('b'), ord('g')])  # of the tasks, which are in alphabetical order
+LETTERS = np.array([ord('a'), ord('b'), ord('g')])  # of the tasks, in alphabetical order
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=9), min_si
 
 
 def witten_bell(word, history, train, vocab_size, order):
-  """The recursion as it is written, over a list of (history, word) pairs."""
+  """The recursion as written, over a list of (history, word) pairs."""
   pairs = [(tuple(ids[at - order + 1:at]), ids[at]) for ids in train for at in range(order - 1, len(ids))]
 
   def p(history):
@@ -68,7 +68,7 @@ def test_bits_per_byte_include_the_bits_of_ends_but_no_bytes(tmp_path):
   pipeline = data.build(dict(name='language_model', length=8, batch_size=1, tokenizer=dict(name='bytes'),
                              source=dict(name='text', files=files, document='line')))
   bits = trigram_baseline(pipeline)
-  # 4 bytes, and 2 ends besides.
+  # 4 bytes, plus 2 ends.
   assert bits['bits_per_byte'] * 4 == pytest.approx(bits['bits_per_target'] * 6)
 
 

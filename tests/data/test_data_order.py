@@ -1,4 +1,4 @@
-"""The training order against what a shuffle must be: a permutation every epoch, without visible structure."""
+"""The training order as a shuffle: a permutation every epoch, without visible structure."""
 import itertools
 
 import numpy as np

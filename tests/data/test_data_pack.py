@@ -1,4 +1,4 @@
-"""Packed records: what goes in comes out, and files that are not whole are refused."""
+"""Packed records: examples survive the round trip, and incomplete files are refused."""
 import json
 import subprocess
 import sys
@@ -118,7 +118,7 @@ def test_a_missing_package_is_refused_in_a_sentence():
     source.require('no_such_thing', 'no-such-thing', 'The source x', 'hub')
 
 
-# what is at the folder already
+# existing contents of the folder
 
 def lines(tmp_path):
   (tmp_path / 'a.txt').write_text('\n'.join(map(str, range(7))))

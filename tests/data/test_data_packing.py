@@ -1,4 +1,4 @@
-"""Packing against what it must keep: every document, whole and in order, and exact resuming anywhere."""
+"""Packing: every document stays whole and in order, and resuming is exact anywhere."""
 import functools
 import json
 
@@ -13,7 +13,7 @@ LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=30)
 
 
 def documents_of(lengths):
-  """Documents of distinct values, so that each token says where it is from: 100 * document + place, from 100."""
+  """Documents of distinct values, so that each token reveals its origin: 100 * document + place, from 100."""
   return [100 * index + np.arange(length) for index, length in enumerate(lengths, 1)]
 
 
@@ -118,7 +118,7 @@ def test_a_restored_state_continues_with_the_same_batches(lengths, batch_size, b
     next(iterator)
   state = json.loads(json.dumps(iterator.get_state()))
   resumed = iter(packing)
-  next(resumed, None)  # the state replaces whatever was going on
+  next(resumed, None)  # the state replaces the current one
   resumed.set_state(state)
   rest = list(resumed)
   assert len(rest) == len(whole) - min(stop, len(whole))

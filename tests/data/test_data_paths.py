@@ -1,4 +1,4 @@
-"""Where data is: paths are taken as they are written, but for `*` and `~`; what is elsewhere is refused."""
+"""Paths of data: taken literally except for `*` and `~`; URLs are refused."""
 import os
 
 import pytest

@@ -1,4 +1,4 @@
-"""Numbers that no data set can have are refused, each by its key, before a file is opened."""
+"""Values out of range are refused, each by its key, before a file is opened."""
 import inspect
 import re
 
@@ -32,7 +32,7 @@ AUGMENTATION = {'flip': {}, 'pad_crop': dict(padding=1), 'brightness': dict(max_
                 'rotate': dict(max_degrees=9.)}
 ROOMS = {'source': (SOURCES, SOURCE), 'tokenizer': (TOKENIZERS, TOKENIZER), 'pipeline': (PIPELINES, PIPELINE),
          'augmentation': (AUGMENTATIONS, AUGMENTATION)}
-# What may be 0: everything else that is a number may not.
+# Keys that may be 0; no other numeric key may.
 ZERO = {'threads', 'split_seed', 'data_seed', 'padding', 'max_delta', 'lower', 'max_degrees', 'noise', 'mean'}
 
 
@@ -42,7 +42,7 @@ def build(room, name, **changes):
 
 
 def numbers():
-  """(room, name, key) of every key that takes numbers."""
+  """(room, name, key) of every numeric key."""
   for room, (registry, _) in ROOMS.items():
     for name in registry:
       for key, parameter in inspect.signature(registry[name]).parameters.items():
@@ -64,7 +64,7 @@ def test_numbers_out_of_range_are_refused_by_their_key(room, name, key):
     if value == 0 and key in ZERO or value == -3 and key == 'mean':
       build(room, name, **{key: value})
     else:
-      # Bounds are judged together: a `lower` that is above `upper` is said of the one or the other.
+      # Bounds are checked together: a `lower` above `upper` may be reported for either key.
       with pytest.raises(ConfigError, match=rf'^config\.here\.({key}|{"upper" if key == "lower" else key})\b'):
         build(room, name, **{key: value})
 

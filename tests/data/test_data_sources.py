@@ -1,4 +1,4 @@
-"""Sources of files against bytes written here by hand, and against the packages that hold them."""
+"""Sources of files against hand-written bytes, and against the packages that hold them."""
 import gzip
 import json
 import struct
@@ -107,7 +107,7 @@ def test_different_numbers_of_images_and_labels_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_fashion_mnist_as_debian_installs_it():
-  # apt-get install dataset-fashion-mnist; 6,000 and 1,000 examples a class (Xiao et al. 2017, section 2).
+  # apt-get install dataset-fashion-mnist; 6,000 and 1,000 examples per class (Xiao et al. 2017, section 2).
   for split, size in (('train', 6000), ('test', 1000)):
     examples = source(name='fashion_mnist').open(split)
     assert examples[0]['image'].shape == (28, 28)

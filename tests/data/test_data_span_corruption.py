@@ -1,4 +1,4 @@
-"""Span corruption: the text comes back from encoder and decoder, and counts are those of T5's formula."""
+"""Span corruption: encoder and decoder restore the text, and counts follow T5's formula."""
 import itertools
 import json
 
@@ -34,7 +34,7 @@ def texts_of(folder):
 
 
 def reconstruct(encoder, decoder, vocab_size):
-  """Puts what the decoder says after each sentinel in the sentinel's place. Written from the definition alone."""
+  """Replaces each sentinel by the decoder's text after it. Written from the definition alone."""
   spans, current = {}, None
   for token in decoder[:-1]:
     if token > END:
@@ -67,7 +67,7 @@ def test_the_text_comes_back_from_encoder_and_decoder(text, density, mean_span, 
     recovered += reconstruct(encoder.tolist(), targets.tolist(), 258 + 300)
     assert piece['decoder']['decoder_tokens'].tolist() == [START, *targets[:-1]]
     np.testing.assert_array_equal(piece['decoder']['target_bytes'], targets < 256)
-    # What the packing relies on: every chunk, short ones too, fits an empty row.
+    # The packing relies on this: every chunk, even a short one, fits an empty row.
     assert len(encoder) <= 64 and len(targets) <= pipeline.target_length
   dropped = len(text) - len(recovered)
   assert recovered == text[:len(text) - dropped] and dropped == (len(text) % pipeline.chunk_length == 1)

@@ -26,7 +26,7 @@ def saved(model, folder, **changes):
 
 
 def byte_level():
-  """Every byte is a token, and there is one that ends documents."""
+  """Every byte is a token, plus one that ends documents."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   model = tokenizers.Tokenizer(models.BPE({letter: id for id, letter in enumerate(alphabet)}, []))
   model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -51,7 +51,7 @@ def test_text_that_spells_a_special_token_stays_text_and_comes_back(tmp_path, sp
 
 
 def unigram(folder):
-  """Like T5's: the vocabulary itself spells `</s>`, and would choose it."""
+  """Like T5's: the vocabulary itself contains `</s>`, and would choose it."""
   letters = 'abcdefghijklmnopqrstuvwxyzT</>▁.'
   model = tokenizers.Tokenizer(models.Unigram([('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.),
                                                *((letter, -5.) for letter in letters)], unk_id=2))

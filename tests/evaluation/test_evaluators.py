@@ -1,4 +1,4 @@
-"""Metrics of evaluators against float64 numpy loops over the valid examples, and against conversions by hand.
+"""Metrics of evaluators against float64 numpy loops over valid examples, and against values by hand.
 
 The model is a fake whose logits are the batch's own: what is tested is what evaluators sum, exclude and divide by.
 """
@@ -20,7 +20,7 @@ MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
 
 @dataclasses.dataclass
 class ArrayPipeline:
-  """Serves arrays of examples; what the last batch lacks is padded with zeros, so `valid` is False there."""
+  """Serves arrays of examples; pads the last batch with zeros, so `valid` is False there."""
   examples: dict
   batch_size: int = 4
   splits: tuple = ('train', 'test')
@@ -37,7 +37,7 @@ class ArrayPipeline:
 
 
 def echo(params, state, batch, routers=None):
-  """Logits are the batch's own, not a number on padding: any use of a padding example shows."""
+  """Returns the batch's own logits, nan on padding, so that any use of a padding example shows."""
   valid = batch['valid'] if 'valid' in batch else batch['loss_mask'] > 0
   return types.SimpleNamespace(logits=jnp.where(valid[..., None], batch['logits'], jnp.nan), routers=routers or {})
 
@@ -101,7 +101,7 @@ def test_metrics_do_not_depend_on_the_batch_size(name, pipeline):
 def test_several_labels_per_example_give_precision_at_1_and_a_loss_summed_over_classes():
   # sigmoid cross-entropy of logit z: log(1 + e^-z) for a positive, log(1 + e^z) for a negative.
   logits = np.array([[2., -1., 0.], [0., 3., 1.]], np.float32)
-  labels = np.array([[1., 0., 1.], [1., 0., 0.]], np.float32)  # best class: right in the first, wrong in the second
+  labels = np.array([[1., 0., 1.], [1., 0., 0.]], np.float32)  # the top class is right in row 0, wrong in row 1
   loss = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log(2)
           + math.log(2) + math.log1p(math.exp(3)) + math.log1p(math.exp(1))) / 2
   metrics = run('accuracy', ArrayPipeline(dict(logits=logits, labels=labels, valid=np.ones(2, bool))))
@@ -109,7 +109,7 @@ def test_several_labels_per_example_give_precision_at_1_and_a_loss_summed_over_c
 
 
 def test_language_model_loss_is_a_mean_over_unmasked_tokens_of_the_whole_split():
-  # Sequences of different numbers of tokens: a mean of batch means would be another number.
+  # Sequences of different lengths: a mean of batch means would differ.
   pipeline = text()
   metrics = run('language_model', pipeline)
   nll, hits, tokens = 0., 0, 0

@@ -1,4 +1,4 @@
-"""The few-shot probe against the normal equations, leave-one-out by really leaving one out, and a separable toy."""
+"""The few-shot probe against the normal equations, explicit leave-one-out fits, and a separable toy."""
 import types
 
 import hypothesis
@@ -53,7 +53,7 @@ def test_constant_features_and_shifts_change_nothing():
 
 
 class Clusters:
-  """Three classes around three corners; the label is never in the features. Padded by one invalid example a split."""
+  """Three classes around three corners; the features never contain the label. One padding example per split."""
   splits = ('train', 'test')
 
   def __init__(self, noise, per_class=12):
