@@ -169,7 +169,7 @@ def typical_tokens(tokenizer, ids: np.ndarray, share: np.ndarray, count: int = 8
     best = [i for i in np.argsort(-score[:, expert], kind='stable')[:count] if score[i, expert] > 0]
     spelled = [f'{token_kinds.visible(tokenizer.decode(present[i:i + 1]))} ×{lift[i, expert]:.1f}' for i in best]
     rows.append([f'expert {expert}', ' · '.join(spelled) or 'none'])
-  return page.table(['', 'tokens, and how many times more often than average they come here'], rows)
+  return page.table(['', 'tokens, with their frequency here relative to the average'], rows)
 
 
 def running_text(routes: Routes, tokenizer, ids: np.ndarray, layers: list[str]) -> str:

@@ -11,8 +11,8 @@ def remarks(series: dict[str, history.Series]) -> list[str]:
           for layer, begin, end, expert, share in collapses(series)]
   skipped, rollbacks, lost = (_last(series, f'recovery/{name}') for name in ('skipped', 'rollbacks', 'lost'))
   if skipped:
-    said.append(f'{skipped} batches were skipped because their loss or gradient was not finite or spiked; '
-                f'{rollbacks} rollbacks lost {lost} steps.')
+    said.append(f'Batches skipped because their loss or gradient was not finite or spiked: {skipped}. '
+                f'Rollbacks: {rollbacks}. Steps lost by rollbacks: {lost}.')
   return said
 
 

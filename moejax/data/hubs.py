@@ -16,7 +16,7 @@ Names = Annotated[Mapping, NotEmpty()]
 
 @dataclasses.dataclass(frozen=True)
 class _Hub(Source):
-  """What both hubs share.
+  """The base class of both hubs.
 
   Attributes:
     dataset: its name on the hub.
@@ -142,7 +142,7 @@ class Renamed:
 def rename(example, fields):
   """An example with our field names instead of theirs; an encoded image becomes its bytes."""
   renamed = {ours: example[theirs] for ours, theirs in fields.items()}
-  if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
+  if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and its path
     renamed['image'] = renamed['image']['bytes'] or read_file(renamed['image']['path'])
   return renamed
 

@@ -93,7 +93,7 @@ class ConcatWindow:
     values = {name: value.reshape(-1, self._length)[:used] for name, value in self._values.items()}
     document, position = values.pop('document'), values.pop('position')
     segments = np.where(document > 0, document - document[:, :1] + 1, 0)
-    # A document that began in an earlier row starts at 0 here: the row does not see what came before.
+    # A document that began in an earlier row starts at 0 here, since the row does not see its beginning.
     positions = position - np.where(segments == 1, position[:, :1], 0)
     return {**values, 'segments': segments, 'positions': positions}
 

@@ -42,4 +42,4 @@ def test_the_section_shows_modalities_and_classes(tmp_path):
 def test_a_model_of_another_kind_has_no_such_view(tmp_path):
   found = routes()
   speech = Routes(found.layers, dict(frames=np.zeros((IMAGES, 9, 3)), segments=np.ones((IMAGES, 9))))
-  assert 'no view' in specialisation_report.section(tmp_path, speech, None)
+  assert 'not shown for this kind of model' in specialisation_report.section(tmp_path, speech, None)
