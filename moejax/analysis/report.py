@@ -90,8 +90,8 @@ def learning(folder: Path, series: dict[str, history.Series]) -> str:
   return page.picture(
       folder, 'learning', lambda: plots.curves(panels, percent=shares),
       alt='Curves over training steps of ' + ', '.join(panels) + '.',
-      caption='Healthy: losses fall and flatten, and evaluation follows training. An evaluation loss that rises while '
-              'training falls means overfitting; the gap between the two training losses is the router losses.')
+      caption='Healthy: losses fall and flatten, and evaluation follows training. A rising evaluation loss with a '
+              'falling training loss means overfitting; the gap between the two training losses is the router losses.')
 
 
 def learning_panels(series: dict[str, history.Series]) -> dict[str, dict[str, plots.Line]]:

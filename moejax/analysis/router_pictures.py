@@ -24,7 +24,7 @@ CHOOSES = {
 
 
 def shares(name: str) -> np.ndarray:
-  """<float32>[S,E]: training weights of twelve tokens for four experts, by a small router of a paper."""
+  """<float32>[S,E]: weights of twelve tokens for four experts, in training, by the small router of a paper."""
   paper = papers.PAPERS[name]
   built = router.build(paper.fragment(**paper.example), f'papers.{name}', dim=WIDTH, num_experts=EXPERTS,
                        rngs=nnx.Rngs(0))

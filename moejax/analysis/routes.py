@@ -86,7 +86,7 @@ def experts_per_token(model: Functional, spec: dict[str, jax.ShapeDtypeStruct]) 
 
 
 def rows_per_token(plan: Plan) -> float:
-  """K, E (dense), or slots over tokens if slots are computed whether filled or not."""
+  """K, E (dense), or slots per token of plans with slots, which are computed even if empty."""
   if isinstance(plan, TokenPlan):
     return float(plan.expert.shape[-1])
   if isinstance(plan, DensePlan):

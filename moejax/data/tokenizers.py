@@ -48,7 +48,7 @@ class Tokenizer(abc.ABC):
     """
 
   def pieces(self, document: Example) -> Iterator[Piece]:
-    """`encode`s a long text lazily, in pieces that begin with white space if possible."""
+    """Encodes a long text lazily, in pieces that begin with white space if possible."""
     text = document.get('text')
     if not isinstance(text, str):
       yield self.encode(document)
