@@ -173,7 +173,7 @@ def test_mixtures_average_the_probabilities_of_whole_passes(pipeline):
 def test_invalid_removals_are_refused(pipeline):
   for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot remove four from the domains one'),
                           (dict(removed=('one',)), 'a mixture other than "oracle"'),
-                          (dict(removed=NAMES, mixture='uniform'), 'Name some of them'),
+                          (dict(removed=NAMES, mixture='uniform'), 'Name some but not all of them'),
                           (dict(decay=0.), 'decay must be a number above 0 and of at most 1')):
     with pytest.raises(ConfigError, match=message):
       measure(pipeline, name='domains', **config)
