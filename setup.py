@@ -1,5 +1,11 @@
 """Install with `pip install -e '.[data]'`; see README.md."""
+import pathlib
+import runpy
+
 import setuptools
+from setuptools.command.build_py import build_py
+
+HERE = pathlib.Path(__file__).parent
 
 # Ranges that the tests ran on: Python 3.11 with the lower end of what it resolves to, Python 3.12 with the upper.
 REQUIRED = [
@@ -25,6 +31,7 @@ DATA = [
     'sentencepiece>=0.2.3,<0.3',
     'protobuf>=6,<8',
     'tokenizers>=0.22,<0.24',
+    'pandas>=2.2,<4',
 ]
 # Pictures of emoji and their names: 10 MB.
 PAIRS = [
@@ -43,6 +50,7 @@ TEST = [
     'ipykernel>=7,<8',
     'playwright>=1.55,<2',
     'scipy>=1.16,<2',
+    'setuptools>=77',
 ]
 # Compilers for TPU and NVIDIA that need neither: their programs are compiled and read on any machine with Linux.
 COMPILE = [
@@ -53,21 +61,58 @@ COMPILE = [
 PEERS = [
     'tokamax>=0.0.17,<0.1; python_version >= "3.12"',
 ]
+# Tools for who changes the code; `nodejs` is what pyright runs on.
+DEV = [
+    'ruff>=0.17.6,<0.18',
+    'pyright[nodejs]>=1.1.414,<1.2',
+]
+DOCS = [
+    'mkdocs>=1.6,<2',
+    'mkdocs-material>=9.8,<10',
+    'mkdocstrings[python]>=1.0.8,<2',
+]
 ORACLES = [
     'torch==2.13.0',
     'transformers==5.23.0',
     'mixture-of-experts==0.2.3',
     'jaxopt==0.8.5',
 ]
+# Every command is `python -m <module>`, too.
+SCRIPTS = [
+    'moejax-train = moejax.train:script',
+    'moejax-evaluate = moejax.evaluate:script',
+    'moejax-describe = moejax.describe:script',
+    'moejax-compile = moejax.compile:script',
+    'moejax-systems = moejax.systems:script',
+    'moejax-pack = moejax.data.pack:script',
+    'moejax-tune = moejax.kernels.tuning:script',
+    'moejax-router-pictures = moejax.analysis.router_pictures:script',
+]
+
+
+class Build(build_py):
+  """Puts files of `config_files.ROOT` that lie beside the package into it, where a wheel is built."""
+
+  def run(self):
+    super().run()
+    if self.editable_mode:
+      return
+    for path in [*HERE.glob('configs/*.py'), HERE / 'experiments/paper_effects/summary.json']:
+      shipped = pathlib.Path(self.build_lib, 'moejax/shipped', path.relative_to(HERE))
+      self.mkpath(str(shipped.parent))
+      self.copy_file(str(path), str(shipped))
+
 
 setuptools.setup(
     name='moejax',
-    version='0.1.0',
+    version=runpy.run_path(str(HERE / 'moejax/__init__.py'))['__version__'],
     description='Mixture-of-experts research in JAX: any router, any dispatch, any model, from one config.',
-    long_description=open('README.md', encoding='utf-8').read(),
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=setuptools.find_packages(include=['moejax', 'moejax.*']),
-    package_data={'moejax': ['**/*.html', '**/*.css', 'kernels/tuned.json']},
+    package_data={'moejax': ['py.typed', '__init__.pyi', '**/*.html', '**/*.css', 'kernels/tuned.json']},
+    cmdclass={'build_py': Build},
+    entry_points={'console_scripts': SCRIPTS},
     python_requires='>=3.11',
     install_requires=REQUIRED,
     extras_require={
@@ -78,5 +123,7 @@ setuptools.setup(
         'compile': COMPILE,
         'peers': PEERS,
         'oracles': ORACLES,
+        'dev': DEV,
+        'docs': DOCS,
     },
 )

@@ -2,20 +2,20 @@
 
 System: CrossTaskMoE
 Paper: Ye et al. 2022, "Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of-Experts" (arXiv
-  2205.12701), section 4: every expert is a whole layer, three in the place of each; straight-through Gumbel-softmax
-  over a learned vector of the task.
-Data: as configs/dense_domains.py, which is also what the route of one domain is.
+  2205.12701), section 4: every expert is a whole layer, three at each depth; straight-through Gumbel-softmax
+  over a learned task embedding.
+Data: as for configs/dense_domains.py, which is also the model of one domain's route.
 Command: python -m moejax.train --config=configs/cross_task_domains.py --workdir=runs/cross_task_domains
-Cost: about six minutes on 2 CPU cores: all three layers see every byte, so that all routes have a gradient. A domain's
-  route, taken out with `moejax.surgery.extract_task`, costs what the dense model does.
+Cost: about six minutes on 2 CPU cores: all three layers compute every byte, so that all routes have a gradient. A
+  domain's route, extracted with `moejax.surgery.extract_task`, costs as much as the dense model.
 Result: Expected: routes that differ by domain in some layer, and a perplexity at or below configs/dense_domains.py.
 Proof: numbers: tests/routing/test_task_routing.py::test_the_task_router_is_its_formula_in_float64,
   tests/layers/test_block_mixture.py::test_the_output_is_the_weighted_sum_of_a_loop_over_layers,
-  tests/layers/test_block_mixture.py::test_gradients_of_a_hard_route_are_those_of_straight_through,
+  tests/layers/test_block_mixture.py::test_gradients_of_a_hard_route_are_straight_through,
   tests/layers/test_block_mixture.py::test_a_route_is_the_dense_model_of_its_layers
-Differs: layers start apart from each other, those of the paper as copies of a pretrained BART's, and here is a decoder
-  alone. Evaluation takes the best layer, where the published code draws noise too. The temperature falls 20 times as
-  fast as in the paper, for a run that is as much shorter.
+Differs: layers are initialised independently, in the paper as copies of a pretrained BART's; here the model is a
+  decoder. Evaluation takes the best layer, whereas the published code adds noise there too. The temperature falls 20
+  times as fast as in the paper, because the run is that much shorter.
 """
 from configs import dense_domains
 from moejax.routing import papers

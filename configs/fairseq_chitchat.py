@@ -2,17 +2,17 @@
 
 System: fairseq MoE
 Paper: Artetxe et al. 2021, "Efficient Large Scale Language Modeling with Mixtures of Experts" (arXiv 2112.10684):
-  top-2 in every second layer, weights renormalised over the experts that had room, so that a token with one expert
-  left has it with weight 1. Later bytes compete for slots: routing_leak='slots'.
+  top-2 in every second layer, weights renormalised over the kept experts, so that a single kept expert has weight 1.
+  Later bytes compete for slots: routing_leak='slots'.
 Command: python -m moejax.train --config=configs/fairseq_chitchat.py --workdir=runs/fairseq_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
 Proof: implementation: tests/oracles/test_transformers_routers.py::test_fairseq_equals_the_router_of_nllb_moe,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[fairseq]
-Differs: the paper's evaluation has ceil(0.25*S) slots, here as in the recipes' generation 2*ceil(S/E)
-  (`eval_fraction`). The code divides the experts' gradients by the square root of the number of workers, and not by
-  that number; under Adam that changes nothing but the norm by which gradients are clipped, and is left out. The gate
-  starts as N(0, 0.02), there as torch's default U(-1/sqrt(D), 1/sqrt(D)).
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[fairseq]
+Differs: the paper's evaluation has ceil(0.25*S) slots, here 2*ceil(S/E) as in the recipes' generation
+  (`eval_fraction`). The code divides the experts' gradients by the square root of the number of workers instead of that
+  number, which under Adam only changes the norm for clipping, and is omitted here. The gate is initialised with
+  N(0, 0.02), in fairseq with torch's default U(-1/sqrt(D), 1/sqrt(D)).
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -1,13 +1,14 @@
-"""A 16 B decoder with many small experts, as DeepSeekMoE 16B: 64 routed experts of which a token takes 6, and 2 for all.
+"""A 16 B decoder with many small experts, as in DeepSeekMoE 16B: 6 of 64 routed experts per token, and 2 shared ones.
 
-Paper: Dai et al. 2024, "DeepSeekMoE" (arXiv 2401.06066), section 5.1 and table 7 for sizes and training; the first layer
-  is dense, and 10944 wide as in its released checkpoint. The 2 shared experts are one of twice the width: the same
-  function. The learning rate falls on a cosine instead of in two steps.
+Paper: Dai et al. 2024, "DeepSeekMoE" (arXiv 2401.06066), section 5.1 and table 7 for sizes and training; the first
+  layer is dense, and 10944 wide as in its released checkpoint. The 2 shared experts are one of twice the width: the
+  same function. The learning rate falls on a cosine instead of in two steps.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and the checkpoint's tokenizer.json:
   --config.data.tokenizer.path=.../tokenizer.json
 Command: python -m moejax.train --config=configs/fine_grained_c4.py:16b --workdir=runs/fine_grained_16b
-Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the tests.
-Expected: 16.4 B parameters, of which a token meets 2.8 B (paper, section 5.1).
+Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the
+  tests.
+Expected: 16.4 B parameters, 2.8 B active (paper, section 5.1).
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config
@@ -20,7 +21,7 @@ def get_config(variant='16b'):
     raise ValueError(f'configs/fine_grained_c4.py:{variant} does not exist; there is :16b.')
   config = default_config()
   router = papers.top_k_dropless(k=6)
-  # Weights are shares of all experts' probabilities, not of the 6 chosen ones'.
+  # Weights are normalised over all experts, not over the 6 chosen ones.
   router['weigh'] = dict(name='softmax', order='before', renormalize='never')
   router['balance'] = dict(switch=dict(coefficient=0.001))
   expert = dict(name='feed_forward', hidden=1408, activation='swiglu')
@@ -42,6 +43,6 @@ def get_config(variant='16b'):
   config.training.update(steps=106_449, log_every=100)
   config.evaluation = dict(every=5000, evaluators=dict(valid=dict(name='language_model', split='test')))
   config.checkpoint.every = 5000
-  # Parameters and their optimizer state take 200 GB: every device holds a part.
+  # Parameters and optimizer state take 200 GB, so they are sharded over all devices.
   config.mesh = dict(data=1, fsdp=-1, expert=8, model=1)
   return config

@@ -8,11 +8,11 @@ Paper: Du et al. 2021, "GLaM: Efficient Scaling of Language Models with Mixture-
 Command: python -m moejax.train --config=configs/glam_chitchat.py --workdir=runs/glam_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: numbers: tests/routing/test_codebases.py::test_glam_keeps_what_a_queue_keeps_and_renormalises_before,
+Proof: numbers: tests/routing/test_codebases.py::test_glam_keeps_the_choices_of_a_queue_and_renormalises_before,
   tests/layers/test_sparse_layouts.py::test_glam_starts_with_a_sparse_layer,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[glam]
-Differs: every layer of the published code has a position bias of its own, here all share one. Its optimizer is
-  Adafactor with a rate of 1/sqrt(step); here AdamW as in the other configs.
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[glam]
+Differs: in the published code every layer has its own position bias, here all share one. Its optimizer is
+  Adafactor with a learning rate of 1/sqrt(step); here AdamW as in the other configs.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -5,14 +5,14 @@ Paper: Li et al. 2022, "Sparse Mixture-of-Experts are Domain Generalizable Learn
   of 6 experts for each patch in two of the later layers, as in its DeiT-S/16, which starts from pretrained parameters.
 Command: python -m moejax.train --config=configs/gmoe_digits.py --workdir=runs/gmoe_digits
 Cost: about a minute and a half on 2 CPU cores.
-Result: Expected: as configs/vmoe_digits.py; what the paper is about, unseen domains, is
-  experiments/paper_effects/gmoe.py.
+Result: Expected: as configs/vmoe_digits.py; for the paper's topic, unseen domains, see the claim `gmoe` of
+  experiments/paper_effects/claims.py.
 Proof: numbers: tests/routing/test_cosine.py::test_gmoe_is_tutel_s_router_token_by_token,
   tests/routing/test_cosine.py::test_tutel_s_losses_are_a_loop_over_tokens_and_experts,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[gmoe]
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[gmoe]
 Differs: k is 1 as in the code. The load loss is Tutel's, which compares probabilities with logits
-  (papers.gmoe(balance='vmoe') compares like with like, and has V-MoE's variance). The code's experts start as copies of
-  a pretrained feed-forward, here they are drawn independently.
+  (papers.gmoe(balance='vmoe') compares logits with logits, and has V-MoE's variance). The code's experts start as
+  copies of a pretrained feed-forward, here they are initialised independently.
 """
 from configs import vmoe_digits
 from moejax.routing import papers

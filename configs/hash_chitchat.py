@@ -1,16 +1,16 @@
 """Hash layers on dialogues, at the active compute of configs/dense_chitchat.py: the expert is a hash of the byte.
 
 System: Hash layers
-Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426): nothing to learn, nothing to
-  balance. Variants are those of section 5: other tables of the byte, made of the training data, and hashes of something
-  else; 'future' looks at the answer.
+Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426): routing without learning or
+  balancing. Variants are those of section 5: other tables of the byte, made from the training data, and hashes of
+  something else; 'future' sees the target.
 Command: python -m moejax.train --config=configs/hash_chitchat.py --workdir=runs/hash_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: identities: tests/routing/test_hashing.py::test_routes_depend_on_neither_parameters_nor_steps_nor_keys,
   tests/routing/test_hashing.py::test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary
-Differs: ParlAI's code has the random table alone, of the same seed but another generator; the other tables are from
-  memory of the paper. Its experts start xavier-uniform and have biases and ReLU; here SwiGLU without.
+Differs: ParlAI's code has only the random table, with the same seed but another generator; the other tables are from
+  memory of the paper. Its experts have xavier-uniform initialisation, biases and ReLU; here SwiGLU without biases.
 """
 import numpy as np
 
@@ -33,7 +33,7 @@ def get_config(variant='random'):
 
 
 def router(variant, config):
-  """The router of a variant: what is hashed, and by which table."""
+  """The router of a variant: the hashed feature, and the table."""
   vocab_size, num_experts = config.model.vocab_size, config.model.moe.num_experts
   features = dict(bigrams='bigrams', previous='previous_ids', positions='positions', future='next_ids')
   if variant in features:
@@ -44,7 +44,7 @@ def router(variant, config):
   counts = following(config)
   if variant == 'balanced':
     return papers.hash_layers(vocab_size, 'balanced', frequencies=tuple(counts.sum(1).tolist()))
-  # In the place of a trained model's embeddings: which bytes follow, on a scale where rare ones count.
+  # Stands in for a trained model's embeddings: frequencies of following bytes, on a scale where rare ones count.
   embeddings = np.log1p(counts)
   make = dict(clustered=hashing.clustered_table, dispersed=hashing.dispersed_table)[variant]
   return papers.hash_layers(vocab_size, make(embeddings, num_experts))

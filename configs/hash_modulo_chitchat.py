@@ -7,7 +7,7 @@ Command: python -m moejax.train --config=configs/hash_modulo_chitchat.py --workd
 Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py.
 Proof: numbers: tests/routing/test_scores.py::test_a_modulo_table_is_the_id_modulo_e
-Differs: nothing known
+Differs: nothing known.
 """
 from configs import hash_chitchat
 from moejax.routing import papers

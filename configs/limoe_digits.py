@@ -2,17 +2,17 @@
 
 System: LIMoE
 Paper: Mustafa et al. 2022, "Multimodal Contrastive Learning with LIMoE: the Language-Image Mixture of Experts"
-  (arXiv 2206.02770), at the smallest size that shows it: 16 patches and 6 words a pair, 8 experts in layers 1 and 3.
-  The soft minimum of experts is 4 for images and 2 for text; 20 and 9 of 32 there.
+  (arXiv 2206.02770), at the smallest size that shows it: 16 patches and 6 words per pair, 8 experts in layers 1 and 3.
+  The soft minimum of experts is 4 for images and 2 for text; 20 and 9 of 32 in the paper.
 Command: python -m moejax.train --config=configs/limoe_digits.py --workdir=runs/limoe_digits
 Cost: about three minutes on 2 CPU cores.
 Result: zero-shot accuracy 0.84 over 10 digits; recall at 1 of 0.57 (image to text) and 0.72 (text to image) among 360
   pairs of the test split. One seed, with 5 for the 4 experts of the images.
 Proof: numbers: tests/routing/test_modality_entropy.py::test_entropies_and_thresholds_are_those_derived_by_hand,
   tests/training/test_contrastive_and_ctc.py::test_the_contrastive_loss_is_that_of_a_loop_over_pairs,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[limoe]
-Differs: there is no published code; thresholds, coefficients and the pooling of both modalities by the mean are
-  second-hand. A mask over the joint sequence keeps attention within each modality.
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[limoe]
+Differs: no code is published; thresholds, coefficients and the mean pooling of both modalities are second-hand. A mask
+  over the joint sequence keeps attention within each modality.
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config

@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free balancing on dialogues: a bias on the selection that is stepped against the load.
+"""Auxiliary-loss-free balancing on dialogues: a selection bias that is stepped against the load.
 
 System: Loss-free balancing
 Paper: Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (arXiv 2408.15664);
@@ -9,7 +9,7 @@ Expected: loads as even as with a balance loss, without one; not measured.
 Proof: numbers: tests/routing/test_balancing.py::test_a_bias_step_has_one_size_and_goes_against_the_load,
   tests/routing/test_router.py::test_a_constant_bias_changes_nothing,
   tests/routing/test_router.py::test_the_bias_gets_no_gradient,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[loss_free]
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[loss_free]
 Differs: the weights are renormalised over the two experts chosen, which the paper's models do not do.
 """
 from configs import mixtral_chitchat

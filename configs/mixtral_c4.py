@@ -2,12 +2,13 @@
 
 Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088), table 1 for sizes; its data, batch and learning rate
   are not published, so these are LLaMA's (arXiv 2302.13971) and C4.
-  Tokens are balanced over the experts within a sequence, not over the batch: no sum runs over all devices.
+  The balance loss is per sequence, not over the batch, which avoids sums over all devices.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and Mixtral's SentencePiece model:
   --config.data.tokenizer.path=.../tokenizer.model
 Command: python -m moejax.train --config=configs/mixtral_c4.py:8x7b --workdir=runs/mixtral_8x7b
-Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the tests.
-Expected: 46.7 B parameters, of which a token meets 12.9 B (paper, section 1).
+Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the
+  tests.
+Expected: 46.7 B parameters, 12.9 B active (paper, section 1).
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config
@@ -36,6 +37,6 @@ def get_config(variant='8x7b'):
   config.training.update(steps=250_000, log_every=100)
   config.evaluation = dict(every=10_000, evaluators=dict(valid=dict(name='language_model', split='test')))
   config.checkpoint.every = 10_000
-  # Parameters and their optimizer state take 560 GB: every device holds a part.
+  # Parameters and optimizer state take 560 GB, so they are sharded over all devices.
   config.mesh = dict(data=1, fsdp=-1, expert=8, model=1)
   return config

@@ -1,4 +1,4 @@
-"""Mixtral's layer on dialogues, at the active compute of configs/dense_chitchat.py: two of 8 experts, none dropped.
+"""Mixtral's layer on dialogues, at the active compute of configs/dense_chitchat.py: two of 8 experts, dropless.
 
 System: Mixtral
 Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088); dropless as in MegaBlocks (arXiv 2211.15841). Each
@@ -7,9 +7,9 @@ Command: python -m moejax.train --config=configs/mixtral_chitchat.py --workdir=r
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: implementation: tests/oracles/test_transformers_models.py::test_sparse_decoder_equals_mixtral,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[top_k_dropless]
-Differs: the paper gives no balance loss. That of transformers is followed, which pools the tokens of all layers; here
-  every layer has its own, and they are added up.
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[top_k_dropless]
+Differs: the paper gives no balance loss. We follow Hugging Face transformers, which pools the tokens of all layers;
+  here every layer has its own loss, and they are summed.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

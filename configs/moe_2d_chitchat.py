@@ -9,10 +9,10 @@ Result: Expected: like configs/gshard_chitchat.py.
 Proof: implementation:
   tests/oracles/test_mixture_of_experts.py::test_moe_2d_is_the_hierarchical_layer_of_lucidrains,
   tests/routing/test_hierarchical.py::test_moe_2d_is_a_loop_over_slots,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[moe_2d]
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[moe_2d]
 Differs: the inner balance loss is a mean over the tokens whose first choice is the group, before anything is dropped;
-  in Mesh TensorFlow and lucidrains it is over the slots of the group, empty ones too. There the inner gate may group
-  the slots of several routing groups; here each has its own.
+  in Mesh TensorFlow and lucidrains it is over the slots of the group, including empty ones. There the inner gate may
+  pool the slots of several routing groups; here each has its own.
 """
 from configs import gshard_chitchat
 from moejax.routing import papers

@@ -1,4 +1,4 @@
-"""MultiHash layers on dialogues: each half of a byte's feed-forward is that of another hash of the byte.
+"""MultiHash layers on dialogues: each half of a byte's feed-forward is chosen by a different hash of the byte.
 
 System: MultiHash layers
 Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.04426), section 3.2: two hash functions
@@ -8,8 +8,8 @@ Cost: about three minutes on 2 CPU cores.
 Result: Expected: as configs/hash_chitchat.py.
 Proof: numbers: tests/layers/test_multi_hash.py::test_equals_the_loop_over_tokens,
   tests/layers/test_multi_hash.py::test_one_hash_is_a_plain_hash_layer
-Differs: nothing known; there is no published code. How the output matrix is cut (by rows of the output, each from all
-  of the hidden layer) is from memory of the paper's equations.
+Differs: nothing known; no code is published. The split of the output matrix (by outputs, each from the whole hidden
+  layer) is from memory of the paper's equations.
 """
 from configs import hash_chitchat
 from moejax.routing import papers

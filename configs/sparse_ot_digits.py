@@ -2,14 +2,14 @@
 
 System: Sparsity-constrained OT
 Paper: Liu, Puigcerver and Blondel 2022, "Sparsity-Constrained Optimal Transport" (arXiv 2209.15466), section 6. Experts
-  take at most an equal share of the patches, those of their column in a transport plan.
+  take at most an equal share of the patches, by their column of a transport plan.
 Command: python -m moejax.train --config=configs/sparse_ot_digits.py --workdir=runs/sparse_ot_digits
 Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
 Proof: implementation: tests/oracles/test_jaxopt_transport.py::test_plans_are_those_of_jaxopt,
   tests/routing/test_optimal_transport.py::test_without_a_limit_sparse_transport_is_the_quadratic_program
-Differs: a patch to which an expert's plan gives nothing is not the expert's; google-research/vmoe fills the expert's
-  free slots with such patches, and weighs them by the softmax as it does the others.
+Differs: patches with zero in an expert's column are not selected; google-research/vmoe fills the expert's free slots
+  with such patches, and weighs them by the softmax like the others.
 """
 from configs import expert_choice_digits
 from moejax.routing import papers

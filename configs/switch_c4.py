@@ -1,31 +1,31 @@
 """Switch Transformers at their paper's scale: Base, Large, XXL and C on C4.
 
-Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; capacity and a scale of 0.1
-  for attention, feed-forwards and experts at the start as in t5x's gin files: 128 experts every other layer (C: 2048
-  experts in every layer). There the head starts with a scale of 0.1 too, here of 1, and Switch-Base takes the embedding
-  table for it.
+Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961), table 9 for sizes; capacity and an
+  initialisation scale of 0.1 for attention, feed-forwards and experts as in t5x's gin files: 128 experts every other
+  layer (C: 2048 experts in every layer). There the head has a scale of 0.1 too, here 1, and Switch-Base ties it to the
+  embedding table.
 Data: TFDS `c4/en`, prepared with file_format='array_record', and T5's SentencePiece model:
   --config.data.tokenizer.path=.../cc_all.32000/sentencepiece.model
 Command: python -m moejax.train --config=configs/switch_c4.py:base --workdir=runs/switch_base
 Cost: pods. Not run here; built and traced at full size by the tests.
-Differs: groups are what one of 256 chips (C: 512) has, 4096 tokens of the encoder and 912 of the decoder (C: 2048 and
-  456), where t5x asks for 8192 (C: 2048) and makes more groups until they divide over the devices. Here a number stays
-  what it is on every mesh; on fewer chips both may grow.
+Differs: a group is the tokens of one of 256 chips (C: 512), 4096 of the encoder and 912 of the decoder (C: 2048 and
+  456), whereas t5x starts from 8192 (C: 2048) and makes more groups until they divide over the devices. Here the sizes
+  do not depend on the mesh; on fewer chips both may be increased.
 Expected: Switch-Base with 64 experts reaches T5-Base's loss in a seventh of the steps (paper, figure 5).
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config
 
 VARIANTS = ('base', 'large', 'xxl', 'c')
-# layers a side, width, feed-forward, heads, activation, experts, every n-th layer sparse, sequences a group, capacity
-# factor. Groups of whole sequences divide over as many devices as there are groups.
+# layers per side, width, feed-forward, heads, activation, experts, one in n sparse, sequences per group, capacity
+# factor. Whole sequences as groups divide over as many devices as there are groups.
 SIZES = {
     'base': (12, 768, 3072, 12, 'relu', 128, 2, 8, 1.25),
     'large': (24, 1024, 4096, 16, 'relu', 128, 2, 8, 1.25),
     'xxl': (24, 4096, 10240, 64, 'geglu', 128, 2, 8, 1.25),
     'c': (15, 2080, 6144, 32, 'relu', 2048, 1, 4, 1.0),
 }
-INPUTS, TARGETS = 512, 114  # tokens of an example
+INPUTS, TARGETS = 512, 114  # tokens per example
 
 
 def get_config(variant='base'):
@@ -47,7 +47,7 @@ def get_config(variant='base'):
                                           partitions=dict(train='train', test='validation')),
       tokenizer=dict(name='sentencepiece', path='cc_all.32000/sentencepiece.model', vocab_size=32000),
       length=INPUTS, batch_size=2048)
-  # Adafactor scales by the size of parameters; 1/sqrt(step), from 0.01 at step 10,000 on.
+  # Adafactor scales by the size of parameters; the schedule is 1/sqrt(step), 0.01 up to step 10,000.
   config.optimizer = dict(name='adafactor', clip=None, schedule=dict(name='rsqrt', peak=0.01, warmup=10_000))
   config.training.update(steps=524_288, log_every=100)
   config.evaluation = dict(every=10_000, evaluators=dict(valid=dict(name='seq2seq', split='test')))

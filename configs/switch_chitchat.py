@@ -2,19 +2,19 @@
 
 System: Switch Transformer
 Paper: Fedus et al. 2021, "Switch Transformers" (arXiv 2101.03961): one of 8 experts for each byte in each layer;
-  capacity is given out by position, so that no byte depends on a later one.
+  slots are assigned by position, so that no byte depends on a later one.
 Command: python -m moejax.train --config=configs/switch_chitchat.py --workdir=runs/switch_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: implementation:
   tests/oracles/test_transformers_models.py::test_sparse_encoder_decoder_equals_switch_transformers,
   tests/oracles/test_transformers_routers.py::test_switch_equals_its_sparse_layer,
-  tests/routing/test_further_choices.py::test_retries_are_those_of_a_loop_over_rounds_and_tokens,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[switch]
-Differs: the layers of this decoder are all sparse and have SwiGLU, the paper's encoder-decoder has every second one
-  and ReLU. Transformers' capacity is a number of slots a sequence; Mesh TensorFlow's factor is followed. Only experts
-  start at a tenth of the variance, all three matrices of them; in the paper attention, dense feed-forwards and the head
-  do too.
+  tests/routing/test_further_choices.py::test_retries_equal_a_loop_over_rounds_and_tokens,
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[switch]
+Differs: the layers of this decoder are all sparse and have SwiGLU, in the paper's encoder-decoder every
+  second layer is sparse, with ReLU. Transformers' capacity is a number of slots per sequence; we follow Mesh
+  TensorFlow's factor. Only experts start at a tenth of the variance, all three matrices; in the paper attention, dense
+  feed-forwards and the head do too.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

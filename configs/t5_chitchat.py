@@ -1,4 +1,4 @@
-"""A dense T5 1.1 on dialogues: spans of bytes are cut out, and the decoder fills them in.
+"""A dense T5 1.1 on dialogues: spans of bytes are masked, and the decoder predicts them.
 
 Paper: Raffel et al. 2020 (arXiv 1910.10683), version 1.1: relative positions, RMSNorm, gated GELU, untied head.
 Command: python -m moejax.train --config=configs/t5_chitchat.py --workdir=runs/t5_chitchat

@@ -1,15 +1,16 @@
-"""THOR on dialogues: no router, but random experts, which two passes over each batch bring to agree.
+"""THOR on dialogues: random experts instead of a router, trained to agree in two passes over each batch.
 
 System: THOR
-Paper: Zuo et al. 2021, "Taming Sparsely Activated Transformer with Stochastic Experts" (arXiv 2110.04260), sections 3 and
-  4: two experts in every second layer of encoder and decoder, alpha 5, one random expert a document at evaluation.
+Paper: Zuo et al. 2021, "Taming Sparsely Activated Transformer with Stochastic Experts" (arXiv 2110.04260), sections 3
+  and 4: two experts in every second layer of encoder and decoder, alpha 5, one random expert per document at
+  evaluation.
 Command: python -m moejax.train --config=configs/thor_t5_chitchat.py --workdir=runs/thor_t5_chitchat
-Cost: about four minutes on 2 CPU cores: two passes a step.
-Result: Expected: a loss at evaluation that hardly depends on which experts are drawn (model.*.moe.router.score.seed).
+Cost: about four minutes on 2 CPU cores: two passes per step.
+Result: Expected: an evaluation loss that hardly depends on the sampled experts (model.*.moe.router.score.seed).
 Proof: identities: tests/training/test_methods.py::test_one_expert_without_dropout_gives_twice_the_objective,
   tests/training/test_methods.py::test_an_expert_that_no_pass_draws_has_no_gradient
-Differs: the paper's alpha is that of the published script, whose code defaults to 1. Its layers 0, 2, ... are sparse; here
-  1, 3, .... Text is filled in, not translated.
+Differs: alpha is the published script's, whose code defaults to 1. The paper's layers 0, 2, ... are sparse; here
+  1, 3, .... The task is filling in spans, not translation.
 """
 from configs import t5_chitchat
 from moejax.routing import papers

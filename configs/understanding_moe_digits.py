@@ -1,16 +1,16 @@
-"""A mixture of cubic filters that tells upright from turned digits, and has to find the ten digits on its own.
+"""A mixture of cubic filters that separates upright from rotated digits, and must find the ten digits by itself.
 
 System: Towards Understanding MoE
 Paper: Chen et al. 2022, "Towards Understanding Mixture of Experts in Deep Learning" (arXiv 2208.02813), its
-  experiment on images: what is learned is whether an image is rotated, and what it shows are the clusters. The
-  experiment on the paper's own data is experiments/paper_effects/understanding_moe.py.
+  experiment on images: the label is whether an image is rotated, and the clusters are its classes. The experiment on
+  the paper's own data is experiments/paper_effects/programs/clusters.py.
 Command: python -m moejax.train --config=configs/understanding_moe_digits.py --workdir=runs/understanding_moe_digits
 Cost: about a minute on 2 CPU cores.
 Result: Expected: more accurate with cubic experts than with linear ones (model.moe.experts.activation=linear).
-Proof: numbers: tests/models/test_clusters.py::test_the_model_is_that_of_a_loop_in_float64,
+Proof: numbers: tests/models/test_clusters.py::test_the_model_equals_a_loop_in_float64,
   tests/training/test_normalized_descent.py::test_every_expert_goes_as_far_as_any_other
-Differs: digits of 8x8 pixels and filters in place of CIFAR-10 and ResNets, a quarter turn in place of 30 degrees. The
-  loss is a softmax over probabilities, as in the published code.
+Differs: 8x8 digits and filters instead of CIFAR-10 and ResNets, a quarter turn instead of 30 degrees. The loss applies
+  a softmax to probabilities, as in the published code.
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config

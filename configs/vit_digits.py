@@ -1,4 +1,4 @@
-"""The dense vision transformer that the sparse ones on digits are compared with.
+"""The dense baseline of the sparse vision transformers on digits.
 
 Paper: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv 2010.11929).
 Command: python -m moejax.train --config=configs/vit_digits.py --workdir=runs/vit_digits

@@ -2,18 +2,18 @@
 
 System: V-MoE
 Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974), at the smallest size
-  that shows it: 8x8 images, 4 layers, experts in layers 1 and 3. Two of 8 experts see each patch, and each is half as
-  wide as the dense feed-forward, so that the active compute is that of configs/vit_digits.py.
+  that shows it: 8x8 images, 4 layers, experts in layers 1 and 3. Two of 8 experts per patch, each half as wide as the
+  dense feed-forward, for the active compute of configs/vit_digits.py.
 Command: python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/vmoe_digits
 Cost: about a minute and a half on 2 CPU cores.
 Result: experiments/digits/results.json, and the table in README.md.
 Proof: numbers: tests/routing/test_balancing.py::test_the_load_loss_of_the_golden_logits,
   tests/routing/test_balancing.py::test_the_importance_loss_of_the_golden_gates,
   tests/routing/test_placement.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps,
-  tests/routing/test_whole_fragments.py::test_a_training_step_is_that_of_the_loop_losses_included[vmoe]
-Differs: the released configs train with priority by position (batch_priority=False) and a factor of their own at
-  evaluation; here batch priority is on throughout. Kernels of attention and feed-forwards start as truncated normals of
-  the fan-in, there xavier-uniform. Ensembles of experts (E3) are left out.
+  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[vmoe]
+Differs: the released configs train with priority by position (batch_priority=False) and have another factor at
+  evaluation; here batch priority is always on. Kernels of attention and feed-forwards are initialised with fan-in
+  truncated normals, there xavier-uniform. Ensembles of experts (E3) are omitted.
 """
 from moejax.routing import papers
 from moejax.training.setup import default_config

@@ -1,8 +1,8 @@
-"""V-MoE on Fashion-MNIST: 60,000 real images where digits are too few.
+"""V-MoE on Fashion-MNIST: 60,000 real images, for when the digits are too few.
 
 Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974).
-Data: the four IDX files in a folder; Debian's dataset-fashion-mnist puts them where this config looks, and
-  `--config.data.source.path=...` names another.
+Data: the four IDX files in a folder; Debian's dataset-fashion-mnist installs them in the default folder;
+  `--config.data.source.path=...` sets another.
 Command: python -m moejax.train --config=configs/vmoe_fashion_mnist.py --workdir=runs/vmoe_fashion_mnist
 Cost: about an hour on 2 CPU cores, minutes on a GPU.
 Expected: above 90 % test accuracy; not measured.

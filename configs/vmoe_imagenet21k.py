@@ -1,16 +1,17 @@
 """V-MoE at its paper's scale: S/32 to H/14 on ImageNet-21k.
 
 Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (arXiv 2106.05974), table 8 for sizes: 32
-  experts, 2 a patch, groups of 8 images. Sigmoid loss, Adam, clipping at 1, learning rates by size and losses of routers
-  summed over layers are those of google-research/vmoe's released config. That has in contrast 8 experts, a class token
-  (pool='token', and with it groups of 8*(N+1)), RandAugment and mixup, kernels of feed-forwards that start xavier-uniform,
-  and for S/32 a tanh layer before the head.
+  experts, 2 per patch, groups of 8 images. Sigmoid loss, Adam, clipping at 1, learning rates by size and router losses
+  summed over layers are those of google-research/vmoe's released config. Unlike here, that has 8 experts, a class token
+  (pool='token', and hence groups of 8*(N+1)), RandAugment and mixup, xavier-uniform kernels of feed-forwards, and for
+  S/32 a tanh layer before the head.
   The argument is `size/patch` and then the sparse layers: `B/16,every-2`, `H/14,last-5`;
   `15B` is the 48-layer model of section 3.4, whose width 1408 and feed-forward 6400 give its printed 14.7 B parameters.
 Data: a TFDS data set `imagenet21k` with `image` and `label`, prepared with file_format='array_record'; TFDS's public
   catalogue does not hold it, so build it from the images (tfds build, or an image folder).
 Command: python -m moejax.train --config=configs/vmoe_imagenet21k.py:B/16,every-2 --workdir=runs/vmoe_b16
-Cost: S/32 about 30, H/14 thousands of TPUv3-core-days in the paper. Not run here; built and traced at full size by the tests.
+Cost: S/32 about 30, H/14 thousands of TPUv3-core-days in the paper. Not run here; built and traced at full size by the
+  tests.
 Expected: V-MoE-B/16 Every-2 matches ViT-L/16 (paper, figure 3).
 """
 from moejax.routing import papers

@@ -1,19 +1,18 @@
-"""X-MoE as a decoder on dialogues: cosine routing in few dimensions, against representation collapse.
+"""X-MoE as a decoder on dialogues: low-dimensional cosine routing against representation collapse.
 
 System: X-MoE
 Paper: Chi et al. 2022, "On the Representation Collapse of Sparse Mixture of Experts" (arXiv 2204.09179), section 3: one
-  of 8 residual experts for each byte, in a layer of its own between two blocks, chosen on the unit sphere of 4
-  dimensions. Variant 'torchscale' is the router of that library's release, in the place of a feed-forward.
+  of 8 residual experts for each byte, in an extra layer between two blocks, chosen by cosine similarity in 4
+  dimensions. Variant 'torchscale' is the router of that library's release, in layers that replace a feed-forward.
 Command: python -m moejax.train --config=configs/xmoe_chitchat.py --workdir=runs/xmoe_chitchat
 Cost: about two minutes on 2 CPU cores.
 Result: Expected: a little below configs/dense_chitchat.py.
 Proof: numbers: tests/routing/test_cosine.py::test_xmoe_is_the_loop_over_tokens_of_its_equations,
   tests/routing/test_cosine.py::test_torchscale_divides_by_the_length_of_experts_alone,
   tests/experts/test_residual_stack.py::test_added_to_its_input_the_layer_mixes_the_expert_with_the_identity
-Differs: form='paper' follows the paper, with the numbers of the authors' research code as others carry it on. Their
-  release in torchscale gives only experts unit length, has no temperature, and is a Switch router otherwise
-  (form='torchscale'); it rescales its expert embeddings in storage, where here they are rescaled at every use, with the
-  same gradient.
+Differs: form='paper' follows the paper, with hyperparameters of the authors' research code, now maintained by others.
+  Their release in torchscale (form='torchscale') scales only experts to unit length, has no temperature, and is
+  otherwise a Switch router; it rescales its expert embeddings in storage, here at every use, with the same gradient.
 """
 from configs import dense_chitchat
 from moejax.routing import papers

@@ -27,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-  """Pictures outside docs/ are copied, and other files there are links to the repository: on GitHub both work as they stand."""
+  """Links out of docs/, which work on GitHub: pictures are copied, other files become links to the repository."""
   def rewritten(match):
     picture, path, anchor = match.groups()
     if picture:

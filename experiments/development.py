@@ -20,18 +20,20 @@ def mutants() -> str:
   """Which tests notice each planted fault."""
   def table(found):
     caught = sum(bool(row['caught_by']) for row in found.values())
-    return '\n'.join([f'{caught} of {len(found)} are caught.', '', '| fault | in | first test that notices |', '|---|---|---|',
+    return '\n'.join([f'{caught} of {len(found)} are caught.', '', '| fault | in | first test that notices |',
+                      '|---|---|---|',
                       *(f'| {name} | `{row["path"]}` | {_test(row["caught_by"])} |' for name, row in found.items())])
   return _of('mutants/results.json', 'Not tried yet: `python -m tests.mutants` does that.', table)
 
 
 def fuzz() -> str:
-  """What came of mutated configs."""
+  """Results of mutated configs."""
   def table(found):
     verdicts = found['verdicts']
     faults = sum(verdicts.values()) - verdicts.get('accepted', 0) - verdicts.get('refused', 0)
     trained = found['trained']
-    lines = ['| mutants | accepted | refused | faults | trained for two steps, with an evaluation |', '|---|---|---|---|---|',
+    lines = ['| mutants | accepted | refused | faults | trained for two steps, with an evaluation |',
+             '|---|---|---|---|---|',
              f'| {found["mutants"]} | {verdicts.get("accepted", 0)} | {verdicts.get("refused", 0)} | {faults} | '
              f'{", ".join(f"{count} {verdict}" for verdict, count in sorted(trained.items())) or "none"} |']
     return '\n'.join(lines)

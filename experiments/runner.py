@@ -1,30 +1,38 @@
 """Runs a study: one process a run, all results in one JSON file beside the study.
 
-A study is a folder with `sweep.py`, which yields its runs:
+A study is a folder with `sweep.py`, which yields its runs, and says which metrics compare them:
+
+    METRICS = {'eval/test/accuracy': 'test accuracy'}
 
     def sweep():
-      for seed in range(3):
-        yield Run('vmoe', 'configs/vmoe_digits.py', seed)
+      for seed in range(5):
+        yield Run('dense', 'configs/vit_digits.py', seed)
+        yield Run('sparse', 'configs/vmoe_digits.py', seed, {'model.moe.router.select.k': 1})
 
-`python -m experiments.runner digits` runs what is not in `experiments/digits/results.json` yet, each run on a core of its
-own so that their times can be compared, and writes the file after each. Interrupt it at any time; the same command goes on.
+    python -m experiments.runner digits                what experiments/digits lacks
+    python -m experiments.runner runs/mine --jobs=1    a folder elsewhere; one run at a time
+    python -m experiments.runner runs/mine --check     builds every config, and runs nothing
+
+All configs are checked before the first run. Runs share out the cores of a CPU (--jobs: into so many parts, by default
+one core each) or have a GPU each; a TPU takes one at a time. Each result is written as its run ends. Interrupt it at
+any time: the same command resumes, runs that had begun from their last checkpoints. A run that fails is named with its
+log at the end, and the others finish. Exit codes: 0 all runs are done; 1 some failed; 2 something is wrong with the
+study, a config or the command; 128 + n stopped by signal n.
 """
 import dataclasses
 import datetime
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
 import platform
-import queue
 import subprocess
-import sys
-import threading
-import time
-from concurrent import futures
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from typing import Any
 
-from moejax import json_lines
+from moejax import command_line, config_files, json_lines
+from moejax.config import ConfigError, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,12 +45,12 @@ class Run:
     name: the variant, e.g. 'vmoe'; runs of one name differ in their seed only.
     config: config file, as after `--config=`.
     seed: overrides `config.seed`.
-    overrides: further `config.` keys and their values.
+    overrides: further keys after `config.`, and their values.
   """
   name: str
   config: str
   seed: int
-  overrides: tuple[tuple[str, str], ...] = ()
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> str:
@@ -51,30 +59,76 @@ class Run:
 
   def command(self, workdir: pathlib.Path) -> list[str]:
     """The train command of this run."""
-    flags = [f'--config.{key}={value}' for key, value in (('seed', self.seed), *self.overrides)]
+    flags = [f'--config.{key}={value}' for key, value in {'seed': self.seed, **self.overrides}.items()]
     return ['python', '-m', 'moejax.train', f'--config={self.config}', f'--workdir={workdir}', *flags]
+
+  def check(self, devices: list) -> None:
+    """Builds what the command would build on `devices`, and compiles nothing.
+
+    Raises:
+      ConfigError: it could not train there.
+    """
+    from moejax.training import room, setup
+    values = {key: config_files.parse_value(str(value)) for key, value in self.overrides.items()}
+    room.check(setup.prepare(config_files.load(self.config, {'seed': self.seed, **values}), devices))
 
   def metrics(self, workdir: pathlib.Path) -> dict:
     """What its finished command left in its workdir."""
     return last_metrics(workdir)
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What a folder with `sweep.py` says.
+
+  Attributes:
+    folder: where `results.json` and `figure.png` lie.
+    runs: in the order of the sweep.
+    metrics: `{key of metrics.jsonl: label}` of `METRICS`; empty: its runs are not compared.
+  """
+  folder: pathlib.Path
+  runs: list[Run]
+  metrics: Mapping[str, str]
+
+  @property
+  def workdirs(self) -> pathlib.Path:
+    """Where its runs lie, each in a folder of its key beside its log; from `ROOT` where that is above."""
+    ours = self.folder.parent == ROOT / 'experiments'
+    return pathlib.Path('runs', self.folder.name) if ours else from_root(self.folder / 'runs')
+
+  def results(self) -> dict | None:
+    """What results.json holds; None where there are no results yet."""
+    path = self.folder / 'results.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def find(name: str) -> Study:
+  """The study of a folder, or of a folder of `experiments/`.
+
+  Raises:
+    ConfigError: there is none, or two of its runs have one key.
+  """
+  folder = next((folder for folder in (pathlib.Path(name).resolve(), ROOT / 'experiments' / name)
+                 if (folder / 'sweep.py').is_file()), None)
+  if folder is None:
+    known = [path.parent.name for path in ROOT.glob('experiments/*/sweep.py') if 'def sweep(' in path.read_text()]
+    raise ConfigError(f'There is no study {name}: neither {name}/sweep.py nor experiments/{name}/sweep.py exists. '
+                      f'{nearest(name, sorted(known))}')
+  spec = importlib.util.spec_from_file_location(f'sweep_of_{folder.name}', folder / 'sweep.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'sweep'):
+    raise ConfigError(f'{folder / "sweep.py"} has no function sweep(), which yields the runs of a study.')
+  runs = list(module.sweep())
+  keys = [run.key for run in runs]
+  if twice := sorted({key for key in keys if keys.count(key) > 1}):
+    raise ConfigError(f'{folder / "sweep.py"} yields {twice[0]} more than once: runs of one name need different seeds.')
+  return Study(folder, runs, getattr(module, 'METRICS', {}))
+
+
 def load(study: str) -> dict:
   """The committed results of a study; raises FileNotFoundError where there are none."""
   return json.loads((ROOT / 'experiments' / study / 'results.json').read_text())
-
-
-def summarize(results: dict, metric: str) -> dict[str, tuple[float, float, int]]:
-  """`{name: (mean, standard deviation over seeds, number of seeds)}` of a metric, in the order of the sweep."""
-  values: dict[str, list[float]] = {}
-  for run in results['runs']:
-    values.setdefault(run['name'], []).append(run['metrics'][metric])
-  summary = {}
-  for name, numbers in values.items():
-    mean = sum(numbers) / len(numbers)
-    variance = sum((x - mean) ** 2 for x in numbers) / max(1, len(numbers) - 1)
-    summary[name] = (mean, variance ** 0.5, len(numbers))
-  return summary
 
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
@@ -85,78 +139,83 @@ def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
   return newest
 
 
-def measure(command: list[str], log: pathlib.Path, cores: set[int]) -> tuple[float, float]:
-  """Runs `command` on `cores` to its end; returns (seconds, peak resident memory in MiB) of that one process.
-
-  Raises RuntimeError, with the end of the log, where it fails.
-  """
-  log.parent.mkdir(parents=True, exist_ok=True)
-  start = time.monotonic()
-  with log.open('w') as out:
-    process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                               preexec_fn=lambda: os.sched_setaffinity(0, cores))
-    _, status, usage = os.wait4(process.pid, 0)
-  if status:
-    raise RuntimeError(f'{" ".join(command)} failed; {log} ends with\n{log.read_text()[-2000:]}')
-  return time.monotonic() - start, usage.ru_maxrss / 1024
-
-
 def environment() -> dict:
-  """Where results come from: commit, machine, versions."""
+  """Where results come from: commit (`-dirty`: with changes to the code), machine, versions."""
   git = lambda *arguments: subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+  dirty = '-dirty' if git('status', '--porcelain', '--', 'moejax', 'configs') else ''
   model = [line.split(':')[1].strip() for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines()
            if line.startswith('model name')] if pathlib.Path('/proc/cpuinfo').exists() else []
   return dict(
-      commit=git('rev-parse', '--short', 'HEAD'), date=datetime.date.today().isoformat(),
+      commit=git('rev-parse', '--short', 'HEAD') + dirty, date=datetime.date.today().isoformat(),
       machine=f'{os.cpu_count()} cores, {model[0] if model else platform.processor()}',
       python=platform.python_version(), **{name: metadata.version(name) for name in ('jax', 'flax', 'optax')})
 
 
-def main(study: str, starts: tuple[str, ...] = ()) -> list[str]:
+def main(name: str, starts: tuple[str, ...] = (), jobs: int | None = None, check: bool = False) -> list[str]:
   """Runs what a study still lacks; of the runs whose keys begin with one of `starts`, where any are given.
 
-  Returns the keys of runs that failed. What they said last is printed, and the others go on.
+  Args:
+    name: of the study, or its folder.
+    starts: of keys.
+    jobs: runs at a time; as many as there are places for by default.
+    check: stop after the checks.
+
+  Returns:
+    The keys of runs that failed.
+
+  Raises:
+    ConfigError: before the first run, where one of them cannot be made as the study says.
   """
-  runs = list(importlib.import_module(f'experiments.{study}.sweep').sweep())
-  path = ROOT / 'experiments' / study / 'results.json'
-  results = load(study) if path.exists() else dict(command=f'python -m experiments.runner {study}', runs=[])
-  order = [run.key for run in runs]
-  done = {run['key'] for run in results['runs']}
-  waiting = [run for run in runs if run.key not in done and run.key.startswith(starts or '')]
-  print(f'{study}: {len(runs)} runs, {len(done)} done, {len(waiting)} to do.', flush=True)
-  free, lock, failed = queue.Queue(), threading.Lock(), []
-  # A run that is alone, as a study of what a command costs is, has the machine for itself.
-  for cores in [{core} for core in os.sched_getaffinity(0)] if len(runs) > 1 else [os.sched_getaffinity(0)]:
-    free.put(cores)
-
-  def one(run):
-    cores, workdir = free.get(), pathlib.Path('runs') / study / run.key
-    command = run.command(workdir)
-    try:
-      seconds, mebibytes = measure(command, ROOT / 'runs' / study / f'{run.key}.log', cores)
-      metrics = run.metrics(ROOT / workdir)
-    except (RuntimeError, KeyError) as error:
-      print(f'{run.key} failed: {error}', flush=True)
-      failed.append(run.key)
-      return
-    finally:
-      free.put(cores)
-    with lock:
-      results['runs'].append(dict(
-          key=run.key, name=run.name, seed=run.seed, command=' '.join(command), seconds=round(seconds, 1),
-          peak_memory_mib=round(mebibytes), cores=len(cores), **environment(), metrics=metrics))
-      results['runs'].sort(key=lambda run: order.index(run['key']))
-      path.write_text(json.dumps(results, indent=1) + '\n')
-      print(f'{run.key}: {seconds:.0f} s, {mebibytes:.0f} MiB; {len(results["runs"])} of {len(runs)} done.', flush=True)
-
-  with futures.ThreadPoolExecutor(free.qsize()) as pool:
-    list(pool.map(one, waiting))
-  figure = f', python -m experiments.{study}.plot' if path.with_name('plot.py').exists() else ''
+  from experiments import checks, compare, schedule
+  study = find(name)
+  results = study.results() or dict(command=f'python -m experiments.runner {name}', runs=[])
+  waiting = list(_waiting(study, results, starts))
+  done = lambda: {run.key for run in study.runs} & {run['key'] for run in results['runs']}
+  print(f'{name}: {len(study.runs)} runs, {len(done())} done, {len(waiting)} to do.', flush=True)
+  failed = {}
+  if waiting:
+    machine = checks.check(study, waiting)
+    planned = schedule.Schedule(study, waiting, results, machine, machine.places(jobs, len(study.runs)))
+    print(planned.outlook(), flush=True)
+    if check:
+      return []
+    failed = planned.run()
+  if study.metrics and done():
+    compare.show(study)
+  print(f'Results: {from_root(study.folder / "results.json")}')
   if failed:
-    print(f'{len(failed)} runs failed: {", ".join(failed)}. The same command runs what is missing.')
-  print(f'Results: {path.relative_to(ROOT)}. Next: python -m experiments.tables (fills README and docs){figure}')
-  return failed
+    print(f'{len(failed)} runs failed; the same command tries them again:')
+    for key, why in failed.items():
+      print(f'  {key}: {why}')
+  return list(failed)
+
+
+def _waiting(study: Study, results: dict, starts: tuple[str, ...]) -> Iterator[Run]:
+  done = {run['key']: run['command'] for run in results['runs']}
+  for run in study.runs:
+    command = ' '.join(run.command(study.workdirs / run.key))
+    if done.get(run.key, command) != command:
+      raise ConfigError(
+          f'results.json of {study.folder.name} has {run.key} by another command than sweep.py gives now:\n'
+          f'  {done[run.key]}\n  {command}\nGive the variant another name, or remove the old runs from results.json.')
+    if run.key not in done and run.key.startswith(starts or ''):
+      yield run
+
+
+def from_root(path: pathlib.Path) -> pathlib.Path:
+  """`path` as it is written from the root of the repository, where it lies there."""
+  return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def command() -> int:
+  """The command."""
+  flags = command_line.Parser('experiments.runner', __doc__, usage='STUDY [flags]')
+  flags.add_argument('study', metavar='STUDY', help='a folder with sweep.py, or the name of one in experiments/')
+  flags.add_argument('--jobs', metavar='N', type=int, help='runs at a time; by default as many as cores or GPUs')
+  flags.add_argument('--check', action='store_true', help='build all configs, and run nothing')
+  given = flags.parse()
+  return 1 if main(given.study, jobs=given.jobs, check=given.check) else 0
 
 
 if __name__ == '__main__':
-  sys.exit(1 if main(sys.argv[1]) else 0)
+  command_line.in_one_sentence(command)

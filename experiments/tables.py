@@ -1,12 +1,13 @@
 """Fills the tables of README.md and docs/ from committed results: `python -m experiments.tables`.
 
-A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Nothing in it is written by hand.
+A table stands between `<!-- table:NAME -->` and `<!-- end -->`. Do not edit it by hand.
 """
 import importlib
 import json
 import re
 
-from experiments import development, runner
+from experiments import compare, development, runner
+from experiments.chitchat import compared
 from moejax.parallel import units
 
 PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md')))
@@ -15,27 +16,21 @@ PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md'))
 def digits() -> str:
   """Accuracy of sparse and dense vision transformers."""
   results = runner.load('digits')
-  return _compare(results, [
-      ('test accuracy', 'eval/test/accuracy', '{:.2%}'),
-      ('10-shot accuracy', 'eval/few_shot/10_shot_accuracy', '{:.2%}')])
+  return _compared(results, results['runs'], runner.find('digits').metrics)
 
 
 def chitchat() -> str:
   """Bits per byte of sparse and dense decoders beside a trigram model."""
-  decoders = _only(runner.load('chitchat'), ('dense decoder', 'Switch', 'top-2 dropless', 'hash'))
-  rows = _compare(decoders, [('bits per byte', 'eval/test/bits_per_byte', '{:.3f}')])
-  trigram = json.loads((runner.ROOT / 'experiments/chitchat/trigram.json').read_text())
-  return rows.replace('\n\n', f'\n| trigram, Witten-Bell | {trigram["bits_per_byte"]:.3f} | |\n\n', 1)
+  return _compared(runner.load('chitchat'), *compared.decoders())
 
 
 def span_corruption() -> str:
-  """Loss of ST-MoE and a dense T5 on the bytes that the decoder fills in."""
-  sides = _only(runner.load('chitchat'), ('dense T5', 'ST-MoE'))
-  return _compare(sides, [('bits per byte filled in', 'eval/test/bits_per_byte', '{:.3f}')])
+  """Loss of ST-MoE and a dense T5 on the masked bytes that the decoder predicts."""
+  return _compared(runner.load('chitchat'), *compared.spans())
 
 
 def first_run() -> str:
-  """What the first command costs."""
+  """The cost of the first command."""
   results = runner.load('first_run')
   run, = results['runs']
   return (f'Whole process: {run["seconds"]:.0f} s, {run["peak_memory_mib"] / 1024:.1f} GiB at its peak, '
@@ -44,7 +39,7 @@ def first_run() -> str:
 
 
 def dispatch_cpu() -> str:
-  """Time of each dispatcher over a dense layer on a CPU, and what was aimed at."""
+  """Time of each dispatcher relative to a dense layer on a CPU, with targets."""
   return _dispatch('cpu', 'report', 'Not measured yet')
 
 
@@ -59,7 +54,7 @@ def dispatch_tpu() -> str:
 
 
 def faults() -> str:
-  """What was done to runs, and whether they survived it."""
+  """Faults injected into runs, and whether they survived."""
   path = runner.ROOT / 'experiments/faults/results.json'
   if not path.exists():
     return 'Not run yet: `python -m experiments.faults.sweep` does that and writes `results.json`.'
@@ -67,7 +62,7 @@ def faults() -> str:
 
 
 def pod_plans() -> str:
-  """What large models take on pods: estimates from compiled programs."""
+  """Memory and time of large models on pods: estimates from compiled programs."""
   if not (runner.ROOT / 'experiments/pod_plans/results.json').exists():
     return 'Not planned yet: `python -m experiments.runner pod_plans` does that, in some minutes a model.'
   results = runner.load('pod_plans')
@@ -99,7 +94,7 @@ TABLES = {'digits': digits, 'chitchat': chitchat, 'span_corruption': span_corrup
 
 
 def fill(text: str) -> str:
-  """`text` with every table made anew."""
+  """`text` with every table regenerated."""
   def table(match):
     return f'<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->'
   return re.sub(r'<!-- table:(\w+) -->\n.*?<!-- end -->', table, text, flags=re.S)
@@ -109,28 +104,12 @@ def _dispatch(device, module, missing):
   path = runner.ROOT / f'experiments/dispatch_benchmark/{device}.json'
   if not path.exists():
     return f'{missing}: `python -m experiments.dispatch_benchmark.{device}` does that and writes `{path.name}`.'
-  # Imported where there is something to show: what draws up a table of kernels also imports them.
+  # Imported only if there are results: the code for a table of kernels also imports the kernels.
   return importlib.import_module(f'experiments.dispatch_benchmark.{module}').table(json.loads(path.read_text()))
 
 
-def _only(results, names):
-  return {**results, 'runs': [run for run in results['runs'] if run['name'] in names]}
-
-
-def _compare(results, metrics):
-  lines = ['| model | ' + ' | '.join(name for name, _, _ in metrics) + ' | seeds |', '|---' * (len(metrics) + 2) + '|']
-  summaries = [runner.summarize(results, key) for _, key, _ in metrics]
-  for name in summaries[0]:
-    cells = [f'{form.format(mean)} ± {form.format(deviation)}'
-             for (_, _, form), (mean, deviation, _) in zip(metrics, (summary[name] for summary in summaries))]
-    lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {summaries[0][name][2]} |')
-  return '\n'.join(lines) + '\n\n' + _source(results)
-
-
-def _source(results):
-  run = results['runs'][-1]
-  return (f'`{results["command"]}`, commit {run["commit"]}, {run["machine"]}, Python {run["python"]}, jax {run["jax"]}; '
-          'mean ± standard deviation over seeds.')
+def _compared(results, rows, *shown):
+  return f'{compare.table(rows, *shown)}\n\n{compare.source({**results, "runs": rows})}'
 
 
 if __name__ == '__main__':

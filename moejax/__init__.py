@@ -1,0 +1,27 @@
+"""Mixture-of-experts research in JAX: any router, any dispatch, any model, from one config.
+
+What users need most is here by name and is imported when it is asked for, so that `import moejax` takes milliseconds and
+commands answer before jax is there. `__init__.pyi` lists it.
+"""
+import ast
+import importlib
+from pathlib import Path
+
+__version__ = '0.1.0'
+_STUB = ast.parse(Path(__file__).with_suffix('.pyi').read_text(encoding='utf-8'))
+_MODULES = {alias.name: str(node.module) for node in _STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  source = importlib.import_module(_MODULES[name])
+  submodule = source.__name__ == __name__ or not hasattr(source, name)
+  value = importlib.import_module(f'{source.__name__}.{name}') if submodule else getattr(source, name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return [*__all__, '__version__']

@@ -6,8 +6,12 @@
       given = flags.parse(needs=('workdir',))
       ...
 
+    script = lambda: in_one_sentence(main)
+
     if __name__ == '__main__':
-      in_one_sentence(main)
+      script()
+
+`python -m <module>` and the console script of setup.py both run `script`.
 
 Commands import jax after they have parsed their flags, so that --help and a misspelt flag are answered at once.
 """
@@ -16,6 +20,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from absl import logging
 
@@ -30,7 +35,7 @@ their paths. Groups that the config leaves out, or at None, are made. Later flag
 
 
 class Parser(argparse.ArgumentParser):
-  """The flags of `python -m <module>`, of which `--help` prints `description`, flags, and how keys are set.
+  """The flags of `python -m <module>` or its console script: `--help` prints `description`, flags, and how keys are set.
 
   Args:
     module: e.g. 'moejax.train'.
@@ -39,16 +44,18 @@ class Parser(argparse.ArgumentParser):
     usage: what follows the command, in short.
   """
 
-  def __init__(self, module: str, description: str, keys: str | None = None, usage: str = '[flags]'):
-    super().__init__(prog=f'python -m {module}', description=description, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter,
+  def __init__(self, module: str, description: str | None, keys: str | None = None, usage: str = '[flags]'):
+    called = Path(sys.argv[0]).name
+    super().__init__(prog=called if called.startswith('moejax-') else f'python -m {module}', description=description,
+                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                      epilog=keys and _KEYS.format(keys=keys), usage=f'%(prog)s {usage}')
     self.keys = keys
 
   def add_config(self) -> None:
     """--config=FILE[:ARGUMENT], which `config_files.load` reads."""
     self.add_argument('--config', metavar='FILE[:ARGUMENT]',
-                      help='config file, e.g. configs/vmoe_digits.py, or configs/mixtral_c4.py:8x7b')
+                      help='config file, e.g. configs/vmoe_digits.py or configs/mixtral_c4.py:8x7b, or a shipped one, '
+                           'e.g. moejax://vmoe_digits')
 
   def add_processes(self) -> None:
     """The arguments of `parallel.processes.start`."""
@@ -135,9 +142,9 @@ def in_one_sentence(binary: Callable[[], int | None]) -> None:
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
-    sys.exit(_say('The disk is full. Make room; the same command goes on from the last checkpoint.', 1))
+    sys.exit(_say('The disk is full. Make room; the same command resumes from the last checkpoint.', 1))
   except KeyboardInterrupt:
-    sys.exit(_say('Stopped at once. The same command goes on from the last checkpoint.', 130))
+    sys.exit(_say('Stopped at once. The same command resumes from the last checkpoint.', 130))
   if code is not None:
     sys.exit(code)
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml_collections import ConfigDict
+
 # Programs are made here and run elsewhere; chips at hand stay free for others.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 _TICK = 15  # seconds between signs of life
 
 
-def run(config: Mapping, topology: str, out: str | Path | None = None, say: Callable[[str], None] = print) -> Plan:
+def run(config: Mapping | ConfigDict, topology: str, out: str | Path | None = None,
+        say: Callable[[str], None] = print) -> Plan:
   """Compiles the training step of `config` for `topology`, says what it takes, and writes `<out>/plan.json`.
 
   Raises:
@@ -98,5 +101,7 @@ def main() -> int:
   return 0 if found.memory.fits else 1
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -1,6 +1,6 @@
 """Strict configs: everything is built by name, and every key is consumed by exactly one constructor.
 
-A room of the house declares what can be named in it:
+Each package declares the names its configs may use:
 
     SCORES = Registry('score')
 
@@ -8,10 +8,10 @@ A room of the house declares what can be named in it:
     class Linear(nnx.Module):
         def __init__(self, *, dim, num_experts, rngs, init_std: float = 0.02): ...
 
-and builds it from `dict(name='linear', init_std=0.01)`. What the surrounding code supplies (`dim`, `num_experts`,
-`rngs`) is *context*: taken by parameter name, never written in a config. All other parameters are config keys; their
-annotations are their types and ranges (`moejax.ranges`). A key that is unknown, missing, of another type or out of its
-range is a `ConfigError` that says where.
+and builds one from `dict(name='linear', init_std=0.01)`. Arguments supplied by the surrounding code (`dim`,
+`num_experts`, `rngs`) are *context*: passed by parameter name, never written in a config. All other parameters are
+config keys; their annotations give their types and ranges (`moejax.ranges`). An unknown or missing key, or a value of
+the wrong type or out of range, raises a `ConfigError` with the config path.
 """
 import contextlib
 import contextvars
@@ -21,8 +21,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -30,23 +30,23 @@ from moejax import ranges
 
 
 class Explained(Exception):
-  """What a person can act on. A command prints the message, without a traceback, and ends.
+  """An error the user can act on. A command prints its message without a traceback and exits.
 
   Attributes:
     code: exit code of the command.
-    at_once: the process must not wait for its threads, which wait for what will not come.
+    at_once: the process must exit without joining its threads, which would wait forever.
   """
   code = 2
   at_once = False
 
 
 class ConfigError(Explained, ValueError):
-  """A config that cannot be built. The message names the key, what is wrong, and what is allowed."""
+  """An invalid config. The message names the key, what is wrong, and what is allowed."""
 
 
 class Registry:
-  """The names that one room of the house understands. `Registry.all`: every one that was imported."""
-  all: list['Registry'] = []
+  """Maps config names to constructors. `Registry.all` lists every registry imported so far."""
+  all: ClassVar[list['Registry']] = []
 
   def __init__(self, what: str):
     self.what = what
@@ -54,7 +54,7 @@ class Registry:
     self.all.append(self)
 
   def __call__(self, name: str) -> Callable:
-    """Decorator: makes a class or function buildable as `name`."""
+    """Decorator that registers a class or function as `name`."""
     def register(constructor):
       if name in self._constructors and not _same_place(self._constructors[name], constructor):
         raise ValueError(f'{self.what} {name!r} exists already: {self._constructors[name].__module__}')
@@ -69,7 +69,7 @@ class Registry:
     return self._constructors[name]
 
   def constructor(self, config: Mapping, where: str) -> Callable:
-    """What `config['name']` names. Raises `ConfigError` where the name is missing or unknown."""
+    """The constructor called `config['name']`. Raises `ConfigError` if the name is missing or unknown."""
     if not isinstance(config, (Mapping, ConfigDict)):
       raise ConfigError(f'{where} must be a dict with a `name` ({", ".join(self)}), not {config!r}.')
     if 'name' not in config:
@@ -83,13 +83,13 @@ class Registry:
     return self._constructors[config['name']]
 
   def build(self, config: Mapping, where: str, *, beside: Iterable[str] = (), **context) -> Any:
-    """Builds what `config` names; the rest of `config` are its arguments.
+    """Calls the constructor that `config` names with the other keys of `config` as arguments.
 
     Args:
-      config: a `name`, and keys.
+      config: a `name` and the constructor's keys.
       where: the config path, for errors.
-      beside: keys of the same group which are read by others, for errors.
-      context: what the surrounding code supplies.
+      beside: keys of the same group that other code reads, for errors.
+      context: arguments supplied by the surrounding code.
     """
     constructor = self.constructor(config, where)
     return _call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, context, self, config['name'],
@@ -97,28 +97,28 @@ class Registry:
 
 
 def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
-  """Calls `constructor` with every key of `config`, and with those of `context` that it has parameters for.
+  """Calls `constructor` with every key of `config`, and with each item of `context` that it has a parameter for.
 
-  A group without a `name` takes that of the parameter's default, and with it the default's other keys.
-  A parameter called `where` receives the config path, so that nested parts can be built with paths of their own.
+  A group without a `name` inherits the name and the other keys of the parameter's default.
+  A parameter called `where` receives the config path, from which nested parts derive theirs.
 
   Raises:
-    ConfigError: a key of `config` that is no parameter (the nearest is named), a required one that is missing, a value
-      of another type than annotated or out of its range, or a key that only the surrounding code may set.
+    ConfigError: a key of `config` is not a parameter (the message suggests the nearest), a required key is missing, a
+      value has the wrong type or is out of range, or only the surrounding code may set the key.
   """
   return _call(constructor, config, where, context)
 
 
 @dataclasses.dataclass(frozen=True)
 class Consumed:
-  """A group of keys and who reads it.
+  """A group of keys and the constructor that read it.
 
   Attributes:
     where: config path.
-    constructor: what its keys are parameters of.
-    keys: those parameters, by name.
-    given: the values that are not left at their defaults.
-    registry, name: of what the constructor was built by, if it was.
+    constructor: its parameters are the keys.
+    keys: its parameters, by name.
+    given: the values set explicitly.
+    registry, name: where the constructor was looked up, and under which name; None if it was called directly.
   """
   where: str
   constructor: Callable
@@ -133,7 +133,7 @@ _record: contextvars.ContextVar[list[Consumed] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Consumed]]:
-  """Within this context whatever reads a config is noted in the list: its keys are all that there are."""
+  """Within this context, every group of keys that is read is appended to the list."""
   token = _record.set(found := [])
   try:
     yield found
@@ -163,7 +163,7 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
                       f'({spell(parameters[missing[0]].annotation)}).')
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
   for key in allowed:
-    # A default, too, may fail to divide what another key was set to.
+    # A default may be out of range too: it may not divide the value another key was set to.
     value, annotation = known[key], parameters[key].annotation
     if _matches(value, annotation) and not _within(value, annotation, known):
       default = '' if key in config else ' (the default)'
@@ -179,7 +179,7 @@ def _completed(value, default):
 
 
 def _check_bounds(value, where) -> None:
-  """Of every number inside `value`: it is finite, and fits in 32 bits where it is whole."""
+  """Raises ConfigError unless every float inside `value` is finite and every int fits in 32 bits."""
   if isinstance(value, (Mapping, ConfigDict)):
     for key, item in value.items():
       _check_bounds(item, f'{where}.{key}')
@@ -189,11 +189,11 @@ def _check_bounds(value, where) -> None:
   elif isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f'{where} must be finite, not {value}.')
   elif isinstance(value, int) and not -ranges.LARGEST <= value <= ranges.LARGEST:
-    raise ConfigError(f'{where} must be a whole number that 32 bits hold, at most {ranges.LARGEST}; not {value}.')
+    raise ConfigError(f'{where} must be an int that fits in 32 bits, at most {ranges.LARGEST}; not {value}.')
 
 
 def _same_place(a, b):
-  # A notebook cell or an importlib.reload defines the same thing again; that is no clash.
+  # Rerunning a notebook cell or importlib.reload defines the same thing again, which is not a clash.
   return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
@@ -214,7 +214,7 @@ def _label(config, constructor):
 
 
 def nearest(word: object, allowed: Iterable[str]) -> str:
-  """'Did you mean ..?', where there is something near, and what is allowed."""
+  """'Did you mean ..?' if a name is close, followed by the allowed names."""
   allowed = sorted(allowed)
   close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.5)
   listing = ', '.join(allowed) or 'none'
@@ -222,7 +222,7 @@ def nearest(word: object, allowed: Iterable[str]) -> str:
 
 
 def _matches(value, annotation) -> bool:
-  """Whether `value` is of the annotated type, whatever its range."""
+  """Whether `value` has the annotated type; ranges are ignored."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is typing.Annotated:
     return _matches(value, arguments[0])
@@ -250,12 +250,12 @@ def _matches(value, annotation) -> bool:
 
 
 def shown(value: object) -> str:
-  """A value of a config in an error; a ConfigDict would spell itself over several lines."""
+  """A config value for an error message, on one line: the repr of a ConfigDict spans several."""
   return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _within(value, annotation, arguments) -> bool:
-  """Whether `value`, of the annotated type, lies in its range. `arguments`: what the constructor receives besides."""
+  """Whether `value`, of the annotated type, lies in its range. `arguments`: all arguments of the constructor."""
   origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is typing.Annotated:
     return (_within(value, parts[0], arguments) and
@@ -268,7 +268,7 @@ def _within(value, annotation, arguments) -> bool:
 
 
 def spell(annotation) -> str:
-  """The values that an annotation allows, in words."""
+  """The values an annotation allows, in words."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is typing.Annotated:
     return ' and '.join([f'{spell(arguments[0])} {arguments[1]}', *map(str, arguments[2:])])
@@ -281,8 +281,8 @@ def spell(annotation) -> str:
   kind = origin or annotation
   if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
     return 'a dict'
-  names = {float: 'a number', int: 'a whole number', str: 'a string', bool: 'True or False', tuple: 'a tuple',
+  names = {float: 'a float', int: 'an int', str: 'a string', bool: 'True or False', tuple: 'a tuple',
            list: 'a list', Sequence: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
   if kind in (tuple, list, Sequence) and arguments:
-    return f'{names[kind]} of which each is {spell(arguments[0])}'
+    return f'{names[kind]} whose items are each {spell(arguments[0])}'
   return names.get(kind, getattr(kind, '__name__', str(kind)))

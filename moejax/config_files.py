@@ -1,6 +1,7 @@
 """Config files: loading one, and setting its keys.
 
     config = load('configs/mixtral_c4.py:8x7b', {'training.steps': 10, 'model.moe.dispatch.implementation': 'xla'})
+    config = load('moejax://mixtral_c4:8x7b')   the same file, wherever python started and moejax is installed
 
 Which keys there are is for the constructors to say (`moejax.config`): what they do not know they refuse.
 """
@@ -20,15 +21,20 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from moejax.config import ConfigError, shown
+from moejax.config import ConfigError, nearest, shown
+from moejax.shorten import shortened
 
+_PACKAGE = Path(__file__).resolve().parent
+# Holds configs/ and experiments/paper_effects/summary.json: a checkout, or what a wheel has of one.
+ROOT = _PACKAGE / 'shipped' if (_PACKAGE / 'shipped').is_dir() else _PACKAGE.parent
+SCHEME = 'moejax://'
 _WORDS = {'true': True, 'false': False}
 _STEP = r'[^.\[\]]+|\[\d+\]'
 _PATH = r'[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*'
 
 
 def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-  """The config of `<file>[:<argument of its get_config>]` with `overrides`.
+  """The config of `<file>[:<argument of its get_config>]` with `overrides`; `moejax://<name>` is a shipped file.
 
   While it is loaded, the folder above the file's is importable: configs import one another, wherever python started.
 
@@ -36,11 +42,14 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
     ConfigError: there is no such file or variant, or the file fails by itself; then the message begins with the
       traceback from where the file comes into it.
   """
-  name, colon, variant = argument.partition(':')
-  path = Path(name)
+  shipped = argument.startswith(SCHEME)
+  name, colon, variant = argument.removeprefix(SCHEME).partition(':')
+  path = _shipped(name) if shipped else Path(name)
   if not path.is_file():
     raise ConfigError(f'There is no such config file: {name}.' + _near(path))
-  with _importable(path.resolve().parent.parent), _failing_by_itself(path, argument):
+  name = SCHEME + name if shipped else name
+  siblings = _shipped_configs() if shipped else _importable(path.resolve().parent.parent)
+  with siblings, _failing_by_itself(path, argument):
     module = _module(path)
     if not callable(getattr(module, 'get_config', None)):
       raise ConfigError(f'{name} is no config file: it has no function get_config.')
@@ -50,22 +59,24 @@ def load(argument: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
   return override(config, overrides or {})
 
 
-def override(config: Mapping, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
+def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any], where: str = 'config') -> ConfigDict:
   """A copy of `config` with the values at these paths, e.g. {'model.moe.dispatch.name': 'gather'}, in their order.
 
-  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`.
+  Groups on the way that are absent, or None, are made. A dict replaces its group. `where`: path of `config`. Fewer
+  `training.steps` also shorten warm-up and cool-down, as `shorten.shortened` says.
 
   Raises:
     ConfigError: a path through something that has no keys, or a dict that would silently remove keys of its group.
   """
   mutable = isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict)
-  config = copy.deepcopy(config) if mutable else ConfigDict(config)
-  for path, value in overrides.items():
+  initial: Any = config
+  changed: Any = copy.deepcopy(initial) if mutable else ConfigDict(initial)
+  for path, value in {**overrides, **shortened(changed, overrides)}.items():
     if not re.fullmatch(_PATH, path):
       raise ConfigError(f'{where}.{path} is no path of a config: names with dots between, as in data.augment[0].name.')
     steps = [int(step[1:-1]) if step[0] == '[' else step for step in re.findall(_STEP, path)]
-    config = _changed(config, steps, value, where)
-  return config
+    changed = _changed(changed, steps, value, where)
+  return changed
 
 
 def parse_value(text: str) -> Any:
@@ -91,6 +102,29 @@ def _importable(folder: Path) -> Iterator[None]:
     sys.path.remove(str(folder))
 
 
+def _shipped(name: str) -> Path:
+  """The file of a shipped config."""
+  files = {path.stem: path for path in sorted(ROOT.glob('configs/[!_]*.py'))}
+  if name not in files:
+    raise ConfigError(f'There is no shipped config {name!r}. {nearest(name, files)}')
+  return files[name]
+
+
+@contextlib.contextmanager
+def _shipped_configs() -> Iterator[None]:
+  """Within it the package `configs` is the shipped one, whatever else has that name."""
+  named = lambda: [name for name in sys.modules if name.partition('.')[0] == 'configs']
+  before = {name: sys.modules.pop(name) for name in named()}
+  package = sys.modules['configs'] = ModuleType('configs')
+  package.__path__ = [str(ROOT / 'configs')]
+  try:
+    yield
+  finally:
+    for name in named():
+      del sys.modules[name]
+    sys.modules.update(before)
+
+
 @contextlib.contextmanager
 def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
   try:
@@ -107,6 +141,8 @@ def _failing_by_itself(path: Path, argument: str) -> Iterator[None]:
 
 def _module(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location(f'{path.stem}_config', path.resolve())
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'{path} is no config file: its name must end in .py.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -173,7 +209,7 @@ def _in_place_of(old: Any, new: Any, where: str) -> Any:
       key, value = next(iter(new.items()))
       raise ConfigError(f'{where}: the dict would replace the group, and with it remove {", ".join(removed)}. Set '
                         f'single keys, e.g. --{where}.{key}={value}, or give all keys of the group, or a `name`.')
-  # As the config file would have written it: a run goes on with the config that it was started with.
+  # As the config file would have written it: a run resumes with the config that it was started with.
   if isinstance(old, float) and type(new) is int:
     return float(new)
   return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new

@@ -1,13 +1,13 @@
-"""Lists every key of a config: its value, default, type and range, and what it means.
+"""Lists every key of a config: its value, default, type, range and meaning.
 
     python -m moejax.describe configs/vmoe_digits.py
     python -m moejax.describe configs/mixtral_c4.py:8x7b model.moe --format=md
     python -m moejax.describe configs/vmoe_digits.py model.moe.dispatch --config.model.moe.dispatch.name=grouped
 
-Keys are found by building the config as a run does, so the list is what is read. Where a `name` chooses what a group
-is, the other names stand below it; the keys are those of the name that the config has, and
---config.<group>.name=<another> shows that one's. Without a config it lists all names there are. From Python:
-`moejax.describe.keys(config)`. Exit codes as of moejax.train.
+Keys are found by building the config as a run does, so the list is exactly the keys that are read. Where a `name`
+selects an implementation, the alternatives are listed below it; the keys shown belong to the config's choice, and
+--config.<group>.name=<another> shows the keys of another. Without a config, all registered names are listed. From
+Python: `moejax.describe.keys(config)`. Exit codes are as for moejax.train.
 """
 import dataclasses
 import inspect
@@ -34,12 +34,12 @@ class Key:
 
   Attributes:
     path: e.g. 'model.moe.num_experts'.
-    type: which values it may have, in words.
-    line: what it means.
-    value: in this config; None for a group.
-    default: where the config leaves it out; `NEEDED` if it may not.
-    group: whether it has keys of its own, which follow.
-    names: {name: what it is} of all that may be chosen here.
+    type: its allowed values, in words.
+    line: its meaning, from the docstring.
+    value: its value in this config; None for a group.
+    default: its value if the config omits it; `NEEDED` if it is required.
+    group: whether it has keys of its own, which follow it.
+    names: {name: description} of every implementation that can be chosen here.
   """
   path: str
   type: str
@@ -50,20 +50,20 @@ class Key:
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def keys(config: Mapping, devices: Sequence[Any] | None = None) -> list[Key]:
-  """All keys that are read where `config` is built for `devices`, each group before what is in it.
+def keys(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) -> list[Key]:
+  """All keys read when `config` is built for `devices`, each group before its members.
 
   Raises:
-    ConfigError: it cannot be built.
+    ConfigError: the config cannot be built.
   """
   from moejax.training import setup
   with recorded() as found:
-    config = setup.build(config, devices).config
-  return list(_Listing(found, config).below('config', {}))
+    built = setup.build(config, devices)
+  return list(_Listing(found, built.config).below('config', {}))
 
 
 def within(keys: Iterable[Key], path: str) -> list[Key]:
-  """Those at `path` and below it. Raises ConfigError where there are none."""
+  """The keys at `path` and below it. Raises ConfigError if there are none."""
   keys, path = list(keys), path.removeprefix('config.')
   found = [key for key in keys if key.path == path or key.path.startswith((f'{path}.', f'{path}['))]
   if not found:
@@ -74,7 +74,7 @@ def within(keys: Iterable[Key], path: str) -> list[Key]:
 
 
 class _Listing:
-  """What was consumed, in the order of the config's tree."""
+  """The consumed keys, in the order of the config's tree."""
 
   def __init__(self, found: Iterable[Consumed], config: ConfigDict):
     self._config = config
@@ -82,15 +82,16 @@ class _Listing:
     read: dict[str, set[str]] = {}
     for consumed in found:
       read.setdefault(consumed.where, set()).update(consumed.keys)
-    for consumed in found:  # layers that are alike read the same group
+    for consumed in found:  # identical layers read the same group
       self._groups.setdefault(_written(consumed.where, read), {}).setdefault(consumed.constructor, consumed)
 
   def below(self, where: str, default: Mapping) -> Iterator[Key]:
-    """The keys of the group at `where`; `default`: what the group is if the config leaves it out."""
+    """The keys of the group at `where`; `default`: the group's value if the config omits it."""
     for consumed in self._groups[where].values():
-      if self._chooses(where, consumed, default):
-        yield Key(_short(f'{where}.name'), f'which {consumed.registry.what}, by name', sentence(consumed.constructor),
-                  consumed.name, default.get('name', NEEDED), names=names(consumed.registry))
+      registry = consumed.registry
+      if registry is not None and self._chooses(where, consumed, default):
+        yield Key(_short(f'{where}.name'), f'which {registry.what}, by name', sentence(consumed.constructor),
+                  consumed.name, default.get('name', NEEDED), names=names(registry))
       for name, parameter in consumed.keys.items():
         yield from self._key(f'{where}.{name}', consumed, default.get(name, parameter.default))
 
@@ -104,32 +105,32 @@ class _Listing:
       yield from self.below(where, default if isinstance(default, Mapping) else {})
     elif members:
       first = next(iter(self._groups[members[0]].values()))
-      chosen_by_key = not self._chooses(members[0], first, {})
-      yield dataclasses.replace(key, group=True, names=names(first.registry) if chosen_by_key else {})
+      by_key = first.registry if not self._chooses(members[0], first, {}) else None
+      yield dataclasses.replace(key, group=True, names={} if by_key is None else names(by_key))
       for member in members:
         yield from self._member(member)
     else:
       yield dataclasses.replace(key, value=_plain(self._value(where, consumed.given.get(name, default))))
 
   def _member(self, where):
-    # One of a group whose keys are the user's, such as evaluators, or a list.
+    # A member of a list, or of a group whose keys the user chooses, such as evaluators.
     consumed = next(iter(self._groups[where].values()))
     value = self._value(where, None)
     if isinstance(value, (Mapping, ConfigDict)):
       yield Key(_short(where), 'a dict', sentence(consumed.constructor), group=True)
       yield from self.below(where, {})
     else:
-      yield Key(_short(where), f'a number, or a dict of {", ".join(consumed.keys)}', sentence(consumed.constructor),
+      yield Key(_short(where), f'a float, or a dict of {", ".join(consumed.keys)}', sentence(consumed.constructor),
                 value)
 
   def _chooses(self, where, consumed, default):
-    """Whether the group has a key `name`: in `router.balance` names are the keys of the group above."""
+    """Whether the group has a key `name`; in `router.balance` the keys of the group above are the names."""
     value = self._value(where, default)
     groups = [group for group in (value, default) if isinstance(group, (Mapping, ConfigDict))]
     return consumed.registry is not None and any('name' in group for group in groups)
 
   def _value(self, where, default):
-    node = self._config
+    node: Any = self._config
     for step in re.findall(r'[^.\[\]]+|\[\d+\]', _short(where)):
       index = int(step[1:-1]) if step[0] == '[' else step
       if not isinstance(index, int) and index not in node:
@@ -139,7 +140,7 @@ class _Listing:
 
 
 def _written(where: str, read: Mapping[str, set[str]]) -> str:
-  # What a group hands down to one of its own, as a model its `norm` to an encoder, is a key of the former alone.
+  # A value passed on to a nested group, as a model passes its `norm` to an encoder, is a key of the outer group only.
   parent, _, name = where.rpartition('.')
   above = parent
   while parent in read and above and name not in read.get(above, ()):
@@ -159,9 +160,9 @@ def _plain(value: Any) -> Any:
 
 
 def docstring_entry(constructor: Callable, key: str) -> str:
-  """What the docstring of a class, of what it inherits from, or of a function says of `key`; '' if nothing.
+  """The entry for `key` in the docstring of a function, a class or its base classes; '' if there is none.
 
-  Entries are `key: text`, or `one, key: text`, on a line of their own; their further lines are indented more.
+  Entries are `key: text`, or `one, key: text`, on a line of their own; continuation lines are indented further.
   """
   for docstring in _docstrings(constructor):
     entry = re.search(rf'^( *)(?:\w+, )*{key}(?:, \w+)*: (.*(?:\n\1 +\S.*)*)', docstring, re.MULTILINE)
@@ -171,16 +172,17 @@ def docstring_entry(constructor: Callable, key: str) -> str:
 
 
 def sentence(constructor: Callable) -> str:
-  """The first sentence of its docstring, or of that of the function which it refers to: 'See `switch_loss`.'."""
+  """The first sentence of its docstring, or of the function's that it refers to: 'See `switch_loss`.'."""
   text = re.sub(r'\s+', ' ', next(_docstrings(constructor), '').strip().split('\n\n')[0])
   elsewhere = re.match(r'See (?:the function )?`(\w+)`', text)
   if elsewhere and (function := getattr(sys.modules[constructor.__module__], elsewhere[1], None)):
     return sentence(function)
-  return re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)[1]
+  found = re.match(r'(.*?\.|.*)(?= [A-Z`]|$)', text)
+  return found[1] if found else text
 
 
 def names(registry: Registry) -> dict[str, str]:
-  """{name: what it is} of all that a registry has."""
+  """{name: description} for every name in a registry."""
   return {name: sentence(registry[name]) for name in registry}
 
 
@@ -189,7 +191,7 @@ def _docstrings(constructor):
   for base in bases:
     functions = [base, vars(base).get('__init__')] if inspect.isclass(base) else [base]
     texts = [part.__doc__ for part in functions if part is not None and part.__doc__]
-    # A dataclass without a docstring is given its signature as one.
+    # A dataclass without a docstring gets its signature as one.
     yield from (inspect.cleandoc(text) for text in texts if not text.startswith(f'{base.__name__}('))
 
 
@@ -197,7 +199,7 @@ def _docstrings(constructor):
 
 
 def as_text(keys: Sequence[Key]) -> str:
-  """A tree, a level an indentation."""
+  """A tree, indented by level."""
   lines = []
   for key in keys:
     indent = '  ' * _depth(key)
@@ -226,7 +228,7 @@ def _depth(key):
 
 
 def _last(key):
-  return re.search(r'(\[\d+\]|[^.\[\]]+)$', key.path)[1]
+  return re.split(r'\.|(?=\[)', key.path)[-1]
 
 
 def _state(key, code):
@@ -248,8 +250,9 @@ def _meaning(key):
 def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.describe', __doc__, keys='config', usage='[config[:argument] [path]] [flags]')
-  flags.add_argument('config', nargs='?', help='config file, e.g. configs/vmoe_digits.py')
-  flags.add_argument('path', nargs='?', help='of the group to list, e.g. model.moe; else all')
+  flags.add_argument('config', nargs='?',
+                     help='config file, e.g. configs/vmoe_digits.py, or a shipped one, e.g. moejax://vmoe_digits')
+  flags.add_argument('path', nargs='?', help='group to list, e.g. model.moe; all by default')
   flags.add_argument('--format', choices=('text', 'md'), default='text', help='%(default)s by default')
   given = flags.parse()
   write = as_text if given.format == 'text' else as_markdown
@@ -269,7 +272,7 @@ def _all_names() -> list[Key]:
 
 
 def _devices(config: ConfigDict) -> Sequence[Any]:
-  # As many, simulated, as the config's mesh has at least: a pod's config is described on a laptop.
+  # As many simulated devices as the config's mesh needs, so that a pod's config can be described on a laptop.
   import jax
   mesh = config.get('mesh')
   sizes = [size for size in mesh.values() if type(size) is int and size > 0] if isinstance(mesh, ConfigDict) else []
@@ -277,5 +280,7 @@ def _devices(config: ConfigDict) -> Sequence[Any]:
   return jax.devices()
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

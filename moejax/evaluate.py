@@ -1,12 +1,19 @@
-"""Evaluates a checkpoint, and appends what was measured to evaluations.jsonl of its run.
+"""Evaluates a checkpoint, or each as a run writes it, and appends what was measured to evaluations.jsonl of the run.
 
     python -m moejax.evaluate --workdir=runs/vmoe_digits --step=best
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.place.eval_capacity_factor=2.0
     python -m moejax.evaluate --workdir=runs/vmoe_digits --config.model.moe.router.select.k=1
+    python -m moejax.evaluate --workdir=runs/vmoe_digits --follow --every=60
 
 Everything comes from the checkpoint. Keys of the config can be changed as long as the parameters keep their shapes:
 another capacity or number of experts a token is a second graph over the same parameters. From Python:
-`moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`. Exit codes as of moejax.train.
+`moejax.evaluate.run('runs/vmoe_digits', {'model.moe.router.select.k': 1})`.
+
+--follow evaluates the checkpoints of a run while another process trains it, on whatever devices this one has. It waits
+for the next, the earliest first, and ends after that of the last step. evaluations.jsonl remembers which were evaluated
+with the same keys: the same command goes on with the others.
+
+Exit codes as of moejax.train.
 """
 from __future__ import annotations
 
@@ -46,42 +53,108 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
       model would need.
     NoCheckpoint: there is none to evaluate.
   """
-  import jax
-  from moejax.evaluation import log
-  from moejax.parallel import processes, rules
   from moejax.training import workdir as workdirs
   from moejax.training.checkpoint import restore_for_evaluation
-  from moejax.training.setup import prepare
-  workdir, overrides = workdirs.find(workdir), dict(overrides or {})
-  say = say if jax.process_index() == 0 else (lambda text: None)
-  config, step, params, router_state = restore_for_evaluation(workdir, find_step(workdir, step))
-  setup = prepare(override(config, overrides))
-  if not setup.evaluators:
-    raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
-                      '--config.evaluation.evaluators.test.name=accuracy.')
-  check_parameters(setup, params, router_state)
-  params = processes.spread(params, rules.shardings(setup.mesh, setup.model.axes, params))
-  router_state = processes.spread(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
-
-  say(f'Evaluating step {step} of {workdir}' + ''.join(f', {key}={value}' for key, value in overrides.items()) + '.')
-  results = {}
-  for number, (name, evaluator) in enumerate(setup.evaluators.items(), 1):
-    say(f'[{number}/{len(setup.evaluators)}] {name} ...')
-    start = time.monotonic()
-    measured = evaluator(params, router_state)
-    results |= {f'{name}/{metric}': value for metric, value in measured.items()}
-    for metric, value in measured.items():
-      say(f'  {metric:<34} {value:.5g}')
-    say(f'  took {time.monotonic() - start:.1f} s')
-  if jax.process_index() == 0:
-    path = log.append(workdir, step, overrides, results)
-    say(f'Measured {", ".join(setup.evaluators)} at step {step}; written to {path}.\n'
-        f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
-        f'experts a token; {Path(workdir) / "report" / "index.html"} names the keys.')
+  workdir, say = workdirs.find(workdir), _by_the_first(say)
+  measure = _Measure(workdir, overrides, say)
+  results = measure(*restore_for_evaluation(workdir, find_step(workdir, step)))
+  say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
+      f'experts a token; {workdir / "report" / "index.html"} names the keys.')
   return results
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, every: float = 30.,
+           say: Callable[[str], None] = print) -> None:
+  """Measures all evaluators on each checkpoint of a run as it appears, in order, and returns after its last step's.
+
+  A line of `<workdir>/evaluations.jsonl` with the same overrides says that a step was measured before, and is not again.
+
+  Args:
+    workdir: of the run, which may train at the same time, or not have begun.
+    overrides: as of `run`.
+    every: seconds between two looks for a checkpoint.
+    say: receives sentences for the person who runs this.
+
+  Raises:
+    ConfigError: as `run` does, as soon as the run has begun.
+    NoCheckpoint: the one of the last step cannot be read.
+    Interrupted: a signal asked to stop.
+  """
+  from moejax.evaluation import log
+  from moejax.parallel import processes
+  from moejax.training import follow as following
+  from moejax.training import peers
+  from moejax.training import workdir as workdirs
+  from moejax.training.checkpoint import restore_for_evaluation
+  from moejax.training.recovery import NoCheckpoint
+  workdir, say = workdirs.find(workdir), _by_the_first(say)
+  measure = _Measure(workdir, overrides, say)
+  if (workdir / 'config.json').exists():
+    measure.prepared(workdirs.load_config(workdir))  # a wrong key is refused now, not at the first checkpoint
+
+  def evaluate(step):
+    try:
+      with processes.together('read the checkpoint'):
+        restored = restore_for_evaluation(workdir, step)
+    except RuntimeError as error:
+      peers.check(error)
+      raise NoCheckpoint(f'{error}.') from error
+    measure(*restored)
+  following.run(workdir, evaluate, log.steps(workdir, measure.overrides, say), every, say)
+  say(f'All checkpoints of {workdir} up to its last step are evaluated; what was measured is in {workdir / log.FILE}.')
+
+
+class _Measure:
+  """Measures checkpoints of `workdir`, and logs it; those that have the same config share the compiled programs."""
+
+  def __init__(self, workdir: Path, overrides: Mapping[str, Any] | None, say: Callable[[str], None]):
+    self.overrides = dict(overrides or {})
+    self._workdir, self._say = workdir, say
+    self._prepared: tuple[ConfigDict, Setup] | None = None
+
+  def __call__(self, config: ConfigDict, step: int, params: Tree, router_state: Tree) -> dict[str, float]:
+    import jax
+    from moejax.evaluation import log
+    from moejax.parallel import processes, rules
+    say, setup = self._say, self.prepared(config)
+    check_parameters(setup, params, router_state)
+    params = processes.spread(params, rules.shardings(setup.mesh, setup.model.axes, params))
+    router_state = processes.spread(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
+
+    changes = ''.join(f', {key}={value}' for key, value in self.overrides.items())
+    say(f'Evaluating step {step} of {self._workdir}{changes}.')
+    results = {}
+    for number, (name, evaluator) in enumerate(setup.evaluators.items(), 1):
+      say(f'[{number}/{len(setup.evaluators)}] {name} ...')
+      start = time.monotonic()
+      measured = evaluator(params, router_state)
+      results |= {f'{name}/{metric}': value for metric, value in measured.items()}
+      for metric, value in measured.items():
+        say(f'  {metric:<34} {value:.5g}')
+      say(f'  took {time.monotonic() - start:.1f} s')
+    if jax.process_index() == 0:
+      path = log.append(self._workdir, step, self.overrides, results)
+      say(f'Measured {", ".join(setup.evaluators)} at step {step}; written to {path}.')
+    return results
+
+  def prepared(self, config: ConfigDict) -> Setup:
+    """What evaluates checkpoints of `config`. Raises ConfigError where the overrides do not fit it."""
+    from moejax.training.setup import prepare
+    if self._prepared is None or config != self._prepared[0]:
+      self._prepared = config, prepare(override(config, self.overrides))
+    setup = self._prepared[1]
+    if not setup.evaluators:
+      raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
+                        '--config.evaluation.evaluators.test.name=accuracy.')
+    return setup
+
+
+def _by_the_first(say: Callable[[str], None]) -> Callable[[str], None]:
+  import jax
+  return say if jax.process_index() == 0 else (lambda text: None)
+
+
+def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """A copy of `config` with the values at these paths. Whether they can be there is for `prepare` to say.
 
   Raises:
@@ -114,29 +187,42 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
     if not str(step).isdigit():
       raise ConfigError(f"--step must be a number, 'last' or 'best', not {step!r}.")
     return int(step)
+  from moejax.training import kept
   from moejax.training import metrics as training_metrics
   from moejax.training import workdir as workdirs
-  options = workdirs.load_config(workdir).checkpoint
-  kept = {int(path.name) for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()}
+  config: Any = workdirs.load_config(workdir)
+  options = config.checkpoint
+  steps = kept.complete(workdir)
   scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
-            if row['step'] in kept and row.get(options.metric) is not None}
+            if row['step'] in steps and row.get(options.metric) is not None}
   if not scores:
     raise ConfigError(f'Which checkpoint of {workdir} is best cannot be told: config.checkpoint.metric is '
                       f'{options.metric!r}, and no checkpoint has a value of it. Use --step=last or a number: '
-                      f'{", ".join(map(str, sorted(kept))) or "there are none"}.')
-  return (max if options.mode == 'max' else min)(scores, key=scores.get)
+                      f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
+  return (max if options.mode == 'max' else min)(scores, key=lambda step: scores[step])
 
 
 def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.evaluate', __doc__, keys='config')
   flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run')
-  flags.add_argument('--step', metavar='STEP', default='last', help="of the checkpoint: a number, 'last' or 'best'")
+  flags.add_argument('--step', metavar='STEP', help="of the checkpoint: a number, 'last' (if not given) or 'best'")
+  flags.add_argument('--follow', action='store_true', help='each checkpoint of the run as it appears, to the last')
+  flags.add_argument('--every', metavar='SECONDS', type=float, help='between two looks of --follow; 30 if not given')
   flags.add_processes()
   given = flags.parse(needs=['workdir'])
+  if given.follow and given.step is not None:
+    flags.error('--follow evaluates every checkpoint: leave out --step')
+  if given.every is not None and not (given.follow and 0 < given.every < float('inf')):
+    flags.error('--every is a number of seconds above 0, and needs --follow')
   command_line.start_processes(given)
-  run(given.workdir, given.overrides, given.step)
+  if given.follow:
+    follow(given.workdir, given.overrides, given.every or 30.)
+  else:
+    run(given.workdir, given.overrides, given.step or 'last')
 
+
+script = lambda: command_line.in_one_sentence(main)
 
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

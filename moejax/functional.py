@@ -1,4 +1,4 @@
-"""Modules as pure functions over plain nested dicts. The one place that splits and merges Flax NNX modules.
+"""Modules as pure functions over plain nested dicts; the only file that splits and merges Flax NNX modules.
 
 Modules declare variables; this file turns them into `init(key) -> (params, state)` and
 `apply(params, state, ...)`, whose trees are nested dicts with readable paths (`blocks/3/moe/experts/wi`).
@@ -12,16 +12,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]
+# Makes a module with the parameters that its `rngs` draw: an `nnx.Rngs`, or `Keys`.
+Build = Callable[[Any], nnx.Module]
 
 
 class RouterState(nnx.Variable):
-  """What a router remembers between steps and no gradient touches (biases, moving loads)."""
+  """Router state kept between steps and not trained by gradient (biases, moving loads)."""
 
 
 class Keys:
-  """The keys of `nnx.Rngs(params=key)`, one after the other, which is what modules take as `rngs`.
+  """A stand-in for `nnx.Rngs(params=key)` that yields the same keys in the same order; modules take it as `rngs`.
 
-  The count is an int: in an array, as there, it made up most of the time that building a traced model takes.
+  Its counter is a Python int: the array in `nnx.Rngs` took most of the time of building a traced model.
   """
 
   def __init__(self, key: jax.Array):
@@ -34,26 +36,26 @@ class Keys:
 
 
 def parameter(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
-  """A float32 parameter with one logical axis name a dimension; `parallel/rules.py` maps names to mesh axes."""
+  """A float32 parameter with one logical axis name per dimension; `parallel/rules.py` maps names to mesh axes."""
   if len(shape) != len(axes):
     raise ValueError(f'{len(shape)} dimensions {shape} but {len(axes)} axis names {axes}.')
   return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def router_state(value: jax.Array, axes: tuple[str | None, ...]) -> RouterState:
-  """A `RouterState` variable; changed only through what the router returns as updates."""
+  """A `RouterState` variable; changed only by the updates that the router returns."""
   return RouterState(value, axes=axes)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """What a batch says about one piece of router state, whose new value is `rule(state, sums)`.
+  """Statistics of a batch that update one piece of router state: its new value is `rule(state, sums)`.
 
   Attributes:
-    sums: an array of sums over tokens: those of the parts of a batch add up, and so do those of layers that share it.
-    rule: takes the sums of the whole batch, and keeps leading axes (those of scanned layers). Equal configs have equal
-      rules: a frozen dataclass with `__call__`, or a function of a module.
+    sums: an array of sums over tokens; they add up over the parts of a batch and over layers that share the state.
+    rule: takes the sums of the whole batch, and keeps leading axes (of scanned layers). Equal configs must have equal
+      rules: a frozen dataclass with `__call__`, or a module-level function.
   """
   sums: jax.Array
   rule: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(metadata=dict(static=True))
@@ -65,7 +67,7 @@ class Functional:
 
   Attributes:
     init: `key -> (params, state)`; pure, so that `jax.eval_shape` and `jax.jit` with output shardings work on it.
-    apply: `(params, state, *args, **kwargs) -> ` what the module's `__call__` returns.
+    apply: `(params, state, *args, **kwargs) -> ` the return value of the module's `__call__`.
     axes: logical axis names of every leaf of `params`.
     state_axes: the same for `state`.
   """
@@ -79,8 +81,8 @@ class Functional:
     return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
-  """`build(rngs)` constructs the module; construction is traced once here without allocating."""
+def functionalize(build: Build) -> Functional:
+  """`build(rngs)` constructs the module; it is traced once here, without allocating anything."""
   abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
 
@@ -95,14 +97,14 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
 
 
-def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs,
+def stack_modules(build: Build, count: int, rngs: nnx.Rngs,
                   axis: str | None = None) -> nnx.Module:
-  """One module whose variables hold those of `count` independently built ones, on a new leading axis.
+  """One module whose variables are stacked from `count` independently built modules, on a new leading axis.
 
-  Entry `i` equals the module that `unstacked_modules(build, count, rngs)[i]` builds from the same `rngs`.
+  Entry `i` equals `unstacked_modules(build, count, rngs)[i]` built from the same `rngs`.
 
   Args:
-    axis: its logical name; None: 'layers', before all axes that have names.
+    axis: logical name of the new axis; None: 'layers', before all named axes.
   """
   keys = jax.random.split(rngs.params(), count)
   template = nnx.eval_shape(lambda: build(Keys(keys[0])))
@@ -114,20 +116,20 @@ def stack_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx
   return nnx.merge(graph, variables)
 
 
-def unstacked_modules(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List:
+def unstacked_modules(build: Build, count: int, rngs: nnx.Rngs) -> nnx.List:
   """`count` independently built modules."""
   return nnx.List([build(Keys(key)) for key in jax.random.split(rngs.params(), count)])
 
 
 def scan_modules(stacked: nnx.Module, body: Callable, carry: Any, xs: Any = None, **scan_options) -> tuple[Any, Any]:
-  """`jax.lax.scan` over the modules that `stack_modules` stacked: `body(module, carry, x) -> (carry, y)`."""
+  """`jax.lax.scan` over modules stacked by `stack_modules`: `body(module, carry, x) -> (carry, y)`."""
   graph, variables = nnx.split(stacked)
   return jax.lax.scan(lambda carry, x: body(nnx.merge(graph, x[0]), carry, x[1]), carry, (variables, xs),
                       **scan_options)
 
 
 def open_module(module: nnx.Module) -> tuple[dict[str, jax.Array], dict[str, tuple], Callable[[dict], nnx.Module]]:
-  """A module's arrays by path, their axis names, and what makes it again of such arrays, be they shards."""
+  """A module's arrays by path, their axis names, and a function that rebuilds it from such arrays or shards of them."""
   graph, state = nnx.split(module)
   variables = {_path(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
 
@@ -161,17 +163,17 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 
 
 def merge_updates(state: Tree, updates: Tree) -> Tree:
-  """`state` after a step. `updates`: a nested dict over some of its paths, of `Statistics` and of new values."""
+  """`state` after a step. `updates`: a nested dict over some of its paths, of `Statistics` and new values."""
   flat, new = flatten(state), flatten(updates)
   unknown = sorted(set(new) - set(flat))
   if unknown:
-    raise ValueError(f'updates for state that does not exist: {unknown}; there is {sorted(flat)}.')
+    raise ValueError(f'updates for unknown router state {unknown}; the state has {sorted(flat)}.')
   return unflatten({**flat, **{path: value.rule(flat[path], value.sums) if isinstance(value, Statistics) else value
                                for path, value in new.items()}})
 
 
 def add_updates(one: Tree, other: Tree) -> Tree:
-  """The updates of two parts of a batch as those of both: statistics add up, and new values are the same in both."""
+  """Merges the updates of two parts of a batch: statistics are added, and new values are the same in both."""
   def add(a, b):
     return dataclasses.replace(a, sums=a.sums + b.sums) if isinstance(a, Statistics) else b
   return jax.tree.map(add, one, other, is_leaf=lambda node: isinstance(node, Statistics))
@@ -190,7 +192,7 @@ def _from_dict(abstract, tree: Tree):
   expected = [_path(path) for path, _ in nnx.to_flat_state(abstract)]
   if set(flat) != set(expected):
     raise ValueError(f'the parameter tree does not fit the model: missing {sorted(set(expected) - set(flat))[:5]}, '
-                     f'not expected {sorted(set(flat) - set(expected))[:5]}.')
+                     f'unexpected {sorted(set(flat) - set(expected))[:5]}.')
   leaves = [(path, variable.replace(flat[_path(path)])) for path, variable in nnx.to_flat_state(abstract)]
   return nnx.from_flat_state(leaves)
 

@@ -1,4 +1,4 @@
-"""Plugins of accelerators that this machine does not have are left alone: each would print why it finds no device."""
+"""Keeps JAX from loading plugins of accelerators this machine lacks: each would print why it found no device."""
 import ctypes
 import importlib.util
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def choose() -> None:
-  """Chooses the CPU where JAX_PLATFORMS is not set and no installed plugin has a device; before jax looks for devices.
+  """Selects the CPU if JAX_PLATFORMS is unset and no installed plugin has a device. Call it before jax finds devices.
 
-  The extra `compile` installs the compilers of TPUs and NVIDIA GPUs on machines that have neither. A plugin that is not
-  known here may have a device, so jax looks for itself.
+  The extra `compile` installs the compilers of TPUs and NVIDIA GPUs on machines that have neither. If a plugin is
+  unknown here, it may have a device, and the choice is left to jax.
   """
   if 'JAX_PLATFORMS' in os.environ:
     return
@@ -21,12 +21,12 @@ def choose() -> None:
   known = {'libtpu': has_tpu, 'cuda': has_cuda}
   if found and found <= known.keys() and not any(known[name]() for name in found):
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    if 'jax' in sys.modules:  # which has read its environment
+    if 'jax' in sys.modules:  # jax has read its environment already
       sys.modules['jax'].config.update('jax_platforms', 'cpu')
 
 
 def plugins() -> set[str]:
-  """What is installed besides the CPU: 'libtpu', 'cuda', and others by their own names."""
+  """Installed plugins besides the CPU: 'libtpu', 'cuda', and others by their own names."""
   names = {point.name for point in metadata.entry_points(group='jax_plugins')}
   if spec := importlib.util.find_spec('jax_plugins'):
     names |= {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
@@ -35,12 +35,12 @@ def plugins() -> set[str]:
 
 
 def has_tpu() -> bool:
-  """Whether there is a PCI device of Google's, as TPUs are (and network cards of its cloud)."""
+  """Whether there is a PCI device made by Google: a TPU, or a network card of its cloud."""
   return any(path.read_text().strip() == '0x1ae0' for path in Path('/sys/bus/pci/devices').glob('*/vendor'))
 
 
 def has_cuda() -> bool:
-  """Whether there is a device of NVIDIA's, or the library of its driver, without which CUDA finds none."""
+  """Whether there is an NVIDIA device, or the driver library, without which CUDA finds no device."""
   if any(Path('/dev').glob('nvidia*')):
     return True
   try:

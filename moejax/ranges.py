@@ -1,9 +1,9 @@
-"""Which values a config key may have, said in its annotation.
+"""Ranges of config keys, declared in their annotations.
 
     def __init__(self, *, heads: Count, dropout: Rate = 0., kv_heads: Annotated[Count, Divides('heads')] | None = None)
 
 `config.call` checks every annotation before it calls a constructor, and `python -m moejax.describe` prints them. Two
-bounds hold without being said, for all keys: a number is finite, and a whole number fits in 32 bits.
+bounds apply to all keys implicitly: floats are finite, and ints fit in 32 bits.
 """
 import dataclasses
 from collections.abc import Mapping
@@ -14,15 +14,16 @@ LARGEST = 2**31 - 1
 
 @runtime_checkable
 class Range(Protocol):
-  """What an annotation says about values of its type. `str(range)` follows the type: 'a number' + ' above 0'."""
+  """A range of values of the annotated type. `str(range)` follows the type: 'a float' + ' above 0'."""
 
   def admits(self, value: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether `value` lies inside; `arguments` are all that its constructor receives."""
+    """Whether `value` is in the range; `arguments` are all arguments of its constructor."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-  """The least value belongs to the range."""
+  """Lower bound, included."""
   least: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -34,7 +35,7 @@ class AtLeast:
 
 @dataclasses.dataclass(frozen=True)
 class Above:
-  """The bound does not belong to the range."""
+  """Lower bound, excluded."""
   bound: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -46,7 +47,7 @@ class Above:
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
-  """The most belongs to the range."""
+  """Upper bound, included."""
   most: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -58,7 +59,7 @@ class AtMost:
 
 @dataclasses.dataclass(frozen=True)
 class Below:
-  """The bound does not belong to the range."""
+  """Upper bound, excluded."""
   bound: float
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
@@ -83,7 +84,7 @@ class Between:
 
 @dataclasses.dataclass(frozen=True)
 class Divides:
-  """The value divides the argument called `of`, a key or context of the same constructor; any value does where that is None."""
+  """The value divides the argument called `of`, a key or context of the same constructor; None accepts any value."""
   of: str
 
   def admits(self, value: int, arguments: Mapping[str, Any]) -> bool:
@@ -96,19 +97,19 @@ class Divides:
 
 @dataclasses.dataclass(frozen=True)
 class NotBelow:
-  """The value is not below the argument called `of` of the same constructor."""
+  """The value is at least the argument called `of` of the same constructor."""
   of: str
 
   def admits(self, value: float, arguments: Mapping[str, Any]) -> bool:
     return value >= arguments[self.of]
 
   def __str__(self):
-    return f'that is not below {self.of}'
+    return f'of at least {self.of}'
 
 
 @dataclasses.dataclass(frozen=True)
 class NotEmpty:
-  """Of lists, tuples, dicts and strings."""
+  """For lists, tuples, dicts and strings."""
 
   def admits(self, value: Any, arguments: Mapping[str, Any]) -> bool:
     return len(value) > 0
@@ -122,5 +123,5 @@ Natural = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
-# A probability of leaving something out: at 1 nothing would be left.
+# A probability of dropping something: 1 would drop everything.
 Rate = Annotated[float, AtLeast(0), Below(1)]

@@ -1,11 +1,11 @@
-"""The systems that moejax reproduces: paper, config, proof, what was measured, and where paper and code differ.
+"""The systems moejax reproduces: paper, config, proof, measured effects, and where paper and code differ.
 
     python -m moejax.systems            prints the table
     python -m moejax.systems --write    writes it to docs/systems.md
     python -m moejax.systems | less     reads it page by page
 
-A row is the docstring of the system's config, the one with a `System:` line; measured effects are those of
-experiments/paper_effects/summary.json. Both lie beside the package in a checkout.
+Each config whose docstring has a `System:` line is a row; measured effects come from
+experiments/paper_effects/summary.json, in a wheel as of its build.
 """
 import ast
 import dataclasses
@@ -15,12 +15,13 @@ import re
 from collections.abc import Iterator
 
 from moejax import command_line
+from moejax.config import ConfigError
+from moejax.config_files import ROOT, SCHEME
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEYS = ('System', 'Paper', 'Command', 'Cost', 'Result', 'Expected', 'Proof', 'Differs')
-# How independent of ours what proves a system is, the strongest first.
+# Kinds of proof by their independence of our code, strongest first.
 PROOFS = {
-    'implementation': 'an implementation that no one here wrote, run in the test',
+    'implementation': 'an independent implementation, run in the test',
     'numbers': 'numbers derived by hand, or by a loop over tokens in float64',
     'identities': 'identities that the paper implies',
 }
@@ -31,14 +32,14 @@ class System:
   """One row.
 
   Attributes:
-    name: as the field calls it.
-    paper: authors, year, title, arXiv id, section.
+    name: its usual name in the field.
+    paper: authors, year, title, arXiv id, section; or 'Unpublished.', which sorts last in the table.
     config: the file, from the root of the repository.
     proof: one of `PROOFS`.
-    tests: `tests/file.py::test` that prove it.
-    differs: where paper and published code disagree, and which is followed.
-    result: what the config's docstring says of a run.
-    effects: `experiments.paper_effects` of this system, as in summary.json.
+    tests: the tests that prove it, as `tests/file.py::test`.
+    differs: where paper and published code disagree, and which we follow.
+    result: the result of a run, from the config's docstring.
+    effects: its entries in the summary.json of `experiments.paper_effects`.
   """
   name: str
   paper: str
@@ -51,7 +52,7 @@ class System:
 
 
 def sections(docstring: str) -> dict[str, str]:
-  """`{key: text}` of the lines of a config's docstring that begin with one of `KEYS`; continuation lines are indented.
+  """`{key: text}` from the lines of a config's docstring that begin with a key of `KEYS`; continuations are indented.
 
   >>> sections('A config.\\n\\nSystem: X\\nPaper: A 2020,\\n  "T" (arXiv 2001.00001)\\n')
   {'System': 'X', 'Paper': 'A 2020, "T" (arXiv 2001.00001)'}
@@ -61,12 +62,13 @@ def sections(docstring: str) -> dict[str, str]:
 
 
 def systems(root: pathlib.Path = ROOT) -> list[System]:
-  """All systems, by year of the paper.
+  """All systems, by year of the paper; unpublished ones last.
 
   Raises:
-    ValueError: a row that is not whole, or a proof that names a test file that does not exist.
+    ValueError: a row is incomplete, or its proof names a test file that does not exist.
   """
-  return sorted(_rows(root), key=lambda system: (re.findall(r'arXiv (\d+\.\d+)', system.paper), system.name))
+  return sorted(_rows(root), key=lambda system: (
+      system.paper.startswith('Unpublished'), re.findall(r'arXiv (\d+\.\d+)', system.paper), system.name))
 
 
 def _rows(root: pathlib.Path) -> Iterator[System]:
@@ -78,19 +80,20 @@ def _rows(root: pathlib.Path) -> Iterator[System]:
       continue
     where = config.relative_to(root).as_posix()
     if missing := [key for key in ('Paper', 'Proof', 'Differs') if key not in text]:
-      raise ValueError(f'{where}: the row of {text["System"]} lacks {", ".join(missing)}.')
+      raise ValueError(f'{where}: the row of {text["System"]} is missing {", ".join(missing)}.')
     kind, _, names = text['Proof'].partition(':')
     tests = tuple(name.strip(' .') for name in names.split(', '))
-    if kind not in PROOFS or not all((root / test.partition('::')[0]).is_file() for test in tests):
-      raise ValueError(f'{where}: Proof must be one of {", ".join(PROOFS)}, a colon, and tests that exist, as '
-                       f'tests/<file>.py::<test>, with commas between; not {text["Proof"]!r}.')
+    exist = not (root / 'tests').is_dir() or all((root / test.partition('::')[0]).is_file() for test in tests)
+    if kind not in PROOFS or not exist:
+      raise ValueError(f'{where}: Proof must be one of {", ".join(PROOFS)}, a colon, and existing tests separated by '
+                       f'commas, each tests/<file>.py::<test>; not {text["Proof"]!r}.')
     yield System(name=text['System'].rstrip('.'), paper=text['Paper'], config=where, proof=kind, tests=tests,
                  differs=text['Differs'], result=text.get('Result') or text.get('Expected', ''),
                  effects=tuple(effect for effect in effects if effect['system'] == text['System'].rstrip('.')))
 
 
 def measured(system: System) -> str:
-  """What was measured of it, in words."""
+  """Its measured effects, in words."""
   return ' '.join(_words(effect) for effect in system.effects) or 'Not measured yet.'
 
 
@@ -106,17 +109,17 @@ def _words(effect: dict) -> str:
 def markdown(rows: list[System]) -> str:
   """docs/systems.md."""
   lines = ['# Systems', '',
-           'Made by `python -m moejax.systems --write` from the docstrings of the configs and from '
-           '`experiments/paper_effects/summary.json`; not written by hand. Proofs, the strongest first:', '']
+           'Generated by `python -m moejax.systems --write` from the docstrings of the configs and from '
+           '`experiments/paper_effects/summary.json`; do not edit. Kinds of proof, strongest first:', '']
   lines += [f'- *{kind}*: {meaning}' for kind, meaning in PROOFS.items()]
   verdicts = [effect['verdict'] for row in rows for effect in row.effects]
   counts = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in ('shown', 'not shown', 'opposite'))
-  lines += ['', 'An effect is *shown* where what the paper reports holds in every seed at a size of seconds, '
-            '*opposite* where the reverse does, and else *not shown*: small runs are evidence about small runs. '
+  lines += ['', "An effect is *shown* if the paper's claim holds for every seed in a run of seconds, *opposite* if the "
+            'reverse holds for every seed, and *not shown* otherwise: small runs are evidence about small runs. '
             f'Of {len(verdicts)} claims: {counts}.', '',
             '| system | paper | config | proven by | measured here | where paper and code differ |', '|---' * 6 + '|']
   for row in rows:
-    # Several parameters of one test, and names of its class, say little in a table.
+    # Only the name of the test: its class and parameters add little in a table.
     tests = ', '.join(f'[{name.rpartition("::")[2] or name}](../{name.partition("::")[0]})' for name in row.tests)
     cells = [row.name, row.paper, f'[{pathlib.Path(row.config).stem}](../{row.config})', f'*{row.proof}*: {tests}',
              measured(row), row.differs]
@@ -131,17 +134,20 @@ def main() -> None:
   write = flags.parse().write
   rows = systems()
   if write:
+    if not (ROOT / 'docs').is_dir():
+      raise ConfigError('--write is for a checkout: docs/systems.md is no part of the installed package.')
     path = ROOT / 'docs/systems.md'
-    path.parent.mkdir(exist_ok=True)
     path.write_text(markdown(rows))
     print(f'{path.relative_to(ROOT)}: {len(rows)} systems, {sum(bool(row.effects) for row in rows)} of them measured.')
     return
   for row in rows:
-    print(f'{row.name}\n  paper      {row.paper}\n  config     {row.config}\n'
+    print(f'{row.name}\n  paper      {row.paper}\n  config     {SCHEME}{pathlib.Path(row.config).stem}\n'
           f'  proven by  {row.proof}: {", ".join(row.tests)}\n'
           f'  measured   {measured(row)}\n  differs    {row.differs}\n')
   print(f'{len(rows)} systems. Train one: python -m moejax.train --config=<config> --workdir=runs/<name>')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

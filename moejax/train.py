@@ -1,10 +1,11 @@
-"""Trains a config, from where its folder stands to the last step.
+"""Trains a config, from the last checkpoint in its folder to the last step.
 
     python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/vmoe_digits
     python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/k1 --config.model.moe.router.select.k=1
-    python -m moejax.train --config=configs/mixtral_c4.py:8x7b --workdir=runs/mixtral --config.mesh.expert=8
+    python -m moejax.train --config=moejax://mixtral_c4:8x7b --workdir=runs/mixtral --config.mesh.expert=8
 
-The same command goes on where the run stopped, however it stopped. From Python: `moejax.train.run(config, workdir)`.
+The same command resumes where the run stopped, however it stopped; with more `--config.training.steps` it trains on.
+Fewer of them make a short run. From Python: `moejax.train.run(config, workdir)`.
 
 Exit codes: 0 finished; 1 stopped early (diverged, no data, disk full); 2 something is wrong with the command or the
 config; 3 another process of the run has died; 128 + n stopped by signal n, with its state saved.
@@ -26,7 +27,7 @@ def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.train', __doc__, keys='config')
   flags.add_config()
-  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run: made if missing, gone on with if not')
+  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run: made if missing, resumed if not')
   flags.add_processes()
   given = flags.parse(needs=('config', 'workdir'))
   config = config_files.load(given.config, given.overrides)
@@ -34,5 +35,7 @@ def main() -> None:
   run(config, given.workdir)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

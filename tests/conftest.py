@@ -18,7 +18,8 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.devices()  # reads the flags; libtpu, which does so when a TPU program is compiled, knows those for CPUs as little
 os.environ['XLA_FLAGS'] = _EVERYWHERE
 
-# Tracing makes many small objects, few of them in cycles: to look for these as often as Python does takes a tenth of the time.
+# Tracing makes many small objects, few of them in cycles. To look for these as often as Python does takes a tenth of
+# the time.
 gc.freeze()
 gc.set_threshold(200_000, 20, 20)
 

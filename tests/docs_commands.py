@@ -12,7 +12,8 @@ from experiments.runner import ROOT
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'experiments/README.md',
          ROOT / 'experiments/launch/README.md', ROOT / 'colabs/README.md',
          *(path for path in [ROOT / 'CONTRIBUTING.md'] if path.exists())]
-COPIED = ('moejax', 'configs', 'experiments', 'tests', 'docs', 'colabs', 'README.md', 'setup.py', 'mkdocs.yml')
+COPIED = ('moejax', 'configs', 'experiments', 'tests', 'docs', 'colabs', 'README.md', 'setup.py', 'pyproject.toml',
+          'mkdocs.yml')
 
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:
@@ -35,12 +36,14 @@ def run(page: pathlib.Path, folder: pathlib.Path) -> None:
   bin_ = folder / 'bin'
   bin_.mkdir()
   (bin_ / 'python').symlink_to(sys.executable)
-  environment = {**os.environ, 'PYTHONPATH': str(folder), 'PATH': f'{bin_}:{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'}
+  paths = (bin_, pathlib.Path(sys.executable).parent, os.environ['PATH'])
+  environment = {**os.environ, 'PYTHONPATH': str(folder), 'PATH': ':'.join(map(str, paths))}
   environment.pop('XLA_FLAGS', None)
-  for line in (line for block in blocks(page, 'bash') for line in _joined(block)):
-    ended = subprocess.run(['bash', '-euo', 'pipefail', '-c', _short(line)], cwd=folder, env=environment, text=True,
+  for block in blocks(page, 'bash'):
+    script = '\n'.join(_short(line) for line in re.sub(r'\\\n\s*', '', block).splitlines())
+    ended = subprocess.run(['bash', '-euo', 'pipefail', '-c', script], cwd=folder, env=environment, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert ended.returncode == 0, f'{line}\n{ended.stdout[-3000:]}'
+    assert ended.returncode == 0, f'{script}\n{ended.stdout[-3000:]}'
 
 
 def _joined(block):

@@ -17,14 +17,14 @@ MISTAKES = {
     'a misspelt stage': (
         'vmoe_digits', {'model.moe.router.select.name': 'topk'}, "there is no router selection 'topk'. Did you mean 'top_k'?"),
     'text for a number': (
-        'vmoe_digits', {'model.moe.num_experts': 'eight'}, 'config.model.moe.num_experts must be a whole number'),
+        'vmoe_digits', {'model.moe.num_experts': 'eight'}, 'config.model.moe.num_experts must be an int'),
     'more choices than experts': (
         'vmoe_digits', {'model.moe.router.select.k': 9}, 'config.model.moe.router.select: a token cannot choose 9 of 8 experts'),
     'experts that the mesh cannot share': (
-        'vmoe_digits', {'model.moe.num_experts': 6, 'mesh.expert': 4}, 'make it a positive multiple of 4'),
+        'vmoe_digits', {'model.moe.num_experts': 6, 'mesh.expert': 4}, 'make it a multiple of 4'),
     'a capacity that keeps nothing': (
         'vmoe_digits', {'model.moe.router.place.capacity_factor': 0.},
-        'config.model.moe.router.place.capacity_factor must be a number above 0, not 0.0.'),
+        'config.model.moe.router.place.capacity_factor must be a float above 0, not 0.0.'),
     'a decoder whose experts choose': (
         'switch_chitchat', {'model.moe.router': papers.expert_choice()}, 'config.model'),
     'a decoder with batch priority': (
@@ -42,7 +42,7 @@ MISTAKES = {
         'vmoe_digits', {'data.image_size': 16}, 'config.model.image_size is 8, but config.data.image_size is 16'),
     'a model that reads other tokens than there are': (
         'switch_chitchat', {'model': importlib.import_module('configs.t5_chitchat').get_config().model},
-        "config.model: the model reads 'encoder_tokens', and batches of config.data have 'loss_mask', 'positions', "),
+        "config.model: the model needs 'encoder_tokens', but batches of config.data have 'loss_mask', 'positions', "),
     'groups that do not divide': (
         'vmoe_digits', {'model.moe.group': 0}, 'config.model.moe.group'),
 }

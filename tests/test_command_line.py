@@ -72,8 +72,8 @@ def test_an_optional_group_is_made_by_its_keys():
 @pytest.mark.parametrize('argument, sentence', [
     ('training.stpes=7', "config.training.stpes: Training has no such key. Did you mean 'steps'?"),
     ('trainig.steps=7', "config.trainig: Sections has no such key. Did you mean 'training'?"),
-    ('training.steps=many', "config.training.steps must be a whole number of at least 1, not 'many' (str)."),
-    ('training.steps=1e3', 'config.training.steps must be a whole number of at least 1, not 1000.0 (float).'),
+    ('training.steps=many', "config.training.steps must be an int of at least 1, not 'many' (str)."),
+    ('training.steps=1e3', 'config.training.steps must be an int of at least 1, not 1000.0 (float).'),
     ('model.moe.router.select.kk=2', "config.model.moe.router.select.kk: TopK has no such key. Did you mean 'k'?"),
     ('optimizer.clpi=1', "config.optimizer.clpi: adamw has no such key. Did you mean 'clip'?"),
     ('model.name={}', 'config.model.name must be the name of a model, not {}'),
@@ -151,7 +151,7 @@ def test_a_dict_replaces_a_group_where_it_says_what_the_group_is(value):
 
 
 def test_a_dict_makes_a_group_that_was_not_there_or_had_no_keys():
-  changes = dict.fromkeys(('none', 'empty', 'new'), dict(a=1))
+  changes = {key: dict(a=1) for key in ('none', 'empty', 'new')}
   config = config_files.override(ConfigDict(dict(none=None, empty={})), changes)
   assert [config[key].a for key in ('none', 'empty', 'new')] == [1, 1, 1]
 

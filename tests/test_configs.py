@@ -7,13 +7,16 @@ import importlib
 import math
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from moejax import config_files
+from moejax.config import call
 from moejax.functional import flatten
-from moejax.training import setup, step
+from moejax.training import checkpoint, optimizer, setup, step
 
 CONFIGS = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.joinpath('configs').glob('[!_]*.py'))
 RUNS = [(name, variant) for name in CONFIGS
@@ -39,10 +42,13 @@ def parameters(name, variant):
   return sum(math.prod(leaf.shape) for leaf in flatten(full_size(name, variant).model.shapes()[0]).values())
 
 
+PAPER = re.compile(r'^Paper: (Unpublished\b|.*\(?(arXiv \d{4}\.\d{5}|and others))', re.M)
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_docstring_names_paper_command_cost_and_result(name):
   text = importlib.import_module(f'configs.{name}').__doc__
-  assert re.search(r'^Paper: .*\(?(arXiv \d{4}\.\d{5}|and others)', text.replace('\n  ', ' '), re.M), text
+  assert PAPER.search(text.replace('\n  ', ' ')), f'Name the paper with its arXiv id, or say "Paper: Unpublished.":\n{text}'
   assert f'Command: python -m moejax.train --config=configs/{name}.py' in text
   assert re.search(r'^Cost: \S', text, re.M)
   assert re.search(r'^(Result|Expected): \S', text, re.M)
@@ -54,6 +60,19 @@ def test_it_is_built_and_its_loss_and_evaluators_traced_at_full_size(name, varia
   built = full_size(name, variant)
   params, _ = jax.eval_shape(built.model.init, jax.random.key(0))
   assert flatten(params).keys() == flatten(built.model.axes).keys() and built.evaluators
+
+
+@pytest.mark.parametrize('name, variant', RUNS, ids=[':'.join(filter(None, run)) for run in RUNS])
+def test_training_steps_alone_makes_it_a_short_run(name, variant):
+  full = load(name, variant)
+  for steps in (60, 7, 1):
+    config = config_files.override(full, {'training.steps': steps}).copy_and_resolve_references()
+    sections = dict(training=setup.Training, evaluation=setup.Evaluation, checkpoint=checkpoint.CheckpointConfig)
+    sections = {key: call(section, config[key], f'config.{key}') for key, section in sections.items()}
+    setup._check_best(types.SimpleNamespace(**sections, evaluators=config.evaluation.evaluators))
+    schedule = optimizer.SCHEDULES.build(config.optimizer.schedule, 'config.optimizer.schedule', steps=steps)
+    rates = schedule(np.arange(steps))
+    assert np.isfinite(rates).all() and rates.max() > config.optimizer.schedule.peak / 3
 
 
 # The models that most configs have step in every run; compiling the others takes a quarter of an hour.

@@ -54,7 +54,7 @@ def test_every_key_that_is_listed_can_be_set_from_the_command_line(name):
 
 def test_a_key_says_type_range_default_and_value():
   keys = of('vmoe_digits')
-  assert keys['model.dim'] == describe.Key('model.dim', 'a whole number of at least 1', keys['model.dim'].line, value=64)
+  assert keys['model.dim'] == describe.Key('model.dim', 'an int of at least 1', keys['model.dim'].line, value=64)
   assert keys['model.channels'].value == 1 and keys['model.channels'].default == 3
   assert keys['model.layers'].type == "one of 'scan', 'unrolled'"
   assert keys['model.moe.shared'].type == 'a dict or None' and keys['model.moe.shared'].value is None
@@ -71,7 +71,7 @@ def test_what_may_be_named_instead_stands_below_the_name_with_a_line_each():
   assert keys['model.moe.dispatch.name'].names['gather'] == describe.sentence(registry_of('dispatcher')['gather'])
   # In `balance` it is the keys that name.
   assert 'switch' in keys['model.moe.router.balance'].names and 'model.moe.router.balance.load.name' not in keys
-  assert keys['model.moe.router.balance.load'].type == 'a number, or a dict of coefficient'
+  assert keys['model.moe.router.balance.load'].type == 'a float, or a dict of coefficient'
 
 
 def registry_of(what):
@@ -100,8 +100,8 @@ def test_a_path_lists_its_group_alone_and_a_wrong_one_names_the_nearest():
 
 KEYS = [describe.Key('a', 'a dict', 'a group.', group=True),
         describe.Key('a.name', 'which thing, by name', 'one thing.', 'x', names=dict(x='One thing.', other='Two.')),
-        describe.Key('a.n', 'a number', 'how many.', 3, default=2),
-        describe.Key('a.b[0]', 'a number', '', 1, default=1)]
+        describe.Key('a.n', 'an int', 'how many.', 3, default=2),
+        describe.Key('a.b[0]', 'an int', '', 1, default=1)]
 
 
 def test_it_is_written_as_a_tree():
@@ -113,9 +113,9 @@ def test_it_is_written_as_a_tree():
       '          x      One thing.',
       '          other  Two.',
       '  n = 3 (default 2)',
-      '        A number. How many.',
+      '        An int. How many.',
       '    [0] = 1',
-      '          A number.']
+      '          An int.']
 
 
 def test_it_is_written_as_nested_lists_of_markdown():
@@ -123,7 +123,7 @@ def test_it_is_written_as_nested_lists_of_markdown():
       "- **name** = `'x'` (needed): Which thing, by name. One thing.",
       '  - `x`: One thing.',
       '  - `other`: Two.',
-      '- **n** = `3` (default `2`): A number. How many.']
+      '- **n** = `3` (default `2`): An int. How many.']
 
 
 class Base:

@@ -26,8 +26,7 @@ def test_files_that_a_page_links_to_exist(page):
 
 def test_every_page_is_in_the_navigation():
   nav = (ROOT / 'mkdocs.yml').read_text().split('nav:')[1]
-  assert {path.name for path in (ROOT / 'docs').glob('*.md')} == set(re.findall(r'\b(\w+\.md)', nav)) - {
-      path.rpartition('/')[2] for path in re.findall(r'api/[\w.]+\.md', nav)}
+  assert {path.name for path in (ROOT / 'docs').glob('*.md')} == set(re.findall(r' (\w+\.md)', nav))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -35,8 +34,9 @@ def test_modules_and_configs_that_a_page_names_exist(page):
   text = page.read_text()
   assert not [name for name in re.findall(r'python3? -m ((?:moejax|experiments|tests)[\w.]*)', text)
               if importlib.util.find_spec(name.rstrip('.')) is None]
-  assert not [path for path in re.findall(r'\b(?:configs|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
-              if not (ROOT / path).exists() and path not in text.partition('<!-- new -->')[2]]
+  if page.name != 'add_a_router.md':  # whose files are the reader's
+    assert not [path for path in re.findall(r'\b(?:configs|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
+                if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

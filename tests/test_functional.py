@@ -75,7 +75,7 @@ def test_initialisation_is_traced_without_allocating(model):
 
 def test_parameters_of_another_model_are_refused(model):
   params, state = model.init(jax.random.key(0))
-  with pytest.raises(ValueError, match="missing .*w.*not expected \\['other'\\]"):
+  with pytest.raises(ValueError, match="missing .*w.*unexpected \\['other'\\]"):
     model.apply(dict(other=1), state, jnp.zeros((1, 3)))
 
 

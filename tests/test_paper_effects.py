@@ -9,9 +9,8 @@ import pytest
 
 from experiments import runner
 from experiments.paper_effects import effect, sweep
+from experiments.paper_effects.claims import CLAIMS
 from experiments.paper_effects.effect import Effect
-
-EFFECTS = sweep.effects()
 
 
 def make(**changes):
@@ -50,7 +49,7 @@ def test_a_run_trains_with_the_keys_of_its_variant():
 
 def test_what_two_effects_read_from_one_run_is_run_once(monkeypatch):
   both = {'file': make(metric='m'), 'file/other': make(metric='n', variants=dict(b={}, a={}, c={}))}
-  monkeypatch.setattr(sweep, 'effects', lambda: both)
+  monkeypatch.setattr(sweep, 'CLAIMS', both)
   runs = {run.key: set(run.wanted) for run in sweep.sweep()}
   assert len(runs) == 9 and runs['file.a-1'] == {'m', 'n'} and runs['file.c-1'] == {'n'}
   both['file/other'] = make(variants=dict(b={}, a={'seedling': 1}))
@@ -65,11 +64,11 @@ def test_effects_that_cannot_be_are_refused():
     make(program='x')
 
 
-@pytest.mark.parametrize('name', EFFECTS)
+@pytest.mark.parametrize('name', CLAIMS)
 def test_every_effect_names_a_config_whose_keys_exist_or_a_program(name):
-  known = EFFECTS[name]
+  known = CLAIMS[name]
   if known.program:
-    assert (runner.ROOT / (known.program.replace('.', '/') + '.py')).is_file()
+    assert (sweep.FOLDER / f'programs/{known.program}.py').is_file()
     return
   file, _, argument = known.config.partition(':')
   get_config = importlib.import_module(file.removesuffix('.py').replace('/', '.')).get_config
@@ -80,7 +79,7 @@ def test_every_effect_names_a_config_whose_keys_exist_or_a_program(name):
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_results(tmp_path):
-  effect.write(tmp_path / 'summary.json', effect.summary(EFFECTS, runner.load('paper_effects')))
+  effect.write(tmp_path / 'summary.json', effect.summary(CLAIMS, runner.load('paper_effects')))
   assert json.loads((tmp_path / 'summary.json').read_text()) == json.loads(
       (sweep.FOLDER / 'summary.json').read_text())
 
@@ -88,5 +87,5 @@ def test_the_committed_verdicts_are_those_of_the_committed_results(tmp_path):
 def test_the_results_page_says_how_many_claims_were_shown():
   verdicts = [found['verdict'] for found in json.loads((sweep.FOLDER / 'summary.json').read_text()).values()]
   shown, not_shown, opposite = (verdicts.count(verdict) for verdict in ('shown', 'not shown', 'opposite'))
-  assert (f'of {len(verdicts)} claims {shown} show at that size, {not_shown} do not show, and {opposite} are the other '
+  assert (f'Of {len(verdicts)} claims {shown} show at that size, {not_shown} do not show, and {opposite} are the other '
           'way round') in (runner.ROOT / 'docs/results.md').read_text().replace('\n', ' ')

@@ -34,7 +34,8 @@ def test_compilers_alone_make_no_accelerator(chosen, plugins):
 
 
 @pytest.mark.parametrize('plugins, devices', [
-    ((), ()), (('libtpu', 'cuda'), ('tpu',)), (('libtpu', 'cuda'), ('cuda',)), (('cuda', 'METAL'), ()), (('xla_rocm7',), ())])
+    ((), ()), (('libtpu', 'cuda'), ('tpu',)), (('libtpu', 'cuda'), ('cuda',)), (('cuda', 'METAL'), ()),
+    (('xla_rocm7',), ())])
 def test_where_there_may_be_a_device_jax_looks_for_itself(chosen, plugins, devices):
   assert chosen(plugins, devices) is None
 

@@ -11,7 +11,8 @@ ROWS = systems.systems()
 
 
 def test_the_document_is_what_the_configs_and_results_say():
-  assert (systems.ROOT / 'docs/systems.md').read_text() == systems.markdown(ROWS)
+  written, told = (systems.ROOT / 'docs/systems.md').read_text(), systems.markdown(ROWS)
+  assert written == told, 'docs/systems.md is old: run python -m moejax.systems --write'
 
 
 def test_no_two_configs_are_the_row_of_one_system():
@@ -36,14 +37,26 @@ def test_every_effect_is_of_a_system_in_the_table():
 
 
 def test_a_row_that_is_not_whole_says_what_it_lacks(tmp_path):
+  (tmp_path / 'tests').mkdir()
   config = tmp_path / 'configs/mine.py'
   config.parent.mkdir()
   config.write_text('"""Mine.\n\nSystem: Mine\nPaper: Me (arXiv 2401.00001)\nDiffers: nothing known\n"""')
-  with pytest.raises(ValueError, match='configs/mine.py: the row of Mine lacks Proof'):
+  with pytest.raises(ValueError, match='configs/mine.py: the row of Mine is missing Proof'):
     systems.systems(tmp_path)
   config.write_text(config.read_text().replace('Differs', 'Proof: identities: tests/gone.py::test_it\nDiffers'))
-  with pytest.raises(ValueError, match='tests that exist'):
+  with pytest.raises(ValueError, match='existing tests separated by commas'):
     systems.systems(tmp_path)
+
+
+def test_an_unpublished_router_is_the_last_row(tmp_path):
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'test_it.py').write_text('')
+  for file, name, paper in (('a', 'Mine', 'Unpublished.'), ('b', 'Old', 'Me 1994'), ('c', 'New', 'Me (arXiv 2401.00001)')):
+    (tmp_path / f'configs/{file}.py').write_text(
+        f'"""A config.\n\nSystem: {name}\nPaper: {paper}\nProof: numbers: test_it.py::test_it\nDiffers: nothing\n"""')
+  rows = systems.systems(tmp_path)
+  assert [row.name for row in rows] == ['Old', 'New', 'Mine']
+  assert '| Mine | Unpublished. |' in systems.markdown(rows)
 
 
 def test_an_effect_is_told_with_its_numbers_and_its_verdict(tmp_path):

@@ -1,4 +1,4 @@
-"""The bar that a language model has to clear: a trigram model of the same bytes. `python -m experiments.chitchat.trigram`"""
+"""Baseline for the language models: a trigram model of the same bytes. `python -m experiments.chitchat.trigram`"""
 import json
 import pathlib
 

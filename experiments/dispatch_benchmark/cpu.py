@@ -1,10 +1,10 @@
-"""Measures dispatchers on this machine's CPU, with a dense floor and the installed peers.
+"""Measures dispatchers on this machine's CPU against a dense floor and the installed peers.
 
     python -m experiments.dispatch_benchmark.cpu            about 15 minutes; the machine should be idle
     python -m experiments.dispatch_benchmark.cpu --quick    tiny shapes: does everything run?
 
 Writes cpu.json and figure.png in this folder (with --quick in runs/dispatch_benchmark) and prints the tables of the
-README. Measuring a case again replaces its old results.
+README. Measuring a case again replaces its results.
 """
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ def commands(torch_python: str) -> dict[str, list[str]]:
   if subprocess.run([torch_python, '-c', 'import torch, transformers'], capture_output=True).returncode == 0:
     found['torch'] = [torch_python, '-m', 'experiments.dispatch_benchmark.torch_peer']
   else:
-    print(f'transformers is not measured: {torch_python} lacks it or torch; --torch_python names another interpreter.')
+    print(f'transformers is not measured: {torch_python} lacks it or torch; set --torch_python to another interpreter.')
   return found
 
 
@@ -80,7 +80,7 @@ def run(size: programs.Size, names: list[str], commands: dict[str, list[str]], f
 
 
 def main(_) -> None:
-  """Measures the cases named in the flags."""
+  """Measures the cases given by the flags."""
   if unknown := set(CASES.value) - set(known := programs.cases(programs.FULL)):
     raise app.UsageError(f'--cases: unknown {", ".join(unknown)}. Allowed: {", ".join(known)}.')
   default = runner.ROOT / 'runs/dispatch_benchmark' if QUICK.value else FOLDER

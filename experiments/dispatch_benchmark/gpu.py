@@ -1,11 +1,11 @@
-"""Measures moejax's kernels and layer on a Hopper GPU, with dense products and other libraries.
+"""Measures moejax's kernels and layer on a Hopper GPU against dense products and other libraries.
 
     python -m experiments.dispatch_benchmark.gpu            about an hour; nothing else should use the GPU
     python -m experiments.dispatch_benchmark.gpu --quick    small shapes: does everything run?
 
 Writes gpu.json in this folder (with --quick in runs/dispatch_benchmark) after each process, and prints the table of the
-README. Each process times its programs and the dense floor in turns; all results are ratios to that floor.
-Uses the recorded tiles; run `python -m moejax.kernels.tuning` first to find better ones.
+README. Each process times its programs and the dense floor in turns; everything is a ratio to that floor.
+Kernels use the tabulated tiles; run `python -m moejax.kernels.tuning` before to tune them.
 """
 import importlib.util
 import json
@@ -32,7 +32,7 @@ ROUNDS = 11
 
 
 def shape(rows: int, dim: int, hidden: int, experts: int, choices: int, activation: str = 'swiglu', **more) -> dict:
-  """A layer of `experts` with `rows` routing choices in total."""
+  """A layer of `experts` with `rows` choices in total."""
   return dict(rows=rows, dim=dim, hidden=hidden, experts=experts, choices=choices, activation=activation, **more)
 
 
@@ -53,8 +53,8 @@ FORWARD, BOTH = 'forward', 'forward and backward'
 
 
 class Goal(NamedTuple):
-  """A target for a ratio at the multinomial load: `measured(Results, shape)` must be at least `least`, or at most
-  `-least` if `least` is negative."""
+  """A target for a ratio at multinomial loads: `measured(Results, shape)` should be at least `least`, or at most
+  `-least` if that is negative."""
   what: str
   shapes: list[str]
   least: float
@@ -73,18 +73,18 @@ class Results:
     self.shapes, self.cases = results['shapes'], results['cases']
 
   def facts(self, shape: str, peer: str, load: str = 'multinomial') -> dict:
-    """The answer of a process for a load: seconds by program, errors, facts; {} if it did not run."""
+    """A process's answer for a load: seconds by program, errors, facts; {} if it did not run."""
     return self.cases.get(shape, {}).get(peer, {}).get('loads', {}).get(load, {})
 
   def speed(self, shape: str, peer: str, program: str, floor: str, load: str = 'multinomial') -> list[float] | None:
-    """Time of the dense `floor` over that of `program`, in each round."""
+    """Time of the dense `floor` divided by the time of `program`, in each round."""
     seconds = self.facts(shape, peer, load).get('seconds', {})
     if program not in seconds or floor not in seconds:
       return None
     return [dense / sparse for dense, sparse in zip(seconds[floor], seconds[program], strict=True)]
 
   def of(self, shape: str, peer: str, whose: str, what: str, load: str = 'multinomial') -> list[float] | None:
-    """Speeds of the program `whose what` relative to the dense floor; of several tiles, the fastest."""
+    """Speeds of a library's program relative to the dense floor, with its fastest tiles."""
     names = [name for name in self.facts(shape, peer, load).get('seconds', {})
              if name.partition(' ')[0].partition('@')[0] == whose and name.partition(' ')[2] == what]
     found = [self.speed(shape, peer, name, f'dense {what}', load) for name in names]
@@ -95,34 +95,34 @@ class Results:
     return _median(self.speed(shape, 'moejax', f'moejax {what}', f'dense {what}'))
 
   def over(self, shape: str, what: str, peer: str, whose: str) -> float | None:
-    """Speed of moejax relative to another library."""
+    """Speed of moejax divided by that of another library."""
     ours, theirs = self.ours(shape, what), _median(self.of(shape, peer, whose, what))
     return None if None in (ours, theirs) else ours / theirs
 
   def eight_bits(self, shape: str) -> float | None:
-    """Speed of 8-bit products relative to 16-bit products."""
+    """Speed of 8-bit products divided by that of 16-bit products."""
     return _median(self.speed(shape, 'moejax', 'moejax fp8 forward', 'moejax forward'))
 
   def growth(self, _: str) -> float | None:
-    """Time with the most experts over time with the fewest, for the same rows."""
+    """Time with the most experts divided by the time with the fewest, for the same rows."""
     names = sorted((name for name, of in self.shapes.items() if of.get('growth')),
                    key=lambda name: self.shapes[name]['experts'])
     speeds = [self.ours(name, BOTH) for name in (names[0], names[-1])]
     return None if None in speeds else speeds[0] / speeds[1]
 
   def saved(self, shape: str) -> float | None:
-    """Bytes saved for the backward pass over the bytes of tokens and pre-activations (SonicMoE, arXiv:2512.14080)."""
+    """Bytes saved for the backward pass divided by those of tokens and pre-activations (SonicMoE, arXiv:2512.14080)."""
     of, kept = self.shapes[shape], self.facts(shape, 'moejax').get('facts', {}).get('saved_bytes')
     if kept is None:
       return None
     gates = 2 if of['activation'] == 'swiglu' else 1
     tokens = 2 * of['rows'] // of['choices'] * of['dim']
-    # The tokens are an argument and not counted as saved.
+    # The tokens are an argument, so they are not among the saved bytes.
     return (kept + tokens) / (tokens + 2 * of['rows'] * of['hidden'] * gates)
 
 
 LAYERS = [name for name, of in SHAPES.items() if name in ('Qwen3-30B', 'OLMoE')]
-# Minimum targets; coarse experts have at least 1024 rows each.
+# Targets; coarse experts have 1024 rows or more each.
 GOALS = [
     Goal('forward / dense', COARSE, 0.75, lambda r, s: r.ours(s, FORWARD)),
     Goal('dX / dense', COARSE, 0.72, lambda r, s: r.ours(s, 'dX')),
@@ -141,14 +141,14 @@ GOALS = [
 ]
 
 
-# Columns of the table: peer, library of the program, pass.
+# Columns of the table: peer, library and program.
 COLUMNS = [('moejax', 'moejax', what) for what in (FORWARD, 'dX', 'dW', BOTH, f'layer {FORWARD}', f'layer {BOTH}')] + [
     ('tokamax', 'tokamax', BOTH), ('jax', 'ragged_dot', BOTH), ('jax', 'ragged_dot_mgpu', FORWARD),
     ('torch', 'torch', FORWARD)]
 
 
 def table(results: dict) -> str:
-  """Targets and measurements by shape, then speeds relative to the dense floor by load, as markdown."""
+  """Targets and measurements by shape; then speeds relative to the dense floor by load, as markdown."""
   read = Results(results)
   head = lambda *cells: ['| ' + ' | '.join(cells) + ' |', '|---' * len(cells) + '|']
   lines = head('speed (or time, bytes)', 'at least (most)', *read.shapes)
@@ -180,11 +180,11 @@ def peers() -> dict[str, list[str]]:
 
 
 def ask(command: list[str], job: dict) -> dict:
-  """Runs a process to its end; returns its answer, or {'error': the last line of its errors}."""
+  """Runs a process to its end; returns its answer, or {'error': its last output}."""
   with tempfile.TemporaryDirectory() as folder:
     paths = [pathlib.Path(folder) / name for name in ('job.json', 'answer.json')]
     paths[0].write_text(json.dumps(job))
-    # This process holds hardly any of the GPU's memory.
+    # Only one process at a time may allocate the GPU's memory; this one must use hardly any.
     done = subprocess.run([*command, *map(str, paths)], cwd=runner.ROOT, capture_output=True, text=True,
                           env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
     if done.returncode:

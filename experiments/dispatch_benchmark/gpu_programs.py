@@ -19,7 +19,7 @@ from moejax import kernels
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
 from moejax.kernels.activations import GATES, activate
 
-# Tiles of `ragged_dot_mgpu`: block_m, block_n, block_k, steps in flight, width of grid panels. The fastest counts.
+# For `ragged_dot_mgpu`: block_m, block_n, block_k, steps in flight, width of the grid's panels. The fastest counts.
 MGPU_TILES = (128, 128, 64, 4, 8), (128, 192, 64, 4, 4), (64, 128, 64, 6, 8), (192, 128, 64, 4, 8)
 
 
@@ -31,11 +31,11 @@ def group_sizes(load: str, rows: int, groups: int) -> np.ndarray:
 
 
 def programs(peer: str, shape: dict, load: str) -> dict:
-  """The programs of a peer: {name: (function, arguments)}.
+  """The programs of a peer: {name: (function, arguments)}; results are for one call.
 
   Args:
     peer: 'moejax', 'jax' or 'tokamax'.
-    shape: rows M, experts E, dim D, hidden F, choices K, activation; with growth=True, only those of `growth`.
+    shape: rows M, experts E, dim D, hidden F, choices K, activation; with growth=True, only the programs for growth.
     load: see `group_sizes`.
   """
   rows, groups, dim, hidden = (shape[name] for name in ('rows', 'experts', 'dim', 'hidden'))
@@ -58,7 +58,7 @@ def programs(peer: str, shape: dict, load: str) -> dict:
 
 
 def saved_bytes(function, *arguments) -> int:
-  """Bytes that a forward pass saves for the backward pass, without its arguments, which exist anyway."""
+  """Bytes that a forward pass saves for the backward pass, excluding its arguments, which exist anyway."""
   kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *arguments))
   size = lambda arrays: sum(a.size * a.dtype.itemsize for a in arrays)
   return size(kept) - size(jax.tree.leaves(arguments))
@@ -66,7 +66,7 @@ def saved_bytes(function, *arguments) -> int:
 
 def layer(shape: dict, load: str):
   """A sparse layer (x [T,D], router [D,E], weights) -> [T,D]: scores, top k, a sort, and the expert block."""
-  # Subtracting log(rank) from the scores makes experts about as likely as 1/rank.
+  # For loads of 1/rank, scores are lowered by the logarithm of the rank.
   bias = -np.log(np.arange(1, shape['experts'] + 1)) * (load == 'zipf')
   tokens, choices = shape['rows'] // shape['choices'], shape['choices']
 
@@ -92,7 +92,7 @@ def dense_layer(shape: dict):
 
 def _moejax(shape, load, x, dy, w, sizes):
   rows, (groups, dim, hidden) = len(x), w.shape
-  # Rows are padded as the kernels require, as by an expert block's gather; the floor has no padding rows.
+  # Rows are already padded for the kernels, as by the gather of an expert block; the floor has no padding.
   padded, source, _ = padding.pad_groups(sizes, rows, hopper.ROW_MULTIPLE)
   px, pdy = (a.at[source].get(mode='fill', fill_value=0) for a in (x, dy))
 
@@ -149,14 +149,14 @@ def _ragged_dot_mgpu(tiles, x, w, sizes):
 
 
 def build(peer: str, shape: dict, load: str):
-  """For `gpu_timing.serve`: compiles the peer's programs; reports the error of each that does not run."""
+  """For `gpu_timing.serve`: compiles the peer's programs; reports programs that do not run, with the reason."""
   runs, errors = {}, {}
   for name, (function, arguments) in programs(peer, shape, load).items():
     try:
       compiled = jax.jit(function).lower(*arguments).compile()
       runs[name] = functools.partial(_call, compiled, arguments)
       runs[name](1)
-    except Exception as error:  # of any peer, for any reason: the others continue
+    except Exception as error:  # a peer may fail for any reason; the others continue
       runs.pop(name, None)
       errors[name] = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'[:300]
   facts = {}
@@ -166,7 +166,7 @@ def build(peer: str, shape: dict, load: str):
 
 
 def _sparse(shape, load):
-  # The layer and the shapes of its arguments.
+  # The layer, and the shapes of its arguments.
   groups, dim, hidden = (shape[name] for name in ('experts', 'dim', 'hidden'))
   array = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
   weights = kernels.Weights(array(groups, dim, hidden), array(groups, hidden, dim),

@@ -1,7 +1,7 @@
-"""A process of the GPU benchmark: reads a job, times its programs in rounds, and writes the results.
+"""A process of the GPU benchmark: reads a job, times programs in rounds, and writes the results.
 
-Plain Python, since PyTorch's process uses it too. The programs of a process take turns in an order redrawn each round,
-so that a GPU that slows down does so for all. Every process also times the dense floor, so that ratios are comparable.
+Plain Python, because PyTorch's process uses it too. Programs of a process take turns, in a new random order each round,
+so that a GPU that slows down affects them all. Every process also times the dense floor, for comparison by ratios.
 """
 import json
 import math
@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 
-LEAST_SECONDS = 0.02  # per timing; short programs run many times, since one launch would mostly measure Python
-Run = Callable[[int], None]  # runs a program the given number of times and waits for it
+LEAST_SECONDS = 0.02  # seconds per timing of many runs: a single launch would mostly measure Python
+Run = Callable[[int], None]  # runs a program that many times, and waits for it
 
 
 def measure(runs: dict[str, Run], rounds: int,
@@ -37,12 +37,11 @@ def measure(runs: dict[str, Run], rounds: int,
 
 
 def serve(build: Callable[[dict, str], tuple[dict[str, Run], dict[str, str], dict]], versions: dict[str, str]) -> None:
-  """Runs the job in the file of the first command line argument; writes the answer to the file of the second.
+  """Runs the job in the file given by the first command line argument, and writes the answer to the second.
 
   Args:
-    build: `(shape, load) -> (programs, errors, facts)`: programs by name, errors of programs that do not run, and
-      other facts.
-    versions: of the relevant packages and the device.
+    build: `(shape, load) -> (programs, errors, facts)`: programs by name, reasons for missing ones, other facts.
+    versions: versions of the relevant packages, and the device.
   """
   job = json.loads(pathlib.Path(sys.argv[1]).read_text())
   loads = {}

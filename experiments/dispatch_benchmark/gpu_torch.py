@@ -34,6 +34,6 @@ def _run(function):
 
 
 if __name__ == '__main__':
-  del sys.argv[1]  # the name of the only peer
+  del sys.argv[1]  # the peer's name, unused: there is only one
   gpu_timing.serve(build, dict(python=platform.python_version(), torch=torch.__version__,
                                device=torch.cuda.get_device_name()))

@@ -19,7 +19,7 @@ GROUP = 512  # tokens per group of einsum, whose cost grows with the group size
 CAPACITY_FACTOR = 1.25
 CAPACITY = dict(place=dict(name='capacity', capacity_factor=CAPACITY_FACTOR))
 
-# `config.moe` of each kind of layer, without the common keys.
+# Keys of `config.moe` for each kind of layer, besides the common ones.
 LAYERS = {
     'einsum': dict(dispatch=dict(name='einsum'), router=CAPACITY, group=GROUP),
     'gather': dict(dispatch=dict(name='gather'), router=CAPACITY),
@@ -33,23 +33,23 @@ LAYERS = {
 
 @EXPERTS('unchanged')
 class Unchanged(nnx.Module):
-  """Experts that return their rows, leaving only the router, a sort and two permutations."""
+  """Experts that return their rows, which leaves a layer's router, a sort and two permutations."""
 
   def __call__(self, rows, layout, *, key=None, train=False):
     """rows: <float>[M,D] -> the same."""
-    # Real experts read and write rows in memory; without this, XLA would fuse the operations before and after them.
+    # Real experts read and write rows in memory; without this, XLA would fuse the code before and after them.
     return jax.lax.optimization_barrier(rows)
 
 
 def build(program: Program):
-  """Compiles `program`; returns a function that runs it and returns its outputs, and its memory without arguments."""
+  """Compiles `program`; returns a function that runs it and returns its outputs, and its bytes besides arguments."""
   function, variables, constants = _function(program)
   target = jax.random.normal(jax.random.key(2), (program.tokens, program.dim))
 
   def loss(variables, constants, target):
     return jnp.vdot(function(variables, constants).reshape(target.shape), target)
 
-  # Also returns the loss: otherwise XLA would eliminate the end of the forward pass.
+  # The loss is an output too: without it, XLA would remove the end of the forward pass.
   run = jax.value_and_grad(loss) if program.backward else lambda variables, constants, _: function(variables, constants)
   compiled = jax.jit(run).lower(variables, constants, target).compile()
   memory = compiled.memory_analysis()
@@ -62,7 +62,7 @@ def routes(load: str, tokens: int, num_experts: int, choices: int, seed: int = 0
   """Routes of `tokens`, each to `choices` different experts.
 
   Args:
-    load: 'balanced', equal for all experts; 'multinomial', drawn uniformly; 'zipf', with probability ~ 1/rank.
+    load: 'balanced': all experts equally; 'multinomial': uniformly random; 'zipf': random with probability 1/rank.
     tokens: T.
     num_experts: E.
     choices: K.
@@ -73,7 +73,7 @@ def routes(load: str, tokens: int, num_experts: int, choices: int, seed: int = 0
     expert = random.permutation(np.arange(tokens * choices).reshape(tokens, choices) % num_experts)
   else:
     preference = -np.log(np.arange(1, num_experts + 1)) * (load == 'zipf')
-    # The k largest of preference + Gumbel noise are k draws without replacement.
+    # The k largest of log-probability + Gumbel noise are k draws without replacement.
     expert = np.argsort(-(preference + random.gumbel(size=(tokens, num_experts))))[:, :choices]
   order = np.argsort(expert.reshape(-1), kind='stable')
   position = np.argsort(order).reshape(tokens, choices)
@@ -103,7 +103,7 @@ def _function(program):
 
 
 def _dense(program, variables, _):
-  # A feed-forward on K copies of every token: as many FLOPs as the experts.
+  # A feed-forward on K copies of every token: the same number of multiplications as the experts.
   weights, x = variables
   rows = jnp.concatenate([x] * program.choices)
   gate = None if weights.wg is None else rows @ weights.wg[0]
@@ -115,7 +115,7 @@ def _layer(program, rngs):
   kind = LAYERS[program.what]
   router = {**papers.top_k_dropless(k=program.choices), 'balance': {}, **kind.get('router', {})}
   if program.choices == 1:
-    router['weigh'] = dict(name='one')  # equal to weights that sum to 1
+    router['weigh'] = dict(name='one')  # weights of equal shares, which sum to 1
   config = dict(num_experts=program.num_experts, group=min(kind.get('group', program.tokens), program.tokens),
                 dispatch=kind['dispatch'], router=router, experts=kind.get('experts', dict(
                     name='feed_forward', hidden=program.hidden, activation=program.activation)))

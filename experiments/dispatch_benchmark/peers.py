@@ -1,4 +1,4 @@
-"""One process per peer: it reads requests from its standard input and answers with lines of JSON.
+"""One process per peer: the benchmark writes requests to its standard input, and it answers with lines of JSON.
 
     {"prepare": {Program}}  compile and run once        -> facts about it, e.g. its memory
     {"round": n}            run each program once       -> {key of the program: seconds}
@@ -41,11 +41,11 @@ class Peer:
     self._process.stdout.close()
 
   def prepare(self, program: Program) -> dict:
-    """Compiles and warms up; returns facts about it. Raises RuntimeError with the peer's traceback if it fails."""
+    """Compiles and warms up; returns facts about it. Raises RuntimeError with the peer's traceback on failure."""
     return self._ask(prepare=dataclasses.asdict(program))
 
   def round(self, number: int) -> dict[str, float]:
-    """Seconds of each prepared program, by its key. `number` seeds their order."""
+    """Seconds of each prepared program, by its key. They run in a random order with seed `number`."""
     return self._ask(round=number)
 
   def _ask(self, **request):
@@ -65,11 +65,11 @@ def serve(build: Callable[[Program], tuple[Callable[[], object], dict]], version
   """The peer's end; serves until its input ends.
 
   Args:
-    build: (program) -> a function that runs it and returns its finished outputs, and facts about it.
-    versions: of the relevant packages.
+    build: a program -> a function that runs it and returns its outputs once they are ready, and facts about it.
+    versions: versions of the relevant packages.
   """
   answers = os.fdopen(os.dup(1), 'w', buffering=1)
-  os.dup2(2, 1)  # libraries print to stderr
+  os.dup2(2, 1)  # output of libraries goes to stderr
   answers.write(json.dumps(versions) + '\n')
   runs = {}
   for line in sys.stdin:
@@ -92,5 +92,5 @@ def _seconds(run):
   start = time.perf_counter()
   outputs = run()
   seconds = time.perf_counter() - start
-  del outputs  # freeing memory is not part of the program
+  del outputs  # freeing memory is not the program's work
   return round(seconds, 7)

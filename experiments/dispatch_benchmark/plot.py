@@ -1,4 +1,4 @@
-"""Draws figure.png from cpu.json: time over dense by E, K, T and load.
+"""Draws figure.png from cpu.json: time relative to dense as E, K, T and the load grow.
 
 `python -m experiments.dispatch_benchmark.plot`
 """
@@ -26,7 +26,7 @@ LINES = {  # label -> case, program, process, activation
     'transformers grouped_mm, SwiGLU': ('swiglu', 'mixtral_grouped_mm', 'torch', 'swiglu'),
 }
 
-YELLOW = '#F0E442'  # fine for areas, too faint for lines on white
+YELLOW = '#F0E442'  # good for areas, too faint for lines on white
 
 
 def draw(results: dict) -> plt.Figure:
@@ -82,7 +82,7 @@ def _line(ax, points, color, label=None, dashed=False):
   points = {x: ratio for x, ratio in points.items() if ratio}
   if points:
     medians, low, high = zip(*points.values())
-    errors = [[m - l for m, l in zip(medians, low)], [h - m for m, h in zip(medians, high)]]
+    errors = [[middle - end for middle, end in zip(medians, low)], [end - middle for middle, end in zip(medians, high)]]
     ax.errorbar(list(points), medians, errors, color=color, label=label, marker='o', capsize=3,
                 linestyle='--' if dashed else '-')
 

@@ -1,6 +1,6 @@
 """The measurements: programs, each a function at one shape, and cases, programs that are timed in the same rounds.
 
-Plain Python without JAX, since the processes of peers import it too.
+Plain Python without JAX, because the peers' processes import it too.
 """
 import dataclasses
 
@@ -10,11 +10,11 @@ class Program:
   """A function that is compiled and timed.
 
   Attributes:
-    what: 'dense', the floor: a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
-      'grouped', or 'capacity': 'grouped' on the choices kept by a capacity), its grouped matmul ('ragged_dot',
-      'tokamax') or its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block', `kernels.expert_block` with given routes;
-      or 'routing', a layer whose experts do nothing.
-    backward: also compute the gradients of parameters and input.
+    what: 'dense': the floor, a feed-forward on K*T rows; a sparse layer by its dispatcher ('einsum', 'gather',
+      'grouped', or 'capacity': 'grouped' for a router with capacity), its grouped matmul ('ragged_dot', 'tokamax') or
+      its peer ('mixtral_eager', 'mixtral_grouped_mm'); 'block': `kernels.expert_block` with given routes; or 'routing':
+      a layer whose experts do nothing.
+    backward: whether to compute the gradients of parameters and input too.
     num_experts: E; 1 for the floor.
     choices: K.
     tokens: T.
@@ -48,7 +48,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """Shapes of a full run; `experts` lists the values of E, `rounds` is the number of timings of each program."""
+  """Shapes of a whole run; `experts` has the values of E, `rounds` is the number of timings of each program."""
   tokens: int
   dim: int
   hidden: int
@@ -63,12 +63,12 @@ class Size:
 
   @property
   def middle(self) -> int:
-    """The E at which growth with K, T and load is measured."""
+    """The E for measuring growth with everything else."""
     return self.experts[len(self.experts) // 2]
 
   @property
   def token_counts(self) -> tuple[int, ...]:
-    """The values of T at which growth with T is measured."""
+    """The values of T for measuring growth with T."""
     return self.tokens // 4, self.tokens, self.tokens * 4
 
 
@@ -87,9 +87,9 @@ class Case:
 
 
 def cases(size: Size) -> dict[str, Case]:
-  """All cases. The processes are 'moejax' and the peers 'ragged_dot', 'tokamax' and 'torch'."""
+  """All cases. The processes: 'moejax', and the peers 'ragged_dot', 'tokamax' and 'torch'."""
   def with_floors(*programs):
-    # All results are ratios to the floor of the same process and round.
+    # Everything is a ratio to the floor in the same process and round.
     return tuple(dict.fromkeys([*(program.floor for program in programs), *programs]))
 
   def both(what, **shape):

@@ -1,4 +1,4 @@
-"""Measurements as ratios to the dense floor of the same process and round, compared with their targets."""
+"""Measurements as ratios to the dense floor of the same process and round, with targets."""
 import statistics
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def spread(values: list[float]) -> Spread:
 
 
 class Report:
-  """Reads the results of `cpu.py`. Methods return None for missing measurements."""
+  """Reads the results of `cpu.py`. Methods return None for programs that were not measured."""
 
   def __init__(self, results: dict):
     """`results`: the content of cpu.json."""
@@ -52,14 +52,14 @@ class Report:
 
   def ratio(self, case: str, program: Program, over: Program | None = None, peer: str = 'moejax',
             over_peer: str | None = None) -> Spread | None:
-    """Time of `program` over the time of another, by default its floor in the same process; taken within each round."""
+    """Time of `program` divided by another's, by default its floor in the same process, within each round."""
     pair = self.measured(case, peer, program), self.measured(case, over_peer or peer, over or program.floor)
     if None in pair:
       return None
     return spread([mine / other for mine, other in zip(pair[0]['seconds'], pair[1]['seconds'], strict=True)])
 
   def memory(self, case: str, program: Program, field: str, peer: str = 'moejax') -> float | None:
-    """Bytes of `program` over the bytes of its floor; `field`: 'temporary_bytes' or 'peak_bytes'."""
+    """Bytes of `program` divided by those of its floor; `field`: 'temporary_bytes' or 'peak_bytes'."""
     pair = self.measured(case, peer, program), self.measured(case, peer, program.floor)
     if None in pair or not pair[0].get(field) or not pair[1].get(field):
       return None
@@ -67,13 +67,13 @@ class Report:
 
 
 def table(results: dict) -> str:
-  """Three tables: targets, all programs by E, and growth with K, T and load; then their source."""
+  """Three tables: targets, growth with E, and growth with the rest; and the source of the results."""
   report = Report(results)
   return '\n\n'.join((_targets(report), _layers(report), _growth(report), source(results)))
 
 
 def judged(measured: Spread | float | None, target: float | None, least: bool = False) -> str:
-  """Two cells: the measurement, in bold and marked as missed if it does not meet the target, and the target."""
+  """Two cells: the measurement, in bold and marked as missed if it does not reach the target, and the target."""
   if measured is None:
     return '– | –'
   text = str(measured) if isinstance(measured, Spread) else f'{measured:.2f}'
@@ -155,7 +155,7 @@ def _growth(report):
 
 
 def source(results: dict) -> str:
-  """Where the results come from: command, commit, machine, versions."""
+  """The source of the results: command, commit, machine, versions."""
   size, measured = results['size'], results['cases'].values()
   one = lambda values: ', '.join(dict.fromkeys(str(value) for value in values))
   versions = {name: version for case in measured for peer in case['peers'].values()

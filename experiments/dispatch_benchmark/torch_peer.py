@@ -14,15 +14,15 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from experiments.dispatch_benchmark import peers
 from experiments.dispatch_benchmark.programs import Program
 
-# transformers' implementations of experts, by their name in Program.
+# transformers' implementations of the experts, by their name in Program.
 IMPLEMENTATIONS = {'mixtral_eager': 'eager', 'mixtral_grouped_mm': 'grouped_mm'}
 
 
 class Dense(torch.nn.Module):
-  """A SwiGLU feed-forward on K copies of every token: as many FLOPs as the experts."""
+  """A SwiGLU feed-forward on K copies of every token: the same number of multiplications as the experts."""
 
   def __init__(self, program: Program):
-    """Gate and up projection are one matrix, as in the Mixtral block."""
+    """Gate and up projection are one matrix, as in the block it is compared with."""
     super().__init__()
     self.choices = program.choices
     self.gate_up = torch.nn.Linear(program.dim, 2 * program.hidden, bias=False)
@@ -35,7 +35,7 @@ class Dense(torch.nn.Module):
 
 
 def build(program: Program):
-  """Returns a function that runs `program` and returns its outputs, and its peak memory."""
+  """Returns a function that runs `program` and returns its outputs, and its memory."""
   torch.manual_seed(0)
   if program.activation != 'swiglu':
     raise ValueError(f'Mixtral is SwiGLU, not {program.activation}.')
@@ -54,7 +54,7 @@ def build(program: Program):
 
 
 def peak_memory(run: Callable[[], None]) -> int | None:
-  """Rise of this process's resident memory in bytes while `run` runs; None except on Linux."""
+  """The increase of this process's resident memory in bytes while `run` runs; None outside Linux."""
   if not os.access('/proc/self/clear_refs', os.W_OK):
     return None
   ctypes.CDLL(None).malloc_trim(0)
@@ -73,7 +73,7 @@ def _mixtral(program):
                          num_local_experts=program.num_experts, num_experts_per_tok=program.choices)
   config._experts_implementation = IMPLEMENTATIONS[program.what]
   layer = MixtralSparseMoeBlock(config)
-  for parameter in layer.parameters():  # which the block leaves uninitialised
+  for parameter in layer.parameters():  # so that the block does not change the baseline
     torch.nn.init.normal_(parameter, std=program.dim**-0.5)
   return layer
 

@@ -1,14 +1,14 @@
 """Grouped matmuls compiled for absent TPUs, compared with megablox: `python -m experiments.dispatch_benchmark.tpu`.
 
-Each product is compiled for one chip of each generation by the compiler of that chip (libtpu); nothing runs. Times are
-therefore ESTIMATES: a kernel takes the sum over its steps of max(FLOPs / peak, bytes / bandwidth), where the bytes are
-copied during the step: inputs of the next step, and results. Tiles of gradients are written during all steps of the
-next expert; our kernel also reads the next expert's matrix during all steps of the current one. Other costs of a step
-are ignored.
+Each product is compiled for one chip of each generation by its real compiler (libtpu); nothing runs. Times are
+therefore ESTIMATES: the sum over a kernel's steps of the maximum of FLOPs / peak and bytes / bandwidth, where the bytes
+are those copied during the step: the next step's inputs, and results. Tiles of gradients are written during all steps
+of the next expert; ours also reads the next expert's matrix during all steps of an expert. Other costs of a step are
+ignored.
 
-Steps follow the kernels' grids for group sizes of a uniform router, drawn once. The cost analysis of the compiled
-program (which counts every row as used) is recorded too. Of many tilings, megablox gets the one with the best estimate
-that the compiler accepts.
+The steps are those of the kernels' grids for one draw of a uniform router's group sizes. The compiled program's own
+cost estimate (which assumes that every row is used) is saved too. For megablox we take, of many tilings, the one with
+the best estimate that the compiler accepts.
 """
 import itertools
 import json
@@ -37,7 +37,7 @@ PATH = pathlib.Path(__file__).with_suffix('.json')
 PRODUCTS = 'forward', 'dX', 'dW', 'up'
 
 
-# Programs are compiled for one chip of each generation; a topology has at least the chips of a host.
+# We compile for one chip of each generation; a topology has at least the chips of one host.
 TOPOLOGIES = {'v4': 'v4:2x2x1', 'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
 
@@ -49,7 +49,7 @@ class Experts(NamedTuple):
   F: int
 
   def group_sizes(self) -> np.ndarray:
-    """Group sizes of a router that sends each row to a uniformly random expert."""
+    """Group sizes of a uniform router."""
     return np.random.RandomState(0).multinomial(self.M, np.ones(self.E) / self.E)
 
 
@@ -58,7 +58,7 @@ EXPERTS = {'8 of 4096 x 14336': Experts(8192, 8, 4096, 14336), '64 of 2048 x 102
 
 
 class Work(NamedTuple):
-  """The work of a product on a chip, and its estimated time."""
+  """A product's demands on a chip, and its estimated time."""
   flops: int
   bytes: int
   steps: int
@@ -66,13 +66,13 @@ class Work(NamedTuple):
 
 
 def work(chip: Chip, flops: int, copied: np.ndarray, times: int = 1) -> Work:
-  """`times` repetitions of steps of `flops` each that copy `copied` bytes, <int>[steps]."""
+  """Adds `times` the cost of steps of `flops` each that copy `copied` bytes <int>[steps]."""
   seconds = np.maximum(flops / chip.peak, copied / chip.bandwidth).sum()
   return Work(times * flops * len(copied), times * round(copied.sum()), times * len(copied), times * float(seconds))
 
 
 def compile_for(chip: Chip, function, *shapes: jax.ShapeDtypeStruct):
-  """Compiles `function` for that chip; raises the compiler's errors."""
+  """Compiles `function` for the chip; raises the compiler's errors."""
   name = next(name for name in TOPOLOGIES if CHIPS[name] == chip)
   mesh = jax.sharding.Mesh(topologies.load(TOPOLOGIES[name]).devices[:1], ('chip',))
   here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -140,7 +140,7 @@ def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int,
   M, _, D, F = experts
   tm, tk, tn = tiling
   start = np.cumsum(group_sizes) - group_sizes
-  # The gradient of an empty group is written, too.
+  # The gradient of an empty group is written too.
   first, last = start // tm, -(-(start + group_sizes) // tm)
   count = np.where(group_sizes > 0, last - first, product == 'dW')
   group = np.repeat(np.arange(len(group_sizes)), count)
@@ -162,7 +162,7 @@ def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int,
 
 
 def tilings(product: str, experts: Experts, chip: Chip) -> list[tuple[int, int, int]]:
-  """Candidate tilings of megablox, sorted by estimated time, then by steps."""
+  """Tilings for megablox, best estimate first; of equal ones, the fewest steps."""
   K, N = (experts.F, experts.D) if product == 'dX' else (experts.D, experts.F)
   sides = lambda length: [n for n in (128, 256, 512, 1024, 2048, 3584, 4096) if n <= length and length % n == 0]
   buffers = lambda tm, tk, tn: (4 * tm * (tk + tn) + 12 * tk * tn if product == 'dW' else
@@ -175,7 +175,7 @@ def tilings(product: str, experts: Experts, chip: Chip) -> list[tuple[int, int, 
 
 
 def measure(experts: Experts, product: str, chip: Chip, function, arguments, work: Work) -> dict:
-  """Compiles, and collects the estimates and the compiler's analyses."""
+  """Compiles, and collects the results."""
   start = time.process_time()
   compiled = compile_for(chip, function, *arguments)
   seconds, cost, memory = time.process_time() - start, compiled.cost_analysis(), compiled.memory_analysis()
@@ -190,7 +190,7 @@ def measure(experts: Experts, product: str, chip: Chip, function, arguments, wor
 
 
 def measure_ours(experts: Experts, product: str, chip: Chip) -> dict:
-  """Our kernel, with its tiles for the chip."""
+  """Our kernels, with their tiles for the chip."""
   function, arguments, tiles = ours(product, experts, chip)
   work = our_work(product, experts, chip, tiles, experts.group_sizes())
   return dict(tiles=tiles._asdict()) | measure(experts, product, chip, function, arguments, work)

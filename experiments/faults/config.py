@@ -1,4 +1,4 @@
-"""The run into which faults are injected: a tiny sparse vision transformer with a noisy, stateful router."""
+"""The run for fault injection: a tiny sparse vision transformer, whose router has noise and state."""
 from moejax.routing import papers
 from moejax.training.setup import default_config
 

@@ -1,6 +1,6 @@
-"""The kinds of faults, and the required behaviour of the disturbed processes.
+"""The faults: how a run is disturbed, and what its processes must then do.
 
-A kind provides the faults that a process starts with, disturbs it from outside, and checks how it ended.
+A kind defines the faults that a process starts with, disturbs it from outside, and checks how it ends.
 """
 import dataclasses
 import random
@@ -21,7 +21,7 @@ class Kind:
 
   Attributes:
     name: in the table.
-    steps, count: number of steps and of processes of a run.
+    steps, count: of a run, and its processes.
     per_run: maximum number of disturbances per run.
     lasting: faults of every process of a run, including the undisturbed one.
   """
@@ -34,12 +34,12 @@ class Kind:
     self.chance, self.lasting = chance, Faults()
 
   def faults(self, began: int) -> Faults:
-    """The faults of the next process, if the last row of metrics is of step `began`."""
+    """Faults of the process about to start, when the last row of metrics is of step `began`."""
     del began
     return self.lasting
 
   def disturb(self, processes: Processes) -> bool:
-    """Waits for a random moment and injects the fault; False if the process had already ended."""
+    """Waits for the moment and disturbs the process; False if it had ended before."""
     if self.chance.random() < 0.2:
       time.sleep(self.chance.uniform(0, 8))  # during startup
     else:
@@ -47,12 +47,12 @@ class Kind:
     return processes.send(signal.SIGKILL)
 
   def ended_well(self, processes: Processes, codes: list[int]) -> str | None:
-    """The problem with the end of a disturbed process, or None."""
+    """What was wrong with the end of a disturbed process; None if nothing."""
     del processes
     return None if codes == [-signal.SIGKILL] else f'exit codes {codes}'
 
   def went_on_well(self, processes: Processes) -> str | None:
-    """The problem with how the next process resumed, or None."""
+    """What was wrong with how the next process resumed; None if nothing."""
     del processes
 
   def wait_some_steps(self, processes: Processes) -> bool:
@@ -70,7 +70,7 @@ class KillWhileSaving(Kind):
   def disturb(self, processes):
     for _ in range(self.chance.randint(1, 4)):
       known = set(_partial(processes.folder))
-      processes.wait_for(lambda: set(_partial(processes.folder)) - known)  # noqa: B023
+      processes.wait_for(lambda: set(_partial(processes.folder)) - known)
     time.sleep(self.chance.choice((0, 0.3)) * self.chance.random())
     return processes.send(signal.SIGKILL)
 
@@ -109,7 +109,7 @@ class Terminate(Kind):
 
 
 class Vanish(Kind):
-  """All checkpoints are deleted while the run continues; some steps later it is killed."""
+  """All checkpoints are deleted during the run, and some steps later it is killed."""
   name = 'checkpoint folder deleted, later kill -9'
 
   def disturb(self, processes):
@@ -124,7 +124,7 @@ class Vanish(Kind):
 
 
 class Corrupt(Kind):
-  """kill -9, and a changed, truncated or deleted file of the newest checkpoint, which must be named if it is needed."""
+  """kill -9, and a changed, shortened or deleted file of the newest checkpoint, which must be named if it is needed."""
   name = 'file of the newest checkpoint damaged'
 
   def disturb(self, processes):
@@ -156,7 +156,7 @@ class Corrupt(Kind):
 
 
 class NotFinite(Kind):
-  """Non-finite batches, single and two in a row, at which the run rolls back; and kill -9."""
+  """Non-finite batches, single and two in a row, which triggers a rollback; and kill -9."""
   name = 'batches that are not finite'
   per_run = 2
   batches = 'not_finite'
@@ -172,14 +172,14 @@ class NotFinite(Kind):
 
 
 class Spikes(NotFinite):
-  """Batches whose gradient spikes, after enough steps to detect spikes."""
+  """Batches whose gradient spikes, once the run has enough history to detect it."""
   name = 'batches that spike'
   batches = 'spikes'
   first = 72
 
 
 class _Data(Kind):
-  """Reading one batch fails."""
+  """Reading one batch fails in some way."""
   code: int
   says: str
   fault: str
@@ -201,12 +201,12 @@ class Slow(_Data):
 
 
 class Stall(_Data):
-  """A batch that never arrives ends the run, after a save."""
+  """A batch that never arrives ends the run with a checkpoint."""
   name, fault, code, says = 'data worker hangs', 'stalls', 1, 'config.recovery.data_timeout'
 
 
 class Raise(_Data):
-  """A batch that cannot be read ends the run, after a save."""
+  """A batch that cannot be read ends the run with a checkpoint."""
   name, fault, code, says = 'data worker fails', 'raises', 1, 'the data cannot be read'
 
 
@@ -223,12 +223,12 @@ def _partial(folder: Path) -> list[str]:
 
 
 def resumed_at(text: str) -> int | None:
-  """The step after which a process resumed, from its output; None if it was killed before it said so."""
-  found = re.search(r'Going on after step (\d+)', text)
+  """The step after which a process resumed, from its output; None if it was killed before."""
+  found = re.search(r'Resuming after step (\d+)', text)
   return int(found[1]) if found else 0 if 'step 1/' in text else None
 
 
-# Shares of --kills; the counts of other faults are per 200 kills.
+# Each kind's share of --kills; for other faults, their number per 200 kills.
 KILLS = {'kill': (Kind, 0.5), 'kill_while_saving': (KillWhileSaving, 0.44), 'kill_one_of_four': (KillOneOfFour, 0.06)}
 OTHERS = {'terminate': (Terminate, 10), 'vanish': (Vanish, 5), 'corrupt': (Corrupt, 10), 'not_finite': (NotFinite, 10),
           'spikes': (Spikes, 6), 'slow': (Slow, 2), 'stall': (Stall, 4), 'raise': (Raise, 2),
@@ -236,5 +236,5 @@ OTHERS = {'terminate': (Terminate, 10), 'vanish': (Vanish, 5), 'corrupt': (Corru
 
 
 def named(name: str) -> type[Kind]:
-  """The kind called `name`."""
+  """The kind with this name."""
   return {**KILLS, **OTHERS}[name][0]

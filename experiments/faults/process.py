@@ -1,4 +1,4 @@
-"""The processes of a run, forked from this one, which has imported everything, and observed from outside."""
+"""The processes of a run, forked from this one after all imports, and ways to observe them."""
 import os
 import signal
 import socket
@@ -31,16 +31,16 @@ class Processes:
     self.codes: dict[int, int] = {}
 
   def step(self) -> int:
-    """The step of the last row of metrics; 0 if there is none."""
+    """Step of the last row of metrics; 0 if there is none."""
     path = self.folder / 'metrics.jsonl'
     size = path.stat().st_size if path.exists() else 0
-    if size != self._size:  # Polled often, and the CPU belongs to the run.
+    if size != self._size:  # Called a thousand times per second, so it must leave the processor to the run.
       rows = metrics.read(self.folder)
       self._size, self._step = size, rows[-1]['step'] if rows else 0
     return self._step
 
   def running(self) -> bool:
-    """Whether all processes are still running."""
+    """Whether all are still running."""
     for pid in self.pids:
       if pid not in self.codes:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -49,7 +49,7 @@ class Processes:
     return not self.codes
 
   def wait_for(self, arrived) -> bool:
-    """Waits until `arrived()`; False if a process ends first."""
+    """Waits until `arrived()`; False if a process ends before."""
     while self.running():
       if arrived():
         return True
@@ -57,14 +57,14 @@ class Processes:
     return False
 
   def send(self, number: signal.Signals, index: int = 0) -> bool:
-    """Sends a signal to one process; False if one has already ended."""
+    """Sends a signal to one process; False if one had ended before."""
     if not self.running():
       return False
     os.kill(self.pids[index], number)
     return True
 
   def finish(self, within: float) -> list[int] | None:
-    """The exit codes of all processes; None if one had not ended `within` seconds and was killed."""
+    """The exit codes of all processes; None for a process that did not end `within` seconds and was killed."""
     deadline = time.monotonic() + within
     while len(self.codes) < len(self.pids) and time.monotonic() < deadline:
       self.running()

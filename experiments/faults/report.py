@@ -1,9 +1,9 @@
-"""The table of faults: injected, survived, and their cost."""
+"""The table of injected faults and their results."""
 from experiments.faults import kinds
 
 
 def table(results: dict) -> str:
-  """Markdown, with the command and the environment."""
+  """Markdown, with the command that made it."""
   head = 'fault', 'injected', 'survived', 'steps lost: mean (most)', 'runs whose metrics are identical'
   lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
   for name in dict.fromkeys(run['kind'] for run in results['runs']):

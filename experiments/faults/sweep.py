@@ -1,9 +1,9 @@
-"""Kills training at random moments and damages its files: does every run end as if nothing had happened?
+"""Kills training at random moments and damages its files and data: does every run end as if nothing had happened?
 
     python -m experiments.faults.sweep [--kills=200] [--kinds=kill,corrupt] [--seed=0]
 
-A run is started, disturbed, started again, and so on until it finishes; its metrics are then compared, to the last bit,
-with the metrics of an undisturbed run. It can be interrupted at any time: the same command resumes it.
+A run is started, disturbed and restarted until it finishes; its metrics must then be bit-identical to those of an
+undisturbed run. The sweep can be interrupted at any time: the same command resumes it.
 """
 import json
 import math
@@ -37,7 +37,7 @@ def quotas(kills: int, names: list[str]) -> dict[str, int]:
 
 
 def run(name: str, seed: str, limit: int, folder: Path) -> dict:
-  """One run that is disturbed up to `limit` times: the injected faults, their cost, and the problems."""
+  """One run with up to `limit` disturbances: the injected faults, their cost, and any differences."""
   fault = kinds.named(name)(random.Random(seed))
   expected = undisturbed(fault, folder)
   workdir, lost, problems, injected, attempt = folder / 'run', [], [], 0, 0
@@ -64,7 +64,7 @@ def run(name: str, seed: str, limit: int, folder: Path) -> dict:
       problems.append(f'exit codes {codes}, undisturbed')
   rows = _rows(workdir)
   batches = len(fault.lasting.not_finite | fault.lasting.spikes)
-  if batches:  # The batches are the injected faults; the run counts the steps lost by rollbacks.
+  if batches:  # These are the injected faults; steps lost by rollbacks are counted by the run.
     lost = [rows[-1]['recovery/lost'] if rows else 0]
     if not rows or rows[-1]['recovery/skipped'] < batches:
       problems.append(f'{rows[-1]["recovery/skipped"] if rows else 0} of {batches} batches were skipped')
@@ -92,6 +92,7 @@ _undisturbed: dict[tuple, list[dict]] = {}
 
 
 def _rows(workdir):
+  """The rows of metrics without timings."""
   return [metrics.repeatable(row) for row in metrics.read(workdir)]
 
 
@@ -131,6 +132,6 @@ def main(argv) -> None:
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 200, 'Processes to kill; other faults in proportion.')
   flags.DEFINE_list('kinds', [], 'Only these kinds.')
-  flags.DEFINE_integer('seed', 0, 'Seed of the moments.')
-  flags.DEFINE_string('out', str(RESULTS), 'File of results; an interrupted sweep resumes from it.')
+  flags.DEFINE_integer('seed', 0, 'Seed of the random moments.')
+  flags.DEFINE_string('out', str(RESULTS), 'Results file, from which an interrupted sweep resumes.')
   app.run(main)

@@ -20,10 +20,10 @@ from moejax.training import lock, loop, setup, workdir
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-  """The faults of a process; steps, and their batches, count from 1.
+  """The faults of a process; steps and their batches count from 1.
 
   Attributes:
-    not_finite, spikes: steps whose batch has infinite pixels, or repeats one example; the same in all processes.
+    not_finite, spikes: steps whose batch has infinite pixels, or repeats one example; the same in every process.
     raises, stalls, slow: steps whose batch raises an error, never arrives, or takes more than `slow_data` seconds.
     disk_full: steps whose checkpoint does not fit on the disk.
   """
@@ -36,7 +36,7 @@ class Faults:
 
 
 class _Injected(grain.DatasetIterator):
-  """Batches with injected `faults`."""
+  """Batches with `faults`."""
 
   def __init__(self, batches, faults: Faults):
     super().__init__()
@@ -54,7 +54,7 @@ class _Injected(grain.DatasetIterator):
     if step in self._faults.not_finite:
       batch = {**batch, 'image': batch['image'] * float('inf')}
     if step in self._faults.spikes:
-      # Sixteen copies of one picture: equal gradients add up.
+      # The same image 16 times: the gradients of all examples point in the same direction.
       batch = {name: np.repeat(values[:1], len(values), 0) for name, values in batch.items()}
     return batch
 
@@ -101,12 +101,12 @@ def main(folder: Path, log: Path, steps: int, faults: Faults, process: int = 0, 
     command_line.in_one_sentence(binary)
   except SystemExit as ended:
     code = ended.code
-  except BaseException:  # noqa: BLE001  (the traceback of errors from the data belongs in the log)
+  except BaseException:  # the traceback of an error in the data belongs in the log
     sys.excepthook(*sys.exc_info())
     code = 1
   sys.stdout.flush()
   sys.stderr.flush()
-  # This is a fork of the sweep, whose exit handlers must not run here.
+  # A fork of the sweep must not run the sweep's exit handlers.
   os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What does the first command of the README cost, in wall time and peak memory?"""
+"""The cost of the README's first command: wall time of the process, and peak memory."""
 from experiments.runner import Run
 
 

@@ -14,5 +14,5 @@ shift
 
 xpk workload create --workload="$name" --cluster="$CLUSTER" --tpu-type="$TPU_TYPE" --num-slices="${SLICES:-1}" \
   --base-docker-image="${IMAGE:-python:3.12}" --script-dir=. --max-restarts=10 --restart-on-exit-codes=3,137,143 \
-  --command="pip install -q -e '.[data]' 'jax[tpu]' && exec python -m moejax.train ${*@Q}"
+  --command="pip install -q -e '.[data]' 'jax[tpu]' && exec python -m ${COMMAND:-moejax.train} ${*@Q}"
 echo "Next: xpk workload list --cluster=$CLUSTER, and the log of the first process in the Cloud console."

@@ -23,10 +23,10 @@ class Effect:
     metric: a key of metrics.jsonl, of which the last value counts, or a function of the run's workdir.
     larger, smaller: variants; the claim holds where the metric of the first is larger than that of the second,
     at_least: by this factor.
-    variants: `{name: {key after config.: value}}`, or only names for a `program`. May have more than the two.
+    variants: `{name: {key after config.: value}}`, or for a program the names. May be more than the two.
     config: what is trained; None where there is a program.
     common: config keys and values of every variant.
-    program: a module, run as `python -m <program> --variant=V --seed=N --out=FOLDER`, that writes FOLDER/metrics.jsonl.
+    program: a module of `programs`, run with `--variant=V --seed=N --out=FOLDER`, that writes FOLDER/metrics.jsonl.
     seeds: one run each.
   """
   system: str
@@ -34,7 +34,7 @@ class Effect:
   metric: Metric
   larger: str
   smaller: str
-  variants: Mapping[str, Mapping[str, Any]]
+  variants: Mapping[str, Mapping[str, Any]] | tuple[str, ...]
   at_least: float = 1.0
   config: str | None = None
   common: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,10 +55,10 @@ class Effect:
   def runs(self, name: str) -> Iterator['EffectRun']:
     """All runs. Effects whose names agree before a slash are read from the same runs where their variants agree."""
     group = name.partition('/')[0]
-    for variant, keys in self.variants.items():
-      overrides = tuple((key, str(value)) for key, value in {**self.common, **keys}.items())
+    for variant in self.variants:
+      keys = {} if self.program else self.variants[variant]
       for seed in self.seeds:
-        yield EffectRun(variant, self.config or '', seed, overrides, group=group, program=self.program,
+        yield EffectRun(variant, self.config or '', seed, {**self.common, **keys}, group=group, program=self.program,
                         wanted={self.metric_name: self.metric})
 
   def measured(self, values: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -104,8 +104,14 @@ class EffectRun(Run):
   def command(self, workdir: pathlib.Path) -> list[str]:
     """The command of this run; a training run writes no report, which would take longer than the rest."""
     if self.program:
-      return ['python', '-m', self.program, f'--variant={self.name}', f'--seed={self.seed}', f'--out={workdir}']
+      return ['python', '-m', f'experiments.paper_effects.programs.{self.program}', f'--variant={self.name}',
+              f'--seed={self.seed}', f'--out={workdir}']
     return [*super().command(workdir), '--config.report.at=never']
+
+  def check(self, devices: list) -> None:
+    """Builds its config; a program makes its own."""
+    if not self.program:
+      super().check(devices)
 
   def metrics(self, workdir: pathlib.Path) -> dict[str, float]:
     """What effects want, and the last losses."""

@@ -1,6 +1,6 @@
-"""Plans of large models on pods that fit them: runs `moejax.compile` for each, on a machine without accelerators.
+"""Memory and time of large models on pods they fit: `moejax.compile` for each, on a machine without accelerators.
 
-Takes minutes on one core and a few GB of memory per model; the table is in docs/scaling.md.
+Takes minutes and some GB of memory per model, on one core; the table is in docs/scaling.md.
 """
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from experiments.runner import Run
+from moejax import config_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Planned(Run):
   """A training step that is compiled but not run.
 
   Attributes:
-    topology: of the chips, as in `--topology=`.
+    topology: the value of `--topology`.
   """
   seed: int = 0
   topology: str = ''
@@ -27,10 +28,14 @@ class Planned(Run):
     return re.sub(r'\W+', '_', f'{self.name} {self.topology}'.lower())
 
   def command(self, workdir: pathlib.Path) -> list[str]:
-    """The command that makes the plan."""
-    flags = [f'--config.{key}={value}' for key, value in self.overrides]
+    """The command for the plan."""
+    flags = [f'--config.{key}={value}' for key, value in self.overrides.items()]
     return ['python', '-m', 'moejax.compile', f'--config={self.config}', f'--topology={self.topology}',
             f'--out={workdir}', *flags]
+
+  def check(self, devices: list) -> None:
+    """That its config exists; the command checks it for the devices of its topology."""
+    config_files.load(self.config, self.overrides)
 
   def metrics(self, workdir: pathlib.Path) -> dict:
     """The plan, with collectives summed by kind."""
@@ -47,7 +52,7 @@ class Planned(Run):
 def sweep() -> Iterator[Planned]:
   """Models of the papers, each with a mesh that fits."""
   def row(name, config, topology, **overrides):
-    keys = tuple((key.replace('__', '.'), str(value)) for key, value in overrides.items())
+    keys = {key.replace('__', '.'): value for key, value in overrides.items()}
     return Planned(name, f'configs/{config}', overrides=keys, topology=topology)
 
   yield row('V-MoE-15B/14', 'vmoe_imagenet21k.py:15B/14,every-2', 'v5e:16x16',

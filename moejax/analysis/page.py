@@ -2,7 +2,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
           '</div>')
 
 
-def cards(values: dict[str, object]) -> str:
+def cards(values: Mapping[str, object]) -> str:
   """Cards with the key figures."""
   inner = ''.join(f'<div class="card"><b>{escape(number(value))}</b><span>{escape(name)}</span></div>'
                   for name, value in values.items())

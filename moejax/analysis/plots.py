@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from moejax.analysis import style
@@ -36,7 +37,7 @@ def curves(panels: Mapping[str, Mapping[str, Line]], references: Mapping[str, tu
       top = max(1.1 * max(np.nanmax(values, initial=0) for _, values in lines.values()), 0.1)
       axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
       axis.set_ylim(0, top)
-    if label in (references or {}):
+    if references and label in references:
       meaning, value = references[label]
       axis.axhline(value, linestyle=(0, (4, 3)), linewidth=1.3, color=matplotlib.rcParams['xtick.color'], label=meaning)
     # Above the axes, so that no line passes behind it.
@@ -212,8 +213,7 @@ def _label_left(axes, label):
 def _grid(count, columns, height):
   columns = min(columns, count)
   rows = -(-count // columns)
-  figure = Figure(figsize=(WIDTH, height * rows), layout='constrained')
-  figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+  figure = Figure(figsize=(WIDTH, height * rows), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
   axes = list(figure.subplots(rows, columns, squeeze=False).flat)
   for unused in axes[count:]:
     unused.remove()

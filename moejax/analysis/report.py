@@ -173,7 +173,8 @@ def _router_table(taken):
   some = next(iter(taken.layers.values())).num_experts
   note = (f'On evaluation batches. Uniform routing over {some} experts has confidence {1 / some:.3g} and an entropy of '
           f'{math.log(some):.3g} nats; a certain router has confidence 1 and entropy 0. "Rows per token" is the '
-          'number of rows of expert computation per token.')
+          'number of rows of expert computation per token, filled or not; "experts per token" is the mean number of '
+          'choices of experts that are computed.')
   return '<h3>Metrics of every router</h3>' + page.paragraph(note) + page.table(head, rows)
 
 

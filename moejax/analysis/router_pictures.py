@@ -15,6 +15,7 @@ from moejax import command_line
 from moejax.analysis import style
 from moejax.routing import papers, router
 from moejax.routing.features import RouterInputs
+from moejax.routing.plans import SoftPlan
 
 TOKENS, WIDTH, EXPERTS, IDS = 12, 8, 4, 11
 CHOOSES = {
@@ -34,7 +35,7 @@ def shares(name: str) -> np.ndarray:
   params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) if leaf.ndim else leaf, params)
   x = jax.random.normal(jax.random.key(0), (1, TOKENS, WIDTH))
   plan = nnx.merge(graph, params, rest)(x, inputs(), key=jax.random.key(1), train=True).plan
-  return np.asarray(plan.shares() if hasattr(plan, 'combine') else plan.to_dense().weight)[0]
+  return np.asarray(plan.shares() if isinstance(plan, SoftPlan) else plan.to_dense().weight)[0]
 
 
 def inputs() -> RouterInputs:
@@ -79,5 +80,7 @@ def main() -> None:
   print(f'{path}: {len(papers.PAPERS)} routers.')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -112,7 +112,7 @@ def _join(name, parts, batches, keep, rows):
   share = tokens / max(tokens.sum(), 1)
   def mean(metric):
     # A batch of only padding has weight 0, whatever its metrics.
-    return sum(w * np.asarray(part[name]['metrics'][metric], np.float64) for w, part in zip(share, parts) if w)
+    return np.asarray(sum(w * np.asarray(part[name]['metrics'][metric], np.float64) for w, part in zip(share, parts) if w))
   def examples(field):
     return np.concatenate([part[name][field] for part in parts])[keep]
   metrics = parts[0][name]['metrics']

@@ -48,7 +48,8 @@ def section(folder: Path, routes: Routes, pipeline) -> str:
   if 'image' in routes.batch:
     labels = class_labels(routes)
     modality = specialities(folder, 'modality', modality_labels(routes)) if 'tokens' in routes.batch else ''
-    return modality + specialities(folder, 'class', labels) + soft_reading(folder, routes, labels) + image_patches(folder, routes)
+    return (modality + specialities(folder, 'class', labels) + soft_reading(folder, routes, labels) +
+            image_patches(folder, routes))
   parts = []
   for prefix, title in SIDES.items():
     layers = [name for name in routes.layers if name.startswith(prefix)]

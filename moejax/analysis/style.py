@@ -3,6 +3,7 @@ import contextlib
 from collections.abc import Iterator
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 
 THEMES = {
@@ -23,7 +24,8 @@ def experts(count: int) -> list[str]:
   """One colour per expert, at most `MOST_COLOURS`."""
   if count > MOST_COLOURS:
     raise ValueError(f'there are {count} experts, but only {MOST_COLOURS} distinct colours.')
-  darker = [matplotlib.colors.to_hex(0.55 * np.array(matplotlib.colors.to_rgb(c))) for c in _DISTINCT]
+  rgb = [matplotlib.colors.to_rgb(colour) for colour in _DISTINCT]
+  darker = [matplotlib.colors.to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in rgb]
   return [*_DISTINCT, *darker][:count]
 
 

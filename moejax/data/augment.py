@@ -4,7 +4,7 @@ Images are <float>[H,W,C] in [0, 1]. The pipeline maps them over the batch insid
 """
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import dm_pix as pix
 import jax
@@ -97,7 +97,8 @@ class Rotate:
 
   def __call__(self, image, key):
     limit = jnp.deg2rad(self.max_degrees)
-    return pix.rotate(image, jax.random.uniform(key, minval=-limit, maxval=limit), mode='constant')
+    angle: Any = jax.random.uniform(key, minval=-limit, maxval=limit)
+    return pix.rotate(image, angle, mode='constant')
 
 
 def build(configs: Sequence, where: str, channels: int) -> list:

@@ -47,8 +47,8 @@ class DigitsWithCaptions(Digits, Captioned):
   def _captions(self):
     images, labels = self._everything
     ink, spread, slant = (np.searchsorted(np.quantile(measure, (1 / 3, 2 / 3)), measure) for measure in shape(images))
-    return np.array([f'a {STROKES[i]} {WIDTHS[s]} {NAMES[label]} {LEANS[l]}'
-                     for i, s, l, label in zip(ink, spread, slant, labels)])
+    return np.array([f'a {STROKES[i]} {WIDTHS[s]} {NAMES[label]} {LEANS[lean]}'
+                     for i, s, lean, label in zip(ink, spread, slant, labels)])
 
 
 def shape(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ def of_examples(examples: Any) -> dict[str, str]:
 def of_files(paths: Sequence[str]) -> dict[str, str]:
   """The number and total size of the files, and for some the size and a checksum of blocks (of all of a small file)."""
   sizes = [os.path.getsize(path) for path in paths]
-  folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+  folder: str = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
   found = {'files': str(len(paths)), 'bytes': str(sum(sizes))}
   for index in _spread(len(paths), _FILES):
     path, size = paths[index], sizes[index]
@@ -41,7 +41,7 @@ def _blocks(path, size):
   return checksum
 
 
-def _spread(total, count):
+def _spread(total: int, count: int) -> list[int]:
   """At most `count` evenly spaced ints below `total`."""
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist()
 
@@ -58,6 +58,6 @@ def _add(value, checksum):
   elif isinstance(value, (bool, int, float, np.generic, np.ndarray)):
     array = np.ascontiguousarray(value)
     if not array.dtype.hasobject:
-      checksum = zlib.crc32(array, zlib.crc32(f'{array.dtype.str}{np.shape(value)}'.encode(), checksum))
+      checksum = zlib.crc32(array.view(np.uint8).data, zlib.crc32(f'{array.dtype.str}{np.shape(value)}'.encode(), checksum))
   # Other objects (None, undecoded pictures) contribute nothing.
   return checksum

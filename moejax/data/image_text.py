@@ -1,4 +1,6 @@
 """The pipeline 'image_text': images of one size, each with its caption."""
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -55,7 +57,8 @@ class ImageText(Images):
 
   def class_captions(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Captions of all classes, as tokens and segments <int32>[M,length], and the class of each, <int32>[M]."""
-    captions = self.source.class_captions
+    source: Any = self.source  # has captions, as checked in __init__
+    captions = source.class_captions
     classes = np.repeat(np.arange(len(captions), dtype=np.int32), [len(of_one) for of_one in captions])
     return self.encode([caption for of_one in captions for caption in of_one]), classes
 

@@ -1,7 +1,7 @@
 """The pipeline 'images': labelled images of one size."""
 import functools
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import jax
@@ -46,8 +46,10 @@ class Images(Pipeline):
     for name, value in (('mean', mean), ('std', std)):
       if not isinstance(value, (int, float)) and len(value) != channels:
         raise ConfigError(f'{where}.{name} must be a float or {channels} of them, one per channel, not {len(value)}.')
-    self.image_size, self.channels, self.crop, self.multi_label = image_size, channels, crop, multi_label
-    self.mean, self.std = np.float32(mean), np.float32(std)
+    self.image_size, self.channels, self.multi_label = image_size, channels, multi_label
+    self.crop: crops.Crop = crop
+    number: Any = np.float32  # of a float or an array
+    self.mean, self.std = number(mean), number(std)
     self.augmentations = augmentations.build(augment, f'{where}.augment', channels)
 
   def batch_spec(self, batch_size=None):
@@ -92,9 +94,14 @@ class Images(Pipeline):
 
     return grain.MapDataset.range(-(-len(examples) // size)).map(read).to_iter_dataset(self.read_options())
 
+  @property
+  def num_classes(self) -> int:
+    """Labels are below it; sources without labels are refused."""
+    return self.source.num_classes or 0
+
   def check(self, model_config, where='config.model'):
     classes = require_model_key(model_config, 'num_classes', where, 'labelled images')
-    if classes < self.source.num_classes or (self.multi_label and classes != self.source.num_classes):
+    if classes < self.num_classes or (self.multi_label and classes != self.num_classes):
       raise ConfigError(f'{where}.num_classes is {classes}, but {self.source.where} has '
                         f'{self.source.num_classes} classes. Set it to that.')
     for name, here in (('image_size', self.image_size), ('channels', self.channels)):
@@ -143,7 +150,7 @@ class Images(Pipeline):
       return crops.prepare(image, self.image_size, self.channels, self.crop, rng)
 
   def _labels(self, labels, place):
-    classes = self.source.num_classes
+    classes = self.num_classes
     if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in 'iu':
       rows, flat = np.arange(len(labels)), labels
     else:

@@ -28,11 +28,13 @@ class LanguageModel(TextPipeline):
     super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
     self.length = length
 
-  target_segments = 'segments'
+  @property
+  def target_segments(self):
+    return 'segments'
 
   @property
   def lengths(self):
-    return {name: self.length for name in (*self._names, 'segments', 'positions')}
+    return dict.fromkeys((*self._names, 'segments', 'positions'), self.length)
 
   def prepare(self, pieces, seed, task=None):
     del seed

@@ -39,7 +39,7 @@ class Mixture(Source):
                         f'{split!r}.')
     return Mixed(parts)
 
-  def fingerprint(self, split, examples):
+  def fingerprint(self, split: str, examples: Any) -> dict[str, str]:
     return {f'{task}: {part}': found
             for task, source, labelled in zip(self.tasks, self._sources, examples.parts)
             for part, found in source.fingerprint(split, labelled.examples).items()}
@@ -89,6 +89,7 @@ class _Installed(Source):
   where: str
   test_fraction: float
   split_seed: int
+  texts: Any  # a cached property
 
   def open(self, split):
     self.check_split(split)

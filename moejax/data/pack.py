@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -49,11 +50,10 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
   return counts
 
 
-def _write(examples, folder: str, split: str, shards: int) -> int:
+def _write(examples: Any, folder: str, split: str, shards: int) -> int:
   names = [f'{split}-{shard:05d}-of-{shards:05d}.array_record' for shard in range(shards)]
   writers = [records.writer(os.path.join(folder, name)) for name in names]
-  count = 0
-  total = None if isinstance(examples, Stream) else len(examples)
+  count, total = 0, _length(examples)
   for example in tqdm(_each(examples), desc=split, total=total, unit=' examples', file=sys.stderr):
     with decoding(lambda: place(examples, count), 'cannot be packed'):
       record = records.encode(example)
@@ -62,6 +62,10 @@ def _write(examples, folder: str, split: str, shards: int) -> int:
   for writer in writers:
     writer.close()
   return count
+
+
+def _length(examples) -> int | None:
+  return None if isinstance(examples, Stream) else len(examples)
 
 
 def _each(examples) -> Iterable[Example]:
@@ -84,5 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f'splits={tuple(counts)}{classes}).')
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

@@ -56,6 +56,7 @@ class Window(Protocol):
 
   def rows(self) -> dict[str, np.ndarray]:
     """The filled rows, [rows, length] each, without empty rows; {} if all are empty."""
+    ...
 
 
 class ConcatWindow:
@@ -122,7 +123,7 @@ class FirstFitWindow:
   def _place(self, piece) -> bool:
     """Whether there was room."""
     needed = [len(next(iter(piece[side].values()))) for side in self._lengths]
-    room = (self._free >= needed).all(-1)
+    room: np.ndarray = np.all(self._free >= needed, axis=-1)
     row = int(room.argmax())
     if not room[row]:
       return False
@@ -188,7 +189,7 @@ class _PackingIterator(grain.DatasetIterator):
     start = self._taken * self._batch_size
     self._taken += 1
     return {name: _padded(value[start:start + self._batch_size], self._batch_size)
-            for name, value in self._rows.items()}
+            for name, value in (self._rows or {}).items()}
 
   def get_state(self):
     documents, offset = self._begin
@@ -202,7 +203,7 @@ class _PackingIterator(grain.DatasetIterator):
       self._taken = state['taken']
 
   def _count(self):
-    return len(next(iter(self._rows.values()), ()))
+    return len(next(iter((self._rows or {}).values()), ()))
 
   def _fill(self):
     window = self._window(self._batch_size * self._batches)

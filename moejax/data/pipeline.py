@@ -1,7 +1,7 @@
 """Pipelines: training and evaluation batches of a data set."""
 import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import grain
 import jax
@@ -41,7 +41,7 @@ class Pipeline(abc.ABC):
     """The splits that `evaluate` accepts."""
     return self.source.splits
 
-  def open(self, split: str) -> Examples | Stream:
+  def open(self, split: str) -> Any:  # Examples | Stream, depending on the source
     """The examples of a split, opened once. Raises DataError if it is empty."""
     if split not in self._opened:
       examples = self.source.open(split)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import grain
 import msgpack
@@ -56,7 +56,7 @@ class Records:
   def __init__(self, paths: list[str]):
     require('array_record.python.array_record_data_source', 'array_record', 'The source array_record')
     self._paths, self._ends = paths, np.cumsum([_count(path) for path in paths]).tolist()
-    self._records = grain.sources.ArrayRecordDataSource(paths)
+    self._records: Any = grain.sources.ArrayRecordDataSource(paths)
 
   def __len__(self):
     return len(self._records)
@@ -82,7 +82,8 @@ def writer(path: str):
 
 def encode(example: Example) -> bytes:
   """Serializes one example of arrays, numbers, strings and bytes. Inverse of `decode`."""
-  return msgpack.packb(example, default=_pack, use_bin_type=True)
+  packed: Any = msgpack.packb(example, default=_pack, use_bin_type=True)
+  return packed
 
 
 def decode(record: bytes) -> Example:

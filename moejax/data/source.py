@@ -21,7 +21,6 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Annotated, Any, Protocol
 
 import grain
@@ -151,7 +150,7 @@ class Arrays:
   def __getitem__(self, index: int) -> Example:
     return {name: array[index] for name, array in self._arrays.items()}
 
-  def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+  def rows(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
     return {name: array[indices] for name, array in self._arrays.items()}
 
 
@@ -173,10 +172,11 @@ class Subset:
 
 def place(examples: Examples, index: int) -> str:
   """Where an example lies, for errors: the file and place in it if `examples` know them, else the index."""
-  return examples.place(index) if hasattr(examples, 'place') else f'example {index}'
+  tell = getattr(examples, 'place', None)
+  return f'example {index}' if tell is None else tell(index)
 
 
-def columns(examples: Examples, indices: np.ndarray) -> dict[str, Sequence]:
+def columns(examples: Examples, indices: np.ndarray) -> Mapping[str, Sequence | np.ndarray]:
   """The examples at `indices`, field by field: batched arrays where the source has arrays, else lists."""
   if isinstance(examples, Arrays):
     return examples.rows(indices)
@@ -246,13 +246,13 @@ class Files(Source):
       return Subset(self._everything, indices[split])
     return self.read(expand(self.files[split], f'{self.where}.files.{split}'))
 
-  def fingerprint(self, split, examples):
+  def fingerprint(self, split: str, examples: Any) -> dict[str, str]:
     pattern = self.files if isinstance(self.files, str) else self.files[split]
     return {'examples': str(len(examples)), **fingerprint.of_files(expand(pattern, f'{self.where}.files'))}
 
   @functools.cached_property
   def _everything(self) -> Examples:
-    return self.read(expand(self.files, f'{self.where}.files'))
+    return self.read(expand(str(self.files), f'{self.where}.files'))
 
 
 def check_strings(config: Mapping, where: str) -> None:
@@ -265,8 +265,9 @@ def check_strings(config: Mapping, where: str) -> None:
 def local_path(path: str, where: str) -> str:
   """`path` on this machine; `~` is the home folder. Raises DataError for a URL."""
   if re.match(r'[A-Za-z][\w+.-]*://', path):
-    raise DataError(f'{where}: {path} is a URL, but only files on this machine can be read. Copy the data to a disk or '
-                    "mount it, or use the source 'huggingface' or 'tfds'.")
+    raise DataError(f'{where}: {path} is a URL, but only local files can be read. Copy the data to a disk '
+                    '(gcloud storage cp, aws s3 sync), mount the bucket (gcsfuse, s3fs), or use the source '
+                    "'huggingface' or 'tfds'.")
   return os.path.expanduser(path)
 
 
@@ -293,7 +294,7 @@ def read_file(path: str) -> bytes:
       return file.read()
 
 
-def require(module: str, package: str, needed_by: str, extra: str = 'data') -> ModuleType:
+def require(module: str, package: str, needed_by: str, extra: str = 'data') -> Any:
   """Imports `module`. Raises ImportError that names `package` and the extra to install."""
   try:
     return importlib.import_module(module)

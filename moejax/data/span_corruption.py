@@ -45,7 +45,9 @@ class SpanCorruption(TextPipeline):
                         f'{sentinels} sentinels. Set it to at least {spans}.')
     self.vocab_size = self.tokenizer.vocab_size + sentinels
 
-  target_segments = 'decoder_segments'
+  @property
+  def target_segments(self):
+    return 'decoder_segments'
 
   @property
   def lengths(self):

@@ -1,7 +1,7 @@
 """The pipeline 'speech': recordings as frames of features, with the characters of their transcripts."""
 import functools
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import grain
 import jax
@@ -40,6 +40,12 @@ class Speech(Pipeline):
     self.length, self.labels, self.alphabet, self.normalize = length, labels, alphabet, normalize
 
   @property
+  def num_features(self) -> int:
+    """Of a frame."""
+    source: Any = self.source  # one of speech, as __init__ has seen
+    return source.num_features
+
+  @property
   def vocab_size(self) -> int:
     """The number of target ids, with the blank."""
     return len(self.alphabet) + 1
@@ -47,7 +53,7 @@ class Speech(Pipeline):
   def batch_spec(self, batch_size=None):
     size = batch_size or self.batch_size
     spec = lambda *shape, dtype: jax.ShapeDtypeStruct((size, *shape), dtype)
-    return dict(frames=spec(self.length, self.source.num_features, dtype=np.float32),
+    return dict(frames=spec(self.length, self.num_features, dtype=np.float32),
                 segments=spec(self.length, dtype=np.int32), targets=spec(self.labels, dtype=np.int32),
                 loss_mask=spec(self.labels, dtype=np.float32))
 
@@ -75,9 +81,9 @@ class Speech(Pipeline):
 
   def check(self, model_config, where='config.model'):
     features = require_model_key(model_config, 'num_features', where, 'speech')
-    if features != self.source.num_features:
+    if features != self.num_features:
       raise ConfigError(f'{where}.num_features is {features}, but {self.source.where} gives '
-                        f'{self.source.num_features}. They must be equal.')
+                        f'{self.num_features}. They must be equal.')
     if model_config.get('vocab_size', 0) < self.vocab_size:
       raise ConfigError(f'{where}.vocab_size must be at least {self.vocab_size}: the characters of '
                         f'{self.where}.alphabet, and the blank.')
@@ -85,7 +91,7 @@ class Speech(Pipeline):
   def describe(self):
     cut = {split: sum(len(self.open(split)[i]['frames']) > self.length for i in range(len(self.open(split))))
            for split in self.splits}
-    return {'vocab_size': self.vocab_size, 'num_features': self.source.num_features, 'recordings_cut': cut,
+    return {'vocab_size': self.vocab_size, 'num_features': self.num_features, 'recordings_cut': cut,
             'examples': {split: len(self.open(split)) for split in self.splits}}
 
   def ids(self, text: str) -> list[int]:

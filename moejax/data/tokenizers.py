@@ -16,6 +16,7 @@ from moejax.config import Registry
 from moejax.data import fingerprint
 from moejax.data.source import DataError, Example, Path, decoding, local_path, require, whole_numbers
 from moejax.ranges import Count, NotEmpty
+import itertools
 
 TOKENIZERS = Registry('tokenizer')
 
@@ -172,7 +173,7 @@ class _FromFile(Tokenizer):
     cuts = [0, *sorted({int(begin) + 1 for begin in begins if begin + 1 < len(text)}), len(text)]
     if len(cuts) == 2:
       raise ValueError(f'{self.path} encodes {text!r:.40} as the special token {ids[found[0]]}, and it cannot be split')
-    parts = [(start, *self._plain(text[start:stop])) for start, stop in zip(cuts, cuts[1:])]
+    parts = [(start, *self._plain(text[start:stop])) for start, stop in itertools.pairwise(cuts)]
     return tuple(np.concatenate(arrays) for arrays in zip(*((part, ends + start) for start, part, ends in parts)))
 
   def _file(self):

@@ -1,12 +1,12 @@
-"""Moving tokens to their experts, and summing what comes back: four ways to execute a plan.
+"""Dispatch: moving tokens to their experts and combining the outputs; four ways to execute a plan.
 
-    name       runs                                          cost of moving tokens
-    reference  every plan                                    every expert sees every token; float32
+    name       supports                                      cost of moving tokens
+    reference  every plan                                    every expert computes every token; float32
     einsum     SoftPlan, SlotPlan, TokenPlan with capacity   products with one-hot tensors [G,S,E,C]
-    gather     SlotPlan, TokenPlan with capacity             reads of rows into buffers [E,G*C,D]
+    gather     SlotPlan, TokenPlan with capacity             gathers rows into buffers [E,G*C,D]
     grouped    TokenPlan with or without capacity, SlotPlan  one sort, then a grouped matmul over [T*K,D]
 
-and, for experts that come in segments (MultiHash layers), `segments`.
+and `segments` for experts in segments (MultiHash layers).
 
 All give the same outputs and gradients, dropout included: each (token, expert) draws its own dropout mask.
 """

@@ -1,4 +1,4 @@
-"""What all dispatchers share: the registry, the refusal of plans they cannot run, and the identity path."""
+"""The base class of dispatchers: registry, check for unsupported plans, and the identity path."""
 import dataclasses
 
 import jax
@@ -13,13 +13,13 @@ DISPATCHERS = Registry('dispatcher')
 
 
 def build(config, where: str) -> 'Dispatcher':
-  """The dispatcher that `config` names, e.g. `dict(name='gather')`. `where` is the config path, for errors."""
+  """Builds the dispatcher named in `config`, e.g. `dict(name='gather')`. `where` is the config path, for errors."""
   return DISPATCHERS.build(config, where)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatcher:
-  """Executes plans. A subclass states which (`supports`) and how (`run`).
+  """Executes plans. A subclass defines which (`supports`) and how (`run`).
 
   Attributes:
     where: config path, for errors.
@@ -28,7 +28,7 @@ class Dispatcher:
 
   @classmethod
   def supports(cls, plan_type: type[Plan], placed: bool) -> bool:
-    """Whether plans of this type can be run; `placed`: whether they have a capacity (TokenPlans may not)."""
+    """Whether it can run plans of this type; `placed`: whether they have a capacity (a TokenPlan may not)."""
     raise NotImplementedError
 
   def run(self, plan: Plan, x: jax.Array, experts: experts_lib.Call) -> jax.Array:
@@ -36,26 +36,26 @@ class Dispatcher:
     raise NotImplementedError
 
   def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.Call) -> jax.Array:
-    """`run` on the active mesh. Here: as the compiler partitions it."""
+    """`run` on the active mesh. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
   def __call__(self, plan: Plan, x: jax.Array, experts: nnx.Module, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
-    """The sum over experts of combine weight times expert output, plus `passthrough` times the token itself.
+    """The sum over experts of combine weight times expert output, plus `passthrough` times the token.
 
     Args:
-      plan: over the G groups of S tokens of `x`.
+      plan: for the G groups of S tokens of `x`.
       x: <float>[G,S,D].
       experts: called as `experts(rows, layout, key=key, train=train)`.
       key: for dropout in the experts.
-      train: passed on to the experts.
+      train: passed to the experts.
 
     Returns:
       <float>[G,S,D] of the dtype of `x`.
 
     Raises:
-      ConfigError: while tracing, so before compilation: this dispatcher cannot run such a plan, or the implementation
-        that it names does not run here.
+      ConfigError: while tracing, before compilation: the dispatcher does not support the plan, or its implementation
+        cannot run here.
     """
     self.check(plan)
     try:
@@ -67,13 +67,13 @@ class Dispatcher:
     return y.astype(x.dtype)
 
   def check(self, plan: Plan) -> None:
-    """Raises ConfigError, naming the dispatchers that can, unless this one can run `plan`."""
+    """Raises ConfigError, naming the dispatchers that can, if this one cannot run `plan`."""
     kind = type(plan), _placed(plan)
     if not self.supports(*kind):
       own = next(name for name in DISPATCHERS if DISPATCHERS[name] is type(self))
       able = [repr(name) for name in DISPATCHERS if DISPATCHERS[name].supports(*kind)]
       raise ConfigError(f'{self.where}: dispatcher {own!r} cannot run a {_describe(plan)}; {" and ".join(able)} can. '
-                        'Change the name, or the router that makes the plan.')
+                        'Change the dispatcher or the router.')
 
 
 def _placed(plan):

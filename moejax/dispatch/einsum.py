@@ -1,7 +1,7 @@
 """Dispatch by products with one-hot tensors (GShard, arXiv:2006.16668, algorithm 1).
 
-Costs 2*S*C*E*D multiplications a group each way, so groups are kept small; in return it is all matmuls, and GSPMD turns
-it into all-to-alls by itself.
+Costs 2*S*C*E*D multiplications per group in each direction, so groups must be small; in return it is only matmuls,
+which GSPMD turns into all-to-alls automatically.
 """
 import dataclasses
 
@@ -20,7 +20,7 @@ class Einsum(Dispatcher):
 
   @classmethod
   def supports(cls, plan_type, placed):
-    """Plans that have slots."""
+    """Plans with slots."""
     return plan_type in (SoftPlan, SlotPlan, TokenPlan) and placed
 
   def run(self, plan, x, experts):
@@ -39,7 +39,7 @@ def _one_hot(plan):
     return plan
   if isinstance(plan, SlotPlan):
     return plan.to_soft()
-  # Products again, where `to_slots` would scatter: GSPMD partitions them.
+  # Products instead of the scatters of `to_slots`, because GSPMD partitions them.
   expert = jax.nn.one_hot(jnp.where(plan.kept, plan.expert, plan.num_experts), plan.num_experts)
   slot = jax.nn.one_hot(plan.slot, plan.capacity)
   return SoftPlan(dispatch=jnp.einsum('gske,gskc->gsec', expert, slot),
@@ -48,7 +48,7 @@ def _one_hot(plan):
 
 
 def _row_ids(soft, mixtures):
-  # <int32>[G,E,C]: a slot that mixes tokens is a row of its own; any other is the row of its token.
+  # <int32>[G,E,C]: a slot that mixes tokens gets an id of its own; any other gets its token's.
   groups, tokens, num_experts, capacity = soft.dispatch.shape
   group, expert = jnp.arange(groups)[:, None, None], jnp.arange(num_experts)[:, None]
   if mixtures:

@@ -1,23 +1,23 @@
-"""Expert parallelism: tokens travel to the devices that hold their experts, and what these return travels back.
+"""Expert parallelism: tokens are sent to the devices that hold their experts, and the outputs are sent back.
 
-A dispatcher runs on every device over its own tokens (mesh axes data, fsdp, expert), inside one `jax.shard_map`, so that
-each collective is one that is written here:
+A dispatcher runs on every device over its own tokens (mesh axes data, fsdp, expert), inside one `jax.shard_map`, so
+every collective is written explicitly here:
 
-    method              forward, over the mesh axis `expert`                     traffic of a device and direction
-    all_to_all          buffers of fixed capacity there, and back                E*C*D a group of its tokens
-    all_gather          all tokens and routes there, sums back (reduce-scatter)  N*D, N the tokens of all its devices
-    ragged_all_to_all   the rows that were routed there, and back                K*D a token; nothing is padded
+    method              forward, over the mesh axis `expert`                     traffic per device and direction
+    all_to_all          buffers of fixed capacity, and their outputs back        E*C*D per group of its tokens
+    all_gather          all tokens and routes, sums back (reduce-scatter)        N*D, N the tokens of the whole axis
+    ragged_all_to_all   the routed rows, and their outputs back                  K*D per token, without padding
 
-and the same the other way round backward. The first needs a capacity; the others are dropless, so that a device must have
-room for all rows of the axis. Weights that lie over `fsdp` are gathered; hidden units that lie over `model` give partial
-sums, which are added where they leave. Experts fewer than the devices of the axis are sharded inside: all tokens visit
-every device, each of which has a share of every expert's hidden units.
+and the transposed collectives backward. The first requires a capacity; the others are dropless, so a device needs
+memory for all rows of the axis. Weights sharded over `fsdp` are gathered; hidden units sharded over `model` give
+partial sums, which are added on output. If there are fewer experts than devices on the axis, each expert's hidden units
+are sharded over it, and all tokens visit every device.
 """
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,22 +38,22 @@ Run = Callable[[Plan, jax.Array, experts_lib.Call], jax.Array]
 
 def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, *, method: Method | None, chunks: int,
                  where: str) -> jax.Array:
-  """What `run(plan, x, experts)` returns, computed by all devices of the active mesh.
+  """Computes `run(plan, x, experts)` on all devices of the active mesh.
 
   Args:
-    run: of a dispatcher.
-    plan: over the G groups of S tokens of `x`. Placed ones for 'all_to_all'.
+    run: the dispatcher's `run`.
+    plan: for the G groups of S tokens of `x`; with a capacity for 'all_to_all'.
     x: <float>[G,S,D].
-    experts: with all experts.
-    method: of the exchange; None: the dropless one with less traffic.
-    chunks: parts that travel and are computed one after the other, so that one travels while another is computed.
+    experts: all experts.
+    method: of the exchange; None: the dropless method with less traffic.
+    chunks: number of parts sent and computed in turn, so that one is sent while another is computed.
     where: config path of the dispatcher, for errors.
 
   Returns:
     <float>[G,S,D].
 
   Raises:
-    ConfigError: experts or chunks that do not divide.
+    ConfigError: the number of experts or chunks does not divide evenly.
   """
   mesh = rules.active()
   if mesh is None or mesh.size == 1:
@@ -62,10 +62,10 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, 
   shards = rules.batch_shards(mesh)
   shape = x.shape
   if isinstance(plan, TokenPlan) and method != 'all_to_all':
-    # Without slots groups mean nothing: what each device has is one group.
+    # Without slots groups have no meaning: the tokens of a device form one group.
     plan, x = jax.tree.map(lambda a: a.reshape(shards, -1, *a.shape[2:]), (dataclasses.replace(plan, slot=None), x))
   if len(x) % shards:
-    return run(plan, x, experts)  # Groups that span devices: the compiler finds out what has to travel.
+    return run(plan, x, experts)  # Groups span devices: the compiler chooses the communication.
 
   variables, axes, rebuild = functional.open_module(experts.experts)
   specs = {path: rules.parameter_spec(axes[path], variables[path].shape) for path in variables}
@@ -87,26 +87,26 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, 
   parts = 'model' if 'model' in hidden else None
   y = jax.shard_map(local, mesh=mesh, in_specs=(batch, batch, specs, PartitionSpec()), check_vma=False,
                     out_specs=PartitionSpec(parts, rules.BATCH_AXES))(plan, x, variables, experts.key)
-  # Outside, because there the sum of shards is one all-reduce forward and none backward.
+  # Outside the shard_map, where the sum over shards is one all-reduce forward and none backward.
   return y.sum(0).reshape(shape)
 
 
 def dropless_method(plan: Plan, devices: int) -> Dropless:
-  """The exchange with less traffic, of those that the present target has."""
+  """The dropless exchange with less traffic that the current target supports."""
   choices = plan.expert.shape[-1] if isinstance(plan, TokenPlan) else devices
   return 'ragged_all_to_all' if choices < devices and target().platform != 'cpu' else 'all_gather'
 
 
 @dataclasses.dataclass(frozen=True)
 class Here:
-  """What one device of a `shard_map` has of the experts.
+  """The experts on one device of a `shard_map`.
 
   Attributes:
-    call: with the weights that lie here.
+    call: the experts with this device's shards of the weights.
     num_experts: E.
-    tokens: how many a device has.
-    inside: every expert is sharded over the `expert` axis.
-    part: which of the hidden units are here; None: all.
+    tokens: number of tokens per device.
+    inside: whether every expert's hidden units are sharded over the `expert` axis.
+    part: this device's shard of the hidden units; None: all of them.
   """
   call: experts_lib.Call
   num_experts: int
@@ -116,40 +116,40 @@ class Here:
 
   @property
   def count(self) -> int:
-    """How many experts there are here."""
+    """Number of experts on this device."""
     return self.num_experts if self.inside else self.num_experts // jax.lax.axis_size('expert')
 
   @property
   def first(self) -> jax.Array | int:
-    """The first of them."""
+    """Index of its first expert."""
     return 0 if self.inside else jax.lax.axis_index('expert') * self.count
 
   def experts(self, number: Callable[[jax.Array], jax.Array]) -> 'Local':
-    """A call of the experts that are here; `number` turns a row's id here into its id everywhere."""
+    """A call of this device's experts; `number` maps a local row id to its global id."""
     return Local(self.call.experts, self.call.key, self.call.train, number, self.part)
 
   def number(self, token: jax.Array, first: jax.Array | int = 0, count: int | None = None):
-    """`Local.number` for rows of `token` <int32>[N], their numbers among all devices' tokens, and `count` experts."""
+    """`Local.number` for rows of `token` <int32>[N], indices among all devices' tokens, and `count` experts."""
     count = self.num_experts if count is None else count
     return lambda ids: layouts.row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
 
   def own_tokens(self) -> jax.Array:
-    """<int32>[T] the numbers of this device's tokens among those of all devices."""
+    """<int32>[T] indices of this device's tokens among all devices' tokens."""
     return jax.lax.axis_index(rules.BATCH_AXES) * self.tokens + jnp.arange(self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Local(experts_lib.Call):
-  """Experts of this device, as a dispatcher calls them.
+  """This device's experts, as a dispatcher calls them.
 
   Attributes:
-    number: a row's id here -> its id everywhere, so that dropout is the same on every mesh.
-    part: of the hidden units.
+    number: maps a local row id to its global id, so that dropout is the same on every mesh.
+    part: shard of the hidden units.
   """
   number: Callable[[jax.Array], jax.Array] = lambda ids: ids
   part: layouts.Part | None = None
 
-  def __call__(self, rows, layout):
+  def __call__(self, rows: jax.Array, layout: Any) -> jax.Array:
     """See `Call`."""
     layout = dataclasses.replace(layout, row_ids=self.number(layout.row_ids), part=self.part)
     return super().__call__(rows, layout)
@@ -171,7 +171,7 @@ def _by_all_to_all(run, plan, x, here, chunks, where):
 
 @dataclasses.dataclass(frozen=True)
 class _Buffered:
-  """Experts everywhere, as a dispatcher with buffers calls them."""
+  """The experts of all devices, as a dispatcher with buffers calls them."""
   here: Here
   chunks: int
   where: str
@@ -183,7 +183,7 @@ class _Buffered:
     experts = self.here.experts(lambda ids: ids)
     if rows.shape[1] % self.chunks:
       raise ConfigError(f'{self.where}.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
-                        'sends to each expert: choose a divisor, or another capacity.')
+                        'sends to each expert: choose a divisor or another capacity.')
     y = [back(experts(there(part), layouts.Buffers(there(part_ids))))
          for part, part_ids in zip(jnp.split(rows, self.chunks, 1), jnp.split(ids, self.chunks, 1))]
     return jnp.concatenate(y, axis=1)
@@ -195,7 +195,7 @@ def _by_all_gather(run, plan, x, here, chunks, where):
 
   def compute(plan, x, token):
     if isinstance(plan, TokenPlan):
-      # What is not kept names no expert: one array less travels.
+      # Dropped choices are marked by expert E instead of `kept`: one array fewer to send.
       plan = dataclasses.replace(plan, expert=jnp.where(plan.kept, plan.expert, plan.num_experts), kept=None)
     plan = _restricted(jax.tree.map(gather, plan), here.first, here.count)
     y = run(plan, gather(x), here.experts(here.number(gather(token), here.first, here.count)))
@@ -204,7 +204,7 @@ def _by_all_gather(run, plan, x, here, chunks, where):
 
 
 def _restricted(plan, first, count):
-  # The plan over `count` experts alone.
+  # The plan restricted to `count` experts.
   if isinstance(plan, SlotPlan):
     own = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count, axis=1)
     return dataclasses.replace(plan, token=own(plan.token), weight=own(plan.weight), filled=own(plan.filled))
@@ -223,7 +223,8 @@ def _in_chunks(compute, plan, x, here, chunks, where):
   if not isinstance(plan, TokenPlan) or chunks == 1:
     return compute(plan, x, here.own_tokens())
   if x.shape[1] % chunks:
-    raise ConfigError(f'{where}.chunks = {chunks} does not divide the {x.shape[1]} tokens of a device: choose a divisor.')
+    raise ConfigError(f'{where}.chunks = {chunks} does not divide the {x.shape[1]} tokens of a device: choose a '
+                      'divisor.')
   split = lambda a: jnp.split(a, chunks, axis=1)
   plans = zip(*map(split, jax.tree.leaves(plan)))
   y = [compute(jax.tree.unflatten(jax.tree.structure(plan), part), rows, token[0])
@@ -238,7 +239,7 @@ _METHODS = {'all_to_all': _by_all_to_all, 'all_gather': _by_all_gather, 'ragged_
 
 
 def _hidden_axes(axes, specs) -> tuple[str, ...]:
-  # The mesh axes that hidden units lie over.
+  # The mesh axes over which hidden units are sharded.
   for path, spec in specs.items():
     for name, entry in zip(axes[path], spec):
       if name == 'expert_mlp' and entry is not None:
@@ -247,7 +248,7 @@ def _hidden_axes(axes, specs) -> tuple[str, ...]:
 
 
 def _over_fsdp(variable, spec, experts):
-  # In the dtype of the computation, which is half of what it is stored in.
+  # Gathered in the dtype of the computation, half the bytes of the stored float32.
   for dimension, entry in enumerate(spec):
     if entry == 'fsdp':
       return jax.lax.all_gather(variable.astype(experts.dtype), 'fsdp', axis=dimension, tiled=True)
@@ -258,7 +259,7 @@ def _check(mesh: Mesh, num_experts: int, hidden: tuple[str, ...], where: str) ->
   devices = mesh.shape['expert']
   if num_experts % devices and 'expert' not in hidden:
     shares = math.prod(mesh.shape[axis] for axis in ('expert', 'model'))
-    raise ConfigError(f'{where}: {num_experts} experts are fewer than the {devices} devices of the mesh axis `expert`, so '
-                      f'their hidden units would be split {shares} ways (expert x model), which does not divide them. '
-                      f'Make config.model.moe.experts.hidden a multiple of {shares}, or config.mesh.expert at most '
+    raise ConfigError(f'{where}: with {num_experts} experts on the {devices} devices of the mesh axis `expert`, hidden '
+                      f'units are split {shares} ways (expert x model), which does not divide them. Make '
+                      f'config.model.moe.experts.hidden a multiple of {shares}, or config.mesh.expert a divisor of '
                       f'{num_experts}.')

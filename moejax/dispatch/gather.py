@@ -1,4 +1,4 @@
-"""Dispatch by reading rows: each slot reads its token, each token reads its slots. No one-hot products."""
+"""Dispatch by gathers: each slot reads its token, each token reads its slots. No one-hot products."""
 import dataclasses
 
 import jax
@@ -14,19 +14,19 @@ from moejax.routing.plans import SlotPlan, TokenPlan
 @DISPATCHERS('gather')
 @dataclasses.dataclass(frozen=True)
 class Gather(Dispatcher):
-  """Rows are read into buffers [E,G*C,D]; the experts are batched matmuls over them, empty slots included.
+  """Gathers rows into buffers [E,G*C,D]; experts are batched matmuls over them, including empty slots.
 
-  A TokenPlan knows the slot of each token and the token of each slot, so that both passes read both ways. A SlotPlan
-  knows only the latter: its outputs are scattered.
+  A TokenPlan gives the slot of each choice and hence the choice of each slot, so forward and backward only gather. A
+  SlotPlan gives only the token of each slot, so its outputs are scattered.
 
   Attributes:
-    chunks: on a mesh, parts in which buffers travel to their experts (`exchange`).
+    chunks: on a mesh, the number of parts in which buffers are sent (`exchange`).
   """
   chunks: Count = 1
 
   @classmethod
   def supports(cls, plan_type, placed):
-    """Plans whose slots hold one token."""
+    """Plans whose slots hold one token each."""
     return plan_type in (SlotPlan, TokenPlan) and placed
 
   def run(self, plan, x, experts):
@@ -50,7 +50,7 @@ def _run_tokens(plan, x, experts):
 
 
 def _inverse(target, size):
-  # source <int32>[G,size] with target[source[n]] == n, and M where nothing targets n; target <int32>[G,M].
+  # source <int32>[G,size] with target[source[n]] == n, or M if no target is n; target <int32>[G,M].
   count = target.shape[1]
   return jax.vmap(lambda target: jnp.full(size, count).at[target].set(jnp.arange(count), mode='drop'))(target)
 

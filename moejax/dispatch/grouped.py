@@ -1,10 +1,9 @@
-"""Dropless dispatch: choices sorted by expert, then grouped matmuls (MegaBlocks, arXiv:2211.15841).
+"""Dropless dispatch: choices are sorted by expert, then grouped matmuls (MegaBlocks, arXiv:2211.15841).
 
-Work is done for what was routed and nothing else: no capacity, no empty slots.
+Only routed tokens are computed: no capacity, no empty slots.
 """
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from moejax.dispatch import layouts
@@ -19,12 +18,12 @@ from moejax.routing.plans import SlotPlan, TokenPlan
 @DISPATCHERS('grouped')
 @dataclasses.dataclass(frozen=True)
 class Grouped(Dispatcher):
-  """Experts that are feed-forwards run as one fused block; others get their rows sorted, and what they return is summed.
+  """Feed-forward experts run as one fused block; other experts get sorted rows, and their outputs are summed.
 
   Attributes:
-    implementation: of the kernels; None picks by platform and shape.
-    exchange: how tokens reach the devices of their experts; None: with less traffic.
-    chunks: on a mesh, parts in which the tokens of a device do so.
+    implementation: of the kernels; None: by platform and shape.
+    exchange: how tokens are sent to the devices of their experts; None: the method with less traffic.
+    chunks: on a mesh, the number of parts in which a device's tokens are sent.
   """
   implementation: Name | None = None
   exchange: Dropless | None = None
@@ -32,7 +31,7 @@ class Grouped(Dispatcher):
 
   @classmethod
   def supports(cls, plan_type, placed):
-    """Plans that say which token meets which expert."""
+    """Plans with discrete assignments."""
     return plan_type in (SlotPlan, TokenPlan)
 
   def run(self, plan, x, experts):
@@ -64,7 +63,7 @@ class Grouped(Dispatcher):
 
 
 def _routes_of_choices(plan):
-  # A token's K choices, sorted by expert; those not kept come last. And the choice that each row serves.
+  # Routes of the choices sorted by expert, dropped choices last; and the choice of each row.
   choices = plan.expert.shape[-1]
   expert = jnp.where(plan.kept, plan.expert, plan.num_experts).reshape(-1)
   order, position, sizes = by_expert(expert, plan.num_experts)

@@ -1,7 +1,7 @@
-"""How rows lie in memory when experts work on them (the `Layout`s of `moejax.experts`), and how rows get there.
+"""Memory layouts of the rows that experts compute (`Layout` in `moejax.experts`), and moving rows into them.
 
-Dropout masks are drawn for each row from its id, which is made of token and expert alone: dispatchers that lay the same
-work out differently draw the same masks.
+Dropout masks are drawn per row from its id, which depends only on token and expert, so that all dispatchers draw the
+same masks.
 """
 import dataclasses
 
@@ -15,36 +15,38 @@ from moejax.parallel import rules
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Which of the hidden units are here, inside of a `jax.shard_map`; what experts return is then a part of a sum.
+  """The shard of the hidden units on this device inside a `jax.shard_map`; experts then return partial sums.
 
   Attributes:
-    axes: mesh axes that hidden units lie over.
+    axes: mesh axes over which hidden units are sharded.
   """
   axes: tuple[str, ...]
 
   def once(self, b: jax.Array) -> jax.Array:
-    """`b`, which all parts have, in the first of them; zeros in the others."""
+    """`b` on the first shard, zeros on the others."""
     return jnp.where(jax.lax.axis_index(self.axes) == 0, b, 0)
 
   def bernoulli(self, key, p, width):
-    """<bool>[width]: of one draw for the hidden units of all parts, those that are here."""
+    """<bool>[width]: this shard's part of one draw for all hidden units."""
     drawn = jax.random.bernoulli(key, p, (width * jax.lax.axis_size(self.axes),))
     return jax.lax.dynamic_slice(drawn, (width * jax.lax.axis_index(self.axes),), (width,))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Rows:
-  # What layouts of routed rows share; `part`: None where all hidden units are here.
+  # Base class of layouts of routed rows; `part` is None if all hidden units are on this device.
+  row_ids: jax.Array
+  part: Part | None
+
   def once(self, b):
-    """b: <float>[E,D] -> the same, to be added where parts are summed."""
+    """b: <float>[E,D] -> b on one shard, zeros on the others, for use before a sum over shards."""
     return b if self.part is None else self.part.once(b)
 
   def whole(self, y):
-    """y: <float>[..,D] -> the sum over all parts."""
+    """y: <float>[..,D] -> the sum over all shards."""
     return y if self.part is None else jax.lax.psum(y, self.part.axes)
 
   def bernoulli(self, key, p, shape):
-    """<bool> of `shape`."""
+    """<bool> of `shape`, by row id."""
     draw = self.part.bernoulli if self.part else lambda key, p, width: jax.random.bernoulli(key, p, (width,))
     rows = jax.vmap(lambda row: draw(jax.random.fold_in(key, row), p, shape[-1]))(self.row_ids.reshape(-1))
     return rows.reshape(shape)
@@ -52,11 +54,11 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Buffers(_Rows):
-  """Rows <float>[E,N,D]: equally many for each expert.
+  """Rows <float>[E,N,D]: the same number for each expert.
 
   Attributes:
     row_ids: <int32>[E,N].
-    part: of the hidden units.
+    part: shard of the hidden units.
   """
   row_ids: jax.Array
   part: Part | None = None
@@ -72,14 +74,14 @@ class Buffers(_Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Ragged(_Rows):
-  """Rows <float>[M,D] sorted by expert; rows that belong to none come last.
+  """Rows <float>[M,D] sorted by expert; rows without an expert come last.
 
   Attributes:
-    expert: <int32>[M] of each row; E where none.
-    group_sizes: <int32>[E] rows of each expert.
+    expert: <int32>[M] expert of each row; E for none.
+    group_sizes: <int32>[E] number of rows of each expert.
     row_ids: <int32>[M].
     implementation: of the grouped matmul.
-    part: of the hidden units.
+    part: shard of the hidden units.
   """
   expert: jax.Array
   group_sizes: jax.Array
@@ -97,7 +99,7 @@ class Ragged(_Rows):
 
 
 class Dense:
-  """Rows <float>[..,D] that all meet the same weights, which have no expert axis."""
+  """Rows <float>[..,D] that all use the same weights, without an expert axis."""
 
   def matmul(self, rows, w):
     """rows: <float>[..,D], w: <float>[D,F] -> <float>[..,F]."""
@@ -121,12 +123,12 @@ class Dense:
 
 
 def row_ids(token: jax.Array, expert: jax.Array, num_experts: int) -> jax.Array:
-  """<int32>: one number for each token (counted over all groups) and expert."""
+  """<int32>: a unique id per token (numbered over all groups) and expert."""
   return token * num_experts + jnp.minimum(expert, num_experts - 1)
 
 
 def to_buffers(rows: jax.Array) -> jax.Array:
-  """rows: <float>[G,E,C,D] -> <float>[E,G*C,D]. On a mesh tokens travel to their experts here: one all-to-all."""
+  """rows: <float>[G,E,C,D] -> <float>[E,G*C,D]. On a mesh this sends tokens to their experts: one all-to-all."""
   groups, experts, capacity, dim = rows.shape
   rows = rules.constrain(rows, ('group', None, None, None))
   rows = rows.swapaxes(0, 1).reshape(experts, groups * capacity, dim)
@@ -134,7 +136,7 @@ def to_buffers(rows: jax.Array) -> jax.Array:
 
 
 def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
-  """rows: <float>[E,G*C,D] -> <float>[G,E,C,D]. On a mesh they travel back."""
+  """rows: <float>[E,G*C,D] -> <float>[G,E,C,D]. On a mesh this sends them back."""
   rows = rules.constrain(rows, ('expert', 'slot', None))
   rows = rows.reshape(rows.shape[0], groups, -1, rows.shape[-1]).swapaxes(0, 1)
   return rules.constrain(rows, ('group', None, None, None))
@@ -142,12 +144,12 @@ def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
 
 @jax.custom_vjp
 def take_rows(x: jax.Array, source: jax.Array, users: jax.Array) -> jax.Array:
-  """Row m of the result is `x[source[m]]`, or zeros where `source[m]` is N. The gradient is read, too, not scattered.
+  """Row m of the result is `x[source[m]]`, or zeros where `source[m]` is N. The gradient is a gather, not a scatter.
 
   Args:
     x: <float>[G,N,D].
     source: <int32>[G,M].
-    users: <int32>[G,N,K] the inverse: the rows m whose source is n, and M where there are fewer than K.
+    users: <int32>[G,N,K] the inverse: the rows m whose source is n, filled up with M to K.
 
   Returns:
     <float>[G,M,D].
@@ -161,7 +163,7 @@ def _take_rows_forward(x, source, users):
 
 
 def _take_rows_backward(users, dy):
-  # One read of [G,N,D] a use: one of [G,N,K,D] that is summed over K is several times slower on CPUs.
+  # K gathers of [G,N,D]: one of [G,N,K,D] summed over K is several times slower on CPUs.
   return routes.sum_over_choices(lambda k: take_or_zeros(dy, users[..., k]), users.shape[2]), None, None
 
 
@@ -170,12 +172,12 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 @jax.custom_vjp
 def sum_choices(y: jax.Array, row: jax.Array, choice: jax.Array, weight: jax.Array) -> jax.Array:
-  """The weighted sum of each token's K rows; as for `take_rows`, gradients are read.
+  """The weighted sum of each token's K rows; as in `take_rows`, gradients are gathers.
 
   Args:
     y: <float>[G,M,D].
-    row: <int32>[G,S,K] of each choice; M where it has none.
-    choice: <int32>[G,M] the inverse: the choice s*K+k of each row, S*K where it has none.
+    row: <int32>[G,S,K] row of each choice; M for none.
+    choice: <int32>[G,M] the inverse: the choice s*K+k of each row; S*K for none.
     weight: <float>[G,S,K].
 
   Returns:
@@ -194,7 +196,7 @@ def _sum_choices_backward(residuals, dout):
   groups, _, choices = row.shape
   of_row = take_or_zeros(weight.reshape(groups, -1, 1), choice)
   dy = of_row * take_or_zeros(dout, choice // choices)
-  # As products: XLA's CPU backend vectorises those, and not a sum over the last axis of what it has just read.
+  # As an einsum: XLA's CPU backend vectorises it, but not a sum over the last axis fused with a gather.
   of_choice = lambda k: jnp.einsum('gsd,gsd->gs', take_or_zeros(y, row[..., k]), dout)
   dweight = routes.stack_over_choices(of_choice, choices)
   return dy.astype(y.dtype), None, None, dweight.astype(weight.dtype)
@@ -209,6 +211,6 @@ def take_or_zeros(x: jax.Array, source: jax.Array) -> jax.Array:
 
 
 def add_rows(y: jax.Array, target: jax.Array, num_rows: int) -> jax.Array:
-  """y: <float>[G,M,D], target: <int32>[G,M] -> <float>[G,N,D] sums of the rows with that target; N falls away."""
+  """y: <float>[G,M,D], target: <int32>[G,M] -> <float>[G,N,D] sums of the rows by target; target N is dropped."""
   zeros = jnp.zeros((num_rows, y.shape[-1]), y.dtype)
   return jax.vmap(lambda y, target: zeros.at[target].add(y, mode='drop'))(y, target)

@@ -1,4 +1,4 @@
-"""Experts of all devices, as a dispatcher with sorted rows calls them: rows travel by `jax.lax.ragged_all_to_all`."""
+"""The experts of all devices for a dispatcher with sorted rows, which are sent by `jax.lax.ragged_all_to_all`."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from moejax.kernels.target import target
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-  """Sends rows that are sorted by expert to the devices of the mesh axis `expert`, and returns what they return.
+  """Sends rows sorted by expert to the devices of the mesh axis `expert`, and returns the experts' outputs.
 
   Attributes:
-    local: the experts of this device.
-    number: a row's id here -> its id everywhere.
+    local: this device's experts.
+    number: maps a local row id to its global id.
   """
   local: experts_lib.Call
   number: Callable[[jax.Array], jax.Array]
 
   def block(self) -> None:
-    """No fused block: rows are read before they travel, and summed after."""
+    """No fused block: rows are gathered before they are sent, and summed after they return."""
     return None
 
   def __call__(self, rows: jax.Array, layout: layouts.Ragged) -> jax.Array:
@@ -49,7 +49,7 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True)
 class Journey:
-  """Who sends how many rows to whom.
+  """The number of rows sent between each pair of devices.
 
   Attributes:
     sizes: <int32>[source, destination, expert of the destination].
@@ -60,43 +60,43 @@ class Journey:
 
   @classmethod
   def of(cls, group_sizes: jax.Array) -> 'Journey':
-    """group_sizes: <int32>[E] rows that this device has for each expert; one small all-gather."""
+    """group_sizes: <int32>[E] this device's rows for each expert; costs one small all-gather."""
     devices = jax.lax.axis_size('expert')
     return cls(jax.lax.all_gather(group_sizes.reshape(devices, -1), 'expert'), jax.lax.axis_index('expert'))
 
   @property
   def devices(self) -> int:
-    """Of the axis."""
+    """Number of devices on the axis."""
     return self.sizes.shape[0]
 
   def there(self, rows: jax.Array, capacity: int) -> jax.Array:
-    """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] those for this device, by source; zeros after them."""
+    """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] rows for this device, by source device; then zeros."""
     return _travel(capacity, rows, self._way_there, self._way_back)
 
   def back(self, rows: jax.Array, count: int) -> jax.Array:
-    """rows: <..>[capacity,D] as they came -> <..>[count,D], each where it started; zeros after them."""
+    """rows: <..>[capacity,D] in order of arrival -> <..>[count,D] in their original order; then zeros."""
     return _travel(count, rows, self._way_back, self._way_there)
 
   @property
   def _way_there(self) -> 'Way':
     sent = self.sizes.sum(-1)
-    arrive = _exclusive(sent, axis=0)  # where the rows of each source lie at each destination
+    arrive = _exclusive(sent, axis=0)  # offset of each source's rows at each destination
     return Way(_exclusive(sent[self.me]), sent[self.me], arrive[self.me], sent[:, self.me])
 
   @property
   def _way_back(self) -> 'Way':
     sent = self.sizes.sum(-1)
-    start = _exclusive(sent, axis=1)  # where the rows for each destination lie at each source
+    start = _exclusive(sent, axis=1)  # offset of each destination's rows at each source
     return Way(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
 
   def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of `count` rows that came (by source, then expert): rows of each expert, the row to read, and where each went."""
+    """Sorts `count` received rows (ordered by source, expert) by expert: group sizes, permutation and its inverse."""
     mine = self.sizes[:, self.me]
     by_source, by_expert = _exclusive(mine.ravel()).reshape(mine.shape), _exclusive(mine.T.ravel()).reshape(mine.T.shape)
     row = jnp.arange(count)
 
     def moved(sizes, starts, targets):
-      # Rows in runs of `sizes`: from where a run starts to where it goes. Rows after all runs stay.
+      # Moves runs of `sizes` rows from `starts` to `targets`. Rows after all runs stay.
       ends = jnp.cumsum(sizes.ravel())
       run = jnp.searchsorted(ends, row, side='right')
       shift = (targets - starts).ravel()
@@ -109,13 +109,13 @@ def _exclusive(sizes, axis=0):
 
 
 class Way(NamedTuple):
-  """What a ragged all-to-all over the mesh axis `expert` is told; each <int32>[devices].
+  """Arguments of a ragged all-to-all over the mesh axis `expert`; each <int32>[devices].
 
   Attributes:
-    starts: of the rows that go to each device.
-    sizes: of them.
-    targets: where they begin in that device's output.
-    received: rows that come from each device.
+    starts: offset of the rows sent to each device.
+    sizes: number of rows sent to each device.
+    targets: their offset in that device's output.
+    received: number of rows received from each device.
   """
   starts: jax.Array
   sizes: jax.Array
@@ -125,7 +125,7 @@ class Way(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _travel(count, rows, way, back):
-  # The gradient goes the known way back; XLA's would first ask each device for it.
+  # The reverse route is known, while the gradient of jax.lax.ragged_all_to_all would communicate to find it.
   return _ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), way)
 
 
@@ -142,7 +142,7 @@ _travel.defvjp(_travel_forward, _travel_backward)
 
 
 def _ragged_all_to_all(rows, output, way):
-  """`jax.lax.ragged_all_to_all`; CPUs have none, so there it is made of an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
+  """`jax.lax.ragged_all_to_all`, emulated on CPUs by an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
   way = Way(*(a.astype(jnp.int32) for a in way))
   if target().platform != 'cpu':
     return jax.lax.ragged_all_to_all(rows, output, *way, axis_name='expert')

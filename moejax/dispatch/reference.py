@@ -1,4 +1,4 @@
-"""Every expert sees every token, in float32: the slowest way to run any plan, and the one to compare others with."""
+"""Every expert computes every token, in float32: slow, supports every plan, and is the reference for the others."""
 import dataclasses
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from moejax.routing.plans import DensePlan, SoftPlan
 @DISPATCHERS('reference')
 @dataclasses.dataclass(frozen=True)
 class Reference(Dispatcher):
-  """Weighs all E outputs of all tokens with the plan's `DensePlan`; also how a `DensePlan` itself is run."""
+  """Weighs all E outputs of all tokens with the plan's dense form; the only dispatcher for a `DensePlan`."""
 
   @classmethod
   def supports(cls, plan_type, placed):

@@ -1,5 +1,6 @@
-"""Dispatch to experts that come in segments: the n-th choice of a token says whose n-th segment it passes."""
+"""Dispatch to experts in segments: a token's n-th choice selects the expert that provides the n-th segment."""
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.experts import Call
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import TokenPlan
@@ -15,28 +17,29 @@ from moejax.routing.plans import TokenPlan
 @DISPATCHERS('segments')
 @dataclasses.dataclass(frozen=True)
 class Segments(Dispatcher):
-  """For each of N choices tokens are sorted by expert, multiplied, and put back: once for the hidden layer, of which
-  all segments are then side by side, and once for the output. On a mesh as the compiler partitions it.
+  """For each of N choices, sorts tokens by expert, multiplies and restores the order: once for the hidden layer, whose
+  segments are concatenated, and once for the output. On a mesh the compiler partitions it.
 
   Attributes:
-    implementation: of the grouped matmul; None picks by platform and shape.
+    implementation: of the grouped matmul; None: by platform and shape.
   """
   implementation: Name | None = None
 
   @classmethod
   def supports(cls, plan_type, placed):
-    """None, of experts in general: these have to come in segments."""
+    """False: it cannot run other experts, so it is never suggested."""
     return False
 
   def check(self, plan):
     """Raises ConfigError unless `plan` is a dropless TokenPlan."""
     if not isinstance(plan, TokenPlan) or plan.capacity is not None:
-      raise ConfigError(f"{self.where}: dispatcher 'segments' runs what the router of MultiHash layers plans, tokens "
-                        'that name their experts without a capacity. Use papers.multi_hash, or another dispatcher.')
+      raise ConfigError(f"{self.where}: dispatcher 'segments' requires token choice without a capacity. Use "
+                        'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan, x, experts):
-    """See `Dispatcher.run`. A segment of the output is weighted by its choice. Raises ConfigError for other experts."""
-    module, choices = experts.experts, plan.expert.shape[-1]
+  def run(self, plan: TokenPlan, x: jax.Array, experts: Call) -> jax.Array:
+    """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
+    module: Any = experts.experts
+    choices = plan.expert.shape[-1]
     if getattr(module, 'segments', None) != choices:
       raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
                         f'segments={choices}, ...), or another dispatch.')
@@ -53,7 +56,7 @@ class Segments(Dispatcher):
 
 @dataclasses.dataclass(frozen=True)
 class _Journey:
-  # order <int32>[T] sorts tokens by expert, position is its inverse; those without an expert come last.
+  # order <int32>[T] sorts tokens by expert, position is its inverse; tokens without an expert come last.
   order: jax.Array
   position: jax.Array
   layout: layouts.Ragged

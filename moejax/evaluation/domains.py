@@ -51,7 +51,8 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
                       f'mixture {mixture!r}. Name some but not all of them, and a mixture other than "oracle".')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
   measure = passes.Program(
-      lambda *args: target_log_probs(apply, *args, None if mixture == 'oracle' else experts), mesh)
+      lambda params, router_state, batch: target_log_probs(
+          apply, params, router_state, batch, None if mixture == 'oracle' else experts), mesh)
   uniform = np.full(len(experts), 1 / len(experts))
   cache = None
   if prior == 'cached':
@@ -156,7 +157,7 @@ def mixture_weights(log_probs: np.ndarray, starts: np.ndarray, prior: np.ndarray
 
 def mixture_log_probs(log_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """`log sum_j w_j p_j`. `log_probs`: <float>[J,S], `weights`: <float>[J,S] -> <float64>[S]."""
-  return logsumexp(np.asarray(log_probs, np.float64), b=weights, axis=0)
+  return np.asarray(logsumexp(np.asarray(log_probs, np.float64), b=weights, axis=0))
 
 
 def moving_prior(prior: np.ndarray, posterior: np.ndarray, decay: float) -> np.ndarray:

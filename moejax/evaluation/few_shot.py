@@ -96,7 +96,7 @@ def standardise(rows: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
   return [np.concatenate([(x - mean) / std, np.full((len(x), 1), BIAS)], 1) for x in (rows, *others)]
 
 
-def ridge(rows: np.ndarray, targets: np.ndarray, regularisers: Sequence[float]) -> np.ndarray:
+def ridge(rows: np.ndarray, targets: np.ndarray, regularisers: Sequence[float] | np.ndarray) -> np.ndarray:
   """argmin_w |rows w - targets|^2 + r |w|^2 as [D,N], for the r with the least squared leave-one-out residual.
 
   With rows = U S V', the residual of example i in a fit without it is e_i / (1 - h_i): e the residual of the full fit,

@@ -2,6 +2,7 @@
 
     {"step": 2000, "overrides": {"model.moe.router.select.k": 1}, "metrics": {"test/accuracy": 0.96}}
 """
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def append(workdir: str | Path, step: int, overrides: dict, metrics: dict[str, f
 def read(workdir: str | Path, say: Callable[[str], None] = print) -> list[dict]:
   """All lines in order; [] if there are none. `say` reports lines that cannot be read."""
   return json_lines.read(Path(workdir) / FILE, _is_evaluation, say)
+
+
+def steps(workdir: str | Path, overrides: dict, say: Callable[[str], None] = print) -> set[int]:
+  """The steps that were measured with these overrides."""
+  as_read = json.loads(json_lines.line(overrides))  # JSON has no tuples
+  return {row['step'] for row in read(workdir, say) if row['overrides'] == as_read}
 
 
 def _is_evaluation(row):

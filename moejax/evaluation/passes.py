@@ -18,7 +18,7 @@ from moejax.parallel import processes, rules
 # (model output, batch) -> {name: sum over the valid part of the batch}
 Statistics = Callable[[object, dict], dict[str, jax.Array]]
 
-ROUTER_METRICS = ('load', 'dropped', 'confidence', 'entropy')
+ROUTER_METRICS = ('load', 'dropped', 'confidence', 'entropy', 'experts_per_token')
 
 
 class Split:

@@ -1,10 +1,10 @@
-"""What an expert computes. Experts are written once; a `Layout` says how their rows lie in memory.
+"""Experts. Each is written once, for any memory layout of its rows (`Layout`).
 
-A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one output row for each row. Which row meets
-which expert's weights is the layout's business alone.
+A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one output row per row. Only the layout knows
+which expert's weights apply to which row.
 """
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -17,72 +17,77 @@ EXPERTS = config_lib.Registry('expert')
 
 
 class Layout(Protocol):
-  """Rows that have been brought to their experts: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
+  """Layout of routed rows: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
 
   def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
     """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
+    ...
 
   def per_row(self, b: jax.Array) -> jax.Array:
-    """b: <float>[E,F] -> what broadcasts to <float>[..,F]: for each row the vector of its expert."""
+    """b: <float>[E,F] -> an array that broadcasts to <float>[..,F]: the vector of each row's expert."""
+    ...
 
   def once(self, b: jax.Array) -> jax.Array:
-    """b: <float>[E,D] -> what to add to a result that may be one part of a sum over shards of the hidden units."""
+    """b: <float>[E,D] -> the bias on one shard only, so that a later psum over hidden-unit shards adds it once."""
+    ...
 
   def whole(self, y: jax.Array) -> jax.Array:
-    """y: <float>[..,D], maybe one part of a sum over shards of the hidden units -> that sum, for what comes after."""
+    """y: <float>[..,D] -> its psum over hidden-unit shards, if there are any."""
+    ...
 
   def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
-    """<bool>[..,F] of `shape`: True with probability `p`; a token and expert draw the same in any layout."""
+    """<bool>[..,F] of `shape`: True with probability `p`; a token and expert get the same draws in any layout."""
+    ...
 
 
 class Block(NamedTuple):
-  """Experts that are feed-forwards, in the form that `kernels.expert_block` fuses."""
+  """Feed-forward experts in the form that `kernels.expert_block` fuses."""
   weights: Weights
   activation: Activation
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """Experts with what a call needs besides rows: `call(rows, layout)`.
+  """Experts with the other arguments of a call bound: `call(rows, layout)`.
 
   Attributes:
-    experts: as `build` makes them.
+    experts: see `build`.
     key: for dropout.
-    train: whether there is any.
+    train: whether dropout applies.
   """
-  experts: nnx.Module
+  experts: Any
   key: jax.Array | None = None
   train: bool = False
 
   def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,D] as `layout` says -> <float>[..,D]."""
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
   def block(self) -> Block | None:
-    """The experts as one fused block; None where they are something else, or drop hidden units."""
+    """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
     block = getattr(self.experts, 'block', None)
     return block and block(self.train)
 
 
 def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> nnx.Module:
-  """The experts that `config` names, e.g. `dict(name='feed_forward', hidden=1024)`.
+  """Builds the experts named in `config`, e.g. `dict(name='feed_forward', hidden=1024)`.
 
   Args:
-    config: `name` and the keys of that constructor.
+    config: `name` and the keys of its constructor.
     where: config path, for errors.
     dim: D.
-    num_experts: E, or None for a single one whose weights have no expert axis.
+    num_experts: E, or None for a single expert without an expert axis.
     dtype: dtype of the computation; parameters are float32.
     rngs: source of the initial values.
 
   Returns:
     A module that is called as `experts(rows, layout, *, key=None, train=False)`. It may have a method
-    `block(train) -> Block | None`, which lets dispatchers fuse it with what they do.
+    `block(train) -> Block | None`, which lets dispatchers fuse the experts with dispatch and combine.
 
   Raises:
-    ConfigError: a config that does not fit.
+    ConfigError: an invalid config.
   """
   return EXPERTS.build(config, where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs)
 
 
-from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # noqa: E402,F401  (they register)
+from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # noqa: E402 (they register)

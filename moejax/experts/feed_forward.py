@@ -1,4 +1,4 @@
-"""Feed-forward experts: two matrices and an activation, or three where the activation is gated."""
+"""Feed-forward experts: two matrices and an activation, or three with a gated activation."""
 from typing import Literal
 
 import jax
@@ -14,7 +14,7 @@ from moejax.ranges import Count, Positive, Rate
 
 @EXPERTS('feed_forward')
 class FeedForward(nnx.Module):
-  """`act(x Wi + bi) Wo + bo`, or gated `(act(x Wg + bg) * (x Wi + bi)) Wo + bo`, for every expert.
+  """`act(x Wi + bi) Wo + bo`, or gated `(act(x Wg + bg) * (x Wi + bi)) Wo + bo`, per expert.
 
   Parameters, with a leading axis E unless `num_experts` is None: `wi` and `wg` [D,F], `wo` [F,D], `bi` and `bg` [F],
   `bo` [D].
@@ -32,14 +32,15 @@ class FeedForward(nnx.Module):
       dtype: dtype of the computation.
       rngs: source of the initial values.
       hidden: F.
-      activation: the nonlinearity; 'geglu', 'reglu' and 'swiglu' are gated, and have a third matrix.
+      activation: the nonlinearity; 'geglu', 'reglu' and 'swiglu' are gated and have a third matrix.
       use_bias: whether there are biases.
-      dropout: share of hidden units dropped in training (Switch Transformer's expert dropout).
-      init: 'independent', or 'identical': all experts start as one (V-MoE and Soft MoE).
+      dropout: dropout rate of hidden units in training (Switch Transformer's expert dropout).
+      init: 'independent', or 'identical': all experts start with the same weights (V-MoE and Soft MoE).
       init_scale: variance scaling with this scale and the fan-in of one expert, truncated normal; 0.1 in Switch
         Transformer, section 2.4.
     """
-    self.dtype, self.activation, self.dropout = dtype, activation, dropout
+    self.dtype, self.dropout = dtype, dropout
+    self.activation: Activation = activation
     lead, lead_axes = ((), ()) if num_experts is None else ((num_experts,), ('expert',))
     draw = jax.nn.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal', batch_axis=range(len(lead)))
 
@@ -65,7 +66,7 @@ class FeedForward(nnx.Module):
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
-    """rows: <float>[..,D] as `layout` says -> <float>[..,D] of the computation's dtype.
+    """rows: <float>[..,D] in `layout` -> <float>[..,D] of the computation's dtype.
 
     Raises:
       ValueError: dropout in training without a key.
@@ -85,12 +86,13 @@ class FeedForward(nnx.Module):
     return affine(hidden, self.wo, None if self.bo is None else layout.once(self.bo[...]))
 
   def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
-    """hidden: <float>[..,F] as `layout` says; what experts that scale their hidden units do otherwise."""
+    """hidden: <float>[..,F] in `layout`; the identity here, overridden by experts that scale their hidden units."""
     return hidden
 
   def block(self, train: bool) -> Block | None:
-    """These experts as a fused block; None where hidden units are dropped, which no kernel does."""
+    """These experts as a fused block; None with dropout, which kernels do not support."""
     if train and self.dropout:
       return None
-    cast = lambda w: None if w is None else w[...].astype(self.dtype)
-    return Block(Weights(*(cast(getattr(self, name)) for name in Weights._fields)), self.activation)
+    cast = lambda w: w[...].astype(self.dtype)
+    wg, bi, bg, bo = (None if w is None else cast(w) for w in (self.wg, self.bi, self.bg, self.bo))
+    return Block(Weights(cast(self.wi), cast(self.wo), wg, bi, bg, bo), self.activation)

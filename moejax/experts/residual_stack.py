@@ -1,4 +1,6 @@
-"""Residual experts: a stack of pre-norm feed-forward branches around a residual stream of each expert's own."""
+"""Residual experts: each a stack of pre-norm feed-forward branches with its own residual stream."""
+import functools
+import operator
 from typing import Annotated
 
 import jax
@@ -15,11 +17,11 @@ from moejax.ranges import Between, Count
 
 @EXPERTS('residual_stack')
 class ResidualStack(nnx.Module):
-  """What `sublayers` branches `x <- x + act(LN(x) Wi + bi) Wo + bo` add to a row: `F(x) - x` (BASE layers, 2103.16716).
+  """Returns `F(x) - x`, where F is a stack of branches `x <- x + act(LN(x) Wi + bi) Wo + bo` (BASE layers, 2103.16716).
 
-  `Wo` starts at zero, so each expert starts as the identity. A layer that is added to the residual stream `x` with the
-  combine weight `a` gives `x + a (F(x) - x) = a F(x) + (1-a) x`, the mixture of BASE layers, StableMoE and X-MoE; what
-  no expert computes passes through unchanged. `sparse_form='insert'` of the model shows it `x` itself.
+  `Wo` starts at zero, so each expert starts as the identity. With combine weight `a` and the residual connection the
+  layer gives `x + a (F(x) - x) = a F(x) + (1-a) x`, the mixture of BASE layers, StableMoE and X-MoE; dropped tokens
+  pass through unchanged. The model's `sparse_form='insert'` feeds it `x` itself.
   """
 
   def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
@@ -29,12 +31,12 @@ class ResidualStack(nnx.Module):
     Args:
       where: config path, for errors.
       dim: D.
-      num_experts: E, or None for a single stack without expert axis.
+      num_experts: E, or None for a single stack without an expert axis.
       dtype: dtype of the computation.
       rngs: source of the initial values.
       hidden: F of each branch.
-      sublayers: branches, one after the other.
-      activation: of each branch; gated ones have a third matrix.
+      sublayers: number of consecutive branches.
+      activation: of each branch; gated activations have a third matrix.
       use_bias: whether the matrices have biases.
     """
     self.dtype = dtype
@@ -44,17 +46,18 @@ class ResidualStack(nnx.Module):
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
-    """rows: <float>[..,D] as `layout` says -> <float>[..,D] of the computation's dtype: the update alone."""
-    stream, updates = rows.astype(self.dtype), []
+    """rows: <float>[..,D] in `layout` -> <float>[..,D] of the computation's dtype: the update only."""
+    stream = rows.astype(self.dtype)
+    updates: list[jax.Array] = []
     for depth, sublayer in enumerate(self.sublayers):
       if updates:
         stream = stream + layout.whole(updates[-1])
       updates.append(sublayer(stream, layout, key=derive(key, depth), train=train))
-    return sum(updates)
+    return functools.reduce(operator.add, updates)
 
 
 class Sublayer(FeedForward):
-  """One branch: a layer norm of each expert's own (`norm_scale`, `norm_bias` [E,D]), then its feed-forward."""
+  """One branch: a layer norm per expert (`norm_scale`, `norm_bias` [E,D]), then its feed-forward."""
 
   def __init__(self, *, dim: int, num_experts: int | None, rngs: nnx.Rngs, **feed_forward):
     super().__init__(dim=dim, num_experts=num_experts, rngs=rngs, **feed_forward)
@@ -65,7 +68,7 @@ class Sublayer(FeedForward):
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
-    """rows: <float>[..,D] as `layout` says -> <float>[..,D]. Statistics are float32, epsilon torch's 1e-5."""
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]. Statistics are float32; epsilon is 1e-5 as in torch."""
     x = rows.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)
     x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)

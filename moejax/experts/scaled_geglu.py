@@ -12,10 +12,11 @@ from moejax.ranges import Count
 
 @EXPERTS('scaled_geglu')
 class ScaledGEGLU(FeedForward):
-  """`(scale * gelu(x Wg + bg) * (x Wi + bi)) Wo + bo`, with `scale` [F], ones at the start.
+  """`(scale * gelu(x Wg + bg) * (x Wi + bi)) Wo + bo`, with `scale` [F] initialised to ones.
 
-  Weights and biases start as U(-1/sqrt(n), 1/sqrt(n)) with n the outputs of their map (2F for Wi and Wg together). Its
-  gelu is exact there, and the tanh approximation here. Config: `hidden`, int(4*D*2/3) there.
+  Weights and biases start as U(-1/sqrt(n), 1/sqrt(n)), where n is the number of outputs (2F for Wi and Wg together).
+  st-moe-pytorch uses the exact gelu; here it is the tanh approximation. Config: `hidden`, int(4*D*2/3) in
+  st-moe-pytorch.
   """
 
   def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count):
@@ -30,9 +31,9 @@ class ScaledGEGLU(FeedForward):
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (*lead, hidden), axes)
 
   def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
-    """hidden: <float>[..,F] as `layout` says."""
+    """hidden: <float>[..,F] in `layout`."""
     return hidden * layout.per_row(self.scale[...].astype(hidden.dtype))
 
   def block(self, train: bool) -> None:
-    """No kernel scales hidden units."""
+    """None: kernels do not scale hidden units."""
     return None

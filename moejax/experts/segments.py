@@ -1,4 +1,4 @@
-"""Feed-forwards whose matrices come in segments, each of an expert of its own (MultiHash layers, 2106.04426)."""
+"""Feed-forwards whose matrices are concatenated segments of several experts (MultiHash layers, 2106.04426)."""
 from typing import Annotated
 
 import jax
@@ -13,11 +13,12 @@ from moejax.ranges import Count, Divides
 
 @EXPERTS('segments')
 class Segments(nnx.Module):
-  """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`, where A_n [D,F/N] and B_n [F,D/N] are those of the n-th
-  expert that the token names: E experts combine to E^N feed-forwards (Hash Layers, section 3.2).
+  """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`; A_n [D,F/N] and B_n [F,D/N] are the token's n-th expert's.
 
-  Dispatch 'segments' calls `up` and `down`; no other one can, as all segments of the hidden layer enter each of the
-  output. Parameters: `wi` and `wg` [N,E,D,F/N], `wo` [N,E,F,D/N].
+  E experts combine to E^N feed-forwards (Hash Layers, section 3.2).
+
+  Only dispatch 'segments' can run them, by `up` and `down`, because every segment of the output depends on all segments
+  of the hidden layer. Parameters: `wi` and `wg` [N,E,D,F/N], `wo` [N,E,F,D/N].
   """
 
   def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
@@ -32,11 +33,12 @@ class Segments(nnx.Module):
       rngs: source of the initial values.
       hidden: F.
       segments: N; divides D and F.
-      activation: the nonlinearity; gated ones have a third matrix.
+      activation: the nonlinearity; gated activations have a third matrix.
     """
     if num_experts is None:
-      raise ConfigError(f'{where}: an expert that all tokens share has no segments to choose. Use feed_forward.')
-    self.where, self.dtype, self.segments, self.activation = where, dtype, segments, activation
+      raise ConfigError(f"{where}: a shared expert cannot be 'segments', which tokens choose. Use 'feed_forward'.")
+    self.where, self.dtype, self.segments = where, dtype, segments
+    self.activation: Activation = activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),
                                                       ('segment', 'expert', *axes))
@@ -45,16 +47,16 @@ class Segments(nnx.Module):
     self.wo = weight((hidden, dim // segments), ('expert_mlp', 'expert_embed'))
 
   def up(self, segment: int, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,D] as `layout` says -> <float>[..,F/N], that segment of the hidden layer."""
+    """rows: <float>[..,D] in `layout` -> <float>[..,F/N], that segment of the hidden layer."""
     rows = rows.astype(self.dtype)
     matmul = lambda w: layout.matmul(rows, w[...][segment].astype(self.dtype))
     return activate(self.activation, matmul(self.wi), None if self.wg is None else matmul(self.wg))
 
   def down(self, segment: int, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,F] as `layout` says, whole hidden layers -> <float>[..,D/N], that segment of the output."""
+    """rows: <float>[..,F] in `layout`, complete hidden layers -> <float>[..,D/N], that segment of the output."""
     return layout.matmul(rows.astype(self.dtype), self.wo[...][segment].astype(self.dtype))
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
-    """Raises ConfigError: rows of one expert are not enough."""
+    """Raises ConfigError: only dispatch 'segments' can call these experts."""
     raise ConfigError(f"{self.where}: experts 'segments' need dispatch=dict(name='segments').")

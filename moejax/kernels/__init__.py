@@ -1,10 +1,10 @@
-"""Numerical kernels: two functions, and ways to compute them.
+"""Numerical kernels: two functions with several implementations.
 
     grouped_matmul(x, w, group_sizes)        consecutive groups of rows, each times its own matrix
-    expert_block(x, weights, routes, ...)    gather, matmul, activation, matmul, weighted sum: a whole layer of experts
-    explain(shape, ...)                      which implementation runs them here, why, and what would be faster
+    expert_block(x, weights, routes, ...)    gather, matmul, activation, matmul, weighted sum: a layer of experts
+    explain(shape, ...)                      which implementation runs here, why, and what would be faster
 
-`implementation=` names one of `choice.MODULES`; a module holds one.
+`implementation=` names one of `choice.MODULES`.
 """
 from moejax.kernels.choice import CannotRun, Name, explain
 from moejax.kernels.expert_block import expert_block

@@ -1,4 +1,4 @@
-"""Nonlinearities of feed-forward experts: plain, or gated, where a third matrix makes the gate."""
+"""Nonlinearities of feed-forward experts: plain, or gated by a third matrix."""
 from typing import Literal, get_args
 
 import jax
@@ -15,5 +15,5 @@ assert set(ACTIVATIONS) | set(GATES) == set(get_args(Activation))
 
 
 def activate(activation: Activation, zi: jax.Array, zg: jax.Array | None) -> jax.Array:
-  """The hidden layer from the pre-activations: act(zi), or act(zg) * zi where the activation is gated."""
+  """The hidden layer from the pre-activations: act(zi), or act(zg) * zi if the activation is gated."""
   return ACTIVATIONS[activation](zi) if zg is None else GATES[activation](zg) * zi

@@ -1,13 +1,13 @@
-"""Which implementation runs: the one that was asked for, or the fastest that can."""
+"""Choice of implementation: the requested one, or the fastest that supports the target and shapes."""
 import importlib
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from moejax.kernels.implementation import Implementation, Shape
 from moejax.kernels.target import Target, target
 
 Name = Literal['reference', 'xla', 'ragged_dot', 'pallas_tpu', 'pallas_gpu', 'tokamax']
 
-# Modules with an IMPLEMENTATION, imported when they are looked at; of several, the first without a limit.
+# Modules with an IMPLEMENTATION, imported lazily; of several, the first without a limit is used.
 MODULES: dict[str, tuple[str, ...]] = {
     'reference': ('reference',),
     'xla': ('xla_block',),
@@ -18,7 +18,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 assert set(MODULES) == set(get_args(Name))
 
-# The fastest first.
+# Fastest first.
 PREFERRED: dict[str, tuple[Name, ...]] = {
     'cpu': ('xla',),
     'gpu': ('pallas_gpu', 'ragged_dot'),
@@ -26,31 +26,31 @@ PREFERRED: dict[str, tuple[Name, ...]] = {
 }
 
 REASONS = {
-    'reference': 'every row times every matrix, in float32: E times the work, to compare others with',
+    'reference': 'every row times every matrix, in float32: E times the work, for comparison only',
     'xla': 'loops over blocks of rows of one expert, in plain JAX: made for CPUs, runs anywhere',
     'ragged_dot': 'jax.lax.ragged_dot: native on TPU; elsewhere XLA may multiply every row with every matrix',
     'pallas_tpu': 'kernels for TPU v4 to v6e',
-    'pallas_gpu': 'kernels for NVIDIA: Mosaic GPU on Hopper, Triton before it and for float32',
-    'tokamax': "tokamax's ragged_dot, with the kernel that it picks",
+    'pallas_gpu': 'kernels for NVIDIA: Mosaic GPU on Hopper, Triton on older GPUs and for float32',
+    'tokamax': "tokamax's ragged_dot, with the kernel it picks",
 }
 
 
 class CannotRun(ValueError):
-  """An implementation that was asked for does not run such shapes here; says why, and which would."""
+  """The requested implementation cannot run these shapes here; the message says why, and which one can."""
 
 
 def implementations(name: Name) -> list[Implementation]:
-  """What `name` stands for. Raises ValueError where there is no such name."""
+  """The implementations called `name`. Raises ValueError if there is no such name."""
   if name not in MODULES:
-    raise ValueError(f'There is no implementation {name!r} of the grouped matmul; there are {", ".join(sorted(MODULES))}.')
+    raise ValueError(f'Unknown implementation {name!r} of the grouped matmul. Allowed: {", ".join(sorted(MODULES))}.')
   return [importlib.import_module(f'moejax.kernels.{module}').IMPLEMENTATION for module in MODULES[name]]
 
 
 def choose(name: Name | None, *shapes: Shape) -> Implementation:
-  """The implementation `name`, or the fastest, that runs all `shapes` on the present target.
+  """The implementation `name`, or by default the fastest, that runs all `shapes` on the current target.
 
   Raises:
-    CannotRun: the one that was asked for cannot.
+    CannotRun: the requested implementation cannot run them.
   """
   where = target()
   if name is not None:
@@ -66,32 +66,33 @@ def choose(name: Name | None, *shapes: Shape) -> Implementation:
 
 
 def explain(*shapes: Shape, implementation: Name | None = None) -> str:
-  """Which implementation runs `shapes` here, why, and what would be faster: a few lines of text.
+  """Explains in a few lines which implementation runs `shapes` here, why, and which would be faster.
 
   Args:
-    shapes: of all matmuls that one implementation is to run.
-    implementation: as asked for; None for the choice by platform and shape.
+    shapes: all matmuls that one implementation must run.
+    implementation: the requested one; None: the choice by platform and shape.
   """
   where = target()
   lines = [f'On {where.platform} ({where.kind}):']
   preferred = PREFERRED[where.platform]
-  ranked = [*preferred, *(name for name in MODULES if name not in preferred)]
+  ranked: list[Any] = [*preferred, *(name for name in MODULES if name not in preferred)]
   chosen = implementation
   for rank, name in enumerate(ranked):
     able, limits = _able(name, where, shapes)
     if able is None:
-      faster = 'would be faster, but cannot: ' if name in preferred and chosen is None else 'cannot: '
+      faster = 'would be faster, but cannot run: ' if name in preferred and chosen is None else 'cannot run: '
       lines.append(f'  {name}: {faster}{" ".join(limits)}')
       continue
     if chosen is None:
       chosen = name
-    used = 'runs: ' if name == chosen else 'is faster: ' if name in preferred and rank < ranked.index(chosen) else 'could: '
+    is_faster = name in preferred and rank < ranked.index(chosen)
+    used = 'runs: ' if name == chosen else 'is faster: ' if is_faster else 'could run: '
     lines.append(f'  {name}: {used}{REASONS[name]}')
   return '\n'.join(lines)
 
 
 def _able(name: Name, where: Target, shapes: tuple[Shape, ...]) -> tuple[Implementation | None, list[str]]:
-  # The first of the name's implementations that runs all shapes, or what limits them.
+  # The first of the name's implementations that runs all shapes, or their limits.
   limits = []
   for implementation in implementations(name):
     found = [limit for shape in shapes if (limit := implementation.limit(where, shape))]

@@ -1,12 +1,13 @@
-"""The fused expert block: read rows by index, two matmuls with an activation between, and a weighted sum into tokens.
+"""The fused expert block: gather rows, two matmuls with an activation between them, and a weighted sum into tokens.
 
     y[token[m]] += weight[m] * (act(x[token[m]] wi + bi) wo + bo)        with the matrices of the expert of row m
 
-An implementation may fuse all of it (`block`); for the others it is composed here, forward and backward, of their grouped
-matmuls. What is saved for the backward pass is `x` and the pre-activations (SonicMoE, arXiv:2512.14080): the rows are read
-again, the hidden layer is computed again, and what the experts return is not needed.
+An implementation may fuse all of it (`block`); for the others it is composed here, forward and backward, from their
+grouped matmuls. The backward pass saves `x` and the pre-activations (SonicMoE, arXiv:2512.14080): it gathers the rows
+and computes the hidden layer again, and does not need the experts' outputs.
 """
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,20 @@ from moejax.kernels.routes import Routes, Weights, combine, take
 
 def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: Activation,
                  implementation: Name | None = None) -> jax.Array:
-  """Applies to each row of `routes` the feed-forward of its expert, and sums the rows of each token.
+  """Applies the feed-forward of its expert to each row of `routes`, and sums the rows of each token.
 
   Args:
     x: <float>[N,D].
-    weights: of the dtype of `x`; `wg` exactly where `activation` is gated.
+    weights: of the dtype of `x`; with `wg` if and only if `activation` is gated.
     routes: M rows.
     activation: e.g. 'gelu', or gated 'swiglu'. Computed in float32.
-    implementation: of the grouped matmul; None picks by platform and shape (`explain` says which and why).
+    implementation: of the grouped matmul; None: by platform and shape (see `explain`).
 
   Returns:
     <float>[N,D] of the dtype of `x`; sums are float32.
 
   Raises:
-    ValueError: shapes or dtypes that do not fit, or an implementation that cannot run them here.
+    ValueError: shapes or dtypes do not match, or the implementation cannot run them here.
   """
   _check(x, weights, routes, activation)
   num_experts, dim, hidden = weights.wi.shape
@@ -60,7 +61,8 @@ def _backward(implementation, activation, residuals, dy):
   backward = implementation.block.backward if implementation.block else _composed_backward(implementation)
   dx, dweights, dweight = backward(x, weights, routes, activation, saved, dy)
   dweights = jax.tree.map(lambda gradient, w: gradient.astype(w.dtype), dweights, weights)
-  return dx.astype(x.dtype), dweights, Routes(None, dweight, None, None)
+  nothing: Any = None  # indices have no gradient
+  return dx.astype(x.dtype), dweights, Routes(nothing, dweight, nothing, None)
 
 
 _expert_block.defvjp(_forward, _backward)
@@ -115,7 +117,7 @@ def _composed_backward(implementation: Implementation):
 
 
 def _laid_out(implementation, routes):
-  # The routes as the kernels want them, where each row went, and the expert of each row (E where none).
+  # Routes padded for the kernels, the new position of each row, and the expert of each row (E for none).
   place = jnp.arange(routes.token.shape[0])
   if implementation.row_multiple > 1:
     routes, place = routes_lib.pad(routes, implementation.row_multiple)
@@ -137,12 +139,13 @@ def _check(x, weights, routes, activation):
     if not fits:
       raise ValueError(f'expert_block needs {what}, not {got}.')
   num_experts, dim, hidden = weights.wi.shape
-  expect(x.ndim == 2 and x.shape[1] == dim, f'x [N,{dim}], as wide as wi {weights.wi.shape}', x.shape)
+  expect(x.ndim == 2 and x.shape[1] == dim, f'x [N,{dim}] to match wi {weights.wi.shape}', x.shape)
   expect((weights.wg is not None) == (activation in GATES),
-         f"weights.wg with the gated activations {', '.join(sorted(GATES))} and with no other", activation)
-  shapes = Weights((num_experts, dim, hidden), (num_experts, hidden, dim), (num_experts, dim, hidden),
-                   (num_experts, hidden), (num_experts, hidden), (num_experts, dim))
-  for name, w, shape in zip(Weights._fields, weights, shapes):
+         f"weights.wg if and only if the activation is gated ({', '.join(sorted(GATES))})", activation)
+  shapes = dict(wi=(num_experts, dim, hidden), wo=(num_experts, hidden, dim), wg=(num_experts, dim, hidden),
+                bi=(num_experts, hidden), bg=(num_experts, hidden), bo=(num_experts, dim))
+  for name, shape in shapes.items():
+    w = getattr(weights, name)
     expect(w is None or w.shape == shape, f'weights.{name} {shape}', getattr(w, 'shape', None))
     expect(w is None or w.dtype == x.dtype, f'weights.{name} of the dtype of x, {x.dtype}', getattr(w, 'dtype', None))
   expect(routes.group_sizes.shape == (num_experts,), f'routes.group_sizes [{num_experts}]', routes.group_sizes.shape)

@@ -1,7 +1,7 @@
-"""Grouped matmul of 8-bit floats with a scale for every block: the forward pass, at twice bfloat16's peak rate.
+"""Grouped matmul of 8-bit floats with block scales: forward only, at twice the peak rate of bfloat16.
 
-As DeepSeek-V3 trains (arXiv:2412.19437, section 3.3) and DeepGEMM computes: e4m3 for both sides, one scale for every
-128 columns of a row of activations and for every 128 x 128 block of a matrix, sums in float32.
+As in DeepSeek-V3 (arXiv:2412.19437, section 3.3) and DeepGEMM: e4m3 on both sides, one scale per 128 columns of a row
+of activations and per 128 x 128 block of a matrix, sums in float32.
 """
 from typing import Literal, get_args
 
@@ -16,14 +16,14 @@ from moejax.kernels.target import target
 
 Name = Literal['reference', 'pallas_gpu']
 BLOCK = 128
-_LARGEST = 448.  # of e4m3
+_LARGEST = 448.  # the largest e4m3 value
 
 
 def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """x: <float>[M,D] -> values <e4m3>[M,D] and scales <float32>[M,D/128], with x ~ values * scales.
 
   Raises:
-    ValueError: D is no multiple of 128.
+    ValueError: D is not a multiple of 128.
   """
   _check('rows', x.shape[-1:])
   blocks = x.astype(jnp.float32).reshape(x.shape[0], -1, BLOCK)
@@ -34,10 +34,10 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def quantize_matrices(w: jax.Array) -> tuple[jax.Array, jax.Array]:
   """w: <float>[E,D,F] -> values <e4m3>[E,F,D] and scales <float32>[E,F/128,D/128].
 
-  Transposed, because the tensor cores read both 8-bit operands along the dimension that is summed over.
+  Transposed, because tensor cores require both 8-bit operands to be contiguous in the contracted dimension.
 
   Raises:
-    ValueError: D or F is no multiple of 128.
+    ValueError: D or F is not a multiple of 128.
   """
   _check('matrices', w.shape[1:])
   e, d, f = w.shape
@@ -47,42 +47,41 @@ def quantize_matrices(w: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dequantized_rows(values: jax.Array, scales: jax.Array) -> jax.Array:
-  """What `quantize_rows` stands for: <float32>[M,D]."""
+  """The inverse of `quantize_rows`: <float32>[M,D]."""
   return values.astype(jnp.float32) * jnp.repeat(scales, BLOCK, axis=1)
 
 
 def dequantized_matrices(values: jax.Array, scales: jax.Array) -> jax.Array:
-  """What `quantize_matrices` stands for: <float32>[E,D,F]."""
+  """The inverse of `quantize_matrices`: <float32>[E,D,F]."""
   scales = jnp.repeat(jnp.repeat(scales, BLOCK, axis=1), BLOCK, axis=2)
   return (values.astype(jnp.float32) * scales).swapaxes(1, 2)
 
 
 def grouped_matmul_fp8(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
                        implementation: Name | None = None) -> jax.Array:
-  """`grouped_matmul` of both sides quantised to e4m3. For inference: it has no gradient.
+  """`grouped_matmul` with both sides quantised to e4m3. For inference: it has no gradient.
 
-  Each number is off by at most 1/16 of itself, or by 2^-10 of its scale, which is the block's largest number / 448.
+  The error of each number is at most 1/16 of itself, or 2^-10 of its scale, which is the block's largest number / 448.
 
   Args:
     x: <float>[M,D].
     w: <float>[E,D,F].
     group_sizes: <int32>[E], together at most M.
-    implementation: 'reference' (dequantised, every row times every matrix), 'pallas_gpu' (Hopper); None picks by
-      target.
+    implementation: 'reference' (dequantised, every row times every matrix), 'pallas_gpu' (Hopper); None: by target.
 
   Returns:
     <float>[M,F] of the dtype of `x`; zeros after the last group.
 
   Raises:
-    ValueError: an unknown implementation, one that the target cannot run, widths that are no multiples of 128.
+    ValueError: the implementation is unknown or cannot run on the target, or widths are not multiples of 128.
     TypeError: it is differentiated.
   """
-  on_hopper = hopper_fp8.limit(target(), Shape(x.shape[0], *w.shape, x.dtype))
+  on_hopper = hopper_fp8.limit(target(), Shape(x.shape[0], w.shape[0], w.shape[1], w.shape[2], x.dtype))
   name = implementation or ('reference' if on_hopper else 'pallas_gpu')
   if name not in get_args(Name):
-    raise ValueError(f'grouped_matmul_fp8 has no implementation {name!r}; there are {", ".join(get_args(Name))}.')
+    raise ValueError(f'grouped_matmul_fp8 has no implementation {name!r}. Allowed: {", ".join(get_args(Name))}.')
   if name == 'pallas_gpu' and on_hopper:
-    raise ValueError(f"{on_hopper} Only 'reference' multiplies 8-bit floats elsewhere.")
+    raise ValueError(f"{on_hopper} Elsewhere only 'reference' multiplies 8-bit floats.")
   return _forward_only(name, x, w, group_sizes.astype(jnp.int32))
 
 
@@ -93,7 +92,7 @@ def _no_gradient(x):
 
 @_no_gradient.defjvp
 def _(primals, tangents):
-  raise TypeError('grouped_matmul_fp8 has no gradient: train with grouped_matmul, or stop_gradient what goes in.')
+  raise TypeError('grouped_matmul_fp8 has no gradient: train with grouped_matmul, or use stop_gradient on its inputs.')
 
 
 def _forward_only(name, x, w, group_sizes):
@@ -117,7 +116,7 @@ _IMPLEMENTATIONS = {'reference': _reference, 'pallas_gpu': _pallas_gpu}
 
 
 def _quantize(blocks, axis):
-  # A block of zeros gets the smallest scale, not 0: 0 / 0 is NaN.
+  # A block of zeros gets the smallest positive scale, because 0 / 0 is NaN.
   largest = jnp.max(jnp.abs(blocks), axis, keepdims=True)
   scales = jnp.maximum(largest / _LARGEST, jnp.finfo(jnp.float32).tiny)
   return (blocks / scales).astype(jnp.float8_e4m3fn), scales

@@ -1,6 +1,6 @@
-"""Grouped matmul: consecutive groups of rows, each times a matrix of its own.
+"""Grouped matmul: consecutive groups of rows, each times its own matrix.
 
-Gradients are written here, once, for all implementations: a kernel never sees JAX's differentiation.
+Gradients are defined here once for all implementations; kernels are never differentiated by JAX.
 """
 import functools
 
@@ -16,28 +16,28 @@ def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
                    implementation: Name | None = None) -> jax.Array:
   """Multiplies the first `group_sizes[0]` rows of `x` with `w[0]`, the next `group_sizes[1]` with `w[1]`, and so on.
 
-  Rows after the last group may hold anything, NaN included: their outputs and gradients are zero, and they touch no
-  other gradient. The matrix of an empty group gets a zero gradient. Sums are float32, whatever the inputs are.
+  Rows after the last group may hold anything, including NaN: their outputs and gradients are zero, and they do not
+  affect other gradients. The matrix of an empty group gets a zero gradient. Sums are float32 for any input dtype.
 
   Args:
     x: <float>[M,D].
     w: <float>[E,D,F], of the dtype of `x`.
     group_sizes: <int32>[E], together at most M.
-    implementation: see `choice.REASONS`; None picks by platform and shape (`explain` says which and why).
+    implementation: see `choice.REASONS`; None: by platform and shape (see `explain`).
 
   Returns:
     <float>[M,F] of the dtype of `x`.
 
   Raises:
-    ValueError: shapes or dtypes that do not fit, or an implementation that is unknown or cannot run them here.
+    ValueError: shapes or dtypes do not match, or the implementation is unknown or cannot run them here.
   """
   if x.ndim != 2 or w.ndim != 3 or group_sizes.shape != w.shape[:1] or x.shape[1] != w.shape[1]:
     raise ValueError('grouped_matmul needs x [M,D], w [E,D,F] and group_sizes [E], not '
                      f'{x.shape}, {w.shape} and {group_sizes.shape}.')
   if x.dtype != w.dtype or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
-    raise ValueError('grouped_matmul needs x and w of one dtype and whole group_sizes, not '
+    raise ValueError('grouped_matmul needs x and w of the same dtype and integer group_sizes, not '
                      f'{x.dtype}, {w.dtype} and {group_sizes.dtype}.')
-  chosen = choose(implementation, Shape(*x.shape[:1], *w.shape, x.dtype))
+  chosen = choose(implementation, Shape(x.shape[0], w.shape[0], w.shape[1], w.shape[2], x.dtype))
   if x.shape[0] == 0:
     return jnp.zeros((0, w.shape[2]), x.dtype)
   return _grouped_matmul(chosen, x, w, group_sizes.astype(jnp.int32))
@@ -69,7 +69,7 @@ def _matmul(implementation, x, w, group_sizes, transpose):
 
 
 def _layout(implementation, group_sizes, num_rows):
-  # Group sizes as the kernel wants them, the row that each of its rows holds, and its inverse; None: rows as they are.
+  # Padded group sizes for the kernel, the source row of each padded row, and its inverse; None: no padding.
   if implementation.row_multiple == 1:
     return group_sizes, None, None
   return padding.pad_groups(group_sizes, num_rows, implementation.row_multiple)

@@ -1,8 +1,8 @@
-"""Grouped matmul for NVIDIA Hopper GPUs in Pallas Mosaic GPU, on rows in blocks of 128 of one expert each.
+"""Grouped matmul for NVIDIA Hopper GPUs in Pallas Mosaic GPU, on blocks of 128 rows of one expert.
 
-The grid is one block of threads a processor, each making one tile of the output after another (`hopper_pipeline`).
-Tiles come in panels: the blocks of rows pass by some columns of a matrix, which stay in the L2 cache meanwhile. A
-transposed operand is read transposed by the tensor cores, never copied. Sums are float32, and rounded once.
+The grid is persistent: one thread block per multiprocessor computes output tiles one after another (`hopper_pipeline`).
+Tiles are ordered in panels: all blocks of rows for a few columns of a matrix, which stay in the L2 cache. Transposed
+operands are read transposed by the tensor cores, never copied. Sums are float32, rounded once.
 """
 import dataclasses
 import math
@@ -22,10 +22,10 @@ from moejax.kernels.implementation import Implementation, Shape
 from moejax.kernels.target import Target
 
 ROW_MULTIPLE = hopper_pipeline.ROWS
-_WIDTH = 64  # of what is copied at once: 128 bytes, as wgmma reads them
-_SUMS = 256  # columns; 128 of the 232 registers of a thread
-# The functions of `activations`, which have derivatives of their own that kernels cannot hold. The exponential of the
-# hardware is good to 22 bits and its tanh to 11, so GELU is written with (1 + tanh(x)) / 2 = sigmoid(2 x).
+_WIDTH = 64  # columns per copy: 128 bytes, as wgmma reads them
+_SUMS = 256  # columns of accumulators; 128 of the 232 registers of a thread
+# The functions of `activations` without custom derivatives, which kernels do not support. The hardware's exponential is
+# accurate to 22 bits and its tanh to 11, so GELU uses (1 + tanh(x)) / 2 = sigmoid(2 x).
 _ACTS = {'gelu': lambda x: x * jax.nn.sigmoid(2 * (2 / math.pi)**.5 * (x + 0.044715 * x * x * x)),
          'relu': lambda x: jnp.maximum(x, 0.), 'silu': lambda x: x * jax.nn.sigmoid(x),
          'squared_relu': lambda x: jnp.square(jnp.maximum(x, 0.))}
@@ -35,19 +35,19 @@ _KINDS = ('H100', 'H200', 'H800', 'H20', 'GH200')
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-  """How a product is cut.
+  """Tile sizes of a product.
 
   Attributes:
-    block_n: columns of sums that a block of threads keeps, of 128 rows each; where two matrices are multiplied at once,
-      half of them for each. With 256, the tensor cores do 85 operations for each byte read from the L2 cache, with 128,
-      64; all 256 make more work than there is where the output is narrow.
-    block_k: columns of the rows, and rows of the matrix, in one step.
-    stages: steps whose operands are in shared memory at once: one being multiplied, the others on their way.
-    panel: neighbouring tiles across the columns that run before those below them.
-    pair: two blocks share what their tiles have in common (the rows, or in a weight gradient those of `dy`).
+    block_n: columns of sums per thread block, of 128 rows each; if two matrices are multiplied at once, half for each.
+      With 256 the tensor cores do 85 operations per byte read from the L2 cache, with 128 they do 64; but 256 wastes
+      work if the output is narrow.
+    block_k: size of the contraction in one step.
+    stages: steps whose operands are in shared memory at once: one being multiplied, the others being copied.
+    panel: number of adjacent tiles across the columns that run before the next row of tiles.
+    pair: whether two blocks share the operand their tiles have in common (the rows, or `dy` in a weight gradient).
 
   Raises:
-    ValueError: more than Hopper has.
+    ValueError: the tiles need more than Hopper has.
   """
   block_n: int
   block_k: int
@@ -63,10 +63,10 @@ class Tiles:
 
 
 def candidates(kernel: str, shape: Shape) -> list[Tiles]:
-  """Tiles for a kernel of `tuning.KERNELS`, the best guess first: what makes the least work, then as wide as can be."""
+  """Tiles for a kernel of `tuning.KERNELS`, best guess first: least work, then the widest."""
   outer = shape.inner if kernel == 'transposed' else shape.outer
   matrices = 2 if kernel == 'up' else 1
-  # The time of a tile, roughly: its columns, and the copy of its rows.
+  # Rough time of a tile: its columns, plus the copy of its rows.
   cost = lambda block_n: (pl.cdiv(outer * matrices, block_n) * (block_n + 64), -block_n)
   block_k, result = _WIDTH, []
   for block_n in sorted(range(_WIDTH * matrices, _SUMS + 1, _WIDTH * matrices), key=cost)[:2]:
@@ -75,22 +75,22 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
     halves = pl.cdiv(shape.inner, ROW_MULTIPLE) if kernel == 'weight_gradient' else columns
     for pair in (False,) if halves % 2 else (False, True):
       across = columns if kernel == 'weight_gradient' else columns // (1 + pair)
-      for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)):
-        result.append(Tiles(block_n, block_k, stages, panel, pair))
+      result.extend(Tiles(block_n, block_k, stages, panel, pair)
+                    for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)))
   return result
 
 
 def limit(target: Target, shape: Shape) -> str | None:
-  """One sentence that says why the target cannot run the shape, and what can; None if it can."""
+  """One sentence on why the target cannot run the shape, and what can; None if it can."""
   if target.platform != 'gpu':
     other = 'pallas_tpu' if target.platform == 'tpu' else 'xla'
     return f'Hopper kernels are for NVIDIA GPUs, not for {target.kind!r}: use {other}.'
   if target.interpret and not hasattr(plgpu, 'force_gpu_interpret_mode'):
-    return f'Interpreting Hopper kernels needs jax 0.11.2 or later, and this is {jax.__version__}.'
+    return f'Interpreting Hopper kernels needs jax 0.11.2 or later; this is {jax.__version__}.'
   if not target.interpret and not any(kind in target.kind for kind in _KINDS):
     return f'Hopper kernels are for {", ".join(_KINDS)}, not for {target.kind!r}: use Triton on other NVIDIA GPUs.'
   if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):
-    return (f'Hopper kernels compute bfloat16 and float16, not {jnp.dtype(shape.dtype)}, which tensor cores would '
+    return (f'Hopper kernels support bfloat16 and float16, not {jnp.dtype(shape.dtype)}, which tensor cores would '
             'round: use Triton.')
   if shape.inner % _WIDTH or shape.outer % _WIDTH:
     return (f'Hopper kernels need widths that are multiples of {_WIDTH}, not {shape.inner} and {shape.outer}: round '
@@ -102,7 +102,7 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
            tiles: Tiles | None = None) -> jax.Array:
   """x: <16 bit float>[M,D], w: [E,D,F] -> [M,F]; transposed, x: [M,F] -> [M,D].
 
-  Groups are whole blocks of 128 rows, none empty (see `padding`); what comes out after the last is not defined.
+  Groups are whole blocks of 128 rows, none empty (see `padding`); outputs after the last group are undefined.
   """
   kernel = 'transposed' if transpose else 'matmul'
   tiles = tiles or _tiles(kernel, x, w.shape)
@@ -114,12 +114,12 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   """The hidden layer act(x wi), or act(x wg) * (x wi), and the pre-activations x wi and x wg, in one pass.
 
   Args:
-    x: <16 bit float>[M,D], in groups as those of `matmul`.
+    x: <16 bit float>[M,D], in groups as for `matmul`.
     wi: [E,D,F].
-    wg: [E,D,F] where the activation is gated, else None.
+    wg: [E,D,F] if the activation is gated, else None.
     group_sizes: <int32>[E].
-    activation: applied in float32, to the pre-activations before they are rounded.
-    tiles: None takes those of `tuning`.
+    activation: applied in float32, to the pre-activations before rounding.
+    tiles: None: from `tuning`.
 
   Returns:
     hidden, x wi and x wg (or None), each [M,F].
@@ -127,17 +127,20 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   tiles = tiles or _tiles('up', x, wi.shape)
   act = IN_KERNEL[activation]
   if wg is None:
-    return (*_rows_times_matrices('up', x, [wi], group_sizes, lambda zi: [act(zi), zi], 2, tiles), None)
-  return tuple(_rows_times_matrices('up', x, [wi, wg], group_sizes, lambda zi, zg: [act(zg) * zi, zi, zg], 3, tiles))
+    hidden, zi = _rows_times_matrices('up', x, [wi], group_sizes, lambda zi: [act(zi), zi], 2, tiles)
+    return hidden, zi, None
+  hidden, zi, zg = _rows_times_matrices('up', x, [wi, wg], group_sizes, lambda zi, zg: [act(zg) * zi, zi, zg], 3,
+                                        tiles)
+  return hidden, zi, zg
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
-  """x: <16 bit float>[M,D], dy: [M,F], in groups as those of `matmul` -> <float32>[E,D,F]."""
+  """x: <16 bit float>[M,D], dy: [M,F], in groups as for `matmul` -> <float32>[E,D,F]."""
   (rows, inner), outer, experts = x.shape, dy.shape[1], len(group_sizes)
-  tiles = tiles or _tiles('weight_gradient', x, (experts, inner, outer))
-  grid = pl.cdiv(inner, ROW_MULTIPLE * (1 + tiles.pair)), pl.cdiv(outer, tiles.block_n)
+  chosen = tiles or _tiles('weight_gradient', x, (experts, inner, outer))
+  grid = pl.cdiv(inner, ROW_MULTIPLE * (1 + chosen.pair)), pl.cdiv(outer, chosen.block_n)
   first_row = jnp.cumsum(group_sizes) - group_sizes
-  # The largest groups come first, and small ones fill up what is left of the time.
+  # Largest groups first, so that small ones even out the load at the end.
   by_size = jnp.argsort(-group_sizes)
 
   def plan(scalars, operands, results):
@@ -145,11 +148,11 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
 
     def tile(n, member):
       e = by_size[lax.div(n, grid[0] * grid[1])]
-      down, across = plgpu.planar_snake(lax.rem(n, grid[0] * grid[1]), grid, 1, tiles.panel)
+      down, across = plgpu.planar_snake(lax.rem(n, grid[0] * grid[1]), grid, 1, chosen.panel)
       group = pl.ds(pl.multiple_of(first_row[e], ROW_MULTIPLE), rows)
-      down = pl.ds((down * (1 + tiles.pair) + member) * ROW_MULTIPLE, ROW_MULTIPLE)
-      across = pl.ds(across * tiles.block_n, tiles.block_n)
-      return Tile(lax.div(group_sizes[e], tiles.block_k), [x.at[group, down], dy.at[group, across]],
+      down = pl.ds((down * (1 + chosen.pair) + member) * ROW_MULTIPLE, ROW_MULTIPLE)
+      across = pl.ds(across * chosen.block_n, chosen.block_n)
+      return Tile(lax.div(group_sizes[e], chosen.block_k), [x.at[group, down], dy.at[group, across]],
                   [dw.at[e, down, across]])
 
     return experts * grid[0] * grid[1], tile
@@ -161,12 +164,12 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tile
     return sums
 
   block = lambda columns, shared: hopper_pipeline.operand(
-      (tiles.block_k, columns), x.dtype, lambda k: (k, 0), shared=shared)
+      (chosen.block_k, columns), x.dtype, lambda k: (k, 0), shared=shared)
   return hopper_pipeline.run(
       (x, dy), [a.astype(jnp.int32) for a in (by_size, first_row, group_sizes)],
       [jax.ShapeDtypeStruct((experts, inner, outer), jnp.float32)], name='weight_gradient',
-      specs=[block(ROW_MULTIPLE, False), block(tiles.block_n, tiles.pair)], stages=tiles.stages, pair=tiles.pair,
-      plan=plan, total=hopper_pipeline.sums_in_registers(tiles.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
+      specs=[block(ROW_MULTIPLE, False), block(chosen.block_n, chosen.pair)], stages=chosen.stages, pair=chosen.pair,
+      plan=plan, total=hopper_pipeline.sums_in_registers(chosen.block_n), multiply=multiply, finish=lambda dw: [dw])[0]
 
 
 IMPLEMENTATION = Implementation(matmul, weight_gradient, limit, ROW_MULTIPLE, up)
@@ -211,9 +214,9 @@ def _rows_times_matrices(kernel, x, ws, group_sizes, finish, outputs, tiles):
 
 
 def _tiles(kernel, x, matrices):
-  # Tables are by the rows there were before each group was padded.
-  experts = matrices[0]
-  shape = Shape(x.shape[0] - experts * ROW_MULTIPLE, *matrices, x.dtype)
+  # Tables count rows before padding.
+  experts, inner, outer = matrices
+  shape = Shape(x.shape[0] - experts * ROW_MULTIPLE, experts, inner, outer, x.dtype)
   return tuning.choose('pallas_gpu', kernel, shape, candidates(kernel, shape))
 
 

@@ -1,7 +1,7 @@
-"""The grouped matmul of `fp8` on Hopper: wgmma on e4m3, its sums scaled and added up in float32 every 128 columns.
+"""The grouped matmul of `fp8` on Hopper: wgmma on e4m3, with sums scaled and accumulated in float32 every 128 columns.
 
-Tensor cores keep fewer bits than float32 while they sum 8-bit products, so no more than 128 are left to them
-(DeepSeek-V3, arXiv:2412.19437, section 3.3.2). The scales could not wait longer anyway.
+Tensor cores accumulate 8-bit products with fewer bits than float32, so they sum at most 128 of them (DeepSeek-V3,
+arXiv:2412.19437, section 3.3.2). The scales change every 128 columns anyway.
 """
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ _STAGES, _PANEL = 5, 16
 
 
 def limit(target: Target, shape: Shape) -> str | None:
-  """As `hopper.limit`; the matmul of 8-bit floats needs widths that are multiples of 128."""
+  """Like `hopper.limit`, but widths must be multiples of 128."""
   if shape.inner % _BLOCK or shape.outer % _BLOCK:
     return f'Kernels for 8-bit floats need widths that are multiples of {_BLOCK}, not {shape.inner} and {shape.outer}.'
   return hopper.limit(target, shape._replace(dtype=jnp.bfloat16))
@@ -35,11 +35,11 @@ def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array,
     x_scales: <float32>[M,D/128]
     w: <e4m3>[E,F,D]
     w_scales: <float32>[E,F/128,D/128]
-    group_sizes: <int32>[E], multiples of 128 and not 0.
+    group_sizes: <int32>[E], positive multiples of 128.
     dtype: of the result.
 
   Returns:
-    <dtype>[M,F]; what is after the last group is not defined.
+    <dtype>[M,F]; rows after the last group are undefined.
   """
   (rows, inner), outer = x.shape, w.shape[1]
   columns = outer // _BLOCK
@@ -67,10 +67,10 @@ def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array,
     def product(acc):
       plgpu.wgmma(acc, x.at[mine], w.transpose((1, 0)))
       scales = plgpu.layout_cast(x_scales[0, mine], plgpu.Layout.WGMMA.reduce(1)) * tile.extra[step]
-      plgpu.commit_smem()  # the next copy to where the scales were must not overtake this read of them
+      plgpu.commit_smem()  # the next copy into this buffer must not overtake this read of the scales
       return acc[...], scales
 
-    products, scales = pl.run_scoped(product, plgpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
+    products, scales = pl.run_scoped(product, hopper_pipeline.mosaic_gpu.ACC((ROW_MULTIPLE // 2, _BLOCK), jnp.float32))
     return (sums[0] + products * jax.lax.broadcast_in_dim(scales, products.shape, (0,)),)
 
   along_k = hopper_pipeline.operand((_BLOCK, _BLOCK), x.dtype, lambda k: (0, k))

@@ -1,11 +1,11 @@
-"""What Hopper's matrix products share: a grid of one block a processor, each making one tile of output after another.
+"""Common parts of the Hopper matmuls: a persistent grid of one block per multiprocessor that loops over output tiles.
 
 A block has three warpgroups. The last only starts copies of operands into shared memory (TMA), some steps ahead, and
-gives its registers to the other two, which multiply 64 rows of the tile each (wgmma) and keep the sums in registers.
-A finished tile leaves through two small buffers a warpgroup, one filled while the other is on its way, so that most of
-the shared memory is left to operands; the first operands of the next tile arrive meanwhile.
+gives its registers to the other two, which multiply 64 rows of the tile each (wgmma) and keep the sums in registers. A
+finished tile is stored through two small buffers per warpgroup, one filled while the other is copied out, which leaves
+most of the shared memory to operands; meanwhile the first operands of the next tile are loaded.
 
-Blocks may work in pairs (a cluster) on two tiles that have an operand in common: each fetches half of it for both.
+Blocks may work in pairs (a cluster) on two tiles with a common operand: each loads half of it for both.
 """
 import contextlib
 import functools
@@ -20,17 +20,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from moejax.kernels.target import target
 
-ROWS = 128  # of a tile: 64 for each of two warpgroups, and as many as a block of one expert has
-SHARED_BYTES = 227 * 1024  # what a block may have
-SWIZZLE = 128  # bytes of a buffer's rows: laid out so, wgmma and TMA meet no bank conflicts
+mosaic_gpu: Any = plgpu  # has names that type checkers do not see: ACC, and what interprets
+ROWS = 128  # rows of a tile, 64 for each of two warpgroups; also the rows of a block of one expert
+SHARED_BYTES = 227 * 1024  # maximum per block
+SWIZZLE = 128  # bytes per row of a buffer; this swizzle avoids bank conflicts of wgmma and TMA
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
 _WARPGROUPS, _WARPGROUP_ROWS, _SLOTS = 2, 64, 2
-_PROCESSORS = 132  # of an H100 SXM, where the device does not say
-_PRODUCER_REGISTERS = 40  # a thread; the 65536 of a processor leave 232 for the others
+_PROCESSORS = 132  # of an H100 SXM, if the device does not report it
+_PRODUCER_REGISTERS = 40  # per thread; of the 65536 of a multiprocessor, this leaves 232 for the others
 
 
 class Tile(NamedTuple):
-  """What a block does at a time: `steps` products of blocks of `operands`, summed into `results` [128, columns]."""
+  """A block's unit of work: `steps` products of blocks of `operands`, summed into `results` [128, columns]."""
   steps: int | jax.Array
   operands: Sequence[Any]
   results: Sequence[Any]
@@ -38,22 +39,22 @@ class Tile(NamedTuple):
 
 
 def shared_bytes(operand_bytes: int, stages: int) -> int:
-  """Shared memory of a block that holds the operands of `stages` steps, of `operand_bytes` each."""
+  """Shared memory of a block with `stages` steps of `operand_bytes` each."""
   return stages * operand_bytes + _WARPGROUPS * _SLOTS * _WARPGROUP_ROWS * SWIZZLE + _RESERVED_BYTES
 
 
 def operand(shape: tuple[int, int], dtype: Any, index_map: Callable, shared: bool = False) -> plgpu.BlockSpec:
-  """How one step's block is cut out of an operand of the tile; `shared` if both blocks of a pair have the same."""
+  """The BlockSpec of one step of an operand of the tile; `shared` if both blocks of a pair use the same."""
   return plgpu.BlockSpec(shape, index_map, transforms=_swizzled(dtype), collective_axes=('pair',) if shared else ())
 
 
 def sums_in_registers(*columns: int) -> Callable:
-  """The usual `total` of `run`: one wgmma accumulator of 64 rows a warpgroup for each number of columns."""
+  """The usual `total` of `run`: one wgmma accumulator of 64 rows per warpgroup for each entry of `columns`."""
   def total(sum_products):
     def scoped(*sums):
       sum_products(sums)
       return tuple(acc[...] for acc in sums)
-    return pl.run_scoped(scoped, *(plgpu.ACC((_WARPGROUP_ROWS, n), jnp.float32) for n in columns))
+    return pl.run_scoped(scoped, *(mosaic_gpu.ACC((_WARPGROUP_ROWS, n), jnp.float32) for n in columns))
   return total
 
 
@@ -63,17 +64,17 @@ def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Se
   """Runs a kernel.
 
   Args:
-    operands: what is multiplied, one for each of `specs`.
+    operands: arrays to multiply, one for each of `specs`.
     scalars: small arrays that `plan` reads.
-    outputs: shapes of the results, all of one dtype.
+    outputs: shapes of the results, all of the same dtype.
     name: of the kernel, in profiles.
     specs: see `operand`.
     stages: steps whose operands are in shared memory at once.
     pair: whether blocks work in pairs.
-    plan: `(scalars, operands, outputs) -> (tiles, tile)` of references, where `tile(n, member)` is the Tile number `n`
-      of `tiles`; if blocks work in pairs, that of the pair's `member` 0 or 1.
+    plan: `(scalars, operands, outputs) -> (tiles, tile)` on references, where `tile(n, member)` is Tile `n` of `tiles`;
+      if blocks work in pairs, the Tile of the pair's `member` 0 or 1.
     total: `(sum_products) -> <float32>[64, columns]s`, where `sum_products(sums)` runs all steps and returns the sums.
-    multiply: `(tile, step, mine, blocks, sums) -> sums` adds one step's products of the 64 rows that are `mine`.
+    multiply: `(tile, step, mine, blocks, sums) -> sums` adds one step's products for the warpgroup's 64 rows, `mine`.
     finish: `(*totals) -> results`, elementwise.
   """
   def body(*refs):
@@ -86,7 +87,7 @@ def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Se
           step, grid=(steps,), in_specs=specs, max_concurrent_steps=stages, compute_context=context,
           memory_registers=_PRODUCER_REGISTERS, num_compute_wgs=_WARPGROUPS, wg_axis='warpgroup')
 
-    # Any tile tells how many buffers the pipeline needs.
+    # Any tile determines the buffers of the pipeline.
     some = tile_at(jnp.int32(0), jnp.int32(0))
 
     @functools.partial(
@@ -122,7 +123,7 @@ def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Se
 
 
 def _fair(loop, tiles):
-  # Every second round, the last block is the first: where large tiles come before small ones, blocks get equal work.
+  # Every second round is reversed, so that blocks get equal work if large tiles come before small ones.
   blocks = lax.axis_size('processor')
   first = loop.local_index * blocks
   reverse = (lax.rem(loop.local_index, 2) == 1) & (first + blocks <= tiles)
@@ -130,7 +131,7 @@ def _fair(loop, tiles):
 
 
 def _store(totals, finish, leaving, results):
-  # 128 bytes of each row at a time, in turn through the slots: one is free when all copies but the newest have read.
+  # 128 bytes of each row at a time, alternating slots: one is free once all copies but the newest have read.
   columns = SWIZZLE // jnp.dtype(leaving.dtype).itemsize
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   slot = 0
@@ -154,7 +155,7 @@ def _swizzled(dtype):
 
 
 def _processors():
-  # An interpreted grid runs one block after the other: four (or two pairs) show that blocks share the tiles correctly.
+  # An interpreted grid runs blocks one after another: four (or two pairs) suffice to test how blocks share tiles.
   if target().interpret:
     return 4
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
@@ -164,7 +165,7 @@ def _processors():
 def _interpreted():
   if not target().interpret:
     return contextlib.nullcontext()
-  return plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True))
+  return mosaic_gpu.force_gpu_interpret_mode(mosaic_gpu.InterpretGPUParams(detect_races=True))
 
 
 def _nothing(*_):

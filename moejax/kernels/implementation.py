@@ -1,4 +1,4 @@
-"""What a way to compute grouped matmuls consists of."""
+"""The interface of implementations of grouped matmuls."""
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,16 +23,16 @@ class Block(NamedTuple):
 
 
 class Implementation(NamedTuple):
-  """One way to compute a grouped matmul, made of what a forward and a backward pass need.
+  """One way to compute a grouped matmul, forward and backward.
 
   Attributes:
     matmul: `(x [M,D], w [E,D,F], group_sizes [E], transpose=False) -> [M,F]`; transposed, `x [M,F] -> [M,D]`.
     weight_gradient: `(x [M,D], dy [M,F], group_sizes [E]) -> <float32>[E,D,F]`.
-    limit: one sentence that says why the target cannot run the shape, or None if it can.
-    row_multiple: groups have lengths that are multiples of this, and not zero (see `padding`); 1 if any length will do.
-    up: `(x, wi, wg | None, group_sizes, activation) -> (hidden [M,F], zi [M,F], zg [M,F] | None)`: the first matmul of an
-      expert and its activation in one pass; None if `matmul` and XLA do that.
-    block: the whole expert in one; None if it is composed of the others.
+    limit: one sentence on why the target cannot run the shape, or None if it can.
+    row_multiple: group sizes must be positive multiples of this (see `padding`); 1: any size.
+    up: `(x, wi, wg | None, group_sizes, activation) -> (hidden [M,F], zi [M,F], zg [M,F] | None)`: an expert's first
+      matmul and its activation in one pass; None: composed of `matmul` and XLA.
+    block: the whole expert block fused; None: composed of the others.
   """
   matmul: Callable[..., jax.Array]
   weight_gradient: Callable[..., jax.Array]

@@ -1,19 +1,19 @@
-"""Groups of rows whose lengths are multiples of a block: every block of rows then meets one matrix.
+"""Padding of groups to multiples of a block, so that every block of rows uses one matrix.
 
-Kernels for GPU and TPU work on such rows and need no masks: a group gets at least one block, so that even the matrix of
-an empty group has rows to make its (zero) gradient from, and the rows added are zeros.
+GPU and TPU kernels then need no masks. Padding rows are zeros, and every group gets at least one block, so that even
+the matrix of an empty group gets its (zero) gradient.
 """
 import jax
 import jax.numpy as jnp
 
 
 def padded_rows(num_rows: int, num_groups: int, multiple: int) -> int:
-  """Rows that suffice for any group sizes with a sum of at most `num_rows`: one block more a group."""
+  """Rows that suffice for any group sizes with a sum of at most `num_rows`: one more block per group."""
   return (num_rows // multiple + num_groups) * multiple
 
 
 def pad_groups(group_sizes: jax.Array, num_rows: int, multiple: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where rows lie once groups are padded.
+  """Positions of rows after padding the groups.
 
   Args:
     group_sizes: <int32>[E], together at most M.
@@ -21,8 +21,8 @@ def pad_groups(group_sizes: jax.Array, num_rows: int, multiple: int) -> tuple[ja
     multiple: rows in a block.
 
   Returns:
-    Padded sizes <int32>[E]; the row that each padded row holds, M where none, <int32>[P]; and its inverse, the place of
-    each row, P for rows after the last group, <int32>[M].
+    Padded sizes <int32>[E]; the source row of each padded row, M for padding, <int32>[P]; and its inverse, the position
+    of each row, P for rows after the last group, <int32>[M].
   """
   total = padded_rows(num_rows, len(group_sizes), multiple)
   sizes = jnp.maximum(-(-group_sizes // multiple), 1) * multiple
@@ -41,12 +41,12 @@ def pad_groups(group_sizes: jax.Array, num_rows: int, multiple: int) -> tuple[ja
 
 
 def block_experts(group_sizes: jax.Array, multiple: int, num_blocks: int) -> tuple[jax.Array, jax.Array]:
-  """The expert of each block and how many blocks are used; those after them repeat the last expert.
+  """The expert of each block and the number of used blocks; unused blocks repeat the last expert.
 
   Args:
     group_sizes: <int32>[E], multiples of `multiple`.
     multiple: rows in a block.
-    num_blocks: of all rows.
+    num_blocks: number of blocks of all rows.
 
   Returns:
     <int32>[num_blocks] and <int32>[].

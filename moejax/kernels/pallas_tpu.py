@@ -1,8 +1,8 @@
-"""Grouped matmul for TPU: Pallas kernels on rows in blocks of one expert each (see `padding`).
+"""Grouped matmul for TPU: Pallas kernels on blocks of rows of one expert (see `padding`).
 
-A tile of a matrix stays in VMEM for all blocks of its expert, and from the first of them on the next expert's is on its
-way: reading it may take as long as all rows of an expert take, not just as long as one block of them does. A tile of a
-gradient stays in VMEM while blocks are added to it. Blocks after the last used one are not in the grid.
+A tile of a matrix stays in VMEM for all blocks of its expert, and the next expert's tile is prefetched from the first
+block on, so its copy overlaps with all rows of an expert instead of one block. A tile of a gradient stays in VMEM while
+blocks are added to it. Unused blocks are not in the grid.
 """
 import functools
 
@@ -57,7 +57,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
 
 
 def _gradient_kernel(expert, x, dy, dw, *, chunk):
-  # A tile of dw stays while the blocks of its expert are added to it.
+  # A tile of dw stays in VMEM while the blocks of its expert are added to it.
   is_first = _is_first(expert, pl.program_id(2))
 
   def add(columns):
@@ -68,14 +68,14 @@ def _gradient_kernel(expert, x, dy, dw, *, chunk):
 
 
 def _rows_times_matrices(x, matrices, group_sizes, transpose, finish, outputs):
-  # x [M,inner] times each of `matrices`; `finish` makes what is written, `outputs` arrays [M,outer], from the products.
+  # x [M,inner] times each of `matrices`; `finish` maps the products to the `outputs` arrays [M,outer] to write.
   rows, now = x.shape[0], target()
   experts, *sides = matrices[0].shape
   inner, outer = reversed(sides) if transpose else sides
   tiles = tpu_tiles.row_tiles(now.kind, inner, outer, x.dtype, matrices=len(matrices), outputs=outputs)
   expert_of_block, used = padding.block_experts(group_sizes, ROWS, rows // ROWS)
   all_columns, steps = outer // tiles.outer, inner // tiles.inner
-  # Cores share the tiles; each reads its own first one.
+  # Cores share the tiles; each loads its own first tile.
   cores = tpu_tiles.generation(now.kind).cores
   cores = cores if all_columns % cores == 0 else 1
   columns = all_columns // cores
@@ -108,7 +108,7 @@ def _rows_times_matrices(x, matrices, group_sizes, transpose, finish, outputs):
 
 
 def _rows_kernel(expert, x, matrices, results, buffers, arrived, sums, *, transpose, finish, tiles):
-  block, step, steps = pl.program_id(2), pl.program_id(3), pl.num_programs(3)
+  step, steps = pl.program_id(3), pl.num_programs(3)
   parts = matrices
   if tiles.resident:
     at = pl.ds(pl.multiple_of(step * tiles.inner, tiles.inner), tiles.inner)
@@ -135,13 +135,13 @@ def _rows_kernel(expert, x, matrices, results, buffers, arrived, sums, *, transp
 
 
 def _resident(expert, matrices, buffers, arrived, transpose):
-  # This expert's tiles, once they are there; the next tiles are then on their way.
+  # This expert's tiles, after waiting for their copies; also starts copying the next tiles.
   core, column, block, step = (pl.program_id(axis) for axis in range(4))
   columns, experts, mine = pl.num_programs(1), matrices[0].shape[0], expert[block]
   width = buffers[0].shape[1 if transpose else 2]
 
   def place(column, e):
-    return (column * experts + e) % 2  # tiles come in this order, and take turns
+    return (column * experts + e) % 2  # tiles come in this order and alternate buffers
 
   def copies(column, e):
     at, to = pl.ds(pl.multiple_of((core * columns + column) * width, width), width), place(column, e)
@@ -181,14 +181,14 @@ def _is_first(expert, block):
 
 
 def _dot(a, b, contract):
-  # bfloat16 products are exact in float32 either way; those of float32 would be rounded to bfloat16 first.
+  # bfloat16 products are exact in float32 either way; float32 inputs would be rounded to bfloat16.
   precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision,
                              preferred_element_type=jnp.float32)
 
 
 def limit(to: Target, shape: Shape) -> str | None:
-  """Why `to` cannot run `shape` here, or None."""
+  """One sentence on why `to` cannot run `shape`, and what can; None if it can."""
   if to.platform != 'tpu':
     return f"'pallas_tpu' runs on TPU, not on {to.platform}: use '{'xla' if to.platform == 'cpu' else 'ragged_dot'}'."
   if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float32):

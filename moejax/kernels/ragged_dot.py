@@ -8,13 +8,13 @@ from moejax.kernels.implementation import Implementation
 
 
 def by_ragged_dot(ragged_dot_general: Callable[..., jax.Array], **limit) -> Implementation:
-  """An implementation from a function with the arguments of `jax.lax.ragged_dot_general`; `dtype` is the result's."""
+  """An implementation from a function like `jax.lax.ragged_dot_general`; `dtype` is the result's."""
   def matmul(x, w, group_sizes, transpose=False):
     dimensions = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((1,), (2 if transpose else 1,)), ((), ())),
         lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
     y = ragged_dot_general(_in_groups(x, group_sizes), w, group_sizes, dimensions, dtype=x.dtype)
-    # Backends disagree on what they leave in the rows after the last group.
+    # Backends differ in the contents of rows after the last group.
     return _in_groups(y, group_sizes)
 
   def weight_gradient(x, dy, group_sizes):
@@ -28,7 +28,7 @@ def by_ragged_dot(ragged_dot_general: Callable[..., jax.Array], **limit) -> Impl
 
 
 def full_precision(dtype: jax.typing.DTypeLike) -> jax.lax.Precision | None:
-  """Without this, GPUs round float32 to TF32 and TPUs to bfloat16."""
+  """The precision without which GPUs round float32 to TF32 and TPUs to bfloat16."""
   return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

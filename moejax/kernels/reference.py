@@ -1,4 +1,4 @@
-"""Grouped matmul as one masked dense product: E times the work, in float32, and nothing that could be wrong."""
+"""Grouped matmul as one masked dense product in float32: E times the work, but simple enough to be a reference."""
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +17,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
 
 
 def _by_group(x, group_sizes):
-  # <float32>[E,M,D]: the rows of group e, and zeros for all others. Selected, not multiplied: 0 * NaN is NaN.
+  # <float32>[E,M,D]: the rows of group e, and zeros elsewhere. Selected, not multiplied: 0 * NaN is NaN.
   end = jnp.cumsum(group_sizes)
   row = jnp.arange(x.shape[0])
   mine = (row >= (end - group_sizes)[:, None]) & (row < end[:, None])

@@ -1,4 +1,6 @@
-"""Which rows meet which expert, and how what comes back is summed: the two ends of an expert block."""
+"""The inputs of an expert block: its weights, and the routes between tokens and rows."""
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,12 +11,12 @@ from moejax.kernels import padding
 
 
 class Weights(NamedTuple):
-  """The matrices of E feed-forward experts; all of one dtype.
+  """The weights of E feed-forward experts, all of the same dtype.
 
   Attributes:
     wi: <float>[E,D,F].
     wo: <float>[E,F,D].
-    wg: <float>[E,D,F], of the gate where the activation is gated.
+    wg: <float>[E,D,F] of the gate if the activation is gated, else None.
     bi: <float>[E,F] or None; likewise `bg`.
     bo: <float>[E,D] or None.
   """
@@ -27,14 +29,14 @@ class Weights(NamedTuple):
 
 
 class Routes(NamedTuple):
-  """M rows, sorted by expert, that are read from N tokens and summed back into them.
+  """M rows, sorted by expert, gathered from N tokens and summed back into them.
 
   Attributes:
-    token: <int32>[M] of each row.
-    weight: <float32>[M] of each row in the sum.
-    group_sizes: <int32>[E] rows of each expert; rows after the last group belong to none, and count for nothing.
-    position: <int32>[N,K] the rows of each token; a token with fewer than K names rows after the last group, or M.
-      None where a token may have any number: sums are then scattered.
+    token: <int32>[M] token of each row.
+    weight: <float32>[M] weight of each row in the sum.
+    group_sizes: <int32>[E] number of rows of each expert; rows after the last group are ignored.
+    position: <int32>[N,K] the rows of each token; if fewer than K, the others are rows after the last group, or M.
+      None: a token may have any number of rows, which are then summed by a scatter.
   """
   token: jax.Array
   weight: jax.Array
@@ -42,25 +44,25 @@ class Routes(NamedTuple):
   position: jax.Array | None = None
 
 
-NOWHERE = jnp.iinfo(jnp.int32).max  # an index that no array has: reads there are zeros, writes fall away
+NOWHERE = jnp.iinfo(jnp.int32).max  # always out of range: reads give zeros, writes are dropped
 
 
 def ungrouped_nowhere(routes: Routes) -> Routes:
-  """The same routes; rows after the last group read nowhere, weigh nothing and are nobody's position.
+  """The same routes with rows after the last group masked: out-of-range token, zero weight, out-of-range position.
 
-  Of the types that `Routes` has: with jax_enable_x64 what is computed without a type has 64 bits.
+  Arrays are cast to the dtypes of `Routes`, because with jax_enable_x64 they may have 64 bits.
   """
-  dtypes = Routes(jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-  routes = Routes(*(a if a is None else a.astype(dtype) for a, dtype in zip(routes, dtypes)))
+  routes = Routes(routes.token.astype(jnp.int32), routes.weight.astype(jnp.float32), routes.group_sizes.astype(jnp.int32),
+                  None if routes.position is None else routes.position.astype(jnp.int32))
   total = routes.group_sizes.sum(dtype=jnp.int32)
   grouped = jnp.arange(routes.token.shape[0]) < total
   position = None if routes.position is None else jnp.where(routes.position < total, routes.position, jnp.int32(NOWHERE))
-  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.), routes.group_sizes,
-                position)
+  return Routes(jnp.where(grouped, routes.token, jnp.int32(NOWHERE)), jnp.where(grouped, routes.weight, 0.),
+                routes.group_sizes, position)
 
 
 def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
-  """The same routes with groups padded to a multiple (see `padding`), and the new place of each row <int32>[M]."""
+  """The same routes with groups padded to a multiple (see `padding`), and the new position of each row <int32>[M]."""
   num_rows = routes.token.shape[0]
   group_sizes, source, place = padding.pad_groups(routes.group_sizes, num_rows, multiple)
   token = routes.token.at[source].get(mode='fill', fill_value=NOWHERE)
@@ -72,16 +74,17 @@ def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
 
 
 def take(x: jax.Array, row: jax.Array) -> jax.Array:
-  """x: <float>[N,D], row: <int32>[M] -> <float>[M,D]; zeros where `row` is not below N."""
+  """x: <float>[N,D], row: <int32>[M] -> <float>[M,D]; zeros where `row` is N or more."""
   return x.at[row].get(mode='fill', fill_value=0)
 
 
 def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: int) -> jax.Array:
-  """y: <float>[M,D] -> <float32>[N,D]: the sum of each token's rows, weighted or not.
+  """y: <float>[M,D] -> <float32>[N,D]: the (weighted) sum of each token's rows.
 
   `weight`: <float32>[M] or None.
   """
-  if routes.position is None:
+  position = routes.position
+  if position is None:
     y = y.astype(jnp.float32)
     return jnp.zeros((num_tokens, y.shape[1]), jnp.float32).at[routes.token].add(
         y if weight is None else y * weight[:, None], mode='drop')
@@ -90,23 +93,23 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
     rows = take(y, row).astype(jnp.float32)
     return rows if weight is None else rows * take(weight, row)[:, None]
 
-  # One read of [N,D] a choice: a single read of [N,K,D] that is summed over K is several times slower on CPUs.
-  return sum_over_choices(lambda k: choice(routes.position[:, k]), routes.position.shape[1])
+  # K gathers of [N,D]: a single gather of [N,K,D] summed over K is several times slower on CPUs.
+  return sum_over_choices(lambda k: choice(position[:, k]), position.shape[1])
 
 
-# More choices than this are a loop: where a token may choose all experts, a program would grow with their number.
+# Beyond this, choices are a loop: if tokens may choose all experts, an unrolled program would grow with their number.
 _UNROLLED = 16
 
 
 def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
   """of_choice(0) + ... + of_choice(choices - 1)."""
   if choices <= _UNROLLED:
-    return sum(of_choice(k) for k in range(choices))
+    return functools.reduce(operator.add, map(of_choice, range(choices)))
   return jax.lax.fori_loop(1, choices, lambda k, total: total + of_choice(k), of_choice(0))
 
 
 def stack_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
-  """<..>[..] of each choice -> <..>[..,K]."""
+  """Stacks of_choice(k) <..>[..] for all k -> <..>[..,K]."""
   if choices <= _UNROLLED:
     return jnp.stack([of_choice(k) for k in range(choices)], axis=-1)
   return jnp.moveaxis(jax.lax.map(of_choice, jnp.arange(choices)), 0, -1)

@@ -1,8 +1,8 @@
-"""How much of a matmul a TPU core holds at once.
+"""Tile sizes of matmuls on a TPU core.
 
-Rows arrive in blocks, and a block times a tile of a matrix is one step of a kernel. The larger tiles are, the fewer
-times rows are read, so they are as large as the core's vector memory (VMEM) lets them be. Tiles divide their axis, and
-are multiples of the side of the core's matrix unit (MXU) where the axis is.
+One step of a kernel multiplies a block of rows with a tile of a matrix. Larger tiles mean that rows are read fewer
+times, so tiles are as large as the core's vector memory (VMEM) allows. Tiles divide their axis, and are multiples of
+the size of the core's matrix unit (MXU) if the axis is.
 """
 import itertools
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 
 LANES = 128  # of a vector register: the last axis of a tile is a multiple
-# Rows in a block. With 128, the compiler schedules 1.2 (forward), 1.6 (dX) and 1.9 (dW) times the instructions a row
-# for v6e, whose matrix unit is 256 wide and deep, and 1.1 times for v5e (see experiments/dispatch_benchmark/tpu.json).
-# With 256, an expert gets 64 more rows of zeros on average: 6 % more work if experts have 1,024 rows.
+# Rows per block. With 128, the compiler schedules 1.2 (forward), 1.6 (dX) and 1.9 (dW) times the instructions per row
+# on v6e, whose matrix unit is 256 x 256, and 1.1 times on v5e (see experiments/dispatch_benchmark/tpu.json). With 256,
+# an expert gets 64 more rows of zeros on average: 6 % more work if experts have 1,024 rows.
 ROWS = 256
 
 
 class Generation(NamedTuple):
-  """What tiles depend on.
+  """The properties of a TPU generation that tiles depend on.
 
   Attributes:
-    vmem: bytes of vector memory a core.
+    vmem: bytes of vector memory per core.
     mxu: rows and columns of the matrix unit.
-    cores: cores that work on one program (a megacore has two); tiles are shared out evenly among them.
+    cores: cores that run one program (a megacore has two); they share the tiles evenly.
   """
   vmem: int
   mxu: int
@@ -38,21 +38,22 @@ GENERATIONS = {
     'TPU v5': Generation(vmem=64 * 2**20, mxu=128, cores=2),  # v5p
     'TPU v6 lite': Generation(vmem=128 * 2**20, mxu=256, cores=1),
 }
-# The rest is the compiler's: registers that spill, and products before they are added up.
+# The rest is for the compiler: register spills, and products before they are accumulated.
 SHARE_FOR_BUFFERS = 3 / 4
-# The compiler unrolls a product into straight code. This many multiply-adds a row (twice as many where columns cannot
-# be fewer) make some thousand instructions, and compile in seconds; larger products run in a loop over columns.
-UNROLLED = {2: 2**21, 4: 2**18}  # by bytes a number: a float32 product is six of bfloat16
+# The compiler unrolls a product into straight-line code. This many multiply-adds per row (twice as many at the minimum
+# number of columns) are a few thousand instructions and compile in seconds; larger products loop over columns.
+UNROLLED = {2: 2**21, 4: 2**18}  # by itemsize: a float32 product takes six bfloat16 products
 
 
 class Tiles(NamedTuple):
-  """Sizes of what one step computes: rows [ROWS, inner] times a matrix [inner, outer], in chunks of columns.
+  """Sizes of one step: rows [ROWS, inner] times a matrix [inner, outer], in chunks of columns.
 
   Attributes:
-    inner: of the contraction.
-    outer: columns.
-    chunk: columns at a time; the last may be fewer.
-    resident: the whole contraction of a matrix stays for all rows of an expert, though `inner` be a part of it.
+    inner: length of the contraction.
+    outer: number of columns.
+    chunk: columns per chunk; the last may have fewer.
+    resident: whether the whole contraction of a matrix stays in VMEM for all rows of an expert, even if `inner` is only
+      a part of it.
   """
   inner: int
   outer: int
@@ -61,7 +62,7 @@ class Tiles(NamedTuple):
 
 
 def generation(kind: str) -> Generation:
-  """Raises ValueError for a device that has none; what is interpreted has the tiles of a v5e."""
+  """The generation of a device kind; interpreted kernels use v5e's. Raises ValueError for an unknown kind."""
   if kind == 'interpreted':
     kind = 'TPU v5 lite'
   if kind not in GENERATIONS:
@@ -70,7 +71,7 @@ def generation(kind: str) -> Generation:
 
 
 def vmem_limit(kind: str) -> int:
-  """Bytes that a kernel may ask for."""
+  """Bytes of VMEM that a kernel may request."""
   return generation(kind).vmem * 15 // 16
 
 
@@ -78,19 +79,19 @@ def row_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike, *,
               matrices: int = 1, outputs: int = 1) -> Tiles:
   """Tiles for rows [M, inner] times matrices [E, inner, outer].
 
-  A tile of a matrix that is resident is read once for all rows of an expert, but has fewer columns, so that rows are
-  read more often; a tile that is not is read for each block of rows. What reads least is chosen.
+  A resident tile of a matrix is read once for all rows of an expert, but has fewer columns, so rows are read more
+  often; other tiles are read for each block of rows. The choice minimises reads.
 
   Args:
-    kind: of the device.
+    kind: device kind.
     inner: length of the contraction.
     outer: columns of a matrix.
     dtype: of rows, matrices and outputs.
-    matrices: that meet the same rows in one pass.
-    outputs: arrays [M, outer] that are written.
+    matrices: number of matrices multiplied with the same rows in one pass.
+    outputs: number of arrays [M, outer] written.
 
   Raises:
-    ValueError: there are no tiles for the device.
+    ValueError: unknown device kind.
   """
   of, size = generation(kind), jnp.dtype(dtype).itemsize
   possible = [tiles._replace(resident=resident) for tiles in _all_tiles(inner, outer, of.mxu, size, matrices)
@@ -99,7 +100,7 @@ def row_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike, *,
              if row_bytes(inner, tiles, size, matrices, outputs) <= of.vmem * SHARE_FOR_BUFFERS]
 
   def preference(tiles):
-    # Short parts of the contraction would spend more time on adding up, and between steps, than on products.
+    # Short parts of the contraction spend more time on accumulation, and between steps, than on products.
     short = tiles.inner < min(inner, 512)
     read = ROWS * inner * (outer // tiles.outer) + (0 if tiles.resident else matrices * inner * outer)
     return outer // tiles.outer % of.cores > 0, short, read, -tiles.inner
@@ -108,7 +109,7 @@ def row_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike, *,
 
 
 def row_bytes(inner: int, tiles: Tiles, size: int, matrices: int, outputs: int) -> int:
-  """VMEM that `row_tiles` take: everything twice, as the next is read while one is worked on; and sums of parts."""
+  """VMEM used with `row_tiles`: everything double-buffered, plus accumulators if the contraction is split."""
   length = inner if tiles.resident else tiles.inner
   sums = 4 * ROWS * tiles.outer * matrices * (tiles.inner < inner)
   return 2 * size * (ROWS * tiles.inner + matrices * length * tiles.outer + outputs * ROWS * tiles.outer) + sums
@@ -134,7 +135,7 @@ def gradient_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLik
 
 
 def gradient_bytes(tiles: Tiles, size: int) -> int:
-  """VMEM that `gradient_tiles` take: everything twice, and rows of x turned round, three parts of them if float32."""
+  """VMEM used with `gradient_tiles`: double buffers, plus transposed rows of x, in three parts if float32."""
   return 2 * (size * ROWS * (tiles.inner + tiles.outer) + 4 * tiles.inner * tiles.outer) + 3 * size * ROWS * tiles.inner
 
 

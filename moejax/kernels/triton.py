@@ -1,9 +1,9 @@
-"""Grouped matmul for NVIDIA GPUs before Hopper, and in float32 for all of them, in Pallas Triton.
+"""Grouped matmul in Pallas Triton, for NVIDIA GPUs before Hopper, and in float32 for all NVIDIA GPUs.
 
-Float32 is IEEE float32, never TF32. Blocks of 128 rows: a tile of 128 x 128 does 64 operations for each byte that it
-reads from the L2 cache, about what an A100 needs to be busy; with 64 x 128 it would wait. JAX has deprecated Pallas
-Triton in favour of Mosaic GPU, which has instructions for the tensor cores before Hopper's (`plgpu.mma`) in 0.12, and
-not in 0.10: once moejax needs the newer, this can move.
+Float32 is IEEE float32, never TF32. Blocks have 128 rows: a tile of 128 x 128 does 64 operations per byte read from the
+L2 cache, about enough to keep an A100 busy; 64 x 128 would not. JAX has deprecated Pallas Triton in favour of Mosaic
+GPU, which supports tensor cores before Hopper (`plgpu.mma`) in 0.12 but not in 0.10: once moejax requires the newer
+version, this can move.
 """
 import dataclasses
 import itertools
@@ -21,14 +21,14 @@ from moejax.kernels.target import Target, target
 
 ROWS = 128
 _DTYPES = ('bfloat16', 'float16', 'float32')
-_SHARED_BYTES = 163 * 1024  # what a block may have of an A100; GPUs with less refuse when they compile
-_NEIGHBOURS = 8  # blocks of rows that run side by side on one panel of a matrix, so that it stays in the L2 cache
+_SHARED_BYTES = 163 * 1024  # maximum per block on an A100; GPUs with less fail at compilation
+_NEIGHBOURS = 8  # blocks of rows that run together on one panel of a matrix, so that it stays in the L2 cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-  """How a product is cut: `block_n` columns of the output at a time, from steps of `block_k`, `stages` of them on their
-  way from memory, by `warps` times 32 threads. Tiles have 128 rows, or fewer where a weight gradient does."""
+  """Tile sizes of a product: `block_n` columns of the output, in steps of `block_k` of which `stages` are being loaded,
+  by `warps` times 32 threads. Tiles have 128 rows, or fewer in a weight gradient with fewer rows."""
   block_n: int
   block_k: int
   warps: int
@@ -39,13 +39,13 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
            tiles: Tiles | None = None) -> jax.Array:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]; transposed, x: <float>[M,F] -> <float>[M,D].
 
-  Groups are padded to multiples of 128 rows; what comes out after the last group is not defined.
+  Groups are padded to multiples of 128 rows; outputs after the last group are undefined.
   """
   kernel = 'transposed' if transpose else 'matmul'
-  tiles = tiles or _tiles(kernel, x, w.shape)
+  chosen = tiles or _tiles(kernel, x, w.shape)
   _, inner, outer = w.shape
   depth, width = (outer, inner) if transpose else (inner, outer)
-  blocks, columns = x.shape[0] // ROWS, width // tiles.block_n
+  blocks, columns = x.shape[0] // ROWS, width // chosen.block_n
   expert, used = padding.block_experts(group_sizes, ROWS, blocks)
 
   def body(expert_ref, used_ref, x_ref, w_ref, y_ref):
@@ -53,49 +53,49 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
 
     @pl.when(block < used_ref[0])
     def _():
-      e, rows, cols = expert_ref[block], _slice(block, ROWS), _slice(column, tiles.block_n)
+      e, rows, cols = expert_ref[block], _slice(block, ROWS), _slice(column, chosen.block_n)
 
       def step(k, total):
-        at = _slice(k, tiles.block_k)
+        at = _slice(k, chosen.block_k)
         matrix = w_ref[e, cols, at] if transpose else w_ref[e, at, cols]
         return total + plt.dot(x_ref[rows, at], matrix, trans_b=transpose, allow_tf32=False)
 
-      total = lax.fori_loop(0, depth // tiles.block_k, step, jnp.zeros((ROWS, tiles.block_n), jnp.float32))
+      total = lax.fori_loop(0, depth // chosen.block_k, step, jnp.zeros((ROWS, chosen.block_n), jnp.float32))
       y_ref[rows, cols] = total.astype(y_ref.dtype)
 
-  return _call(body, (blocks * columns,), jax.ShapeDtypeStruct((x.shape[0], width), x.dtype), tiles,
+  return _call(body, (blocks * columns,), jax.ShapeDtypeStruct((x.shape[0], width), x.dtype), chosen,
                f'moejax_{kernel}')(expert, used[None], x, w)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]; groups are padded to multiples of 128 rows."""
   groups, inner, outer = group_sizes.shape[0], x.shape[1], dy.shape[1]
-  tiles = tiles or _tiles('weight_gradient', x, (groups, inner, outer))
+  chosen = tiles or _tiles('weight_gradient', x, (groups, inner, outer))
   block_m, end = _power_of_two(inner, ROWS), jnp.cumsum(group_sizes).astype(jnp.int32)
 
   def body(start_ref, end_ref, x_ref, dy_ref, dw_ref):
-    e, ins, outs = pl.program_id(2), _slice(pl.program_id(1), block_m), _slice(pl.program_id(0), tiles.block_n)
+    e, ins, outs = pl.program_id(2), _slice(pl.program_id(1), block_m), _slice(pl.program_id(0), chosen.block_n)
 
     def step(k, total):
-      at = _slice(k, tiles.block_k)
+      at = _slice(k, chosen.block_k)
       return total + plt.dot(x_ref[at, ins], dy_ref[at, outs], trans_a=True, allow_tf32=False)
 
-    dw_ref[e, ins, outs] = lax.fori_loop(start_ref[e] // tiles.block_k, end_ref[e] // tiles.block_k, step,
-                                         jnp.zeros((block_m, tiles.block_n), jnp.float32))
+    dw_ref[e, ins, outs] = lax.fori_loop(start_ref[e] // chosen.block_k, end_ref[e] // chosen.block_k, step,
+                                         jnp.zeros((block_m, chosen.block_n), jnp.float32))
 
-  # The first axis of a Triton grid runs fastest: all tiles of one expert follow each other, and share its rows.
-  grid = (outer // tiles.block_n, inner // block_m, groups)
-  return _call(body, grid, jax.ShapeDtypeStruct((groups, inner, outer), jnp.float32), tiles,
+  # The first axis of a Triton grid varies fastest, so all tiles of one expert run together and share its rows.
+  grid = (outer // chosen.block_n, inner // block_m, groups)
+  return _call(body, grid, jax.ShapeDtypeStruct((groups, inner, outer), jnp.float32), chosen,
                'moejax_weight_gradient')(end - group_sizes.astype(jnp.int32), end, x, dy)
 
 
 def limit(target: Target, shape: Shape) -> str | None:
-  """One sentence that says why the target cannot run the shape, or None if it can."""
+  """One sentence on why the target cannot run the shape, and what can; None if it can."""
   if target.platform != 'gpu' or not (target.interpret or target.kind.startswith('NVIDIA')):
     return (f'Triton kernels are for NVIDIA GPUs from Ampere on, not for {target.kind!r}: use xla on CPUs and '
             'ragged_dot on other devices.')
   if jnp.dtype(shape.dtype).name not in _DTYPES:
-    return f'Triton kernels compute {", ".join(_DTYPES)}, not {jnp.dtype(shape.dtype).name}: use ragged_dot.'
+    return f'Triton kernels support {", ".join(_DTYPES)}, not {jnp.dtype(shape.dtype).name}: use ragged_dot.'
   if shape.inner % 16 or shape.outer % 16:
     return (f'Triton kernels need widths that are multiples of 16, not {shape.inner} and {shape.outer}: round them up, '
             'or use ragged_dot.')
@@ -103,7 +103,7 @@ def limit(target: Target, shape: Shape) -> str | None:
 
 
 def candidates(kernel: str, shape: Shape) -> list[Tiles]:
-  """Tiles for a kernel of `tuning.KERNELS` that divide the shape and fit an A100; the first, unless others have won."""
+  """Tiles for a kernel of `tuning.KERNELS` that divide the shape and fit an A100; the first is the default."""
   size = jnp.dtype(shape.dtype).itemsize
   depth, width = {'matmul': (shape.inner, shape.outer), 'transposed': (shape.outer, shape.inner),
                   'weight_gradient': (ROWS, shape.outer)}[kernel]
@@ -112,26 +112,27 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
     operands = tiles.stages * (ROWS + tiles.block_n) * tiles.block_k * size
     result = ROWS * tiles.block_n * (4 if kernel == 'weight_gradient' else size)
     sums = ROWS * tiles.block_n // (32 * tiles.warps)
-    # Beyond this, threads run out of their 255 registers. In float32, without tensor cores, these hold operands too.
+    # Beyond this, threads exceed their 255 registers, which without tensor cores (float32) also hold the operands.
     registers = sums <= 128 if size == 2 else tiles.block_k <= 32 and sums * tiles.block_k <= 2048
     return (depth % tiles.block_k == 0 and width % tiles.block_n == 0 and max(operands, result) <= _SHARED_BYTES
             and registers)
 
-  # These take 64 KiB of shared memory, which GPUs with less than an A100's have too.
+  # These need 64 KiB of shared memory, which smaller GPUs than an A100 have too.
   block_k, warps, stages = (32, 4, 4) if size == 2 else (16, 8, 3)
   first = Tiles(_power_of_two(width, 128), _power_of_two(depth, block_k), warps, stages)
   others = itertools.starmap(Tiles, itertools.product((256, 128, 64), (64, 32, 16), (4, 8), (2, 3, 4, 5)))
   return [first] + [tiles for tiles in others if fits(tiles) and tiles != first]
 
 
-def _tiles(kernel, x, matrices):
-  # Tables count the rows that there were before groups were padded.
-  shape = Shape(x.shape[0] - matrices[0] * ROWS, *matrices, x.dtype)
+def _tiles(kernel: str, x: jax.Array, matrices: tuple[int, ...]) -> Tiles:
+  # Tables count rows before padding.
+  experts, inner, outer = matrices
+  shape = Shape(x.shape[0] - experts * ROWS, experts, inner, outer, x.dtype)
   return tuning.choose('triton', kernel, shape, candidates(kernel, shape))
 
 
 def _power_of_two(width, most):
-  # The largest one that divides.
+  # The largest power of two, at most `most`, that divides `width`.
   return min(width & -width, most)
 
 
@@ -140,7 +141,7 @@ def _slice(index, size):
 
 
 def _side_by_side(program, blocks, columns):
-  # The block of rows and the block of columns of a program: down `_NEIGHBOURS` rows, then on to the next column.
+  # The blocks of rows and columns of a program: down `_NEIGHBOURS` blocks of rows, then to the next column.
   first = program // (_NEIGHBOURS * columns) * _NEIGHBOURS
   height = jnp.minimum(blocks - first, _NEIGHBOURS)
   within = program % (_NEIGHBOURS * columns)

@@ -1,15 +1,15 @@
-"""Tile sizes of kernels: a table of the fastest that were measured, and the program that measures.
+"""Tile sizes of kernels: a table of the fastest measured, and the program that measures them.
 
     python -m moejax.kernels.tuning --implementation=pallas_gpu --rows=16384 --experts=8 --dim=4096 --hidden=14336
     python -m moejax.kernels.tuning --implementation=pallas_tpu --rows=262144 --experts=64 --dim=2048 --hidden=1024
     python -m moejax.kernels.tuning --implementation=triton --rows=25088 --experts=32 --dim=768 --hidden=3072
 
-Nothing is ever measured unasked. Kernels look their tiles up while they are traced (`choose`): in the user's table
-(`$MOEJAX_TUNING_CACHE`, or ~/.cache/moejax/tuning.json), then in tuned.json beside this file, and else they take the
+Only this program measures. Kernels look up their tiles while they are traced (`choose`): in the user's table
+(`$MOEJAX_TUNING_CACHE`, or ~/.cache/moejax/tuning.json), then in tuned.json beside this file; otherwise they use the
 first of their candidates. A module can be tuned if it has
 
-    candidates(kernel, shape) -> list of dataclasses or named tuples: tiles that work, best guess first
-    IMPLEMENTATION, the functions of which take `tiles=`, one of these
+    candidates(kernel, shape) -> list of dataclasses or named tuples: valid tiles, best guess first
+    IMPLEMENTATION, whose functions take one of them as `tiles=`
 """
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ from moejax.kernels.target import target
 
 MODULES = {'pallas_gpu': 'moejax.kernels.hopper', 'pallas_tpu': 'moejax.kernels.pallas_tpu',
            'triton': 'moejax.kernels.triton'}
-# `up` is measured with a gate, when it has most operands; without one it uses the same tiles.
+# `up` is measured with a gate, which has the most operands; without one it uses the same tiles.
 KERNELS = ('matmul', 'transposed', 'weight_gradient', 'up')
 SHIPPED = pathlib.Path(__file__).with_name('tuned.json')
 _TURNS, _CALLS = 9, 10
@@ -52,13 +52,13 @@ class Layer(NamedTuple):
   dtype: str = 'bfloat16'
 
   def shapes(self, row_multiple: int) -> tuple[Shape, Shape]:
-    """Of its two matmuls, as tables have them: rows are counted in whole blocks, and without padding."""
+    """Shapes of its two matmuls, as in tables: rows without padding, rounded down to whole blocks."""
     rows = self.rows // row_multiple * row_multiple
     return (Shape(rows, self.experts, self.dim, self.hidden, self.dtype),
             Shape(rows, self.experts, self.hidden, self.dim, self.dtype))
 
 
-# What the shipped table has entries for.
+# Layers in the shipped table.
 LAYERS = {
     'Mixtral 8x7B': Layer(16384, 8, 4096, 14336),
     'Qwen3 30B-A3B': Layer(262144, 128, 2048, 768),
@@ -72,14 +72,14 @@ LAYERS = {
 
 
 def user_table() -> pathlib.Path:
-  """Where the user's tiles are kept."""
+  """Path of the user's table."""
   return pathlib.Path(os.environ.get('MOEJAX_TUNING_CACHE') or os.path.expanduser('~/.cache/moejax/tuning.json'))
 
 
 def key(kind: str, implementation: str, kernel: str, shape: Shape) -> str:
-  """The name of an entry. Rows and groups are rounded to powers of two; widths are not, as tiles divide them.
+  """The name of an entry. Rows and groups are rounded to powers of two; widths are exact, because tiles divide them.
 
-  Where groups are padded, `shape.rows` are those before, as `Layer.shapes` has them: padded rows less a block a group.
+  `shape.rows` is the number before padding, as in `Layer.shapes`: padded rows less one block per group.
   """
   rows, groups = (2**round(math.log2(max(n, 1))) for n in (shape.rows, shape.groups))
   return (f'{kind} | {implementation} | {kernel} | {rows}x{shape.inner}x{shape.outer} in {groups} | '
@@ -87,10 +87,10 @@ def key(kind: str, implementation: str, kernel: str, shape: Shape) -> str:
 
 
 def best(kind: str, implementation: str, kernel: str, shape: Shape) -> dict[str, Any] | None:
-  """The tiles on record for one of `KERNELS` on a kind of device; the user's table goes before the shipped one.
+  """The tabulated tiles for one of `KERNELS` on a kind of device; the user's table overrides the shipped one.
 
   Raises:
-    ConfigError: a table that cannot be read; the message names the file.
+    ConfigError: a table cannot be read; the message names the file.
   """
   name = key(kind, implementation, kernel, shape)
   for path in user_table(), SHIPPED:
@@ -100,13 +100,13 @@ def best(kind: str, implementation: str, kernel: str, shape: Shape) -> dict[str,
 
 
 def choose(implementation: str, kernel: str, shape: Shape, candidates: Sequence[Any]) -> Any:
-  """The candidate on record for the target, or the first; what is on record but no candidate any more is ignored."""
+  """The tabulated candidate for the target, or the first; entries that are no longer candidates are ignored."""
   found = best(target().kind, implementation, kernel, shape)
   return next((tiles for tiles in candidates if _as_dict(tiles) == found), candidates[0])
 
 
 def save(entries: dict[str, dict], path: pathlib.Path | None = None) -> pathlib.Path:
-  """Adds entries to a table, by default the user's, in one step: whoever reads sees the old file or the new one."""
+  """Adds entries to a table, by default the user's, atomically: readers see the old file or the new one."""
   path = path or user_table()
   _read.cache_clear()
   table = dict(sorted({**_read(path), **entries}.items()))
@@ -128,18 +128,18 @@ def _read(path):
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise ConfigError(f'{path} is damaged, or no table of tile sizes ({error}). Delete it, and tune again.') from None
+    raise ConfigError(f'{path} is not a valid table of tile sizes ({error}). Delete it and tune again.') from None
 
 
-def _as_dict(tiles):
-  return tiles._asdict() if isinstance(tiles, tuple) else dataclasses.asdict(tiles)
+def _as_dict(tiles: Any) -> dict[str, int]:
+  return tiles._asdict() if hasattr(tiles, '_asdict') else dataclasses.asdict(tiles)
 
 
 # ---- Measuring.
 
 
 def measure(run: Callable[[], Any]) -> float:
-  """Seconds that a call takes, on average over some that are under way together."""
+  """Seconds per call, averaged over several calls in flight at once."""
   start = time.perf_counter()
   for _ in range(_CALLS):
     result = run()
@@ -149,22 +149,22 @@ def measure(run: Callable[[], Any]) -> float:
 
 def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
          measure: Callable[[Callable[[], Any]], float] = measure) -> dict[str, dict]:
-  """Times every candidate for the matmuls of a layer on the device at hand. Writes nothing: see `save`.
+  """Times every candidate for the matmuls of a layer on the local device. Writes nothing: see `save`.
 
-  Candidates take turns, so that a device that slows down does so for all; the smallest median of 9 turns wins. Inputs
+  Candidates take turns, so that a device that slows down affects them all; the smallest median of 9 turns wins. Inputs
   are normal, group sizes multinomial.
 
   Args:
     implementation: one of `MODULES`.
     layer: rows, experts, widths and dtype.
     kernels: some of `KERNELS`.
-    measure: gives the seconds that a call takes.
+    measure: returns the seconds per call.
 
   Returns:
     Entries of a table, {key: {'tiles': {..}, 'measured': True, 'microseconds': ..}}.
 
   Raises:
-    ConfigError: an implementation that has no tiles, is not for the device or the layer, or of which nothing compiles.
+    ConfigError: the implementation has no tiles, cannot run the layer on the device, or none of its tiles compile.
   """
   module, device, entries = _module(implementation), target(), {}
   rows, sizes = _rows_in_groups(layer, module.IMPLEMENTATION.row_multiple)
@@ -178,16 +178,16 @@ def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
     seconds = _race(runs, len(options), measure, title)
     if not seconds:
       raise ConfigError(f'None of {len(options)} candidates of {implementation} for {title} runs on {device.kind}.')
-    fastest = min(seconds, key=seconds.get)
+    fastest = min(seconds, key=lambda number: seconds[number])
     entries[key(device.kind, implementation, kernel, shape)] = dict(
         tiles=_as_dict(options[fastest]), measured=True, microseconds=round(1e6 * seconds[fastest], 1))
   return entries
 
 
 def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str, dict]:
-  """Entries for `LAYERS` that hold each kernel's best guess and say that nobody measured it.
+  """Entries for `LAYERS` with each kernel's best guess, marked as not measured.
 
-  The shipped table starts as these: `save(untuned('triton', 'NVIDIA A100-SXM4-80GB'), SHIPPED)`.
+  The shipped table starts from these: `save(untuned('triton', 'NVIDIA A100-SXM4-80GB'), SHIPPED)`.
   """
   module = _module(implementation)
   return {key(kind, implementation, kernel, shape): dict(tiles=_as_dict(options[0]), measured=False)
@@ -195,16 +195,16 @@ def untuned(implementation: str, kind: str, dtype: str = 'bfloat16') -> dict[str
           for kernel, shape, options in _work(module, layer._replace(dtype=dtype), KERNELS)}
 
 
-def _module(implementation):
+def _module(implementation: str) -> Any:
   module = importlib.import_module(MODULES[implementation]) if implementation in MODULES else None
   if not hasattr(module, 'candidates'):
-    raise ConfigError(f'{implementation} has no tile sizes to choose from: modules that can be tuned offer '
-                      f'candidates(kernel, shape), and may be {", ".join(MODULES)}.')
+    raise ConfigError(f'{implementation} has no tile sizes to choose from: a tunable module defines '
+                      f'candidates(kernel, shape) and is one of {", ".join(MODULES)}.')
   return module
 
 
 def _work(module, layer, kernels) -> Iterator[tuple[str, Shape, list]]:
-  # The first matmul of an expert may be fused with its activation, the second has none.
+  # The first matmul of an expert may be fused with its activation; the second has no activation.
   first, second = layer.shapes(module.IMPLEMENTATION.row_multiple)
   for shape in (first, second):
     for kernel in kernels:
@@ -213,7 +213,7 @@ def _work(module, layer, kernels) -> Iterator[tuple[str, Shape, list]]:
 
 
 def _rows_in_groups(layer, row_multiple):
-  # Number of rows, and group sizes, as kernels see them.
+  # Padded number of rows and group sizes.
   sizes = np.random.RandomState(0).multinomial(layer.rows, np.full(layer.experts, 1 / layer.experts)).astype(np.int32)
   if row_multiple == 1:
     return layer.rows, sizes
@@ -222,7 +222,8 @@ def _rows_in_groups(layer, row_multiple):
 
 
 def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iterator[Callable | None]:
-  # A compiled call of each candidate, on the same inputs; None if it does not run.
+  # A compiled call per candidate, on the same inputs; None if it does not run.
+  up: Any = implementation.up  # is there wherever it has candidates
   normal = lambda n, *size: jax.random.normal(jax.random.key(n), size, jnp.float32).astype(shape.dtype)
   x, dy = normal(0, shape.rows, shape.inner), normal(1, shape.rows, shape.outer)
   matrix = lambda n: normal(n, shape.groups, shape.inner, shape.outer)
@@ -230,7 +231,7 @@ def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iter
       'matmul': lambda: (implementation.matmul, (x, matrix(2), sizes)),
       'transposed': lambda: (functools.partial(implementation.matmul, transpose=True), (dy, matrix(2), sizes)),
       'weight_gradient': lambda: (implementation.weight_gradient, (x, dy, sizes)),
-      'up': lambda: (functools.partial(implementation.up, activation='swiglu'), (x, matrix(2), matrix(3), sizes)),
+      'up': lambda: (functools.partial(up, activation='swiglu'), (x, matrix(2), matrix(3), sizes)),
   }[kernel]()
   for tiles in options:
     try:
@@ -244,7 +245,7 @@ def _runs(implementation: Implementation, kernel, shape, sizes, options) -> Iter
 
 
 def _race(runs, total, measure, title) -> dict[int, float]:
-  # Median seconds by number of candidate.
+  # Median seconds by candidate index.
   runs = {n: run for n, run in enumerate(tqdm(runs, f'{title}: compile', total)) if run}
   seconds = {n: [] for n in runs}
   for _ in tqdm(range(_TURNS), f'{title}: measure'):
@@ -262,7 +263,7 @@ def main() -> None:
   flags.add_argument('--dim', metavar='N', type=_count, help='width of the model')
   flags.add_argument('--hidden', metavar='N', type=_count, help='width of an expert')
   flags.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'), default='bfloat16',
-                     help='of rows and matrices')
+                     help='dtype of rows and matrices')
   given = flags.parse(needs=('rows', 'experts', 'dim', 'hidden'))
   entries = tune(given.implementation, Layer(given.rows, given.experts, given.dim, given.hidden, given.dtype))
   for name, entry in entries.items():
@@ -272,9 +273,11 @@ def main() -> None:
 
 def _count(text):
   if not text.isdigit() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f'{text!r} is not 1 or more')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a positive int')
   return int(text)
 
 
+script = lambda: command_line.in_one_sentence(main)
+
 if __name__ == '__main__':
-  command_line.in_one_sentence(main)
+  script()

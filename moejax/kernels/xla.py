@@ -1,7 +1,7 @@
 """Grouped matmul in plain JAX: for each matrix, a loop over blocks of its own rows.
 
-No row meets a matrix that is not its own, and nothing of size M is copied or padded: a block is a slice of `x` that
-starts where the group's rows do, and the number of blocks is known only when the program runs. Made for CPUs.
+Rows are multiplied only with their own matrix, and nothing of size M is copied or padded: blocks are slices of `x`
+aligned to the start of a group, and their number is determined at run time. Made for CPUs.
 """
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
 
     def block(dw, first, end, rows, fresh):
       at, mine = _within(first, rows, end, x.shape[0])
-      # Both sides are selected: a foreign row's 0 * NaN would be NaN.
+      # Both sides are masked: 0 * NaN in another group's row would be NaN.
       part = dot(jnp.where(mine, _read(x, at, mine), 0), jnp.where(mine, _read(dy, at, mine), 0), (0, 0))
       return part if fresh else dw + part
 
@@ -53,27 +53,27 @@ def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry],
                 size: jax.Array, sizes: tuple[int, ...]) -> Carry:
   """`body(carry, first, end, rows, fresh)` for blocks that cover the rows start .. start+size, in order.
 
-  First one that holds what whole blocks leave over, then whole blocks. `rows` is static, so there is a loop for each size,
-  which runs once or not at all. (A conditional would copy what it updates; a loop does not.) A block's own rows are those
-  before `end`. `fresh` says that it is the first, so that sums can start with it. `sizes`: see `block_sizes`.
+  The first block holds the remainder, the others are full. `rows` is static, so there is one loop per size, which runs
+  once or not at all. (A conditional would copy what it updates; a loop does not.) Rows from `end` on belong to the next
+  group. `fresh`: whether it is the first block, which initialises sums. `sizes`: see `block_sizes`.
   """
   whole = jnp.maximum(size - 1, 0) // sizes[-1]
   rest = size - whole * sizes[-1]
   for smaller, rows in zip((0, *sizes), sizes):
     once = ((rest > smaller) & (rest <= rows)).astype(jnp.int32)
-    # `n` is 0; without it the compiler would see the same work in every turn, and do it once before a loop of no turns.
+    # `n` is 0; without it the body is loop-invariant, and the compiler would hoist it out of a loop that may not run.
     carry = lax.fori_loop(0, once, lambda n, carry, rows=rows: body(carry, start + n, start + rest, rows, True), carry)
   block = lambda n, carry: body(carry, start + rest + n * sizes[-1], start + size, sizes[-1], False)
   return lax.fori_loop(0, whole, block, carry)
 
 
 def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
-  """Rows in a block: the sizes that a group's first block may have, and the last of them, that all others have.
+  """Rows per block: the possible sizes of a group's first block; the last is the size of all its other blocks.
 
-  A matrix is packed anew for each block that it multiplies, so one block should hold a whole group: routers that have
-  not learned to balance yet differ by a fifth of the mean from expert to expert. A block of more than 400 rows leaves
-  the cache; one of fewer than 64 mostly packs. Rows that a block has too many are multiplied for nothing, so sizes are
-  close to each other; each is a program to compile.
+  A matrix is repacked for each block it multiplies, so one block should hold a whole group: with untrained routers,
+  group sizes differ by a fifth of the mean. A block of more than 400 rows leaves the cache; one of fewer than 64 spends
+  most of its time packing. Surplus rows of a block are wasted work, so sizes are closely spaced; but each must be
+  compiled.
   """
   largest = 8 * math.ceil(min(400, max(64, 1.5 * num_rows / num_groups)) / 8)
   step = max(16, 8 * round(largest / 12 / 8))
@@ -91,7 +91,8 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def _within(first, rows, end, num_rows):
-  # The last block of the array is moved up to end with it; which of its rows are the group's, and in no block before.
+  # The start of the block, moved back to fit the array, and a mask of its rows that are the group's and not yet
+  # computed.
   at = jnp.minimum(first, num_rows - rows)
   row = at + jnp.arange(rows)
   return at, ((row >= first) & (row < end))[:, None]

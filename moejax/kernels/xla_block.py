@@ -1,12 +1,12 @@
 """The fused expert block in plain JAX: for each expert, a loop over blocks of its rows that stay in the cache.
 
-A block of rows is read by index, multiplied, activated, multiplied again and added to its tokens; nothing else of the
-size of all rows is written. What a block has too many is nobody's row: it reads zeros, and its sums fall away. For the
-backward pass the pre-activations are kept, where their rows lie: blocks come in order, so what one writes beyond its own
-rows is written again by the next. To compute them again would keep nothing, and took 10 % longer with 64 experts.
+A block of rows is gathered, multiplied, activated, multiplied again and added to its tokens; nothing else of the size
+of all rows is written. Surplus rows of a block are padding: they read zeros, and their outputs are dropped. The
+pre-activations are saved for the backward pass in row order: blocks are written in order, so the next block overwrites
+surplus rows. Recomputing them instead would save memory, but took 10 % longer with 64 experts.
 
-Tried, and no faster: two chains of experts side by side, products made to wait for each other, gradients in memory that
-nothing has zeroed, the sum of a row's products as a matrix product.
+Tried, but not faster: two interleaved chains of experts, serialised products, gradients in uninitialised memory, the
+sum of a row's products as a matrix product.
 """
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from moejax.kernels.xla import block_sizes, dot, matmul, over_blocks, starts, we
 
 def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation,
             save: bool) -> tuple[jax.Array, tuple | None]:
-  """x: <float>[N,D] -> <float32>[N,D], and what `backward` needs if `save`. Other arguments as in `expert_block`."""
+  """x: <float>[N,D] -> <float32>[N,D], and residuals for `backward` if `save`. Other arguments as in `expert_block`."""
   read = _Reader(routes)
 
   def expert(carry, group):
@@ -59,7 +59,7 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
       z = jax.tree.map(lambda z: lax.dynamic_slice_in_dim(z, first, rows).astype(jnp.float32), saved)
       hidden, pull = jax.vjp(lambda *z: activate(activation, *z), *z)
       dhidden = dot(d, own.wo, (1, 1))
-      # Selected, not weighted by zero: where rows are the next expert's, 0 * NaN would be NaN.
+      # Masked, not weighted by zero: in the next expert's rows, 0 * NaN would be NaN.
       hidden, dzi, dzg = jax.tree.map(lambda a: jnp.where(mine, a, 0), (hidden, *pull(dhidden * share)))
       dshare = (dhidden * hidden).sum(1)
       d = d.astype(jnp.float32)
@@ -74,7 +74,7 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
         parts |= dict(wg=dot(row, low(dzg), (0, 0)), bg=dzg.sum(0))
 
       def add(total, part):
-        # Written where it stays, and where it is the first not added: these are the largest arrays there are.
+        # Updated in place, without an addition for the first block: these are the largest arrays.
         part = part if fresh else part + lax.dynamic_index_in_dim(total, e, keepdims=False)
         return lax.dynamic_update_index_in_dim(total, part, e, axis=0)
       grads = grads._replace(**{name: add(getattr(grads, name), part)
@@ -91,7 +91,7 @@ def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activat
 
 
 class _Reader:
-  """What routes say of the rows of a block; `sizes` of blocks, and `num_rows` with room for one larger than its rows."""
+  """Reads the routes of a block; `sizes` of blocks, and `num_rows` padded by one block."""
 
   def __init__(self, routes):
     self.sizes = block_sizes(len(routes.token), len(routes.group_sizes))
@@ -99,7 +99,7 @@ class _Reader:
     self.num_rows = len(self._token)
 
   def __call__(self, first, end, rows):
-    """Which rows are the group's own <bool>[rows,1], their tokens <int32>[rows], their weights <float32>[rows,1]."""
+    """Mask of the group's rows <bool>[rows,1], their tokens <int32>[rows] and weights <float32>[rows,1]."""
     mine = first + jnp.arange(rows) < end
     token, weight = (lax.dynamic_slice_in_dim(a, first, rows) for a in (self._token, self._weight))
     return mine[:, None], jnp.where(mine, token, NOWHERE), jnp.where(mine, weight, 0)[:, None]
@@ -110,9 +110,8 @@ def _add(total, token, rows):
 
 
 def _pre_activations(own, rows):
-  def affine(w, b):
-    return None if w is None else dot(rows, w, (1, 0)) + (0. if b is None else b)
-  return affine(own.wi, own.bi), affine(own.wg, own.bg)
+  affine = lambda w, b: dot(rows, w, (1, 0)) + (0. if b is None else b)
+  return affine(own.wi, own.bi), None if own.wg is None else affine(own.wg, own.bg)
 
 
 IMPLEMENTATION = Implementation(matmul, weight_gradient, block=Block(forward, backward))

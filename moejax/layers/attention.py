@@ -28,9 +28,9 @@ class Attention(nnx.Module):
     head_dim: D/H by default.
     use_bias: whether the projections add a bias.
     qk_norm: norm of each query and key head, e.g. `dict(name='layer_norm', use_bias=False)` (2302.05442), or None.
-    scale: 'sqrt' divides logits by sqrt(head_dim); 'none' does not and starts the query kernel smaller by as much (T5).
+    scale: 'sqrt' divides logits by sqrt(head_dim); 'none' initialises the query kernel smaller by that factor (T5).
     dropout: on the attention weights.
-    init: how the projections start.
+    init: initialisation of the projections.
   """
 
   def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: Count,
@@ -39,8 +39,8 @@ class Attention(nnx.Module):
                dropout: Rate = 0., init: Mapping = dict(name='fan_in')):
     kv_heads = heads if kv_heads is None else kv_heads
     if head_dim is None and dim % heads:
-      raise ConfigError(f'{where}.heads: a width of {dim} cannot be split over {heads} heads; '
-                        'use a divisor, or set head_dim.')
+      raise ConfigError(f'{where}.heads = {heads} does not divide the model width {dim}: use a divisor, or set '
+                        'head_dim.')
     head_dim = head_dim or dim // heads
     self.heads, self.kv_heads, self.dropout, self.dtype = heads, kv_heads, dropout, dtype
     self.scale = head_dim ** -0.5 if scale == 'sqrt' else 1.
@@ -68,16 +68,16 @@ class Attention(nnx.Module):
   def __call__(self, x: jax.Array, memory: jax.Array | None = None, *, mask: jax.Array | None = None,
                bias: jax.Array | None = None, encoding: PositionEncoding | None = None,
                positions: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
-    """Attends from `x` to `memory`, or to `x` itself.
+    """Attends from `x` to `memory`, or to `x`.
 
     Args:
       x: <float>[B,S,D].
       memory: <float>[B,T,D], or None for self-attention.
-      mask: <bool>[B|1,1|H,S,T], True where a query may see a key.
+      mask: <bool>[B|1,1|H,S,T], True where a query may attend to a key.
       bias: <float>[B|1,1|H,S,T], added to the logits.
-      encoding: rotates queries and keys, which are at positions <int32>[B,S]; self-attention only.
+      encoding: rotates queries and keys by their positions <int32>[B,S]; self-attention only.
       key: for dropout.
-      train: whether to drop.
+      train: whether to apply dropout.
 
     Returns:
       <float>[B,S,D].
@@ -86,7 +86,7 @@ class Attention(nnx.Module):
     queries = self._project('bsd,dhk->bshk', x, self.query, self.query_bias)
     keys = self._project('btd,dnk->btnk', memory, self.key, self.key_bias)
     values = self._project('btd,dnk->btnk', memory, self.value, self.value_bias)
-    if self.query_norm is not None:
+    if self.query_norm is not None and self.key_norm is not None:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
     if encoding is not None:
       queries, keys = encoding.rotate(queries, positions), encoding.rotate(keys, positions)
@@ -108,8 +108,7 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, scale: float,
   """Softmax attention; logits and weights are float32.
 
   queries: <float>[B,S,H,k]; keys, values: <float>[B,T,N,k], where N divides H: head h reads head h // (H/N);
-  mask, bias: [B|1,1|H,S,T] -> <float>[B,S,H,k]. A query that may see nothing sees everything equally, so that nothing
-  is NaN.
+  mask, bias: [B|1,1|H,S,T] -> <float>[B,S,H,k]. A fully masked query attends to all keys equally, to avoid NaN.
   """
   batch, length, heads, _ = queries.shape
   kv_heads = keys.shape[2]
@@ -128,7 +127,7 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, scale: float,
 def attention_mask(query_segments: jax.Array, key_segments: jax.Array, causal: bool) -> jax.Array:
   """<int32>[B,S], <int32>[B,T] -> <bool>[B,1,S,T]: True within a segment, and for earlier or equal keys if `causal`.
 
-  Padding is segment 0: it sees only padding, and nothing else sees it.
+  Padding is segment 0: it attends only to padding, and nothing else attends to it.
   """
   mask = query_segments[:, :, None] == key_segments[:, None, :]
   if causal:

@@ -20,19 +20,19 @@ from moejax.routing.features import RouterInputs
 from moejax.routing.router import RouterOutput
 
 
-# Where the mixture of a sparse block goes: in the place of the dense feed-forward, after it as a layer of its own, or
-# in the place of the whole block, where experts are blocks (`block_mixture`).
+# The mixture of a sparse block replaces the dense feed-forward, is inserted after it, or replaces the whole block, with
+# blocks as experts (`block_mixture`).
 SparseForm = Literal['replace', 'insert', 'layer']
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What all blocks of a stack see besides the activations.
+  """Inputs of all blocks of a stack besides the activations.
 
   Attributes:
-    inputs: what routers may look at, over [B,S]; its positions are also those of self-attention.
+    inputs: for routers, with fields [B,S]; self-attention uses its positions too.
     encoding: rotates queries and keys of self-attention.
-    mask: <bool>[B|1,1,S,S] for self-attention, or None: everything sees everything.
+    mask: <bool>[B|1,1,S,S] for self-attention; None: no mask.
     bias: <float32>[1,H,S,S] for self-attention, or None.
     memory: <float>[B,T,D] for cross-attention, or None.
     memory_mask: <bool>[B,1,S,T] for cross-attention.
@@ -46,7 +46,7 @@ class Context:
 
 
 class Norms(nnx.Module):
-  """The norms of a block, taken out of it: what layers have of their own where all else is shared."""
+  """The norms of a block, held per layer while all other parameters are shared. Removes them from `block`."""
 
   NAMES = ('attention_norm', 'cross_attention_norm', 'feed_forward_norm', 'extra_norm')
 
@@ -58,12 +58,12 @@ class Norms(nnx.Module):
 
 class Block(nnx.Module):
   """`x + attention(norm(x))`, then `x + cross_attention(norm(x))` in a decoder with a memory, then `x + f(norm(x))`,
-  where f is a feed-forward layer in a dense block and a mixture of experts in a sparse one.
+  where f is a feed-forward layer in a dense block and a mixture of experts in a sparse block.
 
-  With `sparse_form='insert'` a sparse block is a dense one with `x + mixture(x)` after it: a branch without a norm,
-  whose experts normalise for themselves (BASE layers, 2103.16716). ST-MoE (2202.08906) follows the mixture with one
-  more dense feed-forward branch: `extra_feed_forward`.
-  Dropout is on every branch; `stochastic_depth` is the rate of the last block, and grows linearly from 0 at the first.
+  With `sparse_form='insert'` a sparse block is a dense block followed by `x + mixture(x)`, a branch without a norm,
+  whose experts have their own (BASE layers, 2103.16716). ST-MoE (2202.08906) adds one more dense feed-forward branch
+  after the mixture: `extra_feed_forward`.
+  Every branch has dropout; `stochastic_depth` is the rate of the last block, growing linearly from 0 at the first.
   """
 
   def __init__(self, kind: str, *, where: str, dim: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs,
@@ -90,9 +90,9 @@ class Block(nnx.Module):
 
   def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any, train: bool,
                norms: Norms | None = None) -> tuple[jax.Array, RouterOutput | None]:
-    """x: <float>[B,S,D] -> the same, and what the router said. The updates of the output are nested by attribute.
+    """x: <float>[B,S,D] -> the same shape, and the router's output, whose updates are nested by attribute.
 
-    `norms`: in place of the block's own, which have been taken out.
+    `norms`: used instead of the block's own, if those were removed.
     """
     norms = norms or self
     def add(x, branch, name):

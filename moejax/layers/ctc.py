@@ -1,7 +1,7 @@
-"""Connectionist temporal classification: frames to labels without knowing when each is said (Graves et al. 2006).
+"""Connectionist temporal classification: frames to labels without an alignment (Graves et al. 2006).
 
-A path names a label or the blank, 0, for every frame; it spells what is left when repetitions are merged and then blanks
-removed. Axes: B utterances, S frames, N labels, V labels there are and the blank.
+A path assigns a label, or the blank 0, to every frame; it spells the labels left after merging repetitions and then
+removing blanks. Axes: B utterances, S frames, N target labels, V vocabulary including the blank.
 """
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ BLANK = 0
 
 
 def arguments(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Of a batch of speech, the arguments of the functions below."""
+  """The arguments of the functions below, from a batch of speech."""
   return dict(frames=batch['segments'] > 0, targets=batch['targets'], counted=batch['loss_mask'] > 0)
 
 
 def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
-  """Minus the log of the total probability of the paths that spell the targets; 0 where there is none.
+  """Minus the log of the total probability of the paths that spell the targets; 0 if there are no such paths.
 
   Args:
     logits: <float>[B,S,V].
-    frames: <bool>[B,S], first those that are True.
+    frames: <bool>[B,S], True entries first.
     targets: <int32>[B,N], none of them the blank.
-    counted: <bool>[B,N], first those that are True.
+    counted: <bool>[B,N], True entries first.
 
   Returns:
     <float32>[B].
@@ -32,20 +32,20 @@ def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.
 
 
 def alignable(frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
-  """<bool>[B]: whether there are as many frames as labels and, between equal neighbours, blanks. Arguments as `loss`."""
+  """<bool>[B]: whether there are enough frames for labels and the blanks between equal ones. Arguments as in `loss`."""
   repeated = (targets[:, 1:] == targets[:, :-1]) & counted[:, 1:]
   return frames.sum(-1) >= counted.sum(-1) + repeated.sum(-1)
 
 
 def greedy(logits: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """What the most probable path spells.
+  """Decodes the most probable path.
 
   Args:
     logits: <float>[B,S,V].
     frames: <bool>[B,S].
 
   Returns:
-    <int32>[B,S] the label of each frame, and <bool>[B,S] whether it is spelt: no blank, padding or repetition.
+    <int32>[B,S] the label of each frame, and <bool>[B,S] whether it is spelt: not a blank, padding or repetition.
   """
   labels = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   before = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=BLANK)[:, :-1]
@@ -53,11 +53,11 @@ def greedy(logits: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def edit_distance(labels: jax.Array, spelt: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
-  """Fewest insertions, deletions and substitutions between what is spelt and the targets (Levenshtein 1966).
+  """Minimum number of insertions, deletions and substitutions between spelt labels and targets (Levenshtein 1966).
 
   Args:
-    labels, spelt: <int32>[B,S], <bool>[B,S]; labels not spelt are passed over.
-    targets, counted: <int32>[B,N], <bool>[B,N], first those that are True.
+    labels, spelt: <int32>[B,S], <bool>[B,S]; labels not spelt are skipped.
+    targets, counted: <int32>[B,N], <bool>[B,N], True entries first.
 
   Returns:
     <int32>[B].
@@ -65,11 +65,11 @@ def edit_distance(labels: jax.Array, spelt: jax.Array, targets: jax.Array, count
   places = jnp.arange(targets.shape[1] + 1)
 
   def step(row, label_and_spelt):
-    # row[b, n]: the distance of what was spelt so far to the first n targets.
+    # row[b, n]: the distance of the labels spelt so far to the first n targets.
     label, spelt = label_and_spelt
     changed = row[:, :-1] + (label[:, None] != targets)
     below = jnp.concatenate([row[:, :1] + 1, jnp.minimum(row[:, 1:] + 1, changed)], axis=1)
-    # The last way, min over m <= n of below[m] + (n - m), is a running minimum.
+    # Insertions, min over m <= n of below[m] + (n - m), are a running minimum.
     inserted = places + jax.lax.cummin(below - places, axis=1)
     return jnp.where(spelt[:, None], inserted, row), None
 

@@ -1,14 +1,14 @@
-"""Dropout, and stochastic depth, which is dropout of a residual branch as a whole."""
+"""Dropout, and stochastic depth, which drops a whole residual branch."""
 import jax
 import jax.numpy as jnp
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, *, key: jax.Array | None, train: bool,
             shared_axes: tuple[int, ...] = ()) -> jax.Array:
-  """`x` with entries zeroed with probability `rate` and the others divided by `1 - rate`; `x` itself outside training.
+  """Zeroes entries of `x` with probability `rate` and divides the others by `1 - rate`; the identity outside training.
 
   Entries along `shared_axes` are dropped together: `dropout(branch, rate, shared_axes=(1, 2))` on `[B,S,D]` is
-  stochastic depth (1603.09382). `rate` may be traced, as it is when it grows with the depth of a scanned layer.
+  stochastic depth (1603.09382). `rate` may be traced, e.g. if it depends on the depth of a scanned layer.
 
   Raises:
     ValueError: in training without a key.

@@ -1,4 +1,4 @@
-"""Tokens to vectors, vectors to logits."""
+"""Token embeddings, linear layers and output heads."""
 from collections.abc import Mapping
 
 import jax
@@ -11,7 +11,7 @@ from moejax.parallel import rules
 
 
 class Embedding(nnx.Module):
-  """A row for every token; `attend` uses the table the other way round, as an output layer that shares its weights."""
+  """A vector per token; `attend` uses the transposed table as an output layer with tied weights."""
 
   def __init__(self, *, vocab_size: int, dim: int, init: Mapping, where: str, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dtype = dtype
@@ -20,7 +20,7 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """tokens: <int32>[B,S] -> <dtype>[B,S,D]."""
-    # Whole rows: the compiler would gather the tokens' vectors of all devices rather than the table over `fsdp`.
+    # Whole rows: otherwise the compiler gathers the tokens' vectors of all devices instead of the table over `fsdp`.
     table = rules.constrain(self.table[...].astype(self.dtype), ('vocab', None))
     return table[tokens]
 
@@ -40,7 +40,7 @@ class Linear(nnx.Module):
     self.bias = None if bias_init is None else functional.parameter(rngs, bias_init, shape[1:], axes[1:])
 
   def __call__(self, x: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
-    """x: <float>[...,I] -> <out_dtype>[...,O]; sums are kept in `out_dtype` too, by default the compute dtype."""
+    """x: <float>[...,I] -> <out_dtype>[...,O]; sums are in `out_dtype` too, by default the compute dtype."""
     out_dtype = out_dtype or self.dtype
     y = jnp.einsum('...i,io->...o', x.astype(self.dtype), self.kernel[...].astype(self.dtype),
                    preferred_element_type=out_dtype)
@@ -48,12 +48,12 @@ class Linear(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """Logits over the vocabulary, from weights of its own or from those of the input embedding.
+  """Logits over the vocabulary, with its own weights or tied to the input embedding.
 
   `kind`:
     untied: its own kernel.
     tied: the embedding table (1608.05859).
-    tied_scaled: the same divided by sqrt(D), which an embedding of unit variance needs (T5, 1910.10683).
+    tied_scaled: the embedding table divided by sqrt(D), for embeddings of unit variance (T5, 1910.10683).
   """
 
   def __init__(self, kind: str, *, vocab_size: int, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -63,7 +63,7 @@ class TokenHead(nnx.Module):
 
   def __call__(self, x: jax.Array, embedding: Embedding) -> jax.Array:
     """x: <float>[B,S,D] -> <float32>[B,S,V]."""
-    if self.kind == 'untied':
+    if self.linear is not None:
       logits = self.linear(x, jnp.float32)
     else:
       logits = embedding.attend(x * x.shape[-1] ** -0.5 if self.kind == 'tied_scaled' else x)

@@ -1,4 +1,4 @@
-"""The feed-forward of an ordinary transformer block: one expert that sees every token, without expert axis."""
+"""The feed-forward of a dense transformer block: one expert for all tokens, without an expert axis."""
 import jax
 from flax import nnx
 
@@ -8,7 +8,7 @@ from moejax.ranges import Count, Positive, Rate
 
 
 class FeedForward(experts.FeedForward):
-  """The expert's maths on x <float>[..,D]; the expert's parameters, with axes ('embed', 'mlp')."""
+  """The expert's computation on x <float>[..,D], and its parameters, with axes ('embed', 'mlp')."""
 
   def __init__(self, *, dim: int, dtype, rngs: nnx.Rngs, hidden: Count, activation: experts.Activation = 'gelu',
                use_bias: bool = False, dropout: Rate = 0., init_scale: Positive = 1., where: str = 'feed_forward'):

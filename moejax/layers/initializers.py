@@ -1,4 +1,4 @@
-"""How weights start. An initializer is named in the config of the layer that owns the weight."""
+"""Weight initialisers, named in the config of the layer that owns the weight."""
 from collections.abc import Callable, Mapping
 
 import jax
@@ -11,29 +11,29 @@ Axes = int | tuple[int, ...]
 
 
 def build(config: Mapping, where: str, *, in_axis: Axes = -2, out_axis: Axes = -1) -> Callable:
-  """`init(key, shape, dtype)`; `in_axis` and `out_axis` say which dimensions of the weight are summed over and made."""
+  """`init(key, shape, dtype)`; `in_axis` and `out_axis`: input and output dimensions of the weight."""
   return INITIALIZERS.build(config, where, in_axis=in_axis, out_axis=out_axis)
 
 
 @INITIALIZERS('fan_in')
 def fan_in(*, in_axis, out_axis, scale: Positive = 1.) -> Callable:
-  """Truncated normal of variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1.
+  """Truncated normal with variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1.
 
   Config:
-    scale: of the variance.
+    scale: scale of the variance.
   """
   return jax.nn.initializers.variance_scaling(scale, 'fan_in', 'truncated_normal', in_axis, out_axis)
 
 
 @INITIALIZERS('xavier_uniform')
 def xavier_uniform(*, in_axis, out_axis) -> Callable:
-  """Uniform of variance `2 / (fan_in + fan_out)`; vision transformers."""
+  """Uniform with variance `2 / (fan_in + fan_out)`, as in vision transformers."""
   return jax.nn.initializers.xavier_uniform(in_axis, out_axis)
 
 
 @INITIALIZERS('normal')
 def normal(*, std: NonNegative) -> Callable:
-  """Normal with a standard deviation that does not depend on the shape.
+  """Normal with a standard deviation independent of the shape.
 
   Config:
     std: the standard deviation.

@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: group, route, dispatch to experts, combine; and an expert that all tokens share."""
+"""The mixture-of-experts layer: group, route, dispatch to experts, combine; optionally with a shared expert."""
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from moejax.routing import router
 from moejax.routing.features import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
 
-# As many as have been trained (2407.04153); a hundred slots of each can still be counted in 32 bits.
+# The largest number trained so far (2407.04153); 32-bit indices still allow a hundred slots each.
 ExpertCount = Annotated[int, Between(1, 2**20)]
 
 
@@ -31,16 +31,16 @@ class MoEConfig:
 
   Attributes:
     num_experts: E.
-    experts: what an expert is (`moejax.experts`).
+    experts: the expert (`moejax.experts`).
     router: the stages of the router (`moejax.routing`).
-    dispatch: how tokens reach their experts (`moejax.dispatch`).
-    group: tokens that are routed together, and compete for the slots of a capacity: all of the 'batch' (of the rows that
-      the model sees at a time: config.data.batch_size over config.training.accumulate, in evaluation too), those of one
-      'sequence' with all documents that are packed in it, or this many (the largest divisor of B*S that is not above).
-      Slots for each document: router.place=dict(name='document_capacity').
-    shared: an expert that every token passes besides its routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
-    shared_gate: how the two are added: their 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or with
-      two weights a token, a 'softmax' of a linear map of it (DeepSpeed's code: `use_residual`).
+    dispatch: the dispatcher (`moejax.dispatch`).
+    group: tokens routed together, which compete for the slots of a capacity: the whole 'batch' (a microbatch:
+      config.data.batch_size over config.training.accumulate, in evaluation too), one 'sequence' with all documents
+      packed in it, or this many (the largest divisor of B*S that is at most this). For slots per document:
+      router.place=dict(name='document_capacity').
+    shared: an expert for all tokens besides the routed ones, e.g. `dict(name='feed_forward', hidden=64)`.
+    shared_gate: how the two are added: 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or 'softmax': with
+      two weights per token, the softmax of a linear map of the token (DeepSpeed's code: `use_residual`).
   """
   num_experts: ExpertCount
   experts: dict
@@ -52,54 +52,54 @@ class MoEConfig:
 
 
 class MoE(nnx.Module):
-  """A sparse layer in the place of a feed-forward."""
+  """A sparse layer that replaces a feed-forward."""
 
   def __init__(self, config: Mapping, where: str, *, dim: int, dtype, rngs: nnx.Rngs):
-    """Builds the parts that `config` (the keys of `MoEConfig`) names.
+    """Builds the layer from `config` (the keys of `MoEConfig`).
 
     Raises:
-      ConfigError: a config that does not fit, or experts that the active mesh cannot share out.
+      ConfigError: an invalid config, or a number of experts that the active mesh does not divide.
     """
-    config = call(MoEConfig, config, where)
-    check_experts(config.num_experts, rules.active(), where)
-    self.group, self.where = config.group, where
-    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
-    self.dispatch = dispatch.build(config.dispatch, f'{where}.dispatch')
-    self.experts = experts.build(config.experts, f'{where}.experts', dim=dim, num_experts=config.num_experts,
+    keys: MoEConfig = call(MoEConfig, config, where)
+    check_experts(keys.num_experts, rules.active(), where)
+    self.group, self.where = keys.group, where
+    self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
+    self.dispatch = dispatch.build(keys.dispatch, f'{where}.dispatch')
+    self.experts = experts.build(keys.experts, f'{where}.experts', dim=dim, num_experts=keys.num_experts,
                                  dtype=dtype, rngs=rngs)
-    self.shared = None if config.shared is None else experts.build(
-        config.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
-    if config.shared_gate == 'softmax' and self.shared is None:
-      raise ConfigError(f'{where}.shared_gate = "softmax" weighs a shared expert, and there is none: '
-                        f'set {where}.shared.')
-    self.shared_gate = None if config.shared_gate == 'sum' else Linear(
+    self.shared = None if keys.shared is None else experts.build(
+        keys.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+    if keys.shared_gate == 'softmax' and self.shared is None:
+      raise ConfigError(f'{where}.shared_gate = "softmax" requires a shared expert: set {where}.shared.')
+    self.shared_gate = None if keys.shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
 
   def __call__(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, RouterOutput]:
-    """Routes and computes.
+    """Applies the layer.
 
     Args:
       x: <float>[B,S,D].
-      inputs: what the router may look at besides `x`; fields [B,S].
+      inputs: the router's inputs besides `x`; fields [B,S].
       key: for noise in the router and dropout in the experts.
-      train: whether there are any.
+      train: whether to apply noise and dropout.
 
     Returns:
-      <float>[B,S,D] of the dtype of `x`, and the router's output. Its plan is over groups, a row-major reshape of
-      [B,S]: `output.plan.to_dense().weight.reshape(B, S, E)` is by token.
+      <float>[B,S,D] of the dtype of `x`, and the router's output. Its plan is for groups, a row-major reshape of
+      [B,S]: `output.plan.to_dense().weight.reshape(B, S, E)` has the weights per token.
 
     Raises:
-      ConfigError: while tracing: a plan that the dispatcher cannot run, or tokens that cannot be grouped as asked.
+      ConfigError: while tracing: the dispatcher cannot run the plan, or the tokens cannot be grouped as configured.
     """
     batch, length, dim = x.shape
     inputs = inputs or RouterInputs()
     x = without_padding(x, inputs.valid)
     tokens = tokens_per_group(self.group, batch, length, f'{self.where}.group')
-    grouped, inputs = jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), (x, inputs))
-    routed = self.router(grouped, inputs, key=derive(key, 'router'), train=train)
-    with jax.named_scope('dispatch'):  # by which its work is known in traced and compiled programs
+    to_groups = lambda tree: jax.tree.map(lambda a: a.reshape(-1, tokens, *a.shape[2:]), tree)
+    grouped = to_groups(x)
+    routed = self.router(grouped, to_groups(inputs), key=derive(key, 'router'), train=train)
+    with jax.named_scope('dispatch'):  # identifies its work in traced and compiled programs
       y = self.dispatch(routed.plan, grouped, self.experts, key=derive(key, 'experts'), train=train)
     y = y.reshape(batch, length, dim)
     if self.shared is not None:
@@ -112,30 +112,30 @@ class MoE(nnx.Module):
 
 
 def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> int:
-  """S: the largest divisor of the B*S tokens that is not above `group`.
+  """S: the largest divisor of the B*S tokens that is at most `group`.
 
   Raises:
-    ConfigError: that is less than half of what was asked for, so another router than the config describes; or the
-      tokens are more than indices of 32 bits can count.
+    ConfigError: it is less than half of `group`, so routing would differ from the config; or there are too many tokens
+      for 32-bit indices.
   """
   total = batch * length
   if total > LARGEST:
-    raise ConfigError(f'{where}: a batch of {batch} x {length} tokens is routed at once, and at most {LARGEST} can be. '
+    raise ConfigError(f'{where}: a batch of {batch} x {length} tokens exceeds the maximum of {LARGEST} routed at once. '
                       'Lower config.data.batch_size.')
-  if group in ('batch', 'sequence'):
+  if isinstance(group, str):
     return total if group == 'batch' else length
   wanted = min(group, total)
   tokens = next((n for n in range(wanted, 0, -1) if total % n == 0), 0)
   if 2 * tokens < wanted or not tokens:
-    raise ConfigError(f'{where}: {batch} x {length} tokens do not divide into groups of {group}; the largest size '
-                      f'below that does is {tokens}. Choose a divisor of {total}, "sequence" or "batch".')
+    raise ConfigError(f'{where}: {batch} x {length} tokens do not divide into groups of {group}; the next smaller size '
+                      f'that divides them is {tokens}. Choose a divisor of {total}, "sequence" or "batch".')
   return tokens
 
 
 def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
-  """Raises ConfigError unless the `expert` axis of the mesh divides the experts; fewer are sharded inside."""
+  """Raises ConfigError unless the mesh axis `expert` divides the number of experts, if they are at least as many."""
   devices = 1 if mesh is None else mesh.shape['expert']
-  if num_experts > devices and num_experts % devices:
+  if mesh is not None and num_experts > devices and num_experts % devices:
     nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0)
-    raise ConfigError(f'{where}.num_experts = {num_experts} cannot be shared out over the {devices} devices of the mesh '
-                      f'axis `expert`: make it a positive multiple of {devices}, or config.mesh.expert {nearest}.')
+    raise ConfigError(f'{where}.num_experts = {num_experts} is not a multiple of the {devices} devices of the mesh '
+                      f'axis `expert`: make it a multiple of {devices}, or set config.mesh.expert = {nearest}.')

@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension. Statistics are float32, whatever the activations are."""
+"""Normalisation over the last dimension. Statistics are float32 for any dtype of the activations."""
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -34,7 +34,7 @@ class LayerNorm(nnx.Module):
 
 @NORMS('rms_norm')
 class RMSNorm(nnx.Module):
-  """`scale * x / sqrt(mean(x^2) + epsilon)`: no mean is taken off, nothing is added (1910.07467).
+  """`scale * x / sqrt(mean(x^2) + epsilon)`, without centring or bias (1910.07467).
 
   Config:
     epsilon: added to the mean square.

@@ -1,6 +1,6 @@
-"""Which layers are sparse, and with how many experts.
+"""The pattern of sparse layers, and their numbers of experts.
 
-A layout is named in the config: `sparse=dict(name='every', n=2)`; layers count from 0.
+The config names a layout: `sparse=dict(name='every', n=2)`; layers are numbered from 0.
 """
 from collections.abc import Mapping
 
@@ -14,29 +14,31 @@ def kinds(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
   """'sparse' or 'dense' for each of `num_layers` layers.
 
   Raises:
-    ConfigError: the layout names layers that do not exist.
+    ConfigError: the layout has layers that do not exist.
   """
   sparse = set(LAYOUTS.build(config, where, num_layers=num_layers))
   outside = sorted(layer for layer in sparse if not 0 <= layer < num_layers)
   if outside:
-    raise ConfigError(f'{where}: layer {outside[0]} cannot be sparse; there are {num_layers} layers, counted from 0.')
+    raise ConfigError(f'{where}: there is no layer {outside[0]} to make sparse; the {num_layers} layers are numbered '
+                      'from 0.')
   return tuple('sparse' if layer in sparse else 'dense' for layer in range(num_layers))
 
 
 def mixtures(moe: Mapping | None, where: str, kinds: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Mapping]]:
-  """(kinds, `moe` of each sparse kind). Where `moe.num_experts` is a list, one for each sparse layer, first to last,
-  layers with different numbers are of different kinds: 'sparse of 32', 'sparse of 64' (the pyramid of DeepSpeed-MoE,
+  """(kinds, `moe` of each sparse kind). `moe.num_experts` may be a list with an int for each sparse layer, in order.
+
+  Layers with different numbers are then different kinds: 'sparse of 32', 'sparse of 64' (the pyramid of DeepSpeed-MoE,
   2201.05596, section 4.1).
 
   Raises:
-    ConfigError: the list is not as long as there are sparse layers.
+    ConfigError: the list does not have one int for each sparse layer.
   """
   if moe is None or not isinstance(moe.get('num_experts'), (list, tuple)):
     return kinds, {} if moe is None else {'sparse': moe}
   numbers = list(moe['num_experts'])
   if len(numbers) != kinds.count('sparse') or not all(type(number) is int for number in numbers):
-    raise ConfigError(f'{where}.num_experts = {numbers} must be one whole number for each of the '
-                      f'{kinds.count("sparse")} sparse layers, or a single one for all of them.')
+    raise ConfigError(f'{where}.num_experts = {numbers} must have one int for each of the {kinds.count("sparse")} '
+                      'sparse layers, or be a single int.')
   rest = iter(numbers)
   named = tuple(f'sparse of {next(rest)}' if kind == 'sparse' else kind for kind in kinds)
   return named, {f'sparse of {number}': {**moe, 'num_experts': number} for number in numbers}
@@ -44,27 +46,27 @@ def mixtures(moe: Mapping | None, where: str, kinds: tuple[str, ...]) -> tuple[t
 
 @LAYOUTS('none')
 def none():
-  """No layer."""
+  """No sparse layers."""
   return ()
 
 
 @LAYOUTS('layers')
 def layers(*, indices: tuple[Natural, ...]):
-  """Those named.
+  """The given layers.
 
   Config:
-    indices: numbers of the layers, from 0.
+    indices: indices of the layers, from 0.
   """
   return indices
 
 
 @LAYOUTS('every')
 def every(*, num_layers: int, n: Count, first: Natural | None = None):
-  """The last of each n: layers n-1, 2n-1, ...: Switch and V-MoE "Every-2" with n=2, ST-MoE with n=4.
+  """Every n-th layer: n-1, 2n-1, ...; n=2 is Switch and V-MoE "Every-2", n=4 ST-MoE.
 
   Config:
-    n: of how many layers one is sparse.
-    first: the first sparse layer, if not n-1; GLaM's blocks have the mixture before the dense layer: n=2, first=0.
+    n: one in n layers is sparse.
+    first: the first sparse layer, n-1 by default; GLaM has the mixture before the dense layer: n=2, first=0.
   """
   return range(n - 1 if first is None else first, num_layers, n)
 
@@ -74,7 +76,7 @@ def last(*, num_layers: int, n: Natural, where: str):
   """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974).
 
   Config:
-    n: how many layers.
+    n: number of sparse layers.
   """
   return _at_most(n, range(1, num_layers, 2)[-n or num_layers:], where)
 
@@ -84,7 +86,7 @@ def top(*, num_layers: int, n: Natural, where: str):
   """The last n layers: Soft MoE; flaxformer's TOP.
 
   Config:
-    n: how many layers.
+    n: number of sparse layers.
   """
   return _at_most(n, range(num_layers)[-n or num_layers:], where)
 
@@ -94,17 +96,17 @@ def bottom(*, num_layers: int, n: Natural, where: str):
   """The first n layers: flaxformer's BOTTOM.
 
   Config:
-    n: how many layers.
+    n: number of sparse layers.
   """
   return _at_most(n, range(num_layers)[:n], where)
 
 
 @LAYOUTS('middle')
 def middle(*, num_layers: int, n: Natural, where: str):
-  """n layers in the middle, the later half where there are two middles: flaxformer's MIDDLE.
+  """n layers in the middle, shifted towards the end if they cannot be centred: flaxformer's MIDDLE.
 
   Config:
-    n: how many layers.
+    n: number of sparse layers.
   """
   first = (num_layers - n + 1) // 2
   return _at_most(n, range(num_layers)[first:first + n] if n <= num_layers else (), where)
@@ -112,5 +114,5 @@ def middle(*, num_layers: int, n: Natural, where: str):
 
 def _at_most(n, chosen, where):
   if len(chosen) != n:
-    raise ConfigError(f'{where}.n: there are not {n} such layers; lower n or add layers.')
+    raise ConfigError(f'{where}.n = {n}, but there are fewer such layers: lower n or add layers.')
   return chosen

@@ -1,6 +1,6 @@
-"""Where a token stands: five ways to tell the model, all behind one interface.
+"""Position encodings, all behind one interface.
 
-A position encoding can act in three places, and each kind uses one of them:
+A position encoding can act in three places; each kind uses one of them:
 
     embed    added to the embeddings            learned, sincos2d
     rotate   applied to queries and keys        rope
@@ -25,13 +25,13 @@ Base = Annotated[float, AtLeast(1)]
 
 def position_encoding(config: Mapping, where: str, *, grid: tuple[int, int] | None = None, prefix: int = 0,
                       **context: Any) -> 'PositionEncoding':
-  """The encoding that `config` names. `grid` and `prefix` are of tokens that are patches of an image."""
+  """Builds the encoding named in `config`. `grid` and `prefix` are for tokens that are image patches."""
   return POSITIONS.build(config, where, grid=grid, prefix=prefix, **context)
 
 
 @POSITIONS('none')
 class PositionEncoding(nnx.Module):
-  """Tells nothing; what the others derive from."""
+  """No position information; the base class."""
 
   def __init__(self):
     pass
@@ -40,7 +40,7 @@ class PositionEncoding(nnx.Module):
     """x: <float>[B,S,D] embeddings at positions <int32>[B,S]."""
     return x
 
-  def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+  def rotate(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
     """x: <float>[B,S,H,head_dim] queries or keys at positions <int32>[B,S]."""
     return x
 
@@ -51,11 +51,11 @@ class PositionEncoding(nnx.Module):
 
 @POSITIONS('learned')
 class Learned(PositionEncoding):
-  """A vector for each of `length` positions. Positions beyond are refused by shape, before compilation.
+  """A learned vector for each of `length` positions. Longer sequences raise ConfigError while tracing.
 
   Config:
-    length: positions there are.
-    init_std: standard deviation at the start.
+    length: number of positions.
+    init_std: initial standard deviation.
   """
 
   def __init__(self, *, where: str, dim: int, rngs: nnx.Rngs, length: Count, init_std: NonNegative = 0.02):
@@ -64,25 +64,25 @@ class Learned(PositionEncoding):
 
   def embed(self, x, positions):
     if x.shape[1] > self.length:
-      raise ConfigError(f'{self.where}.length: there are learned positions for {self.length} tokens, and sequences of '
-                        f'{x.shape[1]}. Raise it, or shorten the data.')
+      raise ConfigError(f'{self.where}.length = {self.length} is less than the sequence length {x.shape[1]}. Raise it, '
+                        'or shorten the data.')
     return x + self.table[...].astype(x.dtype)[positions]
 
 
 @POSITIONS('sincos2d')
 class Sincos2d(PositionEncoding):
-  """Sines and cosines of the row and the column of a patch, D/4 frequencies each (MoCo v3, 2104.02057).
+  """Sines and cosines of a patch's row and column, with D/4 frequencies each (MoCo v3, 2104.02057).
 
-  `grid` is (rows, columns), in row-major order after `prefix` tokens that have no place in the image.
+  `grid` is (rows, columns), in row-major order after `prefix` tokens without a position in the image.
 
   Config:
-    temperature: largest wavelength over 2 pi.
+    temperature: largest wavelength divided by 2 pi.
   """
 
   def __init__(self, *, dim: int, grid: tuple | None, prefix: int, where: str, temperature: Base = 10000.):
     if grid is None:
-      raise ConfigError(f'{where}: sincos2d places the patches of images, and this model has other tokens. '
-                        'Choose another position encoding.')
+      raise ConfigError(f'{where}: sincos2d is for image patches, which this model does not have. Choose another '
+                        'position encoding.')
     if dim % 4 or dim < 8:
       raise ConfigError(f'{where}: sincos2d needs a model width that is a multiple of 4 and at least 8, not {dim}.')
     self.grid, self.prefix, self.temperature = grid, prefix, temperature
@@ -104,13 +104,13 @@ class Rope(PositionEncoding):
   Feature i is paired with feature i + head_dim/2, the convention of Llama checkpoints in transformers.
 
   Config:
-    theta: base of the angles: the slowest pair turns once in about 2 pi theta positions.
+    theta: base of the angles; the slowest pair rotates once in about 2 pi theta positions.
   """
 
   def __init__(self, *, where: str, theta: Base = 10000.):
     self.where, self.theta = where, theta
 
-  def rotate(self, x, positions):
+  def rotate(self, x: jax.Array, positions: Any) -> jax.Array:
     if x.shape[-1] % 2:
       raise ConfigError(f'{self.where}: rotary positions pair features, so head_dim must be even, not {x.shape[-1]}. '
                         'Set attention.head_dim, or choose another position encoding.')
@@ -130,25 +130,25 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 @POSITIONS('relative_bias')
 class RelativeBias(PositionEncoding):
-  """A learned bias for each head and each bucket of distances, shared by all layers of a stack (T5, 1910.10683).
+  """A learned bias per head and bucket of distances, shared by all layers of a stack (T5, 1910.10683).
 
   Config:
-    buckets: buckets of distances, half of them for each direction where both are seen.
-    max_distance: from which on all distances share a bucket.
+    buckets: number of buckets of distances, half for each direction if attention is bidirectional.
+    max_distance: distances from this on share a bucket.
   """
 
   def __init__(self, *, where: str, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs,
                buckets: Annotated[int, Between(4, 4096)] = 32, max_distance: Count = 128):
-    exact = buckets // (4 if bidirectional else 2)  # distances that have a bucket each
+    exact = buckets // (4 if bidirectional else 2)  # distances with a bucket of their own
     if max_distance <= exact:
       raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, '
-                        'distances below that have one each. Raise it, or lower buckets.')
+                        'smaller distances have one each. Raise it, or lower buckets.')
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
     init = nnx.initializers.normal(dim ** -0.5)
     self.table = functional.parameter(rngs, init, (buckets, heads), (None, 'heads'))
 
   def bias(self, queries, keys):
-    # Documents packed into one row are masked from one another, so differences of indices are those of positions.
+    # Documents packed into one row are masked from one another, so differences of indices equal those of positions.
     distances = np.arange(1 - queries, keys)
     buckets = jnp.asarray(relative_position_bucket(distances, self.bidirectional, self.buckets, self.max_distance))
     which = jnp.arange(keys) - jnp.arange(queries)[:, None] + queries - 1
@@ -158,10 +158,10 @@ class RelativeBias(PositionEncoding):
 def relative_position_bucket(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
   """Bucket of each `distance` = key position - query position: <int>[...] -> <int>[...] in [0, buckets).
 
-  Bidirectional attention gives half of the buckets to each side; otherwise keys ahead count as distance 0. Of those
-  that a side has, the first half holds one distance each, the second half distances up to `max_distance` on a
-  logarithmic scale, and what is further. Evaluated in float32 like the published implementations, whose rounding
-  decides where a bucket ends.
+  Bidirectional attention gives half of the buckets to each side; otherwise keys ahead count as distance 0. On each side
+  the first half of the buckets holds one distance each, the second half larger distances on a logarithmic scale up to
+  `max_distance`; the last bucket also holds those beyond. Computed in float32 like the published implementations, whose
+  rounding determines the bucket boundaries.
   """
   if bidirectional:
     buckets //= 2

@@ -1,4 +1,4 @@
-"""Recurrent layers: states that run along a sequence, and start again with each document."""
+"""Recurrent layers, whose state is reset at the start of each document."""
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,11 +12,11 @@ State = tuple[jax.Array, jax.Array]
 def lstm_step(state: State, projected: jax.Array, recurrent: jax.Array) -> State:
   """One step of an LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
-  Gates lie in the order of PyTorch and Flax: input, forget, candidate, output.
+  The gates are in the order of PyTorch and Flax: input, forget, candidate, output.
 
   Args:
     state: (h, c), <float>[B,D] each.
-    projected: <float>[B,4D] what the input adds to the gates, biases included.
+    projected: <float>[B,4D] the input's contribution to the gates, including biases.
     recurrent: <float>[D,4D].
 
   Returns:
@@ -29,7 +29,7 @@ def lstm_step(state: State, projected: jax.Array, recurrent: jax.Array) -> State
 
 
 class LSTM(nnx.Module):
-  """An LSTM over sequences, as wide as its input. The bias of the forget gate starts at 1 (Jozefowicz et al. 2015)."""
+  """An LSTM over sequences, as wide as its input. The forget gate's bias starts at 1 (Jozefowicz et al. 2015)."""
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dtype = dtype
@@ -40,7 +40,7 @@ class LSTM(nnx.Module):
     self.bias = functional.parameter(rngs, ones_to_forget, (4 * dim,), (None,))
 
   def __call__(self, x: jax.Array, starts: jax.Array) -> jax.Array:
-    """x: <float>[B,S,D], starts: <bool>[B,S] where a document starts, from a state of zeros -> <dtype>[B,S,D]."""
+    """x: <float>[B,S,D], starts: <bool>[B,S] starts of documents, where the state is reset to 0 -> <dtype>[B,S,D]."""
     cast = lambda w: w[...].astype(self.dtype)
     projected = x.astype(self.dtype) @ cast(self.kernel) + cast(self.bias)
     recurrent = cast(self.recurrent_kernel)

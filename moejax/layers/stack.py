@@ -1,7 +1,7 @@
-"""A stack of blocks of several kinds, scanned or unrolled: the same function of the same key, either way.
+"""A stack of blocks of several kinds, scanned or unrolled; both compute the same function of the same key.
 
-A pattern of kinds is factored into segments, each a unit that repeats: 'every second of 12 layers is sparse' is
-(dense, sparse) x 6, and 'the last two odd ones' is dense x 8, then (dense, sparse) x 2. Scanned, a segment is one
+A pattern of kinds is factored into segments, each a repeated unit: 'every second of 12 layers is sparse' is
+(dense, sparse) x 6, and 'the last two odd ones' is dense x 8, then (dense, sparse) x 2. If scanned, a segment is one
 `jax.lax.scan` over its repeats, and only its unit is compiled.
 """
 import dataclasses
@@ -20,7 +20,7 @@ from moejax.routing.router import RouterOutput
 
 Layers = Literal['scan', 'unrolled']
 Depth = Annotated[int, Between(1, 1000)]
-# What of each block is kept for the backward pass; all else is computed again.
+# The residuals of each block saved for the backward pass; all others are recomputed.
 Remat = Literal['none', 'full', 'dots', 'dots_with_no_batch_dims']
 _POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -34,7 +34,7 @@ Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any], tuple[jax.Array,
 
 @functools.lru_cache
 def factor(kinds: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:
-  """Segments `(unit, repeats)` that spell `kinds`, with as few blocks in their units as possible, then as few segments.
+  """Segments `(unit, repeats)` that make up `kinds`, with as few blocks in units as possible, then as few segments.
 
   >>> factor(('dense', 'dense', 'dense', 'sparse', 'dense', 'sparse'))
   ((('dense',), 2), (('dense', 'sparse'), 2))
@@ -54,10 +54,10 @@ def factor(kinds: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """How a list of blocks is built and run. Holds no variables: those are in what `build` returns.
+  """Builds and runs a list of blocks. Holds no variables: those are in the list that `build` returns.
 
-  Parameter paths below the attribute that holds the blocks are `<depth>/...` unrolled, and
-  `<segment>/<position in the unit>/...` with a leading axis of repeats scanned.
+  Parameter paths below the attribute that holds the blocks are `<depth>/...` if unrolled, and
+  `<segment>/<position in the unit>/...`, with a leading axis of repeats, if scanned.
   """
   kinds: tuple[str, ...]
   layers: Layers = 'scan'
@@ -65,11 +65,11 @@ class Stack:
 
   @property
   def traced(self) -> int:
-    """How many blocks are traced and compiled: scanned, those of the units; unrolled, all."""
+    """Number of blocks traced and compiled: if scanned, the blocks of the units; if unrolled, all."""
     return sum(len(unit) for unit, _ in factor(self.kinds)) if self.layers == 'scan' else len(self.kinds)
 
   def build(self, block: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.List:
-    """`block(kind, rngs=)` for every layer."""
+    """Calls `block(kind, rngs=)` for every layer."""
     make = functional.stack_modules if self.layers == 'scan' else functional.unstacked_modules
     segments = []
     for unit, repeats in factor(self.kinds):
@@ -80,7 +80,7 @@ class Stack:
     return nnx.List([block for segment in segments for unit in segment for block in unit])
 
   def distinct(self, blocks: nnx.List) -> Iterator[nnx.Module]:
-    """Blocks for reading what is static in them; scanned, one for all repeats."""
+    """Blocks for reading their static attributes; if scanned, one for all repeats."""
     for block in blocks:
       if self.layers == 'scan':
         yield from block
@@ -92,10 +92,10 @@ class Stack:
     """Applies all blocks to `x`.
 
     Returns:
-      x: what comes out of the last block.
-      routers: `{'block_03': RouterOutput}` for each block that returns one, first to last; the same names and shapes
-        whether scanned or not.
-      updates: the router state that changes, nested by the paths of `blocks`.
+      x: output of the last block.
+      routers: `{'block_03': RouterOutput}` for each block that returns one, in order; the same names and shapes whether
+        scanned or not.
+      updates: updates of router state, nested by the paths of `blocks`.
     """
     step = self._rematerialised(step)
     depths = jnp.arange(len(self.kinds))
@@ -106,7 +106,7 @@ class Stack:
     return x, routers, updates
 
   def unrolled(self, scanned: Tree) -> Tree:
-    """Parameters (or any tree of the same paths) of the scanned form in the unrolled form."""
+    """Converts parameters (or any tree with the same paths) from the scanned to the unrolled form."""
     tree = {}
     for depth, segment, repeat, position in self._places():
       if str(position) in scanned.get(str(segment), {}):
@@ -169,7 +169,7 @@ class Stack:
 
     def rematerialised(block, x, key, depth):
       variables, _, rebuild = functional.open_module(block)
-      # Inside a scan the loop already keeps the compiler from merging the two computations.
+      # Inside a scan the loop already prevents the compiler from merging the two computations.
       compute = jax.checkpoint(lambda variables, x, key, depth: step(rebuild(variables), x, key, depth),
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
       return compute(variables, x, key, depth)

@@ -1,4 +1,4 @@
-"""A stack of blocks and the norm after it: what is common to all models."""
+"""A stack of blocks and a final norm, the common part of all models."""
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -18,12 +18,12 @@ from moejax.ranges import Rate
 from moejax.routing.router import RouterOutput
 
 
-# What layers share. 'all': one block, used at every depth (ALBERT, 1909.11942); 'all_but_norms': one attention, one
-# router and one set of experts, but norms of its own in every layer, by which a token may meet other experts at another
-# depth (WideNet, 2107.11817).
+# Parameters shared by all layers. 'all': one block, used at every depth (ALBERT, 1909.11942); 'all_but_norms': one
+# attention, one router and one set of experts, but each layer has its own norms, so a token may be routed to different
+# experts at different depths (WideNet, 2107.11817).
 Sharing = Literal['none', 'all', 'all_but_norms']
 
-# A block takes a tenth of a second to trace for training, and some seconds to compile.
+# Tracing a block for training takes a tenth of a second, and compiling it a few seconds.
 _MOST_TRACED = 100
 
 
@@ -32,21 +32,21 @@ class Transformer(nnx.Module):
 
   Config keys:
     num_layers: L.
-    attention: of every block; see `Attention`.
-    feed_forward: of dense blocks; see `FeedForward`.
-    moe: of sparse blocks; see `MoE`. May be None where no layer is sparse. Its `num_experts` may be a list, one for
-      each sparse layer.
+    attention: for every block; see `Attention`.
+    feed_forward: for dense blocks; see `FeedForward`.
+    moe: for sparse blocks; see `MoE`. May be None if no layer is sparse. Its `num_experts` may be a list with one int
+      for each sparse layer.
     sparse: which layers are sparse; see `placement`.
-    extra_feed_forward: of one more dense branch after each mixture of experts (ST-MoE), or None.
-    sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or is
-      of whole layers (`LayerMixture`).
-    norm: of every branch and at the end; see `norms`.
+    extra_feed_forward: one more dense branch after each mixture of experts (ST-MoE), or None.
+    sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or
+      mixes whole layers (`LayerMixture`).
+    norm: for every branch and at the end; see `norms`.
     dropout: on every branch.
-    stochastic_depth: rate at which branches of the last block are dropped; linear in depth from 0 at the first.
-    sharing: which parameters all layers share; see `Sharing`. The state of a shared router moves once a step, by what
-      the tokens of all layers did.
+    stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
+    sharing: the parameters shared by all layers; see `Sharing`. The state of a shared router is updated once per step,
+      from the tokens of all layers.
     layers: scanned (only distinct blocks are compiled) or unrolled.
-    remat: what of each block is kept for the backward pass.
+    remat: the residuals of each block saved for the backward pass.
   """
 
   def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: Depth, attention: Mapping,
@@ -58,19 +58,19 @@ class Transformer(nnx.Module):
     kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
     if sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe '
-                        f'make {" and ".join(sorted(set(kinds)))} ones. Make all sparse or none, or share nothing.')
+                        f"make {' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or use 'none'.")
     if moe is None and 'sparse' in kinds:
       raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
     if sparse_form == 'layer' and (sharing == 'all_but_norms' or extra_feed_forward is not None):
-      key, why = (('sharing', "the norms of a layer that is an expert are the expert's own. Use 'all', or 'none'")
+      key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
                   if extra_feed_forward is None else
-                  ('extra_feed_forward', 'there is no branch of a mixture to follow. Remove it'))
+                  ('extra_feed_forward', 'there is no mixture branch to add it after. Remove it'))
       raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
     self.stack, self.sharing = Stack(kinds, layers, remat), sharing
     if self.stack.traced > _MOST_TRACED:
-      raise ConfigError(f'{where}.num_layers = {num_layers} makes {self.stack.traced} blocks that are traced and compiled '
-                        f"one by one, and at most {_MOST_TRACED} can be. Use layers='scan', and a {where}.sparse that "
-                        'repeats; or fewer layers.')
+      raise ConfigError(f'{where}.num_layers = {num_layers} makes {self.stack.traced} blocks to trace and compile '
+                        f"separately, more than the maximum of {_MOST_TRACED}. Use layers='scan' and a periodic "
+                        f'{where}.sparse, or fewer layers.')
 
     def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
       if kind != 'dense' and sparse_form == 'layer':
@@ -92,12 +92,12 @@ class Transformer(nnx.Module):
     self.blocks = self.stack.build(own, rngs)
     self.shared = None if sharing == 'none' else block(kinds[0], rngs)
     if sharing == 'all_but_norms':
-      Norms(self.shared)  # takes them out
+      Norms(self.shared)  # removes them from the shared block
     self.final_norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
 
   def transform(self, x: jax.Array, context: Context, *, key: jax.Array | None,
                 train: bool) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:
-    """x: <float>[B,S,D] -> (the same, router outputs by depth, router state that changes)."""
+    """x: <float>[B,S,D] -> (the same shape, router outputs by depth, updates of router state)."""
     def step(own, x, key, depth):
       norms = own if self.sharing == 'all_but_norms' else None
       block = own if self.sharing == 'none' else self.shared
@@ -110,5 +110,5 @@ class Transformer(nnx.Module):
     return self.final_norm(x), routers, dict(blocks=updates) if updates else {}
 
   def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
-    """Blocks for reading what is static in them; one for all layers that are scanned together, or share it."""
+    """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
     yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]

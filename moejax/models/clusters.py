@@ -1,4 +1,4 @@
-"""Classifiers of patches whose experts are sums of filters: the model of "Towards Understanding MoE" (2208.02813)."""
+"""Patch classifiers whose experts are sums of filters: the model of "Towards Understanding MoE" (2208.02813)."""
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -24,13 +24,13 @@ Activation = Literal['cubic', 'linear']
 
 
 def filter_experts(patches: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> jax.Array:
-  """`f_e(x)_y = sum over the J filters of class y and the P patches of (w . x_p + b)^3` (equation 3.2, with a bias).
+  """`f_e(x)_y`: sum of `(w . x_p + b)^3` over the J filters of class y and the P patches (equation 3.2, plus a bias).
 
   Args:
     patches: <float32>[B,P,D].
     kernel: <float32>[E,D,Y,J].
     bias: <float32>[E,Y,J].
-    activation: 'linear' leaves the cube out.
+    activation: 'linear' omits the cube.
 
   Returns:
     <float32>[B,E,Y].
@@ -44,9 +44,9 @@ class Filters:
   """config.model.moe.experts.
 
   Attributes:
-    filters: J, filters a class.
+    filters: J, filters per class.
     activation: see `filter_experts`.
-    init_scale: the initial values are those of a convolution of PyTorch, uniform within 1 / sqrt(D), times this.
+    init_scale: multiplies PyTorch's initial values of a convolution, uniform within 1 / sqrt(D).
   """
   filters: Count = 8
   activation: Activation = 'cubic'
@@ -68,7 +68,7 @@ class MixtureConfig:
 
 
 class Experts(nnx.Module):
-  """The filters of all experts, all of which see all examples: they are too small to be worth dispatching."""
+  """The filters of all experts. Every expert computes every example: they are too small to be worth dispatching."""
 
   def __init__(self, config: Mapping, where: str, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs):
     config = call(Filters, config, where)
@@ -95,16 +95,16 @@ class Mixture(nnx.Module):
 
   def __call__(self, patches: jax.Array, valid: jax.Array | None, *, key: jax.Array | None,
                train: bool) -> tuple[jax.Array, RouterOutput]:
-    """patches: <float32>[B,P,D], valid: <bool>[B] -> (<float32>[B,Y], what the router said over one group of B)."""
+    """patches: <float32>[B,P,D], valid: <bool>[B] -> (<float32>[B,Y], the router's output for one group of B)."""
     inputs = RouterInputs(valid=None if valid is None else valid[None])
     output = self.router(patches.sum(1)[None], inputs, key=derive(key, 'router'), train=train)
-    with jax.named_scope('dispatch'):  # by which their work is told from the model's own
+    with jax.named_scope('dispatch'):  # separates their work from the model's own
       scores = self.experts(patches)
     return jnp.einsum('be,bey->by', output.plan.to_dense().weight[0], scores), output
 
 
 class Layer(nnx.Module):
-  """What holds the mixture, so that its parameters have the paths of other models'."""
+  """Holds the mixture, so that its parameters have the same paths as in other models."""
 
   def __init__(self, moe: Mixture):
     self.moe = moe
@@ -112,13 +112,13 @@ class Layer(nnx.Module):
 
 @MODELS('patch_mixture')
 class PatchMixture(nnx.Module):
-  """Images to classes: every image is one token of one sparse layer, and that layer is the model.
+  """Image classifier with a single sparse layer, whose tokens are whole images.
 
   Config keys:
     image_size, channels, patch_size, num_classes: sizes; patch_size divides image_size.
     moe: see `MixtureConfig`.
-    output: 'probabilities' puts a softmax over the scores, on top of which the objective has its own, as in the
-      published code: the loss of two classes cannot fall below log(1 + 1/e) = 0.3133. 'logits': without.
+    output: 'probabilities' applies a softmax to the scores, in addition to the objective's, as in the published code:
+      with two classes the loss cannot fall below log(1 + 1/e) = 0.3133. 'logits' does not.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,

@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many of them a token meets."""
+"""Total and active parameters of a model, and FLOPs of its forward pass."""
 import math
 import re
 from typing import Any, NamedTuple
@@ -12,11 +12,10 @@ from moejax.routing.router import RouterOutput
 
 
 def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
-  """`total` parameters, and those `active`: all but the share of routed experts that the average token does not meet.
+  """`total` and `active` parameters: for routed experts only the share used by the average token is active.
 
-  `batch` is one of arrays or of `jax.ShapeDtypeStruct`s: where experts choose tokens, how many experts a token meets
-  depends on its shape. Nothing is computed. Experts are those met in training; choices that are dropped at run time
-  count.
+  `batch` consists of arrays or of `jax.ShapeDtypeStruct`s; with expert choice, the experts per token depend on its
+  shape. Nothing is computed. Counts are for training, and include choices that may be dropped.
   """
   met = _experts_met(model, batch)
   total, active = 0, 0.
@@ -28,11 +27,11 @@ def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
 
 
 def forward_flops(model: Functional, batch: Any) -> float:
-  """FLOPs of the matrix products of a forward pass that the model itself asks for, whatever runs it.
+  """Model FLOPs: matrix products of a forward pass that the model defines, independent of its implementation.
 
-  These are all products outside of experts, attention included, and those of every expert with the tokens that chose
-  it; of those that are layers, all for every token, as it takes to attend to tokens of other experts.
-  What a dispatcher adds is left out: products with one-hot matrices, empty slots, padding, weights met twice.
+  They include all products outside of experts, such as attention, and every expert's products with its tokens; experts
+  that are layers compute every token, since attention needs the tokens of other experts. The overhead of dispatchers is
+  excluded: products with one-hot matrices, empty slots, padding, repeated work.
   """
   params, state = model.shapes()
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -54,13 +53,13 @@ _EXPERTS = re.compile(r'/moe/(?:experts|layers)/')  # feed-forwards, or whole la
 
 
 class _Met(NamedTuple):
-  share: float  # of a layer's experts, that a token meets
+  share: float  # of a layer's experts that a token uses
   tokens: int
   layers: int
 
 
 def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, int], _Met]:
-  """For each stack ('', 'encoder' or 'decoder') and number of experts, which together say what router it is."""
+  """By stack ('', 'encoder' or 'decoder') and number of experts, which together identify a router."""
   forward = lambda params, state, batch, key: model.apply(params, state, batch, key=key, train=True).routers
   routers = jax.eval_shape(forward, *model.shapes(), batch, jax.eval_shape(lambda: jax.random.key(0)))
   keys = {depth: (depth.rpartition('block_')[0].rstrip('_'), router.plan.num_experts)
@@ -70,14 +69,14 @@ def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, int], _Met]:
 
 
 def _share(model: Functional, met: dict, path: str, leaf: jax.ShapeDtypeStruct) -> float:
-  # Of a parameter of experts, that a token meets. Of N segments each choice passes one (MultiHash layers).
+  # The active share of an expert parameter. Each choice uses one of N segments (MultiHash layers).
   axes = flatten(model.axes)[path]
   segments = leaf.shape[axes.index('segment')] if 'segment' in axes else 1
   return met[_experts_of(model, path, leaf)].share / segments
 
 
 def _experts_of(model: Functional, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, int]:
-  # Stack and number of experts that a parameter of experts belongs to; scanned layers lie on an axis before that.
+  # Stack and number of experts of an expert parameter; scanned layers have an axis before the experts'.
   stack = re.split(r'(?:^|/)(?:blocks|shared)/', path)[0]
   return stack, leaf.shape[flatten(model.axes)[path].index('expert')]
 
@@ -88,7 +87,7 @@ def _tokens(plan: Plan) -> int:
 
 
 def experts_per_token(router: RouterOutput) -> float:
-  """K where tokens choose, E*C/S where slots do, E where every expert sees every token."""
+  """K for token choice, E*C/S for expert choice and soft routing, E for dense routing."""
   plan = router.plan
   if router.k is not None:
     return router.k

@@ -23,16 +23,16 @@ from moejax.ranges import Count, Rate
 
 @MODELS('decoder')
 class Decoder(Transformer):
-  """Tokens to the logits of their successors; a token sees itself and earlier tokens of its segment.
+  """Tokens to next-token logits; a token attends to itself and earlier tokens of its segment.
 
   Config keys besides those of `Transformer`:
     vocab_size, dim: sizes.
     positions: see `positions`.
-    embedding_init: how the embedding table starts.
+    embedding_init: initialisation of the embedding table.
     head: see `TokenHead`.
-    routing_leak: 'refuse' accepts only routers that never see later tokens; 'slots' also those in which later tokens
-      compete for capacity, 'train' also those that see them in training only, 'oracle' any.
-    dtype: what activations are computed in; parameters are float32.
+    routing_leak: 'refuse' accepts only routers that never see later tokens; 'slots' also routers in which later tokens
+      compete for capacity, 'train' also routers that see later tokens in training only, 'oracle' any.
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, num_layers: Depth,

@@ -23,18 +23,18 @@ from moejax.ranges import Count, Rate
 
 @MODELS('encoder_decoder')
 class EncoderDecoder(nnx.Module):
-  """A bidirectional encoder, and a decoder that attends to what it makes. One embedding serves both.
+  """A bidirectional encoder, and a decoder that attends to its output. Both share one embedding.
 
   Config keys:
     vocab_size, dim: sizes.
-    encoder, decoder: the keys of `Transformer`, for each; routers that look ahead are welcome in the encoder only.
+    encoder, decoder: the keys of `Transformer`, for each; only the encoder accepts non-causal routers.
     positions: see `positions`; each side has its own.
-    dropout: on embeddings and on what comes out of each side, besides that of the blocks.
-    embedding_init: how the embedding table starts.
+    dropout: in the blocks, and on embeddings and the output of each side.
+    embedding_init: initialisation of the embedding table.
     head: see `TokenHead`.
     routing_leak: as in the decoder-only model, for the decoder.
-    norm: of every branch and at the end of each side; see `norms`.
-    dtype: what activations are computed in; parameters are float32.
+    norm: for every branch and at the end of each side; see `norms`.
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, encoder: Mapping, decoder: Mapping,

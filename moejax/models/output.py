@@ -1,4 +1,4 @@
-"""What every model returns."""
+"""The output of all models."""
 import dataclasses
 
 import jax
@@ -10,16 +10,16 @@ from moejax.routing.router import RouterOutput
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelOutput:
-  """Everything a model computes; nothing is sown.
+  """Everything a model computes; it sows nothing.
 
   Attributes:
-    logits: <float32>[B,num_classes] of a vision model, <float32>[B,S,V] of a language or speech model, <float32>[B,B] of
-      every image with every text of the batch.
-    features: <float>[B,D] or [B,S,D], what the logits are a linear function of.
-    routers: the output of each router by depth ('block_03'), the same whether layers are scanned or not. Their updates
-      are moved to:
-    updates: what router state becomes, nested by the paths of the functional's state: for `functional.merge_updates`.
-    extras: what one kind of model gives besides, by name.
+    logits: <float32>[B,num_classes] for a vision model, <float32>[B,S,V] for a language or speech model, <float32>[B,B]
+      for every image with every text of the batch.
+    features: <float>[B,D] or [B,S,D], the inputs of the linear output head.
+    routers: the output of each router by depth ('block_03'), the same whether layers are scanned or not, without its
+      updates.
+    updates: updates of router state for `functional.merge_updates`, nested by the paths of the functional's state.
+    extras: further outputs of specific models, by name.
   """
   logits: jax.Array
   features: jax.Array

@@ -1,4 +1,4 @@
-"""The language model of the first sparse layers: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
+"""The language model of the first sparsely-gated MoE: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal
@@ -25,7 +25,7 @@ MixtureOutput = Literal['sigmoid', 'linear']
 
 
 class Block(nnx.Module):
-  """`x + dropout(layer(x))`, where the layer is an LSTM, or a mixture of experts with a sigmoid on what it gives.
+  """`x + dropout(layer(x))`, where the layer is an LSTM, or a mixture of experts with a sigmoid on its output.
 
   `moe`: keys of `MoE`, or None for an LSTM.
   """
@@ -38,7 +38,7 @@ class Block(nnx.Module):
 
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None,
                train: bool) -> tuple[jax.Array, RouterOutput | None]:
-    """x: <float>[B,S,D] -> the same, and what the router said."""
+    """x: <float>[B,S,D] -> the same shape, and the router's output."""
     output = None
     if self.moe is None:
       y = self.lstm(x, inputs.positions == 0)
@@ -51,18 +51,18 @@ class Block(nnx.Module):
 
 @MODELS('lstm')
 class RecurrentModel(nnx.Module):
-  """Tokens to the logits of their successors: embedding, LSTM, mixture of experts, LSTM, softmax.
+  """Tokens to next-token logits: embedding, LSTM, mixture of experts, LSTM, softmax.
 
-  Dropout follows every layer but the last, and what went into a layer is added to what comes out. A state begins anew
-  with each document, whatever else is in its row.
+  Every layer but the last is followed by dropout and has a residual connection. The state is reset at the start of each
+  document in a row.
 
   Config keys:
     vocab_size, dim: sizes; LSTMs are as wide as the embedding.
-    moe: see `MoE`; None leaves the layer out.
-    mixture_output: 'sigmoid' goes over the output of the mixture in the paper; 'linear' leaves it as it is.
+    moe: see `MoE`; None omits the layer.
+    mixture_output: 'sigmoid' is applied to the output of the mixture, as in the paper; 'linear' is the identity.
     dropout: after embedding, LSTMs and mixture.
     embedding_init, head, routing_leak: as in `Decoder`.
-    dtype: what activations are computed in; parameters are float32.
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, moe: Mapping | None = None,

@@ -1,4 +1,4 @@
-"""Models by name, and what is common to all of them."""
+"""The registry of models."""
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,21 +9,21 @@ from moejax.functional import Functional, functionalize
 
 MODELS = Registry('model')
 
-# The compute dtype: what activations are, and what parameters (always float32) are cast to where they are used.
+# The dtype of activations, to which parameters (always float32) are cast when they are used.
 Dtype = Literal['float32', 'bfloat16']
 
 
 def build(config: Mapping, where: str = 'config.model') -> Functional:
-  """The model that `config` names, as pure functions.
+  """Builds the model named in `config`, as pure functions.
 
   `apply(params, state, batch, key=None, train=False)` returns a `ModelOutput`. Nothing is allocated or compiled here.
 
   Raises:
-    ConfigError: anything in the config that cannot be built.
+    ConfigError: an invalid config.
   """
   return functionalize(lambda rngs: MODELS.build(config, where, rngs=rngs))
 
 
 def compute_dtype(dtype: Dtype) -> jnp.dtype:
-  """The dtype of a name in a config."""
+  """The dtype with this name."""
   return jnp.dtype(dtype)

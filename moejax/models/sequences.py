@@ -1,4 +1,4 @@
-"""What language models read from a batch."""
+"""The inputs of language models from a batch."""
 import dataclasses
 
 import jax
@@ -15,9 +15,9 @@ class Tokens:
 
   Attributes:
     ids: <int32>[B,S].
-    segments: <int32>[B,S] which document of the row; 0 is padding.
+    segments: <int32>[B,S] document number within the row; 0 is padding.
     positions: <int32>[B,S] position in the document.
-    tasks: <int32>[B,S] task or domain of the document, or None where the data has none.
+    tasks: <int32>[B,S] task or domain of the document, or None.
   """
   ids: jax.Array
   segments: jax.Array
@@ -26,7 +26,7 @@ class Tokens:
 
   @property
   def router_inputs(self) -> RouterInputs:
-    """What routers may look at."""
+    """Inputs for routers."""
     rows, length = self.ids.shape
     documents = self.segments + (length + 1) * jnp.arange(rows, dtype=jnp.int32)[:, None]
     before = lambda distance, otherwise: jnp.where(
@@ -39,14 +39,14 @@ class Tokens:
 
 
 def read(batch: Tree, prefix: str = '') -> Tokens:
-  """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one whole document.
+  """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one document.
 
   Raises:
     ConfigError: the batch has no such tokens.
   """
   if f'{prefix}tokens' not in batch:
-    raise ConfigError(f"config.model: the model reads '{prefix}tokens', and batches of config.data have "
-                      f"{', '.join(map(repr, sorted(batch)))}. Choose data and a model that fit.")
+    raise ConfigError(f"config.model: the model needs '{prefix}tokens', but batches of config.data have "
+                      f"{', '.join(map(repr, sorted(batch)))}. Choose data for the model.")
   ids = batch[f'{prefix}tokens']
   whole, start = jnp.ones_like(ids), jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=ids.dtype), ids.shape)
   return Tokens(ids, batch.get(f'{prefix}segments', whole), batch.get(f'{prefix}positions', start),

@@ -1,5 +1,5 @@
-"""Sound to the labels that it spells: an encoder with a CTC head, and a network that advises its routers
-(SpeechMoE, 2105.03036)."""
+"""Speech recognition: an encoder with a CTC head, and a shared embedding network for its routers (SpeechMoE,
+2105.03036)."""
 from collections.abc import Mapping
 
 import jax
@@ -26,7 +26,7 @@ from moejax.routing.router import RouterOutput
 
 
 class AcousticEncoder(Transformer):
-  """Frames to logits of labels, at the rate of the frames. Keys of its own: `dim`, `positions`, else `Transformer`'s."""
+  """Frames to logits of labels, one per frame. Its own keys are `dim` and `positions`, the others `Transformer`'s."""
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype, dim: int,
                attention: Mapping, positions: Mapping, dropout: float, **transformer):
@@ -41,7 +41,7 @@ class AcousticEncoder(Transformer):
 
   def encode(self, batch: Tree, shared: jax.Array | None, *, key: jax.Array | None,
              train: bool) -> tuple[jax.Array, jax.Array, dict[str, RouterOutput], Tree]:
-    """(logits <float32>[B,S,V], features <float>[B,S,D], router outputs by depth, router state that changes)."""
+    """(logits <float32>[B,S,V], features <float>[B,S,D], router outputs by depth, updates of router state)."""
     segments = batch['segments']
     length = segments.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
@@ -55,7 +55,7 @@ class AcousticEncoder(Transformer):
 
 
 class SharedNetwork(AcousticEncoder):
-  """The shared embedding network: dense, with a CTC head of its own. What its head reads is what routers see.
+  """The shared embedding network: dense, with its own CTC head, whose inputs are also the routers'.
 
   Config:
     dim: width.
@@ -71,14 +71,14 @@ class SharedNetwork(AcousticEncoder):
 
 @MODELS('speech')
 class Speech(AcousticEncoder):
-  """Frames to logits of labels, of which 0 is CTC's blank.
+  """Frames to logits of labels; label 0 is CTC's blank.
 
   Config keys besides those of `Transformer`:
-    num_features, vocab_size, dim: sizes; the blank counts.
+    num_features, vocab_size, dim: sizes; vocab_size includes the blank.
     positions: see `positions`.
-    shared: the shared embedding network, as `dict(dim=, num_layers=, attention=, feed_forward=, dropout=)`, or None. Its
-      output goes to all routers (feature 'with_shared'), and no gradient comes back: its own head alone trains it.
-    dtype: what activations are computed in; parameters are float32.
+    shared: the shared embedding network, as `dict(dim=, num_layers=, attention=, feed_forward=, dropout=)`, or None.
+      All routers see its output (feature 'with_shared') without a gradient: only its own head trains it.
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, num_features: Count, vocab_size: Count, dim: Count,
@@ -98,7 +98,7 @@ class Speech(AcousticEncoder):
     """batch: frames <float>[B,S,num_features], segments <int32>[B,S] (0 is padding).
 
     Returns:
-      With a shared network, `extras['shared_logits']` <float32>[B,S,V] are those of its head.
+      With a shared network, `extras['shared_logits']` <float32>[B,S,V] are the logits of its head.
     """
     embedded, extras = None, {}
     if self.shared_network is not None:

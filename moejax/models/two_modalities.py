@@ -1,8 +1,8 @@
-"""One tower for images and text, trained so that an image and its text come out alike (LIMoE, 2206.02770).
+"""One tower for images and text, trained contrastively (LIMoE, 2206.02770).
 
-All blocks are shared. A modality has of its own how its tokens are embedded, their positions, and a projection at the end.
-The tokens of an image and of its text form one sequence, so that they are routed in one group and compete for the same
-experts; a mask keeps attention within each.
+All blocks are shared. Each modality has its own token embedding, positions and output projection. The tokens of an
+image and its text form one sequence, so that they are routed in one group and compete for the same experts; a mask
+keeps attention within each modality.
 """
 import dataclasses
 import math
@@ -36,15 +36,15 @@ from moejax.routing.router import RouterOutput
 
 @MODELS('two_modalities')
 class TwoModalities(Transformer):
-  """Images and texts to unit vectors, whose products times a learned scale are the logits.
+  """Images and texts to unit vectors; the logits are their products times a learned scale.
 
   Config keys besides those of `Transformer`:
     image_size, channels, patch_size: of the images; patch_size divides image_size.
     vocab_size, text_length: of the texts.
-    dim, embedding_dim: widths of the tower and of what is compared.
-    embedding_init: how the embedding table of the texts starts.
-    scale: what the learned scale (the inverse temperature) starts at.
-    dtype: what activations are computed in; parameters are float32.
+    dim, embedding_dim: widths of the tower and of the unit vectors.
+    embedding_init: initialisation of the texts' embedding table.
+    scale: initial value of the learned scale (the inverse temperature).
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
@@ -72,13 +72,12 @@ class TwoModalities(Transformer):
     self.log_scale = functional.parameter(rngs, nnx.initializers.constant(math.log(scale)), (), ())
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
-    """Encodes what the batch has: image <float>[B,H,W,C], or tokens and segments <int32>[B,N] (0 is padding), or both;
-    and optionally valid <bool>[B]: pairs that are False take no expert's capacity.
+    """Encodes image <float>[B,H,W,C], or tokens and segments <int32>[B,N] (0 is padding), or both; optionally with
+    valid <bool>[B]: False for padding, which takes no capacity.
 
     Returns:
-      Features are the means over the tokens of the images, <float>[B,D] (of the texts, where there are no images).
-      `extras` holds unit vectors <float32>[B,embedding_dim] of the modalities by name; the logits are empty but where
-      there are both.
+      Features are the means over the tokens of the images, or of the texts without images, <float>[B,D]. `extras` holds
+      unit vectors <float32>[B,embedding_dim] by modality; the logits are empty unless the batch has both.
     """
     parts, segments, modalities = [], [], []
     if 'image' in batch:
@@ -115,21 +114,21 @@ class TwoModalities(Transformer):
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """<float>[B,S,D], <bool>[B,S] -> <float>[B,D]: mean over the tokens that the mask counts, 0 where there are none."""
+  """<float>[B,S,D], <bool>[B,S] -> <float>[B,D]: mean over the tokens in the mask, 0 if there are none."""
   total = jnp.sum(jnp.where(mask[..., None], x, 0), axis=1, dtype=jnp.float32)
   return (total / jnp.maximum(mask.sum(1, keepdims=True), 1)).astype(x.dtype)
 
 
 def unit(x: jax.Array) -> jax.Array:
-  """<float32>[...,D] of length 1; a zero vector, whose direction is unknown, stays zero."""
+  """<float32>[...,D] scaled to length 1; zero vectors stay zero."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
 
 
 def with_success(router: RouterOutput, modalities: jax.Array, valid: jax.Array) -> RouterOutput:
-  """`router` with the metrics `<modality>_success`, the share of a modality's tokens that some expert computes.
+  """`router` with the metrics `<modality>_success`: the share of a modality's tokens computed by at least one expert.
 
   Args:
-    router: of a plan over any grouping of the tokens.
+    router: with a plan over any grouping of the tokens.
     modalities: <int32>[B,S].
     valid: <bool>[B,S].
   """

@@ -32,16 +32,16 @@ Side = Annotated[int, Between(1, 2**16)]
 
 @MODELS('vision')
 class VisionTransformer(Transformer):
-  """Patches to tokens, tokens through a `Transformer`, one vector per image to class logits.
+  """Image classifier: patches are embedded as tokens of a `Transformer`, whose pooled output gives class logits.
 
   Config keys besides those of `Transformer`:
     image_size, channels, patch_size, num_classes, dim: sizes; patch_size divides image_size.
-    positions: see `positions`; 'learned' has one for each patch (and the class token).
-    pool: 'gap' is the mean over tokens, 'token' a class token put before the patches, 'map' attention from a learned
+    positions: see `positions`; 'learned' has one per patch (and one for the class token).
+    pool: 'gap': the mean over tokens; 'token': a class token prepended to the patches; 'map': attention with a learned
       query (2106.04560).
-    head_init: how the kernel of the head starts.
-    head_bias: what its bias starts at; '-log(num_classes)' starts sigmoid outputs at the frequency of a class.
-    dtype: what activations are computed in; parameters are float32.
+    head_init: initialisation of the head's kernel.
+    head_bias: initial value of its bias; with '-log(num_classes)' sigmoid outputs start at the frequency of a class.
+    dtype: compute dtype of activations; parameters are float32.
   """
 
   def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
@@ -78,15 +78,15 @@ class VisionTransformer(Transformer):
                        bias_init=nnx.initializers.constant(bias))
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
-    """batch: image <float>[B,H,W,C], and optionally valid <bool>[B]: images that are False take no expert's capacity.
+    """batch: image <float>[B,H,W,C], optionally valid <bool>[B]: False for padding, which takes no capacity.
 
     Raises:
-      ConfigError: images of another shape than configured.
+      ConfigError: the images do not have the configured shape.
     """
     images = batch['image']
     if images.shape[1:] != self.image_shape:
-      raise ConfigError(f'config.model: images are {images.shape[1:]} but the model is for {self.image_shape} (image_size, '
-                        'image_size, channels). Set its image_size and channels as in config.data.')
+      raise ConfigError(f'config.model: images have shape {images.shape[1:]}, but the model expects {self.image_shape} '
+                        '(image_size, image_size, channels). Set its image_size and channels as in config.data.')
     x = self.patches(patchify(images, self.patch_size))
     if self.class_token is not None:
       token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))

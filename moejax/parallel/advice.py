@@ -1,5 +1,4 @@
-"""What to change when a step does not fit a chip: settings that an estimate says fit, or that nothing here does."""
-import dataclasses
+"""Advice for steps that do not fit a chip: settings estimated to fit, or that none do."""
 import itertools
 import math
 
@@ -18,38 +17,38 @@ from moejax.parallel.topologies import Topology
 from moejax.parallel.units import size
 from moejax.training.setup import prepare
 
-_MODEL = (1, 2, 4, 8)  # of the mesh axis `model`: inside of a host or a corner of a torus
+_MODEL = (1, 2, 4, 8)  # sizes of the mesh axis `model`: within a host or a corner of a torus
 
 
 def advise(setup, memory: Memory, topology: Topology) -> str:
-  """What takes most memory, and the keys to change, as they are written on a command line and accepted by `prepare`.
+  """Names the largest part of memory and the keys to change, as command line flags that `prepare` accepts.
 
-  Keys are only given where an estimate says that the step fits with them; otherwise the smallest topology that it fits.
+  Keys are given only if the step is estimated to fit with them; otherwise the smallest topology that it fits.
   """
   estimate = Estimator(setup, memory)
   what, number = _largest(setup, memory)
-  most = f'Most of it is {what} ({size(number)}).'
+  most = f'The largest part is {what} ({size(number)}).'
   best = memory.total, estimate.now
   for settings in _ranked(setup, estimate.now, len(topology.devices)):
     total = estimate(settings)
     if total * MARGIN <= memory.available and settings != estimate.now and (
         keys := _accepted_keys(setup, settings, topology)):
-      return f'{most} First try {spell(keys)}: {size(total)} a chip by an estimate from this plan.'
+      return f'{most} First try {spell(keys)}: {size(total)} per chip by an estimate from this plan.'
     best = min(best, (total, settings), key=lambda one: one[0])
   least = ''
   if best[0] < memory.total and (keys := _accepted_keys(setup, best[1], topology)):
-    least = f'; the least is {size(best[0])}, with {spell(keys)}'
-  return (f'{most} By an estimate from this plan, nothing that can be set makes it fit {topology.name} with '
+    least = f'; the minimum is {size(best[0])}, with {spell(keys)}'
+  return (f'{most} By an estimate from this plan, no setting makes it fit {topology.name} with '
           f'{MARGIN - 1:.0%} to spare{least}. {_larger(setup, estimate, topology)}')
 
 
 def spell(keys: dict[str, int | str]) -> str:
-  """As on a command line."""
+  """Keys as command line flags."""
   return ' '.join(f'--config.{key}={value}' for key, value in keys.items())
 
 
 def exchanges(config) -> list[str]:
-  """Keys below config by which dropless stacks would choose a ragged all-to-all or another exchange."""
+  """Config keys that choose between a ragged all-to-all and other exchanges for dropless stacks."""
   dispatch = {path: side.moe.dispatch for path, side in sides(config).items() if side.get('moe')}
   return [f'{path}.moe.dispatch.exchange' for path, one in dispatch.items()
           if one.name == 'grouped' and one.get('exchange') != 'all_gather']
@@ -67,12 +66,12 @@ def _larger(setup, estimate: Estimator, topology: Topology) -> str:
       if total * MARGIN <= chip.memory:
         keys = spell(_keys(setup, settings, name))
         return (f'By the same estimate the smallest topology that holds it is --topology={name}'
-                f'{" " if keys else ""}{keys}: {size(total)} of {size(chip.memory)} a chip.')
-  return 'Nor does it fit any topology known here: make the model, its batch or its examples smaller.'
+                f'{" " if keys else ""}{keys}: {size(total)} of {size(chip.memory)} per chip.')
+  return 'It does not fit any known topology either: make the model, its batch or its examples smaller.'
 
 
 def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
-  """Settings for so many chips that the model and the batch divide over, those first that cost the least time."""
+  """Settings that divide the model and the batch over `chips`, by increasing cost in time."""
   batch = next(iter(setup.pipeline.batch_spec().values())).shape[0]
   experts, heads = _experts(setup), math.gcd(*(side.get('attention', {}).get('heads', 1)
                                                for side in sides(setup.config).values()))
@@ -94,14 +93,14 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
 
 
 def _cost(now: Settings, new: Settings) -> float:
-  """What changes cost in time, as a rank: to share out costs least, then smaller microbatches, then to recompute."""
+  """Relative cost in time, for ranking: sharding costs least, then smaller microbatches, then recomputation."""
   doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in meshes.AXES}
   return (0.1 * doublings['data'] + 0.3 * doublings['expert'] + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
           0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))
 
 
 def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
-  """What has to be set, with the groups and the exchange that a topology asks for."""
+  """The keys of `settings`, plus the groups and the exchange that the topology requires."""
   keys = estimates.overrides(setup.config, settings)
   if settings.groups is None:
     keys |= {f'{path}.moe.group': group.dividing
@@ -113,7 +112,7 @@ def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
 
 
 def _accepted_keys(setup, settings: Settings, topology: Topology) -> dict[str, int | str]:
-  """The keys of settings that `prepare` accepts; none where it does not."""
+  """The keys of `settings`, or none if `prepare` rejects them."""
   try:
     keys = _keys(setup, settings, topology.name)
     prepare(override(setup.config, keys), topology.devices)
@@ -128,12 +127,12 @@ def _largest(setup, memory: Memory) -> tuple[str, int]:
   parts = {
       f'{"experts" if experts > others else "parameters"} with their gradients and optimizer state': held,
       'activations kept for the backward pass': memory.activations,
-      'what a block needs while it runs: activations, buffers of experts, gathered weights': memory.working_set}
+      'the working set of a block: activations, buffers of experts, gathered weights': memory.working_set}
   return max(parts.items(), key=lambda part: part[1])
 
 
 def _parameters(setup) -> tuple[int, int]:
-  """Bytes on one device of parameters (of experts, of all else)."""
+  """Bytes of parameters on one device: (of experts, all others)."""
   params, _ = setup.model.shapes()
   shardings = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters)
   placed = flatten(jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -144,7 +143,7 @@ def _parameters(setup) -> tuple[int, int]:
 
 
 def _experts(setup) -> int:
-  """What the mesh axis `expert` has to divide: the experts of every layer."""
+  """The number that the mesh axis `expert` must divide: the gcd of the experts of all layers."""
   axes, shapes = flatten(setup.model.axes), flatten(setup.model.shapes()[0])
   return math.gcd(*(length for path, leaf in shapes.items() for name, length in zip(axes[path], leaf.shape)
                     if name == 'expert')) or 1

@@ -1,4 +1,4 @@
-"""The real training step, compiled for machines that are not there, and what is known of it before it ever runs.
+"""Compiles the real training step for hardware that is not present, and predicts its memory and time.
 
     topology = topologies.load('v5e:16x16')
     found = plan(setup.prepare(config, topology.devices), topology)
@@ -27,18 +27,18 @@ from moejax.parallel.traffic import traffic
 from moejax.training import step as steps
 from moejax.training.speed import model_flops
 
-# Names a part of the work; what takes long happens while the context is open.
+# Announces a stage of the work, which runs while the context is open.
 Stage = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What the compiled step does; None of it is known where the compiler refused.
+  """Properties of the compiled step; unknown if the compiler refused it.
 
   Attributes:
-    traffic: bytes that one chip reads and writes in its memory.
-    collectives: all of them.
-    estimate: seconds of a step at least.
+    traffic: bytes that one chip reads from and writes to its memory.
+    collectives: all collectives.
+    estimate: lower bound of the seconds of a step.
   """
   traffic: float
   collectives: list[Collective]
@@ -47,20 +47,20 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is known of a training step on a topology.
+  """The plan of a training step on a topology.
 
   Attributes:
-    topology: the machine.
+    topology: the hardware.
     mesh: sizes of the axes.
-    parameters: `total`, and those `active` for a token.
-    batch: examples in a step.
-    accumulate: microbatches in a step.
-    flops: of all matrix products that one chip runs in a step, recomputed ones and padding included.
-    model_flops: of the products that the model asks for in a step, forward and backward, over all chips.
-    notice: what makes routing slow on this mesh, and what to set; None: nothing known.
-    memory: of one chip.
-    program: None where the compiler refused.
-    advice: what to change first; None where the step fits.
+    parameters: `total` and `active`.
+    batch: examples per step.
+    accumulate: microbatches per step.
+    flops: of all matrix products that one chip runs in a step, including recomputation and padding.
+    model_flops: model FLOPs of a step, forward and backward, over all chips.
+    notice: what makes routing slow on this mesh, and what to set; None if nothing does.
+    memory: memory of one chip.
+    program: None if the compiler refused it.
+    advice: what to change first; None if the step fits.
   """
   topology: Topology
   mesh: dict[str, int]
@@ -76,26 +76,26 @@ class Plan:
 
   @property
   def chips(self) -> int:
-    """Of the topology."""
+    """Number of chips of the topology."""
     return len(self.topology.devices)
 
   @property
   def mfu(self) -> float | None:
-    """Model FLOPs as a share of what all chips could do in the estimated time of a step: at most this is reached."""
+    """Upper bound of the MFU: model FLOPs divided by the peak FLOPs of all chips in the estimated time of a step."""
     if self.program is None:
       return None
     return self.model_flops / (self.program.estimate.step * self.topology.chip.peak * self.chips)
 
 
 def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> Plan:
-  """Compiles the training step of `setup`, which was prepared for the devices of `topology`.
+  """Compiles the training step of `setup`, which must be prepared for the devices of `topology`.
 
   Raises:
-    ConfigError: a step that the compiler of the topology cannot express.
+    ConfigError: the topology's compiler does not support the step.
   """
   state = steps.abstract_state(setup)
   batch = steps.abstract_batch(setup)
-  # The mesh tells kernels what they are compiled for.
+  # Kernels read their target from the mesh.
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
     with stage('tracing the training step'):
       traced = steps.make_train_step(setup).trace(state, batch)
@@ -115,7 +115,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
       except jax.errors.JaxRuntimeError as error:
         if 'Ragged all-to-all is currently not supported' in str(error):
           keys = spell(dict.fromkeys(exchanges(setup.config), 'all_gather'))
-          raise ConfigError(f'--topology={topology.name}: its compiler has no ragged all-to-all for machines of this '
+          raise ConfigError(f'--topology={topology.name}: its compiler does not support ragged all-to-all for this '
                             f'shape. Set {keys}, give the router a capacity, or choose another topology.') from None
         if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
           raise
@@ -132,17 +132,17 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
 
 
 def _text(compiled, dump: pathlib.Path) -> str:
-  """The text of an optimised program; `dump` is where its compiler wrote what it had."""
+  """The text of an optimised program; `dump` is the compiler's dump directory."""
   try:
     return compiled.as_text()
   except jax.errors.JaxRuntimeError:
-    # XLA cannot read back what libtpu 0.0.52 makes of some asynchronous operations ("async-update instruction should
-    # have 1 operands"). Only the compiler itself can print them.
+    # XLA cannot parse some asynchronous operations of libtpu 0.0.52 ("async-update instruction should have 1
+    # operands"). Only the compiler itself can print them.
     return next(dump.glob('**/*step*.after_codegen.txt')).read_text()
 
 
 def as_dict(found: Plan) -> dict[str, Any]:
-  """The plan as JSON holds it: bytes, seconds, FLOPs, with collectives summed by kind and place."""
+  """The plan as a JSON object: bytes, seconds, FLOPs, with collectives summed by kind and operation."""
   program = None
   if found.program is not None:
     estimate = found.program.estimate
@@ -161,7 +161,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
 
 
 def by_place(found: list[Collective]) -> list[dict[str, Any]]:
-  """Collectives of one kind, group size and JAX operation together, the most bytes first."""
+  """Collectives summed by kind, group size and JAX operation, most bytes first."""
   sums: dict[tuple, list] = {}
   for c in found:
     entry = sums.setdefault((c.kind, c.group_size, c.where), [0, 0, 0.])
@@ -174,7 +174,7 @@ def by_place(found: list[Collective]) -> list[dict[str, Any]]:
 
 
 def _flops(setup, state, batch) -> float:
-  # As one device would do it all: there, buffers have the size of what is in them, and nothing is computed twice.
+  # Traced for a single device, where buffers have no padding and nothing is computed twice.
   mesh = meshes.build({}, devices=setup.mesh.devices.ravel()[:1])
   unsharded = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

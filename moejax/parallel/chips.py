@@ -1,10 +1,10 @@
-"""What a chip has: the table that estimates of memory and time are made from.
+"""Properties of chips, for estimates of memory and time.
 
 Sources. bfloat16 peaks and memory bandwidths of TPUs: `jax.experimental.pallas.tpu.get_tpu_info_for_chip` of jax 0.12.
-Memory of TPUs: what their compiler (libtpu 0.0.52) says a program may use, in the error of one that uses more; the rest
-of 16, 32, 95 and 32 GiB it keeps. Links: Austin et al., How To Scale Your Model (2025), TPU interconnect, one way.
-H100: NVIDIA H100 SXM data sheet (dense peak), half of NVLink's 900 GB/s, which are both ways, and one 400 Gb/s port a
-GPU between hosts, as in DGX H100; its memory is `device_memory_size` of XLA's description.
+Memory of TPUs: the limit that their compiler (libtpu 0.0.52) reports when a program exceeds it; it reserves the rest of
+16, 32, 95 and 32 GiB. Links: Austin et al., How To Scale Your Model (2025), TPU interconnect, one way.
+H100: NVIDIA H100 SXM data sheet (dense peak), half of NVLink's bidirectional 900 GB/s, and one 400 Gb/s port per GPU
+between hosts, as in DGX H100; its memory is `device_memory_size` of XLA's description.
 """
 import dataclasses
 
@@ -18,9 +18,9 @@ class Chip:
     memory: bytes of high-bandwidth memory that a program may use.
     peak: bfloat16 FLOP/s.
     bandwidth: bytes/s of high-bandwidth memory.
-    link: bytes/s of one link of a TPU's torus, one way; of a GPU to all others of its host together.
-    network: bytes/s between hosts; None where links are all there is.
-    ring: length from which a side of a TPU's torus is closed to a ring.
+    link: bytes/s one way: of one link of a TPU's torus, or of a GPU to all others of its host together.
+    network: bytes/s between hosts; None if there are only links.
+    ring: minimum length at which a side of a TPU's torus is closed to a ring.
   """
   kind: str
   memory: int

@@ -22,15 +22,15 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: of the whole array on one device, all arrays of a combined operation together: what an all-reduce, an
-      all-to-all or a permute puts in (and gets), what an all-gather gets, what a reduce-scatter puts in. Of a ragged
-      all-to-all, whose arrays have room for the worst case, the smaller of both sides: what it moves if devices send
-      alike.
+    bytes: of the full array on one device, summed over the arrays of a combined operation: the input (and output) of an
+      all-reduce, all-to-all or permute, the output of an all-gather, the input of a reduce-scatter. For a ragged
+      all-to-all, whose arrays are sized for the worst case, the smaller of both sides: the volume if devices send
+      equally.
     group: devices that exchange with each other, by their position in the mesh; the first group of several.
-    times: how often it runs in one run of the program: the product of the trip counts of the loops around it. All
-      branches of a conditional are taken.
-    where: the JAX operation that it comes from, as named in the program, or ''.
-    exact: whether the trip counts of all loops around it are known; one that is not counts as 1 in `times`.
+    times: number of executions per run of the program: the product of the trip counts of the enclosing loops. All
+      branches of a conditional count.
+    where: the JAX operation it comes from, as named in the program, or ''.
+    exact: whether the trip counts of all enclosing loops are known; unknown ones count as 1 in `times`.
   """
   kind: str
   bytes: int
@@ -41,12 +41,12 @@ class Collective:
 
   @property
   def group_size(self) -> int:
-    """Devices that exchange with each other."""
+    """Number of devices that exchange with each other."""
     return len(self.group)
 
   @property
   def sent(self) -> float:
-    """Bytes that one device sends in one run of the operation, by the algorithms that send fewest (rings, direct).
+    """Bytes that one device sends per execution, with the algorithms that send the least (rings, direct).
 
     Source: Thakur, Rabenseifner, Gropp: Optimization of Collective Communication Operations in MPICH (2005).
     """
@@ -62,7 +62,7 @@ class Collective:
 def collectives(compiled_text: str) -> list[Collective]:
   """Every collective of an optimised program (`compiled.as_text()` for CPU, TPU or GPU), in program order.
 
-  Asynchronous pairs count once. Collectives among one device move nothing and are left out.
+  Asynchronous pairs count once. Collectives of a single device move nothing and are omitted.
   """
   module = hlo.parse(compiled_text)
   return [found for found in _walk(module, module.entry, None, 1, True) if found.group_size > 1]
@@ -89,14 +89,14 @@ def _walk(module: hlo.Module, computation: hlo.Computation, around: hlo.Loop | N
       trips = hlo.trip_count(module, loop)
       body = module.computations[instruction.attribute('body')]
       yield from _walk(module, body, loop, times * (1 if trips is None else trips), exact and trips is not None)
-    elif instruction.opcode not in ('async-update', 'async-done'):  # which name what async-start runs
+    elif instruction.opcode not in ('async-update', 'async-done'):  # they name the computation of async-start again
       for name in instruction.called:
         yield from _walk(module, module.computations[name], around, times, exact)
 
 
 def _continues_another(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
-  # On TPU, matmuls run while a collective does by being fused with parts of it: a chain of fusions, from its start to
-  # its end, each with a copy of the instruction.
+  # On TPU, matmuls overlap with a collective by being fused with parts of it: a chain of fusions from its start to its
+  # end, each with a copy of the instruction.
   if 'chain_id=' not in instruction.attributes:
     return False
   return not any(other.opcode == 'custom-call' and '"AsyncCollectiveStart"' in other.attributes
@@ -108,9 +108,9 @@ def _collective(module, computation, instruction, kind, times, exact) -> Collect
   group = _group(instruction.attributes, module.devices)
   match kind:
     case 'ragged-all-to-all':
-      total = min(operands[:2])  # The others say how much of them is there.
+      total = min(operands[:2])  # The others are sizes and offsets.
     case 'collective-permute':
-      total = operands[0]  # The others say where to put it.
+      total = operands[0]  # The others are positions.
     case 'all-gather':
       total = sum(operands) * len(group)
     case _:
@@ -119,7 +119,7 @@ def _collective(module, computation, instruction, kind, times, exact) -> Collect
 
 
 def _group(attributes: str, devices: int) -> tuple[int, ...]:
-  """The first group of devices, in any of the four ways of writing it."""
+  """The first group of devices, in any of the four notations."""
   if pairs := re.search(r'source_target_pairs=\{(.*?)\}\}', attributes):
     return _chain({int(a): int(b) for a, b in re.findall(r'(\d+),(\d+)', pairs[1])})
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
@@ -133,7 +133,7 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
 
 
 def _mesh_group(axes: list[tuple[str, str]], along: list[tuple[str, str, str]]) -> tuple[int, ...]:
-  """The first group along axes of a mesh, or along parts of them: ('x', '2', '4') are 4 of x after a part of size 2."""
+  """The first group along axes of a mesh, or along parts of axes: ('x', '2', '4') is 4 of x after a part of size 2."""
   sizes = {name: int(size) for name, size in axes}
   devices = _grid(list(sizes.values()))
   taken = [slice(0, 1)] * len(sizes)
@@ -144,7 +144,7 @@ def _mesh_group(axes: list[tuple[str, str]], along: list[tuple[str, str, str]]) 
 
 
 def _chain(targets: dict[int, int]) -> tuple[int, ...]:
-  """The devices that data passes from the first one on."""
+  """The devices that data passes through, from the first one on."""
   first = next((device for device in targets if device not in targets.values()), next(iter(targets)))
   chain = [first]
   while (following := targets.get(chain[-1], first)) != first:

@@ -1,12 +1,12 @@
-"""Memory of a chip with other settings, estimated from one compiled step: arithmetic, and no compiler.
+"""Estimates a chip's memory under other settings from one compiled step, by arithmetic instead of compilation.
 
     estimate = Estimator(setup, found.memory)
     estimate(dataclasses.replace(estimate.now, accumulate=4)) / topology.chip.memory
 
-Parameters, optimizer state, gradients and the batch follow from shardings, exactly. What the compiled step needs
-besides, its working set, is taken to be the weights of the largest layer with their gradients, whole over `fsdp`, and a
-rest that grows with the examples of a device's microbatch. Three quarters of that (heads, hidden units, vocabulary) lie
-over `model`.
+Parameters, optimizer state, gradients and the batch follow exactly from shardings. The rest of the compiled step, its
+working set, is modelled as the weights of the largest layer with their gradients, gathered over `fsdp`, plus a part
+proportional to the examples of a device's microbatch. Three quarters of that part (heads, hidden units, vocabulary) are
+sharded over `model`.
 """
 import dataclasses
 import functools
@@ -25,23 +25,23 @@ from moejax.parallel.groups import sides
 from moejax.training import setup as setups
 from moejax.training import step as steps
 
-# How much more than its estimate a step may take; tests/parallel/test_estimate.py has estimates and compiled steps.
+# Factor by which a step may exceed its estimate; tests/parallel/test_estimate.py compares with compiled steps.
 MARGIN = 1.25
-# Bytes of a gathered weight, in bfloat16, and of its gradient before it is shared out, in float32.
+# Bytes of a gathered weight, in bfloat16, plus its gradient before it is sharded, in float32.
 _GATHERED = 2 + 4
 _DEFAULT_MESH = dict(data=-1, fsdp=1, expert=1, model=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What changes the memory of a step and not what it computes (but for `groups`).
+  """Settings that change the memory of a step but (except `groups`) not its result.
 
   Attributes:
     mesh: sizes of its axes, in the order of `parallel.mesh.AXES`.
-    accumulate: microbatches.
-    zero: what is sharded, as in config.sharding.
-    full_remat: only what enters blocks is kept, in all stacks; False: what each stack's config says.
-    groups: 'sequence' where a router with one-hot matrices has the whole batch for a group; None: as the config says.
+    accumulate: number of microbatches.
+    zero: as in config.sharding.
+    full_remat: save only the inputs of blocks, in all stacks; False: as each stack's config says.
+    groups: 'sequence' for routers whose one-hot matrices span the whole batch; None: as the config says.
   """
   mesh: tuple[int, ...]
   accumulate: int
@@ -56,18 +56,18 @@ class Settings:
 
   @property
   def shards(self) -> int:
-    """Of the batch."""
+    """Number of shards of the batch."""
     return math.prod(self.axes[axis] for axis in rules.BATCH_AXES)
 
 
 def of_setup(setup) -> Settings:
-  """The settings that a run has."""
+  """The settings of a setup."""
   return Settings(tuple(setup.mesh.shape[axis] for axis in meshes.AXES), setup.training.accumulate,
                   setup.config.sharding.zero)
 
 
 def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
-  """`{key below config: value}` of what has to be set for `settings`; an axis that the config leaves at -1 adapts."""
+  """`{config key: value}` to set for `settings`; an axis that the config leaves at -1 adapts."""
   wanted = {f'mesh.{axis}': size for axis, size in settings.axes.items()}
   found = {f'mesh.{axis}': size for axis, size in (_DEFAULT_MESH | dict(config.mesh)).items()}
   wanted |= {'training.accumulate': settings.accumulate, 'sharding.zero': settings.zero}
@@ -81,13 +81,13 @@ def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
 
 
 def one_hot_of_batch(side: ConfigDict) -> bool:
-  """Whether a stack multiplies with one-hot matrices that grow with the square of the batch."""
+  """Whether a stack uses one-hot matrices that grow with the square of the batch."""
   moe = side.get('moe') or {}
   return (moe.get('dispatch') or {}).get('name') == 'einsum' and moe.get('group', 'batch') == 'batch'
 
 
 class Estimator:
-  """Bytes on one chip by settings, calibrated so that those of `setup` take what `memory` says."""
+  """Bytes on one chip as a function of settings, calibrated to `memory` for the settings of `setup`."""
 
   def __init__(self, setup, memory: memories.Memory):
     self.setup, self.memory, self.now = setup, memory, of_setup(setup)
@@ -100,7 +100,7 @@ class Estimator:
     self._examples = rest - self._layer
 
   def __call__(self, settings: Settings) -> int:
-    """An estimate of all that a step takes. The batch must divide over its microbatches and shards."""
+    """Estimates the total memory of a step. The batch must divide evenly over microbatches and shards."""
     if settings == self.now:
       return self.memory.total
     exact, exact_now = self._exact(settings.mesh, settings.zero), self._exact(self.now.mesh, self.now.zero)
@@ -125,7 +125,7 @@ class Estimator:
     return self._microbatch(settings) / settings.shards
 
   def _on(self, mesh: tuple[int, ...], zero: int):
-    # What is asked of it are shardings, for which a mesh needs no devices.
+    # Only shardings are needed, for which a mesh needs no devices.
     return dataclasses.replace(self.setup, mesh=jax.sharding.AbstractMesh(mesh, meshes.AXES),
                                rules=rules.build(zero=zero))
 
@@ -136,7 +136,7 @@ class Estimator:
     return memories.held(setup, state, steps.abstract_batch(setup))
 
   def _whole_layer(self, mesh) -> int:
-    """Bytes of the largest layer, or of what is outside of all, as a device has them between gather and reduction."""
+    """Bytes of the largest layer (or of all parameters outside of layers) on a device between gather and reduction."""
     axes, shapes = self.setup.model.axes, self.setup.model.shapes()[0]
     placed = flatten(rules.shardings(self._on(mesh, 0).mesh, axes, shapes, rules.build(zero=0).parameters))
     layers: dict[str, int] = {}
@@ -158,5 +158,5 @@ class Estimator:
 
 
 def _sums(settings: Settings) -> int:
-  # Gradients of a microbatch beside the sum of all.
+  # Gradients of a microbatch besides their sum.
   return 1 if settings.accumulate == 1 else 2

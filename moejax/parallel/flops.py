@@ -1,9 +1,9 @@
-"""Floating-point operations of matrix products in a traced program, over all devices.
+"""FLOPs of matrix products in a traced program, over all devices.
 
     flops(jax.make_jaxpr(train_step)(state, batch).jaxpr)
 
-Compilers count a loop's body once and know nothing of kernels; here loops count as often as they run, and kernels as
-what they multiply. All else that a program does is not counted: it takes memory traffic rather than FLOPs.
+Compilers count a loop's body once and cannot see into kernels; here loops count as often as they run, and kernels by
+their products. Other operations are not counted: their cost is memory traffic rather than FLOPs.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 def flops(jaxpr: Any, of: Callable[[str], bool] = lambda scope: True) -> float:
   """FLOPs of the products of a jaxpr whose name scope (as `jax.named_scope` stacks them, 'a/b') satisfies `of`.
 
-  A product inside of `jax.shard_map` counts for every device. Of a conditional, the largest branch counts; of a loop
-  without a stated length, one iteration.
+  Products inside `jax.shard_map` count for every device. Of a conditional, the largest branch counts; of a loop of
+  unknown length, one iteration.
   """
   return _count(jaxpr, of, '')
 
@@ -48,7 +48,7 @@ def _ragged_dot(eqn) -> float:
   left, right = (v.aval.shape for v in eqn.invars[:2])
   (contracted, other), (batch, _) = eqn.params['ragged_dot_dimension_numbers'].dot_dimension_numbers
   groups = eqn.params['ragged_dot_dimension_numbers'].rhs_group_dimensions
-  # Rows are in one group each, so that groups of the right side are neither contracted nor made.
+  # Each row is in one group, so the group axis of the right side is neither contracted nor in the output.
   kept = [size for axis, size in enumerate(right) if axis not in (*other, *groups) and axis not in batch]
   return 2. * math.prod(left) * math.prod(kept) if contracted else 0.
 
@@ -59,7 +59,7 @@ def _convolution(eqn) -> float:
 
 
 def _kernel(eqn) -> float:
-  """What a Pallas kernel says of itself; of one that does not, a grouped product of its matrices [M,K] and [E,K,N]."""
+  """The cost estimate of a Pallas kernel, or else the grouped product of its matrices [M,K] and [E,K,N]."""
   estimate = eqn.params.get('cost_estimate')
   if estimate is not None:
     return float(estimate.flops)

@@ -1,4 +1,4 @@
-"""Whether routing groups lie within devices: those that span several are routed by all of them together, slowly."""
+"""Detects routing groups that span several devices, which must route them together, slowly."""
 from typing import NamedTuple
 
 import jax
@@ -10,12 +10,12 @@ from moejax.routing.plans import group_size, has_slots
 
 
 class Spanning(NamedTuple):
-  """Groups of a stack's routers that do not divide over the shards of the batch.
+  """Routing groups of a stack that do not divide evenly over the shards of the batch.
 
   Attributes:
-    count: how many there are in a microbatch.
-    tokens: of each.
-    dividing: the largest number of tokens, not above that, which divides.
+    count: number of groups in a microbatch.
+    tokens: tokens per group.
+    dividing: the largest group size up to `tokens` that divides evenly.
   """
   count: int
   tokens: int
@@ -23,15 +23,15 @@ class Spanning(NamedTuple):
 
 
 def sides(config: ConfigDict) -> dict[str, ConfigDict]:
-  """{path below config: config} of the stacks of the model."""
+  """{config path: config} of the model's stacks."""
   model = config.model
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
 def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
-  """{path below config: its groups} of the stacks whose groups do not divide over `shards`: of `setup`, by default.
+  """{config path: groups} of the stacks whose groups do not divide evenly over `shards` (by default those of `setup`).
 
-  Without slots groups mean nothing to a dispatcher, so that one may also be what several devices have.
+  Without slots groups have no meaning for a dispatcher, so a group may also span several whole devices.
   """
   accumulate, shards = accumulate or setup.training.accumulate, shards or rules.batch_shards(setup.mesh)
   if shards == 1 or all(_group(side) == 'sequence' for side in sides(setup.config).values()):
@@ -56,15 +56,15 @@ def spanning(setup, accumulate: int | None = None, shards: int | None = None) ->
 
 
 def notice(setup) -> str | None:
-  """A sentence about routers whose groups do not divide over the devices, and what to set; None where all do."""
+  """A sentence about routers whose groups do not divide evenly over the devices, and what to set; None if all do."""
   found, shards = spanning(setup), rules.batch_shards(setup.mesh)
   if not found:
     return None
   what = ' and '.join(f'the {group.count} routing groups of {group.tokens} tokens in config.{path}'
                       for path, group in found.items())
   keys = ' '.join(f'--config.{path}.moe.group={group.dividing}' for path, group in found.items())
-  return (f'Slow: {what} do not divide over the {shards} shards of the batch, so devices route them together and the '
-          f'compiler decides what travels, often everything; {keys} gives every shard whole groups.')
+  return (f'Slow: {what} do not divide evenly over the {shards} shards of the batch, so devices route them together '
+          f'and the compiler often communicates everything; {keys} gives every shard whole groups.')
 
 
 def _group(side: ConfigDict) -> str | int:

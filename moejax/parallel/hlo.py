@@ -1,6 +1,6 @@
-"""Compiled programs as text (optimised HLO), read: computations, their instructions, and how often loops run.
+"""Parses compiled programs (optimised HLO text): computations, their instructions, and trip counts of loops.
 
-Only what planning asks for is understood; the text is that of `compiled.as_text()` for CPU, TPU and GPU.
+Only the parts needed for planning are parsed, from `compiled.as_text()` for CPU, TPU and GPU.
 Source of the grammar: XLA's own printer (`HloInstruction::ToString`, `ReplicaGroupList::ToString`).
 """
 import dataclasses
@@ -18,7 +18,7 @@ _BITS = dict(pred=8, token=0, opaque=0)
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line: `[ROOT] name = shape opcode(operands), attributes`; operands are names, except of constants."""
+  """One line: `[ROOT] name = shape opcode(operands), attributes`; operands are names, except for constants."""
   name: str
   shape: str
   opcode: str
@@ -27,7 +27,7 @@ class Instruction:
 
   @property
   def called(self) -> tuple[str, ...]:
-    """Names of the computations that it runs."""
+    """Names of the computations it runs."""
     plain = _strings_removed(self.attributes)
     lists = [name for names in _CALLED_LISTS.findall(plain) for name in re.findall(_NAME, names)]
     return tuple(dict.fromkeys(_CALLED.findall(plain) + lists))
@@ -39,14 +39,14 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The JAX operation that it comes from, or ''."""
+    """The JAX operation it comes from, or ''."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found[1] if found else ''
 
 
 @dataclasses.dataclass
 class Computation:
-  """Instructions by name, in order; `root` is what it returns."""
+  """Instructions by name, in order; `root` is its result."""
   name: str
   instructions: dict[str, Instruction] = dataclasses.field(default_factory=dict)
   root: Instruction | None = None
@@ -54,7 +54,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A program. `devices` run it together."""
+  """A program, run by `devices` together."""
   computations: dict[str, Computation]
   entry: Computation
   devices: int
@@ -62,14 +62,14 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """A while instruction, the computation that it stands in, and the innermost loop around it."""
+  """A while instruction, the computation it is in, and the innermost enclosing loop."""
   instruction: Instruction
   owner: Computation
   around: 'Loop | None' = None
 
 
 def parse(text: str) -> Module:
-  """Raises ValueError where the text has no entry computation."""
+  """Raises ValueError if the text has no entry computation."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     if line.startswith('}'):
@@ -85,7 +85,7 @@ def parse(text: str) -> Module:
       if line.lstrip().startswith('ROOT '):
         current.root = instruction
   if entry is None:
-    raise ValueError('This is no optimised HLO: it has no ENTRY computation.')
+    raise ValueError('This is not optimised HLO: it has no ENTRY computation.')
   counts = [int(n) for n in re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', text.split('\n', 1)[0])]
   return Module(computations, entry, math.prod(counts))
 
@@ -100,10 +100,10 @@ def size(shape: str) -> int:
 
 
 def trip_count(module: Module, loop: Loop) -> int | None:
-  """How often the body of a loop runs; None where the program does not say.
+  """The trip count of a loop; None if unknown.
 
-  GPU and CPU programs carry the number. TPU programs do not: the condition compares a counter, whose start and step are
-  read from the program.
+  GPU and CPU programs state it. TPU programs do not, so it is computed from the start, step and bound of the counter
+  that the loop condition compares.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.instruction.attributes)
   if known:
@@ -117,7 +117,7 @@ def trip_count(module: Module, loop: Loop) -> int | None:
     return None
   (start, step), (end, other) = sides
   difference, slope = end - start, step - other
-  # The loop goes on while start + slope * t <direction> end.
+  # The loop runs while start + slope * t <direction> end.
   match test.attribute('direction'):
     case 'LT' if slope > 0:
       return max(0, -(-difference // slope))
@@ -133,7 +133,7 @@ def trip_count(module: Module, loop: Loop) -> int | None:
 
 
 def _line(module, loop, computation, name) -> tuple[int, int] | None:
-  """(base, slope): an integer of the condition or body of a loop is base + slope * iteration."""
+  """(base, slope) of an integer in the condition or body of a loop that equals base + slope * iteration."""
   found = _offset(computation, name)
   if found is None:
     return None
@@ -149,7 +149,7 @@ def _line(module, loop, computation, name) -> tuple[int, int] | None:
 
 
 def _constant(module, loop, element) -> int | None:
-  """What an element of a loop's state starts at."""
+  """The initial value of an element of a loop's state."""
   initial = loop.owner.instructions[loop.instruction.operands[0]]
   if initial.opcode != 'tuple':
     return None
@@ -161,7 +161,7 @@ def _constant(module, loop, element) -> int | None:
 
 
 def _offset(computation, name) -> tuple[int | None, int] | None:
-  """(element, offset): an integer that is that element of the computation's tuple plus the offset; None: constant."""
+  """(element, offset) of an integer that equals that element of the computation's tuple plus offset; None: constant."""
   instruction = computation.instructions[name]
   follow = functools.partial(_offset, computation)
   match instruction.opcode:
@@ -191,7 +191,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-  """The position of the bracket that closes the one at the start, outside of strings."""
+  """The position of the bracket that closes the first one, ignoring strings."""
   depth, quoted = 0, False
   for position, character in enumerate(text):
     if character == '"' and text[position - 1] != '\\':
@@ -202,7 +202,7 @@ def _closing(text: str) -> int:
       depth -= 1
       if not depth:
         return position
-  raise ValueError(f'This is no HLO: a bracket stays open in {text[:80]!r}.')
+  raise ValueError(f'This is not valid HLO: a bracket is not closed in {text[:80]!r}.')
 
 
 def _split_at(text: str, position: int) -> tuple[str, str]:
@@ -210,7 +210,7 @@ def _split_at(text: str, position: int) -> tuple[str, str]:
 
 
 def _commas(text: str) -> list[str]:
-  """Parts between the commas that stand in no bracket."""
+  """Splits at the commas outside of brackets."""
   parts, depth, start = [], 0, 0
   for position, character in enumerate(text):
     depth += (character in '([{') - (character in ')]}')

@@ -1,4 +1,4 @@
-"""What lies in the memory of one chip during a training step, part by part."""
+"""The memory of one chip during a training step, part by part."""
 import dataclasses
 import functools
 import math
@@ -25,13 +25,13 @@ class Memory:
     others: router state, moving average and step, by their shardings.
     batch: a chip's share of the batch.
     gradients: float32, by their shardings; part of the temporaries.
-    activations: kept from the forward for the backward pass of a microbatch, if the batch's shards share them evenly;
-      part of the temporaries.
-    temporaries: all that the program allocates while it runs, as its compiler says.
-    unaliased: results that do not take the place of an argument, padding of arguments and results, and code.
-    total: what the step takes.
-    available: what the chip has for a program.
-    refused: the compiler refused the program, and total is at least what it takes.
+    activations: residuals saved for the backward pass of a microbatch, if sharded evenly like the batch; part of the
+      temporaries.
+    temporaries: all that the program allocates while it runs, as reported by its compiler.
+    unaliased: results that do not reuse an argument's memory, padding of arguments and results, and code.
+    total: total memory of the step.
+    available: memory of the chip available to a program.
+    refused: whether the compiler refused the program; total is then a lower bound.
   """
   parameters: int
   optimizer: int
@@ -52,7 +52,7 @@ class Memory:
 
   @property
   def working_set(self) -> int:
-    """Temporaries beside gradients and kept activations."""
+    """Temporaries other than gradients and saved activations."""
     return max(0, self.temporaries - self.gradients - self.activations)
 
 
@@ -67,7 +67,7 @@ def of_program(setup, state: Any, batch: Tree, available: int, stats: Any) -> Me
 
 
 def of_refused(setup, state: Any, batch: Tree, available: int, message: str) -> Memory:
-  """Memory of a step whose compiler refused it for lack of memory, with this message."""
+  """Memory of a step that the compiler refused for lack of memory, from its message."""
   parts = held(setup, state, batch) | dict(activations=kept(setup, batch))
   arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
   asked, only_temporaries = refusal(message)
@@ -77,7 +77,7 @@ def of_refused(setup, state: Any, batch: Tree, available: int, message: str) -> 
 
 
 def refusal(message: str) -> tuple[int, bool]:
-  """(bytes that the TPU compiler says a program needs, whether without its arguments); 0 where it does not say."""
+  """(bytes that the TPU compiler says a program needs, or 0, whether they exclude its arguments)."""
   number = r'([\d.]+)([KMGT]?)'
   for pattern, only_temporaries in ((rf'HLO temporaries \({number}\)', True), (rf'Used {number} of', False),
                                     (rf'memory required[^(]*\({number}\)', False)):
@@ -87,13 +87,13 @@ def refusal(message: str) -> tuple[int, bool]:
 
 
 def bytes_on_one_device(tree: Any) -> int:
-  """Of `jax.ShapeDtypeStruct`s with shardings."""
+  """Bytes on one device of `jax.ShapeDtypeStruct`s with shardings."""
   return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
              for leaf in jax.tree.leaves(tree))
 
 
 def held(setup, state: Any, batch: Tree) -> dict[str, int]:
-  """Bytes on one chip of what has a sharding: parameters, optimizer, others, batch and gradients."""
+  """Bytes on one chip of the arrays with shardings: parameters, optimizer, others, batch and gradients."""
   placed = rules.shardings(setup.mesh, setup.model.axes, state.params, setup.rules.gradients)
   gradients = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                            state.params, placed)
@@ -104,7 +104,7 @@ def held(setup, state: Any, batch: Tree) -> dict[str, int]:
 
 
 def kept(setup, batch: Tree) -> int:
-  """What differentiating the loss of a microbatch keeps, but for parameters, over the shards of the batch: bytes."""
+  """Bytes per shard of the batch of the residuals of a microbatch's loss, excluding parameters."""
   count = setup.training.accumulate
   micro = {name: jax.ShapeDtypeStruct((leaf.shape[0] // count, *leaf.shape[1:]), leaf.dtype)
            for name, leaf in batch.items()}

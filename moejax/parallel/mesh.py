@@ -1,13 +1,13 @@
-"""The device mesh. It always exists; on a laptop it has one device and every axis has size 1.
+"""The device mesh. It always exists: on a laptop it has one device, and every axis has size 1.
 
-    data     the batch is split over it, parameters are replicated
-    fsdp     the batch is split over it, and so are parameters and optimizer state
-    expert   the batch is split over it, and so are the experts: tokens travel to them
-    model    attention heads, hidden units and vocabulary are split over it (tensor parallelism)
+    data     shards the batch; parameters are replicated
+    fsdp     shards the batch, and parameters and optimizer state
+    expert   shards the batch, and the experts, to which tokens are sent
+    model    shards attention heads, hidden units and vocabulary (tensor parallelism)
 """
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,10 +20,10 @@ AXES = ('data', 'fsdp', 'expert', 'model')
 Size = Literal[-1] | Count
 
 
-def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """A mesh with the axes of `AXES` over `devices` (all of them by default).
 
-  `config` gives sizes, e.g. `dict(data=-1, expert=4)`; one axis may be -1: whatever the others leave.
+  `config` gives sizes, e.g. `dict(data=-1, expert=4)`; one axis may be -1, to use all remaining devices.
 
   Raises:
     ConfigError: unknown axis, more than one -1, or sizes whose product is not the number of devices.
@@ -36,12 +36,12 @@ def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, exp
   """The sizes of the axes.
 
   Config:
-    data: devices that the batch is split over and parameters are copied to; -1: what the other axes leave.
-    fsdp: devices that the batch and, by config.sharding.zero, parameters and optimizer state are split over; or -1.
-    expert: devices that the batch and the experts are split over; or -1.
-    model: devices that heads, hidden units and vocabulary are split over; or -1.
+    data: devices that shard the batch and replicate parameters; -1: all devices the other axes leave.
+    fsdp: devices that shard the batch and, by config.sharding.zero, parameters and optimizer state; or -1.
+    expert: devices that shard the batch and the experts; or -1.
+    model: devices that shard heads, hidden units and vocabulary; or -1.
   """
-  sizes = dict(zip(AXES, (data, fsdp, expert, model)))
+  sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, expert, model)))
   free = [axis for axis, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) > 1:
@@ -56,7 +56,7 @@ def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, exp
 
 
 def _nearest(where: str, sizes: dict[str, int], free: list[str], count: int) -> str:
-  """The change of a single axis that makes `count` devices, and changes least."""
+  """The smallest change of a single axis that makes `count` devices."""
   fixed = {axis: size for axis, size in sizes.items() if axis not in free}
   changes = []
   for axis, size in fixed.items():

@@ -1,13 +1,13 @@
-"""A plan in words and numbers, for the person who asked for it."""
+"""A plan as text."""
 from moejax.parallel import ahead_of_time, roofline
 from moejax.parallel.ahead_of_time import Plan
 from moejax.parallel.units import duration, short, size
 
-_LINES = 12  # of collectives that are spelled out; the rest is summed
+_LINES = 12  # of collectives; the others are summed
 
 
 def write(plan: Plan) -> str:
-  """Everything that is known, section by section; the last line is the verdict."""
+  """The plan, section by section; the last line is the verdict."""
   sections = [_heading(plan), _memory(plan), _work(plan)]
   if plan.program is not None:
     sections += [_collectives(plan), _time(plan)]
@@ -18,10 +18,10 @@ def verdict(plan: Plan) -> str:
   """Whether it fits, by how much, and what to change first if not."""
   memory = plan.memory
   if memory.fits:
-    return (f'It fits: {size(memory.total)} of {size(memory.available)} a chip, '
+    return (f'It fits: {size(memory.total)} of {size(memory.available)} per chip, '
             f'{memory.total / memory.available:.0%}.')
   missing = max(0, memory.total - memory.available)
-  return (f'It does not fit: a step needs {"at least " if memory.refused else ""}{size(memory.total)} a chip, which '
+  return (f'It does not fit: a step needs {"at least " if memory.refused else ""}{size(memory.total)} per chip, which '
           f'has {size(memory.available)}: {size(missing)} too little. {plan.advice}')
 
 
@@ -31,7 +31,7 @@ def _heading(plan):
   return _table([
       ('topology', f'{plan.topology.name}: {plan.chips} x {plan.topology.chip.kind}'),
       ('mesh', mesh),
-      ('parameters', f'{short(plan.parameters["total"])}, of which a token meets {short(plan.parameters["active"])}'),
+      ('parameters', f'{short(plan.parameters["total"])}, {short(plan.parameters["active"])} active'),
       ('batch', f'{plan.batch} examples{parts}')])
 
 
@@ -40,44 +40,44 @@ def _memory(plan):
   rows = [('parameters', memory.parameters, ''), ('optimizer state', memory.optimizer, ''),
           ('router state, average', memory.others, ''), ('batch', memory.batch, '')]
   temporary = [('gradients', memory.gradients, 'float32, as parameters'),
-               ('activations', memory.activations, 'kept for the backward pass, if the batch is shared out evenly')]
+               ('activations', memory.activations, 'saved for the backward pass, if sharded evenly')]
   if memory.refused:
     rows += temporary
-    rest = [('total', memory.total, f'at least, of {size(memory.available)}; its compiler refused it and says no more')]
+    rest = [('total', memory.total, f'at least, of {size(memory.available)}; the compiler refused it')]
   else:
     rows += [('temporaries', memory.temporaries, 'of which'), *(('  ' + name, *row) for name, *row in temporary),
-             ('  the rest', memory.working_set, 'what a block needs while it runs'),
+             ('  the rest', memory.working_set, 'working set of a block'),
              ('code, padding, results', memory.unaliased, '')]
     rest = [('total', memory.total, f'of {size(memory.available)}')]
-  return 'memory of a chip\n' + _table([(name, f'{size(number):>12}  {note}') for name, number, note in rows + rest])
+  return 'memory per chip\n' + _table([(name, f'{size(number):>12}  {note}') for name, number, note in rows + rest])
 
 
 def _work(plan):
   run = plan.flops * plan.chips
-  rows = [('run by a chip', f'{short(plan.flops, "FLOPs")} in matrix products'),
-          ('run by all', f'{short(run, "FLOPs")}, of which the model asks for {short(plan.model_flops, "FLOPs")} '
-                         f'({plan.model_flops / run:.0%}); the rest is recomputed, one-hot, or padding')]
+  rows = [('per chip', f'{short(plan.flops, "FLOPs")} in matrix products'),
+          ('all chips', f'{short(run, "FLOPs")}, of which {short(plan.model_flops, "FLOPs")} '
+                        f'({plan.model_flops / run:.0%}) are model FLOPs; the rest is recomputed, one-hot, or padding')]
   if plan.program is not None:
-    rows.append(('memory traffic', f'{size(plan.program.traffic)} a chip, read and written'))
-  return 'work of a step\n' + _table(rows)
+    rows.append(('memory traffic', f'{size(plan.program.traffic)} per chip, read and written'))
+  return 'work per step\n' + _table(rows)
 
 
 def _collectives(plan):
   rows = ahead_of_time.by_place(plan.program.collectives)
   if not rows:
-    return 'collectives of a step\n  none'
+    return 'collectives per step\n  none'
   def line(rows, among, what):
     number, runs = sum(row['bytes'] for row in rows), sum(row['runs'] for row in rows)
     return f'{size(number):>12} {runs:>6} {among:>6}', what
 
-  lines = [('bytes a chip   runs  among', 'kind, and the operation that it comes from')]
+  lines = [('bytes per chip runs  among', 'kind and JAX operation')]
   lines += [line([row], row['group'], f'{row["kind"]}  {row["where"][-70:]}') for row in rows[:_LINES]]
   if rows[_LINES:]:
     lines.append(line(rows[_LINES:], '', 'others'))
-  lines.append(line(rows, '', 'together'))
+  lines.append(line(rows, '', 'total'))
   note = '' if all(c.exact for c in plan.program.collectives) else (
-      '\n  A loop whose length the program does not say was counted once.')
-  return 'collectives of a step\n' + _table(lines) + note
+      '\n  Loops of unknown length are counted once.')
+  return 'collectives per step\n' + _table(lines) + note
 
 
 def _time(plan):
@@ -85,9 +85,9 @@ def _time(plan):
   bound = 'compute' if estimate.compute >= estimate.memory else 'memory'
   rows = [('compute', f'{duration(estimate.compute):>12}'), ('memory', f'{duration(estimate.memory):>12}'),
           ('communication', f'{duration(estimate.communication):>12}'),
-          ('step', f'{duration(estimate.step):>12}  {bound} and communication'),
+          ('step', f'{duration(estimate.step):>12}  {bound} plus communication'),
           ('MFU', f'{plan.mfu:>12.1%}')]
-  return ('estimated time of a step, from the compiled program\n' + _table(rows) + '\n' +
+  return ('estimated time per step, from the compiled program\n' + _table(rows) + '\n' +
           '\n'.join(f'  - {line}' for line in roofline.assumptions(plan.topology)))
 
 

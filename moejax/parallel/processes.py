@@ -1,7 +1,7 @@
-"""Several processes: how they find one another, which rows of a batch each one feeds, and how they agree.
+"""Several processes: how they connect, which rows of a batch each one loads, and how they agree.
 
-A run of several processes is one program: all of them call the same functions in the same order, since whatever one
-computes on the mesh all compute. Only `jax.process_index() == 0` prints and writes what is not an array.
+A run of several processes is one program: all call the same functions in the same order, because every computation on
+the mesh involves them all. Only `jax.process_index() == 0` prints, and writes anything other than arrays.
 """
 import contextlib
 import functools
@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,22 +21,22 @@ from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import rules
 
-# Seconds without a sign of life after which a process counts as dead. Signs are given by a thread that waits for nobody.
+# Seconds without a heartbeat after which a process counts as dead. Heartbeats come from a thread that never blocks.
 _HEARTBEAT = 20
 
-# ---- finding one another --------------------------------------------------------------------------------------------
+# ---- connecting -----------------------------------------------------------------------------------------------------
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-  """Joins the other processes of this run, if there are any; to be called before anything asks jax for a device.
+  """Joins the other processes of this run, if any. Call it before anything uses a jax device.
 
-  Without arguments `jax.distributed` reads them from the cluster that `cluster` finds, and where there is none, or
-  `num_processes` is 1, nothing is done: one process on one machine, with all its devices, needs no coordinator.
-  A coordinator that is named listens at that address alone, or at JAX_COORDINATOR_BIND_ADDRESS (where the name is not one
-  of its own machine: behind a service of Kubernetes, or in a container).
+  Without arguments `jax.distributed` reads them from the cluster that `cluster` detects. Without a cluster, or with
+  `num_processes` 1, it does nothing: a single process with all devices of its machine needs no coordinator.
+  A given coordinator listens only at that address, or at JAX_COORDINATOR_BIND_ADDRESS (for addresses that are not the
+  machine's own: behind a Kubernetes service, or in a container).
 
   Raises:
-    ConfigError: some arguments without the others, values that cannot be, or the others were not found.
+    ConfigError: only some of the arguments are given, their values are invalid, or the other processes were not found.
   """
   arguments = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
   given = {name: value for name, value in arguments.items() if value is not None}
@@ -44,23 +45,24 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     return
   if given:
     _check(given, arguments)
-  # Stopping is agreed on by the loop, for Ctrl-C too; this service would make SIGTERM do nothing outside of it.
+  # The training loop handles stopping, also for Ctrl-C; with this service SIGTERM would have no effect outside the
+  # loop.
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT,
                                coordinator_bind_address=os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', coordinator))
   except (RuntimeError, ValueError) as error:
-    raise ConfigError(f'The other processes of this run, that {"--coordinator" if given else found} names, were not '
-                      f'found: {error} Start one process alone with --num_processes=1; elsewhere give --coordinator, '
+    raise ConfigError(f'The other processes of this run, given by {"--coordinator" if given else found}, were not '
+                      f'found: {error} For a single process set --num_processes=1; otherwise give --coordinator, '
                       '--num_processes and --process_id.') from error
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-  """The cluster that started this process as one of several, by its variables; None for a process on its own.
+  """The cluster that started this process as one of several, by its environment variables; None for a single process.
 
-  These are environments that `jax.distributed.initialize` reads by itself. It finds some of them where a process is
-  alone (one task in an interactive SLURM job, any pod of Kubernetes), where there is nothing to join: those are None.
+  `jax.distributed.initialize` reads these environments by itself. It also detects some of them for a single process
+  (one task in an interactive SLURM job, any Kubernetes pod), which has nothing to join: those give None.
   """
   def several(name, separator=None):
     value = environment.get(name, '')
@@ -73,7 +75,7 @@ def cluster(environment: Mapping[str, str]) -> str | None:
   if (any(several(name, ',') for name in ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')) or
       several('MEGASCALE_NUM_SLICES') or 'TPU_PROCESS_ADDRESSES_PATH' in environment):
     return 'GKE'
-  # Importing jax has set the first of these where it found TPU chips, and the second where it found none.
+  # Importing jax sets the first of these if it finds TPU chips, and the second if it finds none.
   alone = {'TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES'} & environment.keys()
   if environment.get('TPU_ML_PLATFORM') == 'JAX' and not alone:
     return 'Cloud TPU'
@@ -85,23 +87,23 @@ def cluster(environment: Mapping[str, str]) -> str | None:
 def _check(given, arguments):
   missing = [f'--{name}' for name in arguments if name not in given]
   if missing:
-    raise ConfigError(f'--{" and --".join(given)} without {" and ".join(missing)}: processes that no cluster started '
-                      'need all three, e.g. --coordinator=localhost:1234 --num_processes=2 --process_id=0.')
+    raise ConfigError(f'--{" and --".join(given)} without {" and ".join(missing)}: outside a cluster, processes need '
+                      'all three, e.g. --coordinator=localhost:1234 --num_processes=2 --process_id=0.')
   host, _, port = given['coordinator'].rpartition(':')
   if not host or not port.isdigit():
     raise ConfigError(f'--coordinator must be host:port, e.g. localhost:1234, not {given["coordinator"]!r}.')
   if not 0 <= given['process_id'] < given['num_processes']:
-    raise ConfigError(f'--process_id must lie between 0 and --num_processes - 1 = {given["num_processes"] - 1}, '
+    raise ConfigError(f'--process_id must be between 0 and --num_processes - 1 = {given["num_processes"] - 1}, '
                       f'not {given["process_id"]}.')
 
 
-# ---- what each one feeds --------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """<int>[n], increasing: the rows of a batch that devices of this process hold.
+  """<int>[n], increasing: the rows of a batch on this process's devices.
 
-  Where the batch is not split over all processes (one copy of the model spans several), several hold the same rows.
+  If the batch is not sharded over all processes (a model replica spans several), several have the same rows.
   """
   count = batch_size // rules.batch_shards(mesh)
   return np.concatenate([shard * count + np.arange(count) for shard in _shards_here(mesh)])
@@ -122,14 +124,14 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 
 @functools.lru_cache
 def _shards_here(mesh):
-  """Which shards of the batch devices of this process hold, in order."""
+  """The shards of the batch on this process's devices, in order."""
   shards = rules.batch_shards(mesh)
-  indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  indices: Any = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
   return sorted({index[0].indices(shards)[0] for index in indices})
 
 
 def spread(tree: Tree, shardings: Tree) -> Tree:
-  """Arrays that every process holds whole, spread over the mesh of `shardings`."""
+  """Shards arrays that every process has in full over the mesh of `shardings`."""
   def array(x, sharding):
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
@@ -140,14 +142,14 @@ def spread(tree: Tree, shardings: Tree) -> Tree:
 
 
 def largest(number: int) -> int:
-  """The largest of the numbers that the processes give."""
+  """The maximum of `number` over the processes."""
   return number if jax.process_count() == 1 else int(_largest(number))
 
 
 class LargestBefore:
-  """The largest of the numbers that the processes gave in the call before this one; 0 in the first call.
+  """The maximum over the processes of the number in the previous call; 0 in the first call.
 
-  By then it is known, so that nobody waits. A single process gets the number of this call.
+  The previous maximum is already computed, so no process waits. A single process gets the number of this call.
   """
 
   def __init__(self):
@@ -162,7 +164,7 @@ class LargestBefore:
 
 def _largest(number: int) -> jax.Array:
   sharding, function = _largest_program()
-  parts = [jax.device_put(np.int32([number]), device) for device in sharding.addressable_devices]
+  parts = [jax.device_put(np.array([number], np.int32), device) for device in sharding.addressable_devices]
   return function(jax.make_array_from_single_device_arrays((sharding.num_devices,), sharding, parts))
 
 
@@ -174,10 +176,10 @@ def _largest_program():
 
 
 def union(items: dict) -> dict:
-  """All items of the dicts that the processes give; values are what JSON can hold.
+  """The union of the processes' dicts, whose values must be JSON.
 
   Raises:
-    RuntimeError: processes have different values under the same name.
+    RuntimeError: processes have different values for the same key.
   """
   if jax.process_count() == 1:
     return items
@@ -193,24 +195,24 @@ def union(items: dict) -> dict:
 
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
-  """What raises here in one process raises in all, so that none goes on to wait for it.
+  """An exception in one process is raised in all, so that none waits for it forever.
 
   Raises:
-    RuntimeError: another process could not do `what`.
+    RuntimeError: another process failed to do `what`.
   """
   error = None
   try:
     yield
-  except Exception as caught:  # noqa: BLE001  (whatever it is, the others have to know)
+  except Exception as caught:  # noqa: BLE001  (the others must know of any exception)
     error = caught
   if largest(error is not None):
     raise error or RuntimeError(f'another process could not {what}')
 
 
 def compiled(function: Callable, *arguments) -> Callable:
-  """The jitted `function`, compiled for these arguments (or their shapes) in all processes before any of them runs it.
+  """Compiles the jitted `function` for these arguments (or their shapes) in all processes before any of them runs it.
 
-  Collectives wait for other processes less long (gloo 30 s) than these may still be compiling.
+  Collectives time out (gloo after 30 s) sooner than other processes may finish compiling.
   """
   if jax.process_count() == 1:
     return function
@@ -220,9 +222,9 @@ def compiled(function: Callable, *arguments) -> Callable:
 
 
 def wait(what: str, minutes: int = 60) -> None:
-  """Returns when all processes have come to `what`. Without a collective: devices may be busy, or not connected yet."""
+  """A barrier: returns when all processes reach `what`. No collective: devices may be busy or not yet connected."""
   if jax.process_count() > 1:
     multihost.get_barrier_sync_fn()(key=f'moejax {next(_waits)}: {what}', timeout_ms=minutes * 60_000)
 
 
-_waits = itertools.count()  # the same everywhere, since all wait in the same order
+_waits = itertools.count()  # equal in all processes, because all wait in the same order

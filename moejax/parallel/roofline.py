@@ -1,4 +1,4 @@
-"""How long a step takes: an estimate from what a compiled program computes, reads and sends."""
+"""Roofline estimate of the time of a step, from the FLOPs, memory traffic and collectives of its compiled program."""
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -10,12 +10,12 @@ from moejax.parallel.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of a step: the longer of compute and memory, and then communication, which nothing hides.
+  """Seconds of a step: the maximum of compute and memory, plus communication without overlap.
 
   Attributes:
     compute: matrix products at the chip's bfloat16 peak.
-    memory: bytes read and written at the bandwidth of its memory.
-    communication: collectives one after the other, at the bandwidth of the links that each can use.
+    memory: bytes read and written at its memory bandwidth.
+    communication: collectives in sequence, at the bandwidth of the links that each can use.
   """
   compute: float
   memory: float
@@ -35,27 +35,27 @@ def estimate(topology: Topology, devices: Sequence[jax.Device], flops: float, tr
 
 
 def assumptions(topology: Topology) -> list[str]:
-  """What an estimate takes for granted, in sentences."""
+  """The assumptions of an estimate, in sentences."""
   chip = topology.chip
   links = (f'links {chip.link / 1e9:.0f} GB/s each way; a group of chips uses the links along the sides of the torus '
-           f'that it spans, both ways where a side is closed to a ring (from {chip.ring} chips)'
+           f'it spans, both ways if a side is closed to a ring (from {chip.ring} chips)'
            if chip.network is None else
-           f'NVLink {chip.link / 1e9:.0f} GB/s and network between hosts {chip.network / 1e9:.0f} GB/s, a GPU, one way')
+           f'NVLink {chip.link / 1e9:.0f} GB/s and network between hosts {chip.network / 1e9:.0f} GB/s per GPU one way')
   return [
       f'bfloat16 peak {chip.peak / 1e12:.0f} TFLOP/s, memory {chip.bandwidth / 1e12:.2f} TB/s; both are reached, and '
-      'overlap each other fully.',
+      'overlap fully.',
       f'{links[0].upper() + links[1:]}.',
-      'Collectives overlap with nothing and add up; collectives that compilers run behind products take less.',
-      'Matrix products are spread evenly over the chips; the time of everything else is the memory that it moves; '
-      'arrays with room for the worst case are moved whole.',
-      'Tokens choose experts evenly. Nothing was run: how far a real step is from this, only a run can tell.']
+      'Collectives do not overlap with anything; in practice compilers overlap some of them with products.',
+      'Matrix products are spread evenly over the chips; all other operations cost only their memory traffic; '
+      'arrays sized for the worst case are moved in full.',
+      'Routing is balanced. Nothing was run: only a run can show how far a real step is from this.']
 
 
 def seconds(collective: Collective, topology: Topology, devices: Sequence[jax.Device]) -> float:
-  """Seconds of one run of a collective.
+  """Seconds of one execution of a collective.
 
-  An all-to-all has to bring bytes over several links: half of the bytes of one half of a side cross its middle, which
-  is bytes * side / 4 over the links there. Source: How To Scale Your Model (2025), costs of collectives on a torus.
+  In an all-to-all bytes pass several links: half of the bytes of one half of a side cross its middle, which is
+  bytes * side / 4 over the links there. Source: How To Scale Your Model (2025), costs of collectives on a torus.
   """
   group, chip = [devices[i] for i in collective.group], topology.chip
   swaps = collective.kind in ('all-to-all', 'ragged-all-to-all')
@@ -64,7 +64,7 @@ def seconds(collective: Collective, topology: Topology, devices: Sequence[jax.De
     if hosts == 1:
       return collective.sent / chip.link
     neighbours = len(group) // hosts
-    # All GPUs of a host have a port of their own; what they gather together enters through all ports, once.
+    # Each GPU of a host has its own port; data that they all need enters once, through all ports together.
     outside = (collective.bytes * (len(group) - neighbours) / len(group) if swaps else
                collective.sent / max(neighbours, 1))
     return max(outside / chip.network, collective.sent / chip.link)
@@ -77,7 +77,7 @@ def seconds(collective: Collective, topology: Topology, devices: Sequence[jax.De
 
 
 def _sides(group: Sequence[jax.Device], topology: Topology) -> list[tuple[int, int]]:
-  """(chips, links out of each) along every side of the torus that a group spans."""
+  """(number of chips, links out of each) along every side of the torus that a group spans."""
   sides = []
   for axis, length in enumerate(topology.shape):
     side = len({device.coords[axis] for device in group})

@@ -1,24 +1,24 @@
-"""Logical axis names to mesh axes: the tables that say how arrays are sharded.
+"""Sharding rules: tables from logical axis names to mesh axes.
 
-Parameters and activations name their dimensions ('expert', 'embed', 'mlp'); this file decides what that means on a mesh.
+Parameters and activations name their dimensions ('expert', 'embed', 'mlp'); this file maps the names to a mesh.
 """
 import contextlib
 import contextvars
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.functional import Tree, flatten, unflatten
 
-# The dimensions that examples are spread over.
+# The mesh axes that shard the batch.
 BATCH_AXES = ('data', 'fsdp', 'expert')
 
 Table = dict[str, str | tuple[str, ...]]
 
-# Tensor and expert parallelism. Experts that are fewer than the devices of `expert` are sharded inside instead.
+# Tensor and expert parallelism. If there are fewer experts than devices of `expert`, their hidden units are sharded.
 _SPLIT: Table = {
     'expert': 'expert',
     'expert_mlp': ('expert', 'model'),
@@ -27,7 +27,7 @@ _SPLIT: Table = {
     'kv_heads': 'model',
     'vocab': 'model',
 }
-# Experts lie over the axis `expert` already; what else is not replicated there either.
+# Experts are sharded over `expert` already; this shards all other parameters over it too.
 _SPLIT_OVER_DATA: Table = {**_SPLIT, 'embed': ('fsdp', 'expert'), 'expert_embed': 'fsdp'}
 _ACTIVATIONS: Table = {
     'batch': BATCH_AXES,
@@ -43,13 +43,13 @@ _ACTIVATIONS: Table = {
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What is sharded over what: logical axis names to mesh axes.
+  """Tables from logical axis names to mesh axes.
 
   Attributes:
-    parameters: of what the forward pass reads.
-    gradients: of what the backward pass leaves.
-    optimizer: of the optimizer's state, and of moving averages.
-    activations: of what `constrain` is told.
+    parameters: for parameters.
+    gradients: for gradients.
+    optimizer: for the optimizer's state and moving averages.
+    activations: for `constrain`.
   """
   parameters: Table
   gradients: Table
@@ -57,7 +57,7 @@ class Rules:
   activations: Table
 
 
-# The stages of ZeRO (arXiv:1910.02054, section 5), each one table more.
+# The stages of ZeRO (arXiv:1910.02054, section 5); each shards one more kind of array.
 _STAGES = {
     0: Rules(_SPLIT, _SPLIT, _SPLIT, _ACTIVATIONS),
     1: Rules(_SPLIT, _SPLIT, _SPLIT_OVER_DATA, _ACTIVATIONS),
@@ -70,10 +70,10 @@ def build(*, zero: Literal[0, 1, 2, 3] = 3, sequence: bool = False) -> Rules:
   """config.sharding.
 
   Args:
-    zero: what is sharded over the mesh axes `fsdp` and (where it is not of an expert) `expert`: nothing; the optimizer's
-      state; gradients too; parameters too, which are gathered layer by layer.
-    sequence: between attention and feed-forwards, tokens of long inputs are spread over the mesh axis `model`
-      (sequence parallelism, arXiv:2205.05198, section 4.2.2).
+    zero: what is sharded over the mesh axes `fsdp` and, outside of experts, `expert`. 0: nothing; 1: the optimizer's
+      state; 2: gradients too; 3: parameters too, which are gathered layer by layer.
+    sequence: shards the tokens of long inputs over the mesh axis `model` between attention and feed-forwards (sequence
+      parallelism, arXiv:2205.05198, section 4.2.2).
   """
   rules = _STAGES[zero]
   if sequence:
@@ -86,7 +86,7 @@ _active: contextvars.ContextVar[tuple[Mesh | None, Rules]] = contextvars.Context
 
 @contextlib.contextmanager
 def use(mesh: Mesh | None, rules: Rules = build()):
-  """Within this context `constrain` constrains to `mesh`; None: to nothing, as inside of `jax.shard_map`."""
+  """Within this context `constrain` uses `mesh`; None: it does nothing, as needed inside `jax.shard_map`."""
   token = _active.set((mesh, rules))
   try:
     yield mesh
@@ -95,18 +95,20 @@ def use(mesh: Mesh | None, rules: Rules = build()):
 
 
 def active() -> Mesh | None:
-  """The mesh in use, or None."""
+  """The active mesh, or None."""
   return _active.get()[0]
 
 
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-  """How a parameter lies on the active mesh."""
+  """The sharding of a parameter on the active mesh."""
   mesh, rules = _active.get()
+  if mesh is None:
+    raise ValueError('No mesh is in use: parameters lie on one device.')
   return _spec(mesh, rules.parameters, axes, shape)
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  """`x` with a sharding constraint on the active mesh; `x` itself where no mesh is active."""
+  """`x` with a sharding constraint on the active mesh; unchanged if there is none."""
   mesh, rules = _active.get()
   if mesh is None or mesh.size == 1:
     return x
@@ -116,7 +118,7 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 def shardings(mesh: Mesh, axes: Tree, shapes: Tree, table: Table = build().parameters) -> Tree:
   """A `NamedSharding` for every parameter: `axes` are its logical names, `shapes` anything with `.shape`.
 
-  A dimension that its mesh axes do not divide lies over as many of them as do, the first first.
+  If its mesh axes do not divide a dimension, it is sharded over the longest prefix of them that does.
   """
   flat_axes = flatten(axes)
   return unflatten({path: NamedSharding(mesh, _spec(mesh, table, flat_axes[path], leaf.shape))
@@ -129,12 +131,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading dimension spread over all axes that share the batch."""
+  """The leading dimension sharded over all axes that shard the batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """How many shards `batch_sharding` makes; the batch size must be a multiple."""
+  """Number of shards of `batch_sharding`, which must divide the batch size."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -142,10 +144,10 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
   if len(axes) != len(shape):
     raise ValueError(f'{len(axes)} axis names {axes} for an array of shape {shape}.')
   used: set[str] = set()
-  spec = []
+  spec: list[Any] = []
   for name, size in zip(axes, shape):
-    targets = table.get(name, ())
-    targets = tuple(t for t in ((targets,) if isinstance(targets, str) else targets) if t not in used)
+    named = () if name is None else table.get(name, ())
+    targets = tuple(t for t in ((named,) if isinstance(named, str) else named) if t not in used)
     targets = tuple(t for t in targets if mesh.shape[t] > 1)
     while targets and size % math.prod(mesh.shape[t] for t in targets):
       targets = targets[:-1]
@@ -153,5 +155,6 @@ def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[i
       spec.append(None)
       continue
     used.update(targets)
-    spec.append(targets if len(targets) > 1 else targets[0])
+    first, *others = targets
+    spec.append(targets if others else first)
   return PartitionSpec(*spec)

@@ -1,13 +1,13 @@
-"""Bytes that a compiled program moves to and from a device's memory: what its instructions read and write.
+"""Memory traffic of a compiled program: the bytes its instructions read from and write to a device's memory.
 
-A fusion reads its operands once and writes its results once; what it reads or writes by slices counts by slice. TPU
-programs say which arrays stay on the chip (memory space `S(n)`): these do not count. Loops count as often as they run.
+A fusion reads its operands once and writes its results once; operands that it slices count by slice. TPU programs mark
+arrays that stay on the chip (memory space `S(n)`), which do not count. Loops count as often as they run.
 """
 import re
 
 from moejax.parallel import hlo
 
-# They name arrays, or stand for what is counted elsewhere.
+# Instructions without traffic, or whose traffic is counted elsewhere.
 _FREE = frozenset('parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota while '
                   'conditional call opt-barrier optimization-barrier'.split())
 _SLICES = frozenset('dynamic-slice slice gather'.split())
@@ -46,7 +46,7 @@ def _instruction(module, computation, instruction) -> float:
     return 2 * in_memory(instruction.shape)
   if instruction.opcode == 'dynamic-update-slice':
     return 2 * in_memory(shapes[1])
-  # What starts a copy or a collective names its operands again in its result.
+  # The start of a copy or a collective repeats its operands in its result.
   written = 0 if instruction.opcode.endswith('-start') and instruction.shape.startswith('(') else 1
   return sum(map(in_memory, shapes)) + (in_memory(instruction.shape) if written else _landed(instruction.shape, shapes))
 
@@ -65,7 +65,7 @@ def _fusion(inside, instruction, shapes) -> float:
     if users and all(user.opcode in _SLICES and user.operands[0] == parameters[number].name for user in users):
       read += sum(hlo.size(user.shape) for user in users)
     elif users and all(_updated_in_place(user, parameters[number].name) for user in users):
-      # The array is kept but for the slice that is written.
+      # Only the updated slice is read and written.
       update = sum(hlo.size(inside.instructions[user.operands[1]].shape) for user in users)
       read, written = read + update, written - in_memory(shape) + update
     else:
@@ -78,5 +78,5 @@ def _updated_in_place(user, name) -> bool:
 
 
 def in_memory(shape: str) -> int:
-  """Bytes of the arrays of a shape that lie in the device's main memory."""
+  """Bytes of the arrays of a shape that are in the device's main memory."""
   return hlo.size(re.sub(r'\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}', '', shape))

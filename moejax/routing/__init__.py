@@ -1,1 +1,1 @@
-"""Routing: which expert sees which token, and with what weight. `router.build` makes one; `papers` has known ones."""
+"""Routing: which expert sees which token, and with what weight. See `router.build` and `papers`."""

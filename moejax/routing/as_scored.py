@@ -1,4 +1,4 @@
-"""Weightings for scores that already are what enters the output."""
+"""Weightings that use the scores themselves as combine weights."""
 import dataclasses
 
 import jax
@@ -10,7 +10,7 @@ from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
 @WEIGHTINGS('as_scored')
 @dataclasses.dataclass(frozen=True)
 class AsScored(Weighting):
-  """The scores themselves, which are shares of the experts in the output: not negative (DSelect-k, COMET)."""
+  """The scores themselves, which must be non-negative shares of the experts (DSelect-k, COMET)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
     return logits
@@ -22,7 +22,7 @@ class AsScored(Weighting):
 @WEIGHTINGS('logit')
 @dataclasses.dataclass(frozen=True)
 class Logit(AsScored):
-  """The logits themselves, of either sign ("Towards Understanding Mixture of Experts", section 3)."""
+  """The logits themselves, positive or negative ("Towards Understanding Mixture of Experts", section 3)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
     return softmax_over_experts(logits)

@@ -1,7 +1,7 @@
-"""Assignment: every token to one expert, no expert with more than its equal share, decided for all of them at once.
+"""Balanced assignment: all tokens are assigned jointly, one expert each, and no expert exceeds its equal share.
 
 `auction` is the balanced assignment of BASE layers; `within_shares` is the reassignment that FastMoE calls SWIPE. Both
-are used without gradient, and leave padding out.
+are used without gradients and ignore padding.
 """
 import dataclasses
 from typing import ClassVar
@@ -14,17 +14,17 @@ from moejax.routing.plans import Leak, TokenPlan, token_plan
 
 
 def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax.Array:
-  """Every expert keeps its first claimants; the other tokens, in order, fill what is left, lowest expert first.
+  """Every expert keeps the first tokens that claim it; the others, in order, fill the free slots, lowest expert first.
 
-  One step of SWIPE, with the tokens and experts of all of FastMoE's workers in one group (`swipe_once` there).
+  One step of SWIPE (`swipe_once` in FastMoE), with the tokens and experts of all workers in one group.
 
   Args:
-    expert: <int32>[G,S] whom a token claims; E claims nobody.
-    routed: <bool>[G,S]; others take no slot.
-    slots: <int32>[G,E] slots of every expert, together at least as many as routed tokens.
+    expert: <int32>[G,S] the expert a token claims; E claims none.
+    routed: <bool>[G,S]; other tokens take no slot.
+    slots: <int32>[G,E] slots of every expert, in total at least the number of routed tokens.
 
   Returns:
-    <int32>[G,S] below E; meaningless where not routed.
+    <int32>[G,S] below E; undefined where not routed.
   """
   num_experts = slots.shape[-1]
   claims = (expert[..., None] == jnp.arange(num_experts)) & routed[..., None]
@@ -39,27 +39,27 @@ def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax
 
 
 def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: int = 1000) -> jax.Array:
-  """Tokens to experts by an auction, so that each has its share and the total score is close to the largest possible.
+  """Assigns tokens to experts by auction: each expert gets its share and the total score is close to the maximum.
 
-  The auction of fairseq's `balanced_assignment` (BASE layers, section 3.1, after Bertsekas): in every round each expert
-  bids for the c tokens of highest value to it, by how much they exceed the next one plus eps = max(spread / 50, 1e-4);
-  who bids most for a token holds it, and it becomes dearer for all others by that bid. What an expert holds it keeps
-  for a bid of eps alone. It ends when every token has a bid: as a rule within eps a token of the best assignment, though
-  that is no theorem for this variant, and many equal scores can cost some eps. After `rounds` rounds experts no longer
-  insist on what they hold, which ends soon, farther from the best.
+  The auction of fairseq's `balanced_assignment` (BASE layers, section 3.1, after Bertsekas). In every round each expert
+  bids for the c tokens of highest value to it: the margin over the next token plus eps = max(spread / 50, 1e-4). The
+  highest bidder holds the token, and its cost rises by that bid for all others. Experts bid only eps for tokens they
+  hold. The auction ends when every token has a bid, usually within eps per token of the optimum; this is not a theorem
+  for this variant, and many equal scores can cost a few eps. After `rounds` rounds holders lose that privilege, so
+  that the auction ends soon, farther from the optimum.
 
-  Here c = ceil(n/E) for n valid tokens. Where E does not divide n, tokens that nobody prefers fill up the last shares,
-  so that an expert may end with fewer. Scores that are not finite count as the smallest finite one.
+  Here c = ceil(n/E) for n valid tokens. Where E does not divide n, dummy tokens of low value fill up the shares, so
+  some experts get fewer real tokens. Scores that are not finite count as the smallest finite one.
 
   Args:
     scores: <float32>[S,E].
     valid: <bool>[S]; other tokens do not take part.
-    rounds: with insistence.
-    last_round: after which the tokens still without a bid fill the free slots in order. No auction is known to need
-      it, but a loop on a pod should not depend on that.
+    rounds: rounds in which holders bid only eps.
+    last_round: after it, tokens still without a bid fill the free slots in order. We know of no auction that reaches
+      it, but a loop on a pod must be bounded.
 
   Returns:
-    <int32>[S] at most ceil(n/E) valid tokens to an expert; meaningless where not valid.
+    <int32>[S] at most ceil(n/E) valid tokens per expert; undefined where not valid.
   """
   tokens, num_experts = scores.shape
   count = valid.sum()
@@ -67,12 +67,12 @@ def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: 
   usable = valid[:, None] & jnp.isfinite(scores)
   lowest = jnp.min(jnp.where(usable, scores, jnp.inf))
   highest = jnp.max(jnp.where(usable, scores, -jnp.inf))
-  # Shifted to a maximum of 0: prices rise by steps of the spread, which would drown in a large common offset.
+  # Shifted to a maximum of 0: prices rise by small fractions of the spread, which a large offset would round away.
   worth = jnp.where(usable, scores, lowest) - highest
   worth = jnp.where(usable.any(), worth, 0.)
   spread = jnp.where(usable.any(), highest - lowest, 0.)
   eps = jnp.maximum(spread / 50, 1e-4)
-  # Up to E-1 tokens that nobody prefers, and one that nobody may have, for the expert that takes everything.
+  # Up to E-1 dummy tokens, and one that is never active, so that an expert that takes everything has a next-best token.
   worth = jnp.pad(worth.T, ((0, 0), (0, num_experts)), constant_values=-spread / 2)
   active = jnp.concatenate([valid, jnp.arange(num_experts) < num_experts * share - count])
   experts = jnp.arange(num_experts)[:, None]
@@ -102,9 +102,9 @@ def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTogether:
-  """Base of selections in which tokens and experts are assigned together in training, and tokens choose at evaluation.
+  """Base class of selections that assign tokens jointly in training, and by token choice at evaluation.
 
-  So training looks at later tokens and evaluation does not: decoders accept that by `routing_leak='train'`.
+  Training therefore depends on later tokens and evaluation does not; a decoder allows that by `routing_leak='train'`.
   """
   where: str
   num_experts: int
@@ -115,5 +115,5 @@ class TrainedTogether:
     return 'future' if train else 'causal'
 
   def plan(self, expert: jax.Array, valid: jax.Array) -> TokenPlan:
-    """A plan of weights one. `expert`: <int32>[G,S,K]."""
+    """A plan with all weights one. `expert`: <int32>[G,S,K]."""
     return token_plan(expert, valid[..., None], self.num_experts)

@@ -1,8 +1,8 @@
-"""Balancing: what keeps experts evenly used. Losses, and changes of the router's state.
+"""Balancing: losses and router-state updates that keep the experts evenly used.
 
-`balance=dict(importance=0.005, bias=dict(rate=1e-3))` names entries of this room; a number stands for
-`dict(coefficient=number)`. What is not named costs nothing. Losses are means over routing groups (those that have a
-valid token), inside a group over valid tokens; the z-loss is the mean over all valid tokens.
+`balance=dict(importance=0.005, bias=dict(rate=1e-3))` names balancers of this package; a number is short for
+`dict(coefficient=number)`. Balancers that are not named cost nothing. Losses are means over the routing groups that
+have a valid token, and over valid tokens within a group; the z-loss is the mean over all valid tokens.
 """
 import dataclasses
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ BALANCERS = Registry('balance')
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-  """What balancing looks at.
+  """The inputs of balancing.
 
   Attributes:
     scores: of the score stage.
     probs: <float32>[G,S,E] router probabilities (`weighting.router_probs`).
-    plan: what was selected, before capacity.
+    plan: the selected plan, before capacity.
     valid: <bool>[G,S].
-    placed: what is left of the plan after capacity.
-    inputs: what else the router looked at.
+    placed: the plan after capacity.
+    inputs: the router's other inputs.
   """
   scores: Scores
   probs: jax.Array
@@ -45,15 +45,15 @@ class Routed:
 
 
 class Balancer(nnx.Module):
-  """One entry of `balance`: a loss, or a state that changes the selection and is updated after every step.
+  """One entry of `balance`: a loss, or state that changes the selection and is updated after every step.
 
   Config:
-    coefficient: what the loss is multiplied by before it is added to the objective's. Not negative: that would reward
-      imbalance, without an end.
+    coefficient: factor of the loss when it is added to the objective. Non-negative: a negative one would reward
+      imbalance without bound.
 
   Attributes:
-    reads: names of what it needs of `Scores.extras`.
-    total: its loss is a sum over tokens, so that those of the parts of a batch add up; others are averaged.
+    reads: the keys of `Scores.extras` it needs.
+    total: its loss is a sum over tokens, to be added over the parts of a batch; other losses are averaged.
   """
 
   coefficient: float = 0.
@@ -65,16 +65,16 @@ class Balancer(nnx.Module):
     return None
 
   def adjust(self, scores: Scores, gates: jax.Array) -> Scores:
-    """The scores with another `select`; `gates` <float32>[G,S,E] are those of the weighting."""
+    """The scores with an adjusted `select`; `gates` <float32>[G,S,E] come from the weighting."""
     return scores
 
   def update(self, routed: Routed) -> dict[str, functional.Statistics]:
-    """What moves this module's state, by name: sums over the tokens, applied once a step whatever its parts."""
+    """Statistics that update this module's state, by name: sums over tokens, applied once per step."""
     return {}
 
 
 def build(config: Mapping, where: str, **context) -> nnx.Dict:
-  """The balancers that `config` names. `context`: num_experts, rngs, k, noisy."""
+  """Builds the balancers named in `config`. `context`: num_experts, rngs, k, noisy."""
   return nnx.Dict({
       name: BALANCERS.build({'name': name, **(entry if isinstance(entry, (Mapping, ConfigDict)) else
                                              {'coefficient': entry})}, f'{where}.{name}', **context)
@@ -82,15 +82,15 @@ def build(config: Mapping, where: str, **context) -> nnx.Dict:
 
 
 def choosing(k: int | None, where: str) -> int:
-  """`k`, or a ConfigError where tokens choose no fixed number of experts; `where`: config path of the balancer."""
+  """Returns `k`; raises ConfigError if it is None. `where`: config path of the balancer."""
   if k is None:
-    raise ConfigError(f'{where} is for routers whose tokens choose experts; this selection is balanced by '
-                      'construction or chooses nothing. Remove it.')
+    raise ConfigError(f'{where} requires token choice with a fixed number of experts; this selection needs no '
+                      'balancing. Remove it.')
   return k
 
 
 def token_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-  """<float>[G,S,...] -> [G,...]: mean over the valid tokens of every group; 0 for a group without."""
+  """<float>[G,S,...] -> [G,...]: mean over the valid tokens of every group; 0 for a group without valid tokens."""
   valid = valid.reshape(*valid.shape, *(1,) * (values.ndim - 2))
   return jnp.sum(jnp.where(valid, values, 0), axis=1) / jnp.maximum(valid.sum(1), 1)
 
@@ -125,14 +125,14 @@ def importance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int, valid: jax.Array) -> jax.Array:
-  """CV^2 over experts of the probability to be among the k best if the noise were drawn again (V-MoE, appendix A).
+  """CV^2 over experts of the probability of being in the top k if the noise were redrawn (V-MoE, appendix A).
 
-  The threshold is the k-th largest noisy logit, also for the experts above it, as in google-research/vmoe.
+  The threshold is the k-th largest noisy logit, even for the experts above it, as in google-research/vmoe.
 
   Args:
     logits: <float32>[G,S,E], with noise.
     clean: <float32>[G,S,E], without.
-    noise_std: of the noise; None is its limit 0: hard counts, without gradient.
+    noise_std: standard deviation of the noise; None is the limit 0: hard counts, without a gradient.
     k: K.
     valid: <bool>[G,S].
   """
@@ -162,12 +162,12 @@ def switch_loss(probs: jax.Array, expert: jax.Array, routed: jax.Array, valid: j
       deepspeed    first choices for K <= 2, else all    1
                    K choices, sums to 1
 
-  Choices count before capacity. The gradient goes through P alone.
+  Choices are counted before capacity. Only P has a gradient.
 
   Args:
     probs: <float32>[G,S,E] summing to 1 over E.
     expert: <int32>[G,S,K].
-    routed: <bool>[G,S,K]; False: not a choice (padding, a second expert that was not drawn).
+    routed: <bool>[G,S,K]; False: not a choice (padding, or a second expert that was not sampled).
     valid: <bool>[G,S].
     convention: one of the above.
   """
@@ -194,11 +194,11 @@ def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
-  """One step of loss-free balancing: `b_e + rate * sign(mean(load) - load_e)` (its Algorithm 1).
+  """One step of loss-free balancing: `b_e + rate * sign(mean(load) - load_e)` (Algorithm 1 of its paper).
 
   Args:
     bias: <float32>[..., E].
-    load: <float32>[..., E] choices of every expert in the step's whole batch.
+    load: <float32>[..., E] number of choices of every expert in the whole batch.
     rate: u.
   """
   return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
@@ -206,7 +206,7 @@ def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class BiasStep:
-  """`bias_step` of a rate."""
+  """`bias_step` with a fixed rate."""
   rate: float
 
   def __call__(self, bias: jax.Array, load: jax.Array) -> jax.Array:
@@ -226,7 +226,7 @@ class Importance(Balancer):
 
 @BALANCERS('load')
 class Load(Balancer):
-  """See `load_loss`. Needs a score with noise, or it would have no gradient."""
+  """See `load_loss`. Requires a score with noise; without noise it has no gradient."""
 
   def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
     self.k = choosing(k, where)
@@ -268,7 +268,7 @@ class Z(Balancer):
 
 @BALANCERS('bias')
 class Bias(Balancer):
-  """A bias on what selection ranks by, never on weights, stepped against the load (loss-free balancing, section 3).
+  """A bias on the selection scores, never on the weights, stepped against the load (loss-free balancing, section 3).
 
   It is added to the gates (sigmoid or softmax), not to the logits.
 

@@ -1,4 +1,4 @@
-"""Centroids: one vector an expert, and how much a token points its way (BASE layers and those built on them)."""
+"""Centroids: one vector per expert, and its dot product with a token (BASE layers and their successors)."""
 from flax import nnx
 import jax
 
@@ -9,10 +9,10 @@ from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, vec
 
 @SCORES('centroids')
 class Centroids(Score):
-  """`<x, w_e>` with vectors that start orthogonal, as in fairseq's `BaseLayer`.
+  """`<x, w_e>` with orthogonally initialised vectors, as in fairseq's `BaseLayer`.
 
   Config:
-    gain: length of the vectors at the start.
+    gain: initial length of the vectors.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: NonNegative = 0.1):

@@ -1,4 +1,4 @@
-"""A router that looks at nothing: experts by chance."""
+"""Random routing, independent of the input."""
 from typing import Any, Literal
 
 from flax import nnx
@@ -15,15 +15,15 @@ Share = Literal['token', 'document', 'batch']
 
 @SCORES('random')
 class Random(Score):
-  """Independent Gumbel logits: every expert is as likely as any other, whatever the token.
+  """Independent Gumbel logits: all experts are equally likely for every token.
 
-  Evaluation draws from a key made of `seed` and the layer, so that it gives the same result every time.
+  Evaluation derives its key from `seed` and the layer, so its results are reproducible.
 
   Config:
-    per: what has a draw of its own in training: every 'token', every 'document' (needs features=dict(name='documents'))
-      or the whole 'batch', as in THOR.
-    eval_per: the same, at evaluation; None: as in training.
-    seed: of the draws of evaluation.
+    per: unit of a draw in training: one per 'token', per 'document' (needs features=dict(name='documents')), or one for
+      the whole 'batch', as in THOR.
+    eval_per: the same at evaluation; None: as in training.
+    seed: seed of the draws at evaluation.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, per: Share = 'token',
@@ -31,12 +31,12 @@ class Random(Score):
     self.num_experts, self.seed = num_experts, seed
     self.per = {True: per, False: per if eval_per is None else eval_per}
     if 'document' in self.per.values() and dim is not None:
-      raise ConfigError(f"{where}: a draw for every document needs to know them. Set features=dict(name='documents').")
-    # All layers have one config, and yet draws of their own.
+      raise ConfigError(f"{where}: a draw per document needs document ids. Set features=dict(name='documents').")
+    # Layers share a config but must draw independently.
     self.layer = functional.router_state(jax.random.randint(rngs.params(), (), 0, 2**16), ())
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <float32>[G,S,D] or <int32>[G,S]; their shape is used, or the documents that they name."""
+    """`features`: <float32>[G,S,D] or <int32>[G,S]; only their shape is used, unless they are document ids."""
     key = required(key, 'score "random"') if train else jax.random.fold_in(jax.random.key(self.seed), self.layer[...])
     shape = (*features.shape[:2], self.num_experts)
     if self.per[train] == 'batch':

@@ -1,6 +1,6 @@
-"""Cosine scores: the direction of a token, maybe projected to few dimensions, against one direction for each expert.
+"""Cosine scores between a token, optionally projected to a few dimensions, and one embedding per expert.
 
-Codebases differ in everything but the product, so each choice is a key. Their columns:
+Codebases agree only on the product, so every other choice is a key:
 
                       X-MoE                     torchscale            Tutel (GMoE)
     projection        16, no bias               16, no bias           256, bias
@@ -29,18 +29,18 @@ LARGEST_SCALE = 100.
 
 
 def unit(x: jax.Array, epsilon: float) -> jax.Array:
-  """<float32>[..,D] over its length, or over `epsilon` where that is more (torch's `normalize`)."""
+  """<float32>[..,D] divided by max(length, `epsilon`), as torch's `normalize`."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), epsilon**2))
 
 
 def cosines(x: jax.Array, experts: jax.Array, normalize: Normalize, epsilon: float) -> jax.Array:
-  """Products of tokens and experts, those of unit length that `normalize` says (X-MoE, equation 5).
+  """Products of tokens and expert embeddings, with the sides in `normalize` scaled to unit length (X-MoE, equation 5).
 
   Args:
     x: <float32>[G,S,D].
     experts: <float32>[E,D].
-    normalize: 'both', 'experts', or 'none': the logits of a linear router.
-    epsilon: of `unit`.
+    normalize: 'both', 'experts', or 'none' (the logits of a linear router).
+    epsilon: see `unit`.
 
   Returns:
     <float32>[G,S,E].
@@ -53,25 +53,25 @@ def cosines(x: jax.Array, experts: jax.Array, normalize: Normalize, epsilon: flo
 
 
 def rescaled(rows: jax.Array, length: float) -> jax.Array:
-  """<float32>[E,D] with rows of `length`, whose gradient is that of the rescaled rows, as if they were stored so."""
+  """<float32>[E,D] with rows rescaled to `length`; gradients pass unchanged, as if the rows were stored rescaled."""
   return rows + jax.lax.stop_gradient(length * unit(rows, 1e-12) - rows)
 
 
 @SCORES('cosine')
 class Cosine(Score):
-  """Cosines between projected tokens and expert embeddings, over a temperature. Leaves the cosines in `extras`.
+  """Cosines of projected tokens and expert embeddings, divided by a temperature. Returns the cosines in `extras`.
 
   Config:
-    project: width that tokens are projected to, or None: they are not.
-    project_bias: adds a bias to the projection. Both start as torch's Linear does, uniform within 1/sqrt(D).
-    normalize: which sides have unit length: see `cosines`.
-    epsilon: least length that is divided by: 1e-4 in X-MoE, 1e-12 in Tutel.
-    temperature: what is learnt: 'divide' a temperature that divides, 'exponential' the logarithm of a scale that
+    project: width of the projection of tokens; None: no projection.
+    project_bias: adds a bias to the projection. Both are initialised like torch's Linear, uniform within 1/sqrt(D).
+    normalize: the sides of unit length; see `cosines`.
+    epsilon: smallest length to divide by: 1e-4 in X-MoE, 1e-12 in Tutel.
+    temperature: 'divide': learns a temperature that divides; 'exponential': learns the logarithm of a scale that
       multiplies, at most 100; 'none': the temperature is 1.
-    temperature_init: what it starts at, in either form.
-    init: how expert embeddings start: 'orthogonal' with a gain, 'normal' with a standard deviation, of `init_scale`.
-    rescale: length of the rows of expert embeddings at every use, or None. torchscale sets it in storage.
-    noise_std: as of score 'linear'.
+    temperature_init: its initial value, in either form.
+    init: initialisation of expert embeddings: 'orthogonal' or 'normal', with `init_scale`.
+    rescale: length to which expert embeddings are rescaled at every use, or None. torchscale rescales them in storage.
+    noise_std: as for score 'linear'.
     init_scale: gain or standard deviation of `init`.
   """
 
@@ -114,7 +114,7 @@ class Cosine(Score):
     return gaussian(clean, self.noise_std, required(key, 'score "cosine" with noise'), extras)
 
   def scale(self) -> jax.Array | float:
-    """What cosines are multiplied by."""
+    """The factor of the cosines."""
     match self.form:
       case 'none':
         return 1.

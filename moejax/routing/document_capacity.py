@@ -1,4 +1,4 @@
-"""A capacity that every document has of its own, so that packing changes nothing of what is routed."""
+"""Capacity per document, so that packing does not change routing."""
 import dataclasses
 from typing import ClassVar
 
@@ -14,21 +14,21 @@ from moejax.routing.task_features import document_numbers
 @PLACEMENTS('document_capacity')
 @dataclasses.dataclass(frozen=True)
 class DocumentCapacity(Capacity):
-  """An expert computes as many choices of a document as its tokens in the group give it slots by the convention.
+  """Capacity per document: the convention's formula is applied to the document's tokens in the group.
 
-  So a document is routed as if it were alone in its group. Where 'capacity' keeps buffers of a static size, documents
-  of any number have none: the plan says which choices are kept, and no slots (dispatch 'grouped').
+  A document is thus routed as if it were alone in its group. Unlike 'capacity', which has buffers of static size, the
+  number of documents varies: the plan has the kept choices but no slots (dispatch 'grouped').
 
-  Config: that of 'capacity'.
+  Config: as for 'capacity'.
   """
   by_document: ClassVar[bool] = True
 
   def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool,
                documents: jax.Array) -> TokenPlan:
-    """`documents`: <int32>[G,S], whose tokens follow each other."""
+    """`documents`: <int32>[G,S] ids; the tokens of a document are contiguous."""
     groups, tokens, _ = plan.expert.shape
     number = document_numbers(documents)
-    # An expert has a queue for each document: it is as many experts.
+    # An expert has one queue per document, as if every (expert, document) were an expert.
     slot = self.queued(plan.expert + self.num_experts * number[..., None], plan.kept, self.num_experts * tokens, gates,
                        key, train)
     of_length = jnp.asarray(np.array([self.formula(length, train) for length in range(tokens + 1)], np.int32))

@@ -1,7 +1,7 @@
-"""Features: what a router looks at.
+"""Features: the inputs of a router.
 
-A feature is a class with a static `width` (`None`: whole numbers) and `__call__(x, inputs) -> <float32>[G,S,width]` or
-`<int32>[G,S]`; `leak`, where it has one, is what it lets through from later tokens (`plans.Leak`).
+A feature is a class with a static `width` (`None`: ids) and `__call__(x, inputs) -> <float32>[G,S,width]` or
+`<int32>[G,S]`; its optional `leak` says how it depends on later tokens (`plans.Leak`).
 """
 import dataclasses
 from typing import ClassVar
@@ -16,30 +16,30 @@ FEATURES = Registry('router feature')
 
 _IDS = 'Language models have them: use one'
 _GIVEN_BY = dict(
-    token_ids=_IDS, previous_ids=_IDS, earlier_ids=_IDS, next_ids=_IDS, documents=_IDS, valid='Give batches that say it',
+    token_ids=_IDS, previous_ids=_IDS, earlier_ids=_IDS, next_ids=_IDS, documents=_IDS, valid='Use batches with a mask',
     positions='Models of sequences and of patches have them: use one',
-    tasks='Use a language model, and data that say which task or domain a document is of',
+    tasks='Use a language model, and data with the task or domain of each document',
     modalities="Use config.model 'two_modalities'", shared='Use a model with a network that all routers share (speech)')
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterInputs:
-  """What a router may look at besides the activations. Absent fields are None.
+  """Router inputs besides the activations. Absent fields are None.
 
   Attributes:
     token_ids: <int32>[G,S] ids of the input tokens.
-    previous_ids: <int32>[G,S] ids of the tokens before them in their documents; 0 where there is none.
-    earlier_ids: <int32>[G,S,4] ids of the four tokens before them in their documents, the nearest first; -1 where there
-      is none.
-    next_ids: <int32>[G,S] ids of the tokens after them: the answers, in a language model.
+    previous_ids: <int32>[G,S] id of the previous token of the same document; 0 at its start.
+    earlier_ids: <int32>[G,S,4] ids of the four previous tokens of the same document, nearest first; -1 before its
+      start.
+    next_ids: <int32>[G,S] ids of the next tokens: the targets of a language model.
     valid: <bool>[G,S] False for padding: it is not dispatched, takes no capacity and counts in no loss.
     positions: <int32>[G,S] position of the token in its document.
-    documents: <int32>[G,S] which document of the batch the token is of.
+    documents: <int32>[G,S] document id within the batch.
     tasks: <int32>[G,S] task, domain or language of the token's document.
     modalities: <int32>[G,S] 0 for images, 1 for text.
-    shared: <float>[G,S,De] what a network beside the model computed for the routers of all layers.
-    where: config path of the router that looks, for errors; routers set it.
+    shared: <float>[G,S,De] output of an embedding network shared by the routers of all layers.
+    where: config path of the router, for errors; set by the router.
   """
   token_ids: jax.Array | None = None
   previous_ids: jax.Array | None = None
@@ -54,18 +54,18 @@ class RouterInputs:
   where: str = dataclasses.field(default='the router', metadata=dict(static=True))
 
   def __getitem__(self, name: str) -> jax.Array:
-    """The field `name`. Raises ConfigError, while tracing, where the model supplies none."""
+    """The field `name`. Raises ConfigError, while tracing, if the model does not supply it."""
     value = getattr(self, name)
     if value is None:
-      raise ConfigError(f'{self.where} looks at {name.replace("_", " ")}, but the model gave it none '
-                        f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose a router that needs none.')
+      raise ConfigError(f'{self.where} needs {name.replace("_", " ")}, but the model does not supply them '
+                        f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose another router.')
     return value
 
 
 def without_padding(x: jax.Array, valid: jax.Array | None) -> jax.Array:
-  """`x` <float>[G,S,..] with zeros where not `valid` <bool>[G,S], or as it is for None.
+  """`x` <float>[G,S,..] with zeros where not `valid` <bool>[G,S]; unchanged if `valid` is None.
 
-  What padding holds may be anything: times a weight of zero, infinity is no zero, forward or backward.
+  Padding may hold anything: an infinity times a weight of zero is NaN, forward and backward.
   """
   if valid is None:
     return x
@@ -92,20 +92,20 @@ class TokenIds:
   field: ClassVar[str] = 'token_ids'
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """-> <int32>[G,S]. Raises ValueError where the model supplies no ids."""
+    """-> <int32>[G,S]. Raises ConfigError if the model supplies no ids."""
     return inputs[self.field]
 
 
 @FEATURES('previous_ids')
 class PreviousIds(TokenIds):
-  """The ids of the tokens before."""
+  """The ids of the previous tokens."""
 
   field = 'previous_ids'
 
 
 @FEATURES('next_ids')
 class NextIds(TokenIds):
-  """The ids of the tokens after: an oracle that looks at the answers (Hash Layers, section 5)."""
+  """The ids of the next tokens: an oracle that sees the targets (Hash Layers, section 5)."""
 
   field = 'next_ids'
   leak: ClassVar[Leak] = 'future'

@@ -1,8 +1,8 @@
-"""Which of a token's further choices count: second experts by policy, and experts to fall back on.
+"""Choices after the first: second experts kept by a policy, and fallback experts.
 
-    select 'top_n'    further experts kept by a policy with a threshold for each rank (Mesh TensorFlow, st-moe-pytorch)
-    select 'ranked'   one expert, and the next best in case it is full
-    place 'retry'     the next best where the expert is full (no-token-left-behind; Switch Transformer, section 6)
+    select 'top_n'    further experts kept by a policy with a threshold per rank (Mesh TensorFlow, st-moe-pytorch)
+    select 'ranked'   one expert, and the next best as fallbacks if it is full
+    place 'retry'     falls back on the next best if the expert is full (no-token-left-behind; Switch, section 6)
     place 'straight_through'  a capacity whose dispatch has a gradient too (st-moe-pytorch)
 """
 import dataclasses
@@ -25,14 +25,14 @@ PolicyGate = Literal['renormalized', 'probability']
 
 def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, ...],
                     key: jax.Array | None) -> jax.Array:
-  """Which choices of a token count; the first always does (Mesh TensorFlow; for more than two st-moe-pytorch).
+  """The choices of a token that are kept; the first always is (Mesh TensorFlow; st-moe-pytorch for more than two).
 
   Args:
     gates: <float32>[G,S,K] of the chosen experts, best first.
-    policy: 'all'; 'none' of the further ones; 'threshold': gate above its threshold; 'random': with probability
-      min(1, gate / threshold).
-    thresholds: K - 1 of them, for the second choice and on.
-    key: of 'random'.
+    policy: for the choices after the first: 'all'; 'none'; 'threshold': gates above their threshold; 'random': with
+      probability min(1, gate / threshold).
+    thresholds: K - 1 floats, from the second choice on.
+    key: for 'random'.
 
   Returns:
     <bool>[G,S,K].
@@ -54,12 +54,12 @@ def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, .
 @SELECTIONS('top_n')
 @dataclasses.dataclass(frozen=True)
 class TopN(TopK):
-  """The `k` best experts, of which the further ones count by a policy: see `further_choices`.
+  """The `k` best experts, with those after the first kept by a policy: see `further_choices`.
 
   Config besides `k`:
-    policy, eval_policy: in training and at evaluation, whose draws are the same at every call.
-    threshold: one for all further choices, or one for each of the k - 1.
-    gate: what is compared with it: probabilities 'renormalized' over the k, or as they are ('probability': fairseq).
+    policy, eval_policy: in training and at evaluation; evaluation draws the same numbers in every call.
+    threshold: one for all choices after the first, or one for each of the k - 1.
+    gate: compared with the threshold: probabilities 'renormalized' over the k, or unchanged ('probability': fairseq).
   """
   policy: Policy = 'random'
   eval_policy: Policy = 'random'
@@ -69,8 +69,8 @@ class TopN(TopK):
   def __post_init__(self):
     super().__post_init__()
     if len(self._thresholds()) != self.k - 1:
-      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} numbers for {self.k - 1} further '
-                        'choices: give one for each, or a single one.')
+      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} values for {self.k - 1} choices after '
+                        'the first: give one for each, or a single float.')
 
   def _thresholds(self) -> tuple[float, ...]:
     return (self.threshold,) * (self.k - 1) if isinstance(self.threshold, (int, float)) else tuple(self.threshold)
@@ -89,10 +89,10 @@ class TopN(TopK):
 @SELECTIONS('ranked')
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-  """The best expert of each token, and the next `alternatives` best for place 'retry' to fall back on.
+  """The best expert of each token, and the next best `alternatives` as fallbacks for place 'retry'.
 
   Config:
-    alternatives: how many.
+    alternatives: number of fallback experts.
   """
   where: str
   num_experts: int
@@ -103,8 +103,8 @@ class Ranked:
 
   def __post_init__(self):
     if self.alternatives >= self.num_experts:
-      raise ConfigError(f'{self.where}.alternatives must lie between 0 and {self.num_experts - 1}: a token has that '
-                        f'many experts besides the best; not {self.alternatives}.')
+      raise ConfigError(f'{self.where}.alternatives must be between 0 and {self.num_experts - 1}, the number of other '
+                        f'experts; not {self.alternatives}.')
 
   def leak(self, train: bool) -> Leak:
     return 'causal'
@@ -117,16 +117,16 @@ class Ranked:
 
 def slots_with_retries(expert: jax.Array, routed: jax.Array, num_experts: int,
                        capacity: int) -> tuple[jax.Array, jax.Array]:
-  """Round after round, the tokens that have no slot yet ask their next expert, in the order of positions.
+  """Assigns slots in rounds: in each, tokens still without a slot try their next expert, in order of position.
 
   Args:
     expert: <int32>[G,S,K], best first.
-    routed: <bool>[G,S]; others take no slot.
+    routed: <bool>[G,S]; other tokens take no slot.
     num_experts: E.
     capacity: C.
 
   Returns:
-    kept <bool>[G,S,K], at most one a token, and slot <int32>[G,S,K] of those.
+    kept <bool>[G,S,K], at most one choice per token, and slot <int32>[G,S,K] of the kept choices.
   """
   taken = jnp.zeros((len(expert), num_experts), jnp.int32)
   waiting, kept, slots = routed, [], []
@@ -144,19 +144,19 @@ def slots_with_retries(expert: jax.Array, routed: jax.Array, num_experts: int,
 
 @dataclasses.dataclass(frozen=True)
 class _InOrder(Capacity):
-  # A capacity whose slots go by position, which is all that its kind knows.
+  # A capacity whose slots are assigned by position only.
 
   def __post_init__(self):
     super().__post_init__()
     if (self.priority, self.order) != ('position', 'choice'):
-      raise ConfigError(f'{self.where}: slots are given out by position and choice here. Remove priority and order, or '
-                        "use name='capacity'.")
+      raise ConfigError(f'{self.where}: this placement assigns slots by position and choice. Remove priority and '
+                        "order, or use name='capacity'.")
 
 
 @PLACEMENTS('retry')
 @dataclasses.dataclass(frozen=True)
 class Retry(_InOrder):
-  """A capacity where a token whose expert is full goes to the next best: see `slots_with_retries`, and select 'ranked'.
+  """A capacity where tokens of a full expert fall back on the next best; see `slots_with_retries`, `Ranked`.
 
   Config: capacity_factor, eval_capacity_factor, convention and min_capacity of 'capacity'.
   """
@@ -175,7 +175,8 @@ class Retry(_InOrder):
 class StraightThrough(_InOrder):
   """A capacity whose dispatch is 1 in value and the combine weight in gradient: `1 + w - stop_gradient(w)`.
 
-  So the router also learns from how an expert's output changes with its input. Makes a SoftPlan (dispatch 'einsum').
+  The router thus also learns from the derivative of an expert's output by its input. Makes a SoftPlan (dispatch
+  'einsum').
 
   Config: capacity_factor, eval_capacity_factor, convention and min_capacity of 'capacity'.
   """

@@ -1,4 +1,4 @@
-"""Routers without anything to learn: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
+"""Routers without parameters: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
 import dataclasses
 import functools
 from typing import ClassVar, Literal
@@ -20,14 +20,14 @@ HashTable = Literal['random', 'balanced', 'modulo']
 @functools.lru_cache(maxsize=64)
 def hash_table(table: HashTable, vocab_size: int, num_experts: int, seed: int = 0,
                frequencies: tuple[float, ...] | None = None) -> np.ndarray:
-  """The expert of every token id (Hash Layers, section 3.1; 'modulo' is that of 'Unified scaling laws').
+  """The expert of every token id (Hash Layers, section 3.1; 'modulo' is from 'Unified scaling laws').
 
   Args:
-    table: 'random' draws every expert independently; 'balanced' gives the ids, most frequent first, each to the expert
-      with the least mass so far; 'modulo' is the id modulo E.
+    table: 'random': drawn independently for every id; 'balanced': ids, most frequent first, go to the expert with the
+      smallest total frequency so far; 'modulo': the id modulo E.
     vocab_size: V.
     num_experts: E.
-    seed: of 'random', and of the order among equally frequent ids of 'balanced'.
+    seed: for 'random', and for the order of equally frequent ids in 'balanced'.
     frequencies: V counts for 'balanced'; None: all ids equally frequent.
 
   Returns:
@@ -48,12 +48,12 @@ def hash_table(table: HashTable, vocab_size: int, num_experts: int, seed: int = 
 
 
 def clustered_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> tuple[int, ...]:
-  """The cluster of every token id among E clusters of their embeddings: like words share an expert (section 3.1).
+  """The cluster of every token id among E clusters of embeddings: similar words share an expert (section 3.1).
 
   Args:
-    embeddings: <float>[V,..] e.g. those of a trained dense model.
+    embeddings: <float>[V,..], e.g. of a trained dense model.
     num_experts: E.
-    seed: of k-means.
+    seed: for k-means.
 
   Returns:
     V experts, for `table` of score 'hash'.
@@ -62,9 +62,9 @@ def clustered_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> 
 
 
 def dispersed_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> tuple[int, ...]:
-  """`clustered_table` the other way round: each cluster is dealt out to all experts, so that like words part.
+  """The opposite of `clustered_table`: each cluster is spread over all experts, which separates similar words.
 
-  Experts get equally many ids of each cluster, give or take one, and of all clusters together.
+  Experts get the same number of ids, give or take one, of each cluster and in total.
   """
   shuffled = np.random.default_rng(seed).permutation(len(embeddings))
   by_cluster = shuffled[np.argsort(_clusters(embeddings, num_experts, seed)[shuffled], kind='stable')]
@@ -74,14 +74,14 @@ def dispersed_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> 
 
 
 def _clusters(embeddings, count, seed):
-  from sklearn.cluster import KMeans  # needed by whoever makes a table, by no one who reads it
+  from sklearn.cluster import KMeans  # only needed to make a table
   return KMeans(count, n_init=4, random_state=seed).fit_predict(np.asarray(embeddings, float))
 
 
 def pair_hash(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
-  """<int32> of the same shape below `buckets`: as good as random in the pair, and the same everywhere and always.
+  """<int32> of the same shape, below `buckets`: a pseudo-random hash of each pair, identical on every platform.
 
-  Multiplications and shifts of 32 bits (the finaliser of MurmurHash3), once for each of the pair.
+  32-bit multiplications and shifts (the finaliser of MurmurHash3), once per element of the pair.
   """
   def mix(h):
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
@@ -93,10 +93,10 @@ def pair_hash(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
 
 @FEATURES('bigrams')
 class Bigrams:
-  """A hash below `buckets` of the token's id and the one before it.
+  """A hash, below `buckets`, of the ids of the token and its predecessor.
 
   Config:
-    buckets: how many values the hash has.
+    buckets: number of hash values.
   """
 
   width: ClassVar[None] = None
@@ -105,20 +105,20 @@ class Bigrams:
     self.buckets = buckets
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """-> <int32>[G,S]. Raises ValueError where the model supplies no ids."""
+    """-> <int32>[G,S]. Raises ConfigError if the model supplies no ids."""
     return pair_hash(inputs['previous_ids'], inputs['token_ids'], self.buckets)
 
 
 @SCORES('hash')
 class Hash(Score):
-  """Fixed experts for every token id; nothing to learn (Hash Layers, section 3).
+  """Fixed experts for every token id; no parameters (Hash Layers, section 3).
 
   Config:
-    table: of a kind, or V experts, as `clustered_table` and `dispersed_table` make them.
-    hashes: N tables, of the seeds from `seed` on (MultiHash layers, section 3.2). What each says is in the `extras`:
-      `experts` <int32>[G,S,N].
-    vocab_size: V, ids of the tokenizer.
-    seed: of tables that are drawn.
+    table: kind of table, or V experts as made by `clustered_table` and `dispersed_table`.
+    hashes: N, number of tables, with seeds from `seed` on (MultiHash layers, section 3.2). Their experts are in
+      `extras`: `experts` <int32>[G,S,N].
+    vocab_size: V, vocabulary size of the tokenizer.
+    seed: seed of the first table.
     frequencies: V counts for the table 'balanced'; None: all ids equally frequent.
   """
 
@@ -128,25 +128,25 @@ class Hash(Score):
                table: HashTable | tuple[Natural, ...] = 'random', seed: Natural = 0,
                frequencies: tuple[NonNegative, ...] | None = None, hashes: Count = 1):
     if dim is not None:
-      raise ConfigError(f"{where}: 'hash' looks at token ids. Set features=dict(name='token_ids').")
+      raise ConfigError(f"{where}: 'hash' needs token ids. Set features=dict(name='token_ids').")
     if frequencies is not None and (table != 'balanced' or len(frequencies) != vocab_size):
-      raise ConfigError(f"{where}.frequencies are for table='balanced', one for each of the {vocab_size} ids; "
-                        f'here are {len(frequencies)} for table={table!r}.')
+      raise ConfigError(f"{where}.frequencies is only for table='balanced', with one for each of the {vocab_size} ids; "
+                        f'got {len(frequencies)} for table={table!r}.')
     self.num_experts = num_experts
     if isinstance(table, str):
       if hashes > 1 and table == 'modulo':
-        raise ConfigError(f"{where}.hashes is {hashes}: with table='modulo' all would be the same. Set 1.")
+        raise ConfigError(f"{where}.hashes is {hashes}, but with table='modulo' all hashes are equal. Set it to 1.")
       frequencies = None if frequencies is None else tuple(frequencies)
       tables = [hash_table(table, vocab_size, num_experts, seed + n, frequencies) for n in range(hashes)]
     else:
       if len(table) != vocab_size or not all(0 <= expert < num_experts for expert in table) or hashes != 1:
-        raise ConfigError(f'{where}.table must name an expert below {num_experts} for each of the {vocab_size} ids, '
-                          f'and be the only one (hashes=1); here are {len(table)} for {hashes} hashes.')
+        raise ConfigError(f'{where}.table must have an expert below {num_experts} for each of the {vocab_size} ids, '
+                          f'with hashes=1; got {len(table)} entries and hashes={hashes}.')
       tables = [table]
     self.tables = tuple(tuple(int(expert) for expert in table) for table in tables)  # static: part of the program
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <int32>[G,S] below V. The logits are a finite stand-in for the log of a mean of one-hots."""
+    """`features`: <int32>[G,S] below V. The logits are the log of a mean of one-hots, with log 0 made finite."""
     experts = jnp.asarray(np.array(self.tables, np.int32).T)[features]
     share = jnp.mean((experts[..., None] == jnp.arange(self.num_experts)).astype(jnp.float32), axis=2)
     return noiseless(jnp.where(share > 0, jnp.log(share), jnp.finfo(jnp.float32).min), dict(experts=experts))
@@ -155,10 +155,10 @@ class Hash(Score):
 @SELECTIONS('hashed')
 @dataclasses.dataclass(frozen=True)
 class Hashed:
-  """Choice n of a token is what hash n of score 'hash' says, be it the same expert as another's.
+  """Choice n of a token is the expert of hash n of score 'hash'; an expert may be chosen twice.
 
   Config:
-    k: hashes, N.
+    k: N, number of hashes.
   """
   where: str
   num_experts: int

@@ -1,9 +1,9 @@
-"""Two levels of gates: a primary one chooses groups of experts, and one in every group chooses among its experts.
+"""Two levels of gates: a primary gate chooses groups of experts, and a gate in each group chooses among its experts.
 
 Experts `i*M .. i*M + M-1` are group i. The logit of expert j in group i is `o_i + log softmax(h_i)_j`, so that the
-logsumexp of a group is the primary logit o_i, and selection and weighting need nothing but the logits.
+logsumexp of a group is the primary logit o_i, and selection and weighting need only the logits.
 
-Shazeer et al. 2017 (arXiv 1701.06538), appendix B. `moe_2d` has the stages of the layer that came of it.
+Shazeer et al. 2017 (arXiv 1701.06538), appendix B. `moe_2d` has the stages of Mesh TensorFlow's later layer.
 """
 import dataclasses
 from typing import Annotated, ClassVar, Literal
@@ -23,18 +23,18 @@ from moejax.routing.selection import SELECTIONS, top_k
 from moejax.routing.weighting import WEIGHTINGS, Weighting
 
 
-# How many groups of experts; all have the same size.
+# Number of equally large groups of experts.
 Groups = Annotated[Count, Divides('num_experts')]
 
 
 def joint_logits(outer: jax.Array, inner: jax.Array) -> jax.Array:
-  """<float32>[..., N] of the primary gate and [..., N, M] of the others -> [..., N*M]."""
+  """<float32>[..., N] of the primary gate, [..., N, M] of the secondary gates -> [..., N*M]."""
   joint = outer[..., None] + jax.nn.log_softmax(inner, axis=-1)
   return joint.reshape(*outer.shape[:-1], -1)
 
 
 def two_levels(logits: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
-  """The inverse of `joint_logits`: (outer [..., N], inner [..., N, M] up to a constant of every group)."""
+  """The inverse of `joint_logits`: (outer [..., N], inner [..., N, M] up to a constant per group)."""
   inner = logits.reshape(*logits.shape[:-1], groups, -1)
   return jax.nn.logsumexp(inner, axis=-1), inner
 
@@ -46,8 +46,8 @@ class Hierarchical(Score):
   Config:
     groups: N.
     noise: 'learned' (`noisy.NoisyLinear`) in training at both levels, or 'none'.
-    init_std: of all kernels.
-    noise_floor: least standard deviation of the noise.
+    init_std: initial standard deviation of all kernels.
+    noise_floor: minimum standard deviation of the noise.
   """
 
   gives = ('outer', 'outer_clean', 'inner', 'inner_clean')
@@ -83,12 +83,12 @@ class Hierarchical(Score):
 @SELECTIONS('hierarchical_top_k')
 @dataclasses.dataclass(frozen=True)
 class HierarchicalTopK:
-  """Every token takes the best `per_group` experts of each of its best `groups_per_token` of `groups` groups.
+  """Each token chooses its best `groups_per_token` groups, and the best `per_group` experts in each.
 
   Config:
     groups: N, a divisor of the number of experts.
-    groups_per_token: groups that a token chooses.
-    per_group: experts that it chooses in each.
+    groups_per_token: number of groups a token chooses.
+    per_group: number of experts it chooses in each.
   """
   where: str
   num_experts: int
@@ -102,7 +102,7 @@ class HierarchicalTopK:
     size = self.num_experts // self.groups
     for name, most in (('groups_per_token', self.groups), ('per_group', size)):
       if getattr(self, name) > most:
-        raise ConfigError(f'{self.where}.{name} must lie between 1 and {most}, for {self.groups} groups of {size} '
+        raise ConfigError(f'{self.where}.{name} must be between 1 and {most}, for {self.groups} groups of {size} '
                           f'experts; not {getattr(self, name)}.')
 
   @property
@@ -122,11 +122,11 @@ class HierarchicalTopK:
 
 
 def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> jax.Array:
-  """`G_i * G_ij`: softmax over the groups that are named, times that over the named experts of the group (equation 12).
+  """`G_i * G_ij`: softmax over the chosen groups, times softmax over the chosen experts of the group (equation 12).
 
   Args:
-    expert: <int32>[G,S,K], no expert twice.
-    logits: <float32>[G,S,E] of both levels together.
+    expert: <int32>[G,S,K], all different.
+    logits: <float32>[G,S,E], see `joint_logits`.
     groups: N.
 
   Returns:
@@ -138,7 +138,7 @@ def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> j
     return jnp.sum(jnp.where(index[..., None] == jnp.arange(values.shape[-1]), values[:, :, None], 0), axis=-1)
   same = group[..., :, None] == group[..., None, :]
   of_expert = jax.nn.softmax(pick(logits, expert)[..., None, :], axis=-1, where=same)
-  # A group is named as often as it has choices, and counts once.
+  # A group occurs once per choice in it, but counts once.
   of_group = jax.nn.softmax(pick(outer, group) - jnp.log(same.sum(-1)), axis=-1) * same.sum(-1)
   return of_group * jnp.diagonal(of_expert, axis1=-2, axis2=-1)
 
@@ -146,7 +146,7 @@ def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> j
 @WEIGHTINGS('hierarchical')
 @dataclasses.dataclass(frozen=True)
 class HierarchicalWeights(Weighting):
-  """See `hierarchical_weights`; what is not drawn, or dropped, keeps its share.
+  """See `hierarchical_weights`; the share of choices not sampled or dropped is lost.
 
   Config:
     groups: N, a divisor of the number of experts, as in the score.
@@ -158,8 +158,8 @@ class HierarchicalWeights(Weighting):
 
   def __post_init__(self):
     if self.k is None:
-      raise ConfigError(f"{self.where}: weights over groups of experts are for tokens that choose them, which this "
-                        "selection does not let them. Use weigh=dict(name='softmax').")
+      raise ConfigError(f"{self.where}: weigh 'hierarchical' requires token choice, but this selection is not token "
+                        "choice. Use weigh=dict(name='softmax').")
 
   def weigh(self, plan: TokenPlan, logits: jax.Array) -> TokenPlan:
     return plan.scale(hierarchical_weights(plan.expert, logits, self.groups))
@@ -171,11 +171,11 @@ class HierarchicalWeights(Weighting):
 
 @BALANCERS('hierarchical_load')
 class HierarchicalLoad(Balancer):
-  """CV^2 over experts of `Load_i * Load_i(X_i)_j / |X_i|` (equation 14), X_i the tokens that choose group i.
+  """CV^2 over experts of `Load_i * Load_i(X_i)_j / |X_i|` (equation 14), where X_i are the tokens that choose group i.
 
-  Both loads are sums of `prob_in_top_k`, without noise the counts. Config besides the coefficient, as in the selection:
+  Both loads are sums of `prob_in_top_k`; without noise, counts. Config besides the coefficient, as in the selection:
     groups_per_token: K of the primary gate.
-    per_group: K of the others.
+    per_group: K of the secondary gates.
   """
 
   reads = Hierarchical.gives
@@ -184,8 +184,8 @@ class HierarchicalLoad(Balancer):
                per_group: Count):
     check_noise(noisy, k, where)
     if groups_per_token * per_group != k:
-      raise ConfigError(f'{where}: {groups_per_token} groups_per_token with {per_group} per_group are not the {k} '
-                        'choices of the selection. Give both the same numbers.')
+      raise ConfigError(f'{where}: groups_per_token = {groups_per_token} times per_group = {per_group} is not the '
+                        f"selection's k = {k}. Set both as in the selection.")
     self.coefficient, self.groups_per_token, self.per_group = coefficient, groups_per_token, per_group
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Local search for the order of the experts: a permutation that is learned, then frozen (COMET, 2306.02824).
+"""Local search for the order of the experts: a permutation is learned, then frozen (COMET, 2306.02824).
 
-A tree puts experts that follow each other close together, and which should be close is not known beforehand.
+A tree groups neighbouring experts, and which experts should be neighbours is not known in advance.
 """
 from typing import Any
 
@@ -15,17 +15,17 @@ from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.shares import normalized
 from moejax.routing.smooth_step import EPSILON
 
-# At the first and the last step of the search, as in mazumder-lab/COMET.
+# At the first and last step of the search, as in mazumder-lab/COMET.
 TEMPERATURES, ITERATIONS = (1e-3, 1e-7), (20, 150)
 
 
 def sinkhorn(logits: jax.Array, iterations: int | jax.Array, at_most: int) -> jax.Array:
-  """`exp(logits)` with its rows and then its columns normalised, `iterations` times: nearly doubly stochastic.
+  """`exp(logits)` with rows, then columns, normalised `iterations` times: nearly doubly stochastic.
 
   Args:
     logits: <float32>[E,E].
     iterations: may be traced.
-    at_most: bound on them, which fixes the shape of the program.
+    at_most: static upper bound on `iterations`.
 
   Returns:
     <float32>[E,E] whose columns sum to 1.
@@ -38,7 +38,7 @@ def sinkhorn(logits: jax.Array, iterations: int | jax.Array, at_most: int) -> ja
 
 
 def schedule(step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-  """(temperature, iterations) of a step: the logarithm of the first and the second on straight lines over `steps`."""
+  """(temperature, iterations) of a step: both change linearly over `steps`, the temperature in its logarithm."""
   progress = jnp.clip(step / steps, 0, 1)
   low, high = (jnp.log10(jnp.float32(t)) for t in TEMPERATURES)
   iterations = ITERATIONS[0] + (ITERATIONS[1] - ITERATIONS[0]) * progress
@@ -46,15 +46,15 @@ def schedule(step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
 
 
 def hardened(soft: jax.Array) -> jax.Array:
-  """The permutation matrix with the largest sum of products with `soft` <float32>[E,E] (Hungarian algorithm)."""
+  """The permutation matrix P that maximises `sum(P * soft)`; `soft` <float32>[E,E] (Hungarian algorithm)."""
   rows, columns = assignment.hungarian_algorithm(-soft)
   return jnp.zeros_like(soft).at[rows, columns].set(1.)
 
 
 class LocalSearch(nnx.Module):
-  """`steps` training steps of a soft permutation, colder and closer to a permutation with each; then that permutation.
+  """A soft permutation that is annealed towards a permutation for `steps` training steps, then frozen.
 
-  State: `step`, and `soft`, the last soft permutation, of which evaluation takes the nearest permutation at any time.
+  State: `step`, and `soft`, the last soft permutation; evaluation always uses the permutation nearest to it.
   """
 
   def __init__(self, *, num_experts: int, steps: int, rngs: nnx.Rngs):
@@ -65,7 +65,7 @@ class LocalSearch(nnx.Module):
     self.soft = functional.router_state(jnp.eye(num_experts), (None, None))
 
   def __call__(self, train: bool) -> jax.Array:
-    """<float32>[E,E]: row e says where the share of leaf e goes."""
+    """<float32>[E,E]: row e maps leaf e to experts."""
     if not train:
       return hardened(self.soft[...])
     return jax.lax.cond(self.step[...] < self.steps, self._searched, lambda: hardened(self.soft[...]))
@@ -82,7 +82,7 @@ class LocalSearch(nnx.Module):
 
 
 def permutation_entropy(soft: jax.Array) -> jax.Array:
-  """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, and of it with its rows normalised; 0 for a
+  """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, plus the same with rows normalised; 0 for a
   permutation."""
   rows = normalized(soft)
   return -jnp.sum(soft * jnp.log(soft + EPSILON)) - jnp.sum(rows * jnp.log(rows + EPSILON))

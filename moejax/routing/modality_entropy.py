@@ -1,11 +1,11 @@
-"""Entropy losses by modality: a minority of tokens may not be crowded out of the experts (LIMoE, arXiv 2206.02770).
+"""Entropy losses per modality, which keep a rarer modality from being crowded out of the experts (LIMoE, 2206.02770).
 
 For the tokens of one modality with router probabilities p_t,
 
-    local    mean_t H(p_t)                     least where the router is certain of each token
-    global   max(0, log S - H(mean_t p_t))     0 where at least about S experts share the modality
+    local    mean_t H(p_t)                     minimal when the router is certain about each token
+    global   max(0, log S - H(mean_t p_t))     0 when at least about S experts share the modality
 
-With S experts equally used, H of the mean is log S: S is a soft minimum of experts.
+With S equally used experts, H of the mean is log S: S is a soft minimum of the number of experts.
 """
 import math
 from typing import Annotated, Literal
@@ -17,12 +17,12 @@ from moejax.config import ConfigError
 from moejax.ranges import AtLeast, NonNegative, NotEmpty
 from moejax.routing.balancing import BALANCERS, Balancer, Routed, group_mean, token_mean
 
-# Their numbers in `RouterInputs.modalities` are their places here.
+# `RouterInputs.modalities` holds indices into this tuple.
 MODALITIES = ('image', 'text')
 
 
 def local_entropy(logits: jax.Array, members: jax.Array) -> jax.Array:
-  """Mean over the members of the entropy of their probabilities, in nats; a mean over groups that have members.
+  """Mean entropy of the members' probabilities, in nats, averaged over the groups that have members.
 
   Args:
     logits: <float32>[G,S,E].
@@ -33,30 +33,30 @@ def local_entropy(logits: jax.Array, members: jax.Array) -> jax.Array:
 
 
 def global_entropy(logits: jax.Array, members: jax.Array, experts: float) -> jax.Array:
-  """`max(0, log(experts) - H)`, where H is the entropy of the members' mean probability; a mean over groups.
+  """`max(0, log(experts) - H)`, where H is the entropy of the members' mean probability; averaged over groups.
 
   Args:
     logits: <float32>[G,S,E].
     members: <bool>[G,S] the valid tokens of a modality.
-    experts: S; E is the loss without a threshold, `log E - H`.
+    experts: S; with S = E the loss has no threshold: `log E - H`.
   """
   mean = token_mean(jax.nn.softmax(logits, axis=-1), members)
-  # The slope of p log p is infinite at 0, where probabilities underflow to.
+  # Probabilities may underflow to 0, where the slope of p log p is infinite.
   entropy = -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)), axis=-1)
   return group_mean(jnp.maximum(math.log(experts) - entropy, 0), members)
 
 
 def members(routed: Routed, modality: str) -> jax.Array:
-  """<bool>[G,S]: the valid tokens of `modality`. Raises ValueError where the model does not say what they are of."""
+  """<bool>[G,S]: the valid tokens of `modality`. Raises ConfigError if the model supplies no modalities."""
   return routed.valid & (routed.inputs['modalities'] == MODALITIES.index(modality))
 
 
 @BALANCERS('local_entropy')
 class LocalEntropy(Balancer):
-  """See `local_entropy`; summed over `modalities`. On clean logits, as the importance loss.
+  """See `local_entropy`; summed over `modalities`. Uses clean logits, like the importance loss.
 
   Config:
-    modalities: of which modalities the entropies are added up.
+    modalities: the modalities whose entropies are summed.
   """
 
   def __init__(self, *, where: str, coefficient: NonNegative,
@@ -69,10 +69,10 @@ class LocalEntropy(Balancer):
 
 @BALANCERS('global_entropy')
 class GlobalEntropy(Balancer):
-  """See `global_entropy`; summed over modalities. On clean logits, as the importance loss.
+  """See `global_entropy`; summed over modalities. Uses clean logits, like the importance loss.
 
   Config:
-    image_experts, text_experts: S of each; None leaves the modality alone.
+    image_experts, text_experts: S of each; None: no loss for that modality.
   """
 
   def __init__(self, *, where: str, num_experts: int, coefficient: NonNegative,
@@ -84,8 +84,7 @@ class GlobalEntropy(Balancer):
       raise ConfigError(f'{where}: set image_experts, text_experts or both.')
     for name, experts in self.experts.items():
       if experts > num_experts:
-        raise ConfigError(f'{where}.{name}_experts must lie between 1 and num_experts = {num_experts}, not {experts}: '
-                          'no modality can use more experts than there are.')
+        raise ConfigError(f'{where}.{name}_experts must be between 1 and num_experts = {num_experts}, not {experts}.')
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:

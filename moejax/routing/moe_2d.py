@@ -1,7 +1,7 @@
-"""Hierarchical gates as in the layer `MoE2D` of Mesh TensorFlow: up to two experts in one group, and one in another.
+"""Hierarchical gates of Mesh TensorFlow's layer `MoE2D`: up to two experts in one group, and one in another.
 
-The source is `mesh_tensorflow/transformer/moe.py`, of which lucidrains/mixture-of-experts has a port in PyTorch. The
-gates are those of `hierarchical`, without noise.
+From `mesh_tensorflow/transformer/moe.py`; lucidrains/mixture-of-experts has a PyTorch port. The gates are those of
+`hierarchical`, without noise.
 """
 import dataclasses
 from typing import ClassVar, Literal
@@ -23,14 +23,14 @@ SecondChoice = Literal['all', 'random']
 @SELECTIONS('hierarchical_top_2')
 @dataclasses.dataclass(frozen=True)
 class HierarchicalTop2:
-  """Two groups a token; two experts of the first and one of the second: at most three, in this order (`MoE2D`).
+  """Two groups per token: two experts of the first and one of the second, in this order; at most three (`MoE2D`).
 
   Config:
     groups: N.
     second: 'all', or 'random': the second group, and the second expert of the first, with probability
-      min(1, g2 / threshold), where g2 = p2 / (p1 + p2) of their level.
-    eval_second: the same at evaluation; its draws are the same at every call.
-    threshold: of 'random'.
+      min(1, g2 / threshold), where g2 = p2 / (p1 + p2) at their level.
+    eval_second: the same at evaluation, with the same draws in every call.
+    threshold: for 'random'.
   """
   where: str
   num_experts: int
@@ -43,7 +43,7 @@ class HierarchicalTop2:
 
   @property
   def k(self) -> int:
-    """K: 3, less where there is no second group, or no second expert in a group."""
+    """K: 3, fewer with only one group, or one expert per group."""
     return 1 + (self.groups > 1) + (self.num_experts > self.groups)
 
   def leak(self, train: bool) -> Leak:
@@ -57,7 +57,7 @@ class HierarchicalTop2:
       key = required(key, "select 'hierarchical_top_2' with second='random'") if train else jax.random.key(0)
 
     def best(logits, name):
-      # ([..., 2] the two best, whether the second is taken); a level of one has no second.
+      # ([..., 2] the best two, whether the second is taken); a level of size one has no second.
       two = top_k(logits, min(2, logits.shape[-1]))
       if policy == 'all' or two.shape[-1] < 2:
         return two, jnp.ones(valid.shape, bool)
@@ -79,15 +79,15 @@ class HierarchicalTop2:
 @PLACEMENTS('two_level_capacity')
 @dataclasses.dataclass(frozen=True)
 class TwoLevelCapacity(Placement):
-  """Slots of groups, and of the experts among those who have a slot of their group (`MoE2D`).
+  """Capacities of groups, and of the experts within a group among the tokens that have a slot of it (`MoE2D`).
 
-  A group has max(min(S, int(S * factor / N)), 4) slots, first choices of a group first; its experts share these, T,
-  with a capacity factor of their own: max(min(T, int(T * factor / M)), 4) each.
+  A group has T = max(min(S, int(S * factor / N)), 4) slots, which first choices take first; each of its experts has
+  max(min(T, int(T * factor / M)), 4), with a capacity factor of its own.
 
   Config:
     groups: N.
-    capacity_factor, eval_capacity_factor: of groups.
-    second_level_factor: of the experts of a group.
+    capacity_factor, eval_capacity_factor: for groups.
+    second_level_factor: for the experts of a group.
   """
   where: str
   num_experts: int
@@ -104,7 +104,7 @@ class TwoLevelCapacity(Placement):
     return 'slots'
 
   def slots(self, tokens: int, train: bool) -> tuple[int, int]:
-    """(of a group, of an expert) for routing groups of `tokens`."""
+    """(slots of a group of experts, slots of an expert) for routing groups of `tokens`."""
     name = 'capacity_factor' if train else 'eval_capacity_factor'
     factor, second = getattr(self, name), self.second_level_factor
     of_group = checked_slots(capacity(tokens, self.groups, 2, factor, 'mesh_tensorflow'), tokens, factor,
@@ -116,22 +116,22 @@ class TwoLevelCapacity(Placement):
   def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     of_group, of_expert = self.slots(plan.expert.shape[1], train)
     group = plan.expert // (self.num_experts // self.groups)
-    # The first choice stands for its group, so does the last where that is another group.
+    # The first choice represents its group, and the last choice the other group, if any.
     ends = jnp.stack([group[..., 0], group[..., -1]], axis=-1)
     apart = jnp.stack([plan.kept[..., 0], plan.kept[..., -1] & (ends[..., 0] != ends[..., 1])], axis=-1)
     has_slot = apart & (slots_in_order(ends, apart, self.groups) < of_group)
     kept = plan.kept & jnp.where(group == ends[..., :1], has_slot[..., :1], has_slot[..., 1:])
-    # The slots of a group hold first choices, then second ones, each in order of tokens: as do the choices of a plan.
+    # A group's slots hold first choices, then second ones, each in token order, as do the choices of a plan.
     slot = slots_in_order(plan.expert, kept, self.num_experts)
     return dataclasses.replace(plan, kept=kept & (slot < of_expert), slot=slot, capacity=of_expert)
 
 
 @BALANCERS('hierarchical_switch')
 class HierarchicalSwitch(Balancer):
-  """The balance loss over groups, plus the mean over groups of that over their experts (`MoE2D`): 2 at uniform routing.
+  """The balance loss over groups, plus the mean of the balance losses within groups (`MoE2D`): 2 at uniform routing.
 
-  The second is of the tokens whose first choice is the group. In the code that it is of, its means are over the group's
-  slots, whether filled by such tokens, by others or not at all, which makes it smaller.
+  A group's loss is over the tokens whose first choice is the group. The published code averages over all slots of the
+  group, including empty ones and other tokens' slots, which makes it smaller.
   """
 
   reads = ('outer', 'inner')

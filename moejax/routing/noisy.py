@@ -1,4 +1,4 @@
-"""Noisy top-k gating: noise of a learned size, and balance losses over what is, and might have been, chosen.
+"""Noisy top-k gating: noise of learned size, and balance losses over actual and potential choices.
 
 Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), equations 3-11, with the details of
 `noisy_top_k_gating` in Tensor2Tensor (`utils/expert_utils.py`).
@@ -18,9 +18,9 @@ from moejax.routing.shares import scaled
 
 
 def learned_noise_std(raw: jax.Array, floor: float) -> jax.Array:
-  """`softplus(raw) + floor` (equation 4; the floor of 0.01 is in Tensor2Tensor alone): of the shape of `raw`.
+  """`softplus(raw) + floor` (equation 4; only Tensor2Tensor has a floor, 0.01), of the shape of `raw`.
 
-  At least 1e-6, as losses divide by it: without a floor, the softplus of a large negative number is no longer above 0.
+  At least 1e-6, because losses divide by it and the softplus of a large negative number underflows to 0.
   """
   return jnp.maximum(jax.nn.softplus(raw) + floor, 1e-6)
 
@@ -30,8 +30,8 @@ class NoisyLinear(Score):
   """`x W + normal * softplus(x W_noise)`, the noise in training only (equation 4).
 
   Config:
-    init_std: standard deviation of both kernels at the start; 0 (appendix A): all experts equally likely.
-    noise_floor: least standard deviation of the noise: 0.01 in Tensor2Tensor, 0 in the paper.
+    init_std: initial standard deviation of both kernels; 0 (appendix A): all experts equally likely.
+    noise_floor: minimum standard deviation of the noise: 0.01 in Tensor2Tensor, 0 in the paper.
   """
 
   noisy = True
@@ -54,20 +54,20 @@ class NoisyLinear(Score):
 
 
 def chosen(logits: jax.Array, k: int) -> jax.Array:
-  """<bool> of the shape of `logits` <float32>[..., E]: whether among the `k` largest; ties to the lowest index."""
+  """<bool>[..., E]: whether each of `logits` <float32>[..., E] is in the top `k`; ties go to the lowest index."""
   return (top_k(logits, k)[..., None] == jnp.arange(logits.shape[-1])).any(-2)
 
 
 def prob_in_top_k(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int) -> jax.Array:
-  """Probability to be among the k best if the noise of this expert alone were drawn again (equations 8-9).
+  """Probability of being in the top k if only this expert's noise were redrawn (equations 8-9).
 
-  The threshold is the k-th largest of the *other* noisy logits: the (k+1)-th of all for an expert that is chosen, the
-  k-th for one that is not. V-MoE's load loss takes the k-th for both.
+  The threshold is the k-th largest of the *other* noisy logits: the (k+1)-th of all for a chosen expert, the k-th for
+  the others. V-MoE's load loss uses the k-th for both.
 
   Args:
     logits: <float32>[..., E], with noise.
     clean: <float32>[..., E], without.
-    noise_std: <float32>[..., E] of the noise; None (or k = E): whether it is chosen, without gradient.
+    noise_std: <float32>[..., E] standard deviation of the noise; None (or k = E): 1 if chosen, else 0, no gradient.
     k: K.
 
   Returns:
@@ -87,16 +87,16 @@ def over_tokens(values: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def imbalance(amounts: jax.Array, valid: jax.Array) -> jax.Array:
-  """CV^2 over experts, a mean over the groups with a valid token; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
-  # Weights and probabilities of all experts may be tiny, and their squares are no numbers then.
+  """CV^2 over experts, averaged over groups with a valid token; `amounts` <float32>[G,E], `valid` <bool>[G,S]."""
+  # Scaled, because the squares of tiny weights or probabilities would underflow.
   return group_mean(squared_coefficient_of_variation(scaled(amounts)), valid)
 
 
 @BALANCERS('gate_importance')
 class GateImportance(Balancer):
-  """CV^2 over experts of the weights that tokens give them (equations 6-7): of sparse weights, with noise.
+  """CV^2 over experts of their total combine weights (equations 6-7): sparse, and with noise.
 
-  'importance' is V-MoE's: of the softmax over all experts, without noise.
+  V-MoE's 'importance' uses the softmax over all experts, without noise.
   """
 
   def __init__(self, *, coefficient: NonNegative):
@@ -107,7 +107,7 @@ class GateImportance(Balancer):
 
 
 def check_noise(noisy: bool, k: int | None, where: str):
-  """Raises ConfigError unless tokens choose experts by scores with noise."""
+  """Raises ConfigError unless routing is token choice by noisy scores."""
   choosing(k, where)
   if not noisy:
     raise ConfigError(f"{where}: without noise the load loss has no gradient. Use score 'noisy_linear'.")
@@ -117,7 +117,7 @@ def check_noise(noisy: bool, k: int | None, where: str):
 class SmoothLoad(Balancer):
   """CV^2 over experts of the sum over tokens of `prob_in_top_k` (equations 10-11).
 
-  Without noise (at evaluation), of the counts themselves.
+  Without noise (at evaluation), of the counts.
   """
 
   def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):

@@ -1,16 +1,16 @@
-"""Optimal transport: how much of every token goes to every expert, when all shares are prescribed.
+"""Optimal transport plans between tokens and experts with prescribed marginals.
 
     sinkhorn    entropic regularisation, solved by scaling rows and columns            S-BASE; KL baseline of sparse OT
-    sparse      quadratic regularisation, at most k tokens an expert or experts a token            sparsity-constrained OT
-    bounded     entropic, with an upper bound on every entry                                       capped Expert Choice
+    sparse      quadratic regularisation, at most k tokens per expert or vice versa    sparsity-constrained OT
+    bounded     entropic, with an upper bound on every entry                           capped Expert Choice
 
-All work on one group, in float32, and are used without gradient: plans select, they do not weigh.
+All work on one group, in float32, and without gradients: plans select but do not weigh.
 """
 import jax
 import jax.numpy as jnp
 import optax
 
-# Stands for the log of zero: finite, so that differences of it are numbers.
+# A finite stand-in for log 0, so that differences of two are not NaN.
 _LOG_ZERO = -1e30
 
 
@@ -20,17 +20,17 @@ def _log(mass: jax.Array) -> jax.Array:
 
 def sinkhorn(scores: jax.Array, of_tokens: jax.Array, of_experts: jax.Array, epsilon: float,
              iterations: int) -> jax.Array:
-  """`argmax_P <P, scores> + epsilon * H(P)` over the plans with these sums (Cuturi 2013), in the log domain.
+  """`argmax_P <P, scores> + epsilon * H(P)` over plans with these marginals (Cuturi 2013), in the log domain.
 
   Args:
     scores: <float32>[S,E].
-    of_tokens: <float32>[S] what every token gives; 0 for padding.
-    of_experts: <float32>[E] what every expert receives; the same in total.
-    epsilon: weight of the entropy; towards 0 the plan becomes an assignment, and needs more iterations.
-    iterations: scalings of the columns, each followed by one of the rows.
+    of_tokens: <float32>[S] mass of every token; 0 for padding.
+    of_experts: <float32>[E] mass of every expert; the same total.
+    epsilon: weight of the entropy; as it approaches 0 the plan becomes an assignment and needs more iterations.
+    iterations: number of scalings of the columns, each followed by one of the rows.
 
   Returns:
-    <float32>[S,E]; rows sum to `of_tokens` always, columns to `of_experts` at convergence.
+    <float32>[S,E]; rows always sum to `of_tokens`, columns to `of_experts` at convergence.
   """
   scores, log_tokens, log_experts = scores / epsilon, _log(of_tokens)[:, None], _log(of_experts)
 
@@ -45,12 +45,12 @@ def sinkhorn(scores: jax.Array, of_tokens: jax.Array, of_experts: jax.Array, eps
 
 
 def project_to_sparse_simplex(x: jax.Array, k: int) -> jax.Array:
-  """The nearest points to the columns of `x` on the simplex with at most `k` non-zeros each.
+  """Projects each column of `x` onto the points of the simplex with at most `k` non-zeros.
 
-  The k largest entries, projected onto the simplex: exact, though the set is not convex (Kyrillidis et al. 2013).
+  Projecting the k largest entries onto the simplex is exact although the set is not convex (Kyrillidis et al. 2013).
 
   Args:
-    x: <float32>[S,E]; rows of -inf get nothing.
+    x: <float32>[S,E]; rows of -inf get zeros.
     k: at most S.
 
   Returns:
@@ -67,21 +67,21 @@ def project_to_sparse_simplex(x: jax.Array, k: int) -> jax.Array:
 
 def sparse(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, k: int, gamma: float = 1.,
            iterations: int = 20, learning_rate: float = 1e-2) -> jax.Array:
-  """`argmax_P <P, scores> - gamma/2 |P|^2` over plans with these sums and at most `k` non-zeros a column.
+  """`argmax_P <P, scores> - gamma/2 |P|^2` over plans with these marginals and at most `k` non-zeros per column.
 
-  Sparsity-constrained optimal transport (arXiv 2209.15466, section 4) by its semi-dual over one potential a row, which
-  Adam maximises from zero, as google-research/vmoe does. With `k` the number of rows it is quadratic optimal transport
+  Sparsity-constrained optimal transport (arXiv 2209.15466, section 4): Adam maximises the semi-dual over one potential
+  per row, from zero, as in google-research/vmoe. With `k` the number of rows it is quadratic optimal transport
   (Blondel et al. 2018). Columns sum to `of_columns`, and have at most k non-zeros, after any number of iterations;
-  rows sum to `of_rows` only at convergence, and not even there if k is too small for any plan to do so.
+  rows sum to `of_rows` only at convergence, and not even then if k is too small for any feasible plan.
 
   Args:
-    scores: <float32>[R,L]: to limit the tokens of an expert, rows are tokens; to limit the experts of a token, experts.
-    of_rows: <float32>[R]; a row of 0 takes no part.
-    of_columns: <float32>[L], the same in total.
+    scores: <float32>[R,L]: rows are tokens to limit the tokens per expert, or experts to limit the experts per token.
+    of_rows: <float32>[R]; rows of mass 0 are ignored.
+    of_columns: <float32>[L], the same total.
     k: at most R.
     gamma: weight of the quadratic term.
-    iterations: steps of Adam.
-    learning_rate: of Adam.
+    iterations: number of Adam steps.
+    learning_rate: for Adam.
 
   Returns:
     <float32>[R,L].
@@ -105,21 +105,21 @@ def sparse(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, k: int,
 
 def bounded(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, upper: jax.Array, epsilon: float,
             iterations: int) -> jax.Array:
-  """`argmax_P <P, scores> + epsilon * (H(P) + H(upper - P))` over plans with these sums and `0 <= P <= upper`.
+  """`argmax_P <P, scores> + epsilon * (H(P) + H(upper - P))` over plans with these marginals and `0 <= P <= upper`.
 
-  The bound is a third marginal: what an entry lacks to it goes to a second plan of scores zero, and Sinkhorn scales
-  rows, columns and this depth in turn, while epsilon falls from 1 to its value as lingvo's `max_assignment` lets it.
+  The bound is a third marginal: `upper - P` is a second plan with scores zero, and Sinkhorn scales rows, columns and
+  this depth in turn, while epsilon falls from 1 to its value on the schedule of lingvo's `max_assignment`.
 
   Args:
     scores: <float32>[R,L].
     of_rows: <float32>[R].
-    of_columns: <float32>[L], the same in total.
+    of_columns: <float32>[L], the same total.
     upper: <float32>[R,L].
     epsilon: weight of the entropy, at most 1.
-    iterations: of the three scalings.
+    iterations: number of rounds of the three scalings.
 
   Returns:
-    <float32>[R,L]; at most `upper` always, with the prescribed sums at convergence.
+    <float32>[R,L]; always at most `upper`, with the prescribed marginals at convergence.
   """
   def with_rest(values, rest):
     return jnp.stack([values, rest])

@@ -1,4 +1,4 @@
-"""Placement: how many slots an expert has in every group, and who gets them.
+"""Placement: how many slots an expert has in each group, and which choices get them.
 
 Padding takes no slot.
 """
@@ -30,14 +30,14 @@ def _up_to_multiple_of_4(slots: int) -> int:
   return slots + -slots % 4
 
 
-# convention -> (slots for S tokens, E experts, K choices and a factor; the least number of slots there).
+# convention -> (slots for S tokens, E experts, K choices and a factor; minimum number of slots).
 _CONVENTIONS: dict[str, tuple[Callable[[int, int, int, float], int], int]] = {
-    # Exact: in floats, 50 tokens with factor 1.1 and 5 experts would get 12 slots, not 11.
+    # Exact: in floating point, 50 tokens with factor 1.1 and 5 experts would get 12 slots instead of 11.
     'moejax': (lambda s, e, k, f: math.ceil(fractions.Fraction(str(float(f))) * s * k / e), 0),
     'vmoe': (lambda s, e, k, f: _up_to_multiple_of_4(math.ceil(s * k * f / e)), 0),
     'flaxformer': (lambda s, e, k, f: round(f * s / e), 4),
     'mesh_tensorflow': (lambda s, e, k, f: min(s, int(s * f / e)), 4),
-    # A product in float32, which rounds: 25 tokens with factor 1.2 and 2 experts get 16 slots, not 15.
+    # A product in float32, which rounds: 25 tokens with factor 1.2 and 2 experts get 16 slots instead of 15.
     'deepspeed': (lambda s, e, k, f: math.ceil(np.float32(s / e) * np.float32(f * k)), 4),
     'fairseq': (lambda s, e, k, f: int(k * f * math.ceil(s / e)), 0),
     'lingvo': (lambda s, e, k, f: _up_to_multiple_of_4(int(s * f / e)), 0),
@@ -50,15 +50,15 @@ _CONVENTIONS: dict[str, tuple[Callable[[int, int, int, float], int], int]] = {
 
 def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: Convention = 'moejax',
              minimum: int | None = None) -> int:
-  """Slots of an expert in a group, by the formula of a codebase.
+  """Slots of an expert in a group, by a codebase's formula.
 
       moejax            ceil(factor*S*K/E)
       vmoe              ceil(S*K*factor/E), up to a multiple of 4
-      flaxformer        max(round(factor*S/E), 4)                   K does not count
-      mesh_tensorflow   max(min(S, int(S*factor/E)), 4)             K does not count
+      flaxformer        max(round(factor*S/E), 4)                   ignores K
+      mesh_tensorflow   max(min(S, int(S*factor/E)), 4)             ignores K
       deepspeed         max(ceil(S/E*(factor*K)), 4)                a product in float32
       fairseq           int(K*factor*ceil(S/E))
-      lingvo            int(S*factor/E), up to a multiple of 4      K does not count
+      lingvo            int(S*factor/E), up to a multiple of 4      ignores K
       tutel             K*int(factor*ceil(S/E))
       fastmoe           floor(ceil(factor*S)*K/E)                   its GShard gate
       fastmoe_switch    ceil(factor*S/E)                            its Switch gate, K = 1, in float64
@@ -67,45 +67,45 @@ def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: C
   Args:
     tokens: S.
     num_experts: E.
-    k: K, experts a token.
-    factor: how many times an equal share.
+    k: K, experts per token.
+    factor: capacity factor, a multiple of the equal share.
     convention: one of the above.
-    minimum: in place of the 4 of the formulas that have one, or of 0.
+    minimum: replaces the formula's minimum of 4 or 0.
   """
   formula, least = _CONVENTIONS[convention]
   return max(formula(tokens, num_experts, k, factor), least if minimum is None else minimum)
 
 
 def checked_slots(slots: int, tokens: int, factor: float, where: str) -> int:
-  """`slots`, or `tokens` if that is less (an expert cannot get more). `where`: config path of `factor`.
+  """min(`slots`, `tokens`): an expert cannot get more. `where`: config path of `factor`.
 
   Raises:
-    ConfigError: the capacity keeps nothing.
+    ConfigError: there are no slots.
   """
   if slots < 1:
-    raise ConfigError(f'{where} = {factor} keeps nothing: in a group of {tokens} tokens every expert gets {slots} '
-                     'slots. Raise the factor, set a min_capacity, or make the groups larger.')
+    raise ConfigError(f'{where} = {factor} drops every token: in a group of {tokens} tokens every expert gets {slots} '
+                      'slots. Raise the factor, set a min_capacity, or make the groups larger.')
   return min(slots, tokens)
 
 
 def slots_that_choose(tokens: int, num_experts: int, factor: float, where: str,
                       convention: Convention = 'moejax') -> int:
-  """C where experts choose, `factor` experts a token on average: the `capacity` for K = 1, checked (`checked_slots`)."""
+  """C for expert choice, with `factor` experts per token on average: `capacity` for K = 1, after `checked_slots`."""
   return checked_slots(capacity(tokens, num_experts, 1, factor, convention), tokens, factor, where)
 
 
 def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order: Order = 'choice') -> jax.Array:
-  """How many earlier choices name the same expert.
+  """The number of earlier choices of the same expert.
 
   Args:
     expert: <int32>[G,S,K].
-    routed: <bool>[G,S,K]; others take no slot.
+    routed: <bool>[G,S,K]; other choices take no slot.
     num_experts: E.
-    order: 'choice': all first choices, then all second ones, each in the order of tokens (GShard, V-MoE, flaxformer and
-      all that follow them); 'token': all choices of a token before the next token, which is strictly causal.
+    order: 'choice': all first choices, then all second ones, each in token order (GShard, V-MoE, flaxformer and
+      their successors); 'token': all choices of a token before the next token, which is strictly causal.
 
   Returns:
-    <int32>[G,S,K], meaningless where not routed. Unique among the routed choices of an expert.
+    <int32>[G,S,K], undefined where not routed. Unique among the routed choices of an expert.
   """
   queue = (lambda array: array.swapaxes(1, 2)) if order == 'choice' else (lambda array: array)
   queued = queue(jnp.where(routed, expert, num_experts))
@@ -114,13 +114,13 @@ def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order
 
 
 def _earlier(expert, num_experts):
-  # Sorted, not counted along one-hot names: for 256 experts that takes no memory of 256 times the choices.
+  # A sort, because a cumsum over one-hots would need E times the memory.
   choices = by_expert(expert, num_experts)
   return choices.position - (jnp.cumsum(choices.sizes) - choices.sizes)[expert]
 
 
 def _sorted_by(priority: jax.Array, place: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  # `place` of the rows of `arrays` in descending order of priority (stable), back where they were.
+  # `place` of the rows of `arrays` sorted by descending priority (stable), returned in the original order.
   def take(array, rows):
     return jnp.take_along_axis(array, rows.reshape(rows.shape + (1,) * (array.ndim - 2)), axis=1)
   rows = jnp.argsort(-priority, axis=1, stable=True)
@@ -129,18 +129,18 @@ def _sorted_by(priority: jax.Array, place: Callable[..., jax.Array], *arrays: ja
 
 def slots_by_token_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array,
                             order: Order = 'choice') -> jax.Array:
-  """`slots_in_order` with the tokens sorted by `priority` <float32>[G,S], highest first.
+  """`slots_in_order` after sorting tokens by `priority` <float32>[G,S], highest first.
 
-  With the largest gate of every token as its priority this is Batch Prioritized Routing (V-MoE, section 4).
+  With a token's largest gate as priority this is Batch Prioritized Routing (V-MoE, section 4).
   """
   return _sorted_by(priority, lambda expert, routed: slots_in_order(expert, routed, num_experts, order), expert, routed)
 
 
 def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array) -> jax.Array:
-  """Slots in order of `priority` <float32>[G,S,K]: every expert keeps the choices that want it most.
+  """Slots in descending order of `priority` <float32>[G,S,K]: every expert keeps the choices of highest priority.
 
   With gates as priorities this is `switch_max` of Mesh TensorFlow, the policy 'probs' of DeepSpeed (since its commit
-  853c938 of April 2026; see `papers.deepspeed`) and that of Megatron-LM. First choices win ties.
+  853c938 of April 2026; see `papers.deepspeed`) and Megatron-LM's. First choices win ties.
   """
   def flat(array):
     return array.swapaxes(1, 2).reshape(len(array), -1, 1)
@@ -151,35 +151,35 @@ def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: 
 
 
 def check_choosing(k: int | None, where: str) -> None:
-  """Raises ConfigError where tokens choose no fixed number `k` of experts; `where`: config path of the placement."""
+  """Raises ConfigError unless tokens choose a fixed number `k` of experts; `where`: config path of the placement."""
   if k is None:
-    raise ConfigError(f'{where}: a capacity is for tokens that choose experts, which this selection does not let them. '
-                      "Use place=dict(name='dropless').")
+    raise ConfigError(f'{where}: a capacity requires token choice with a fixed number of experts, which this selection '
+                      "does not have. Use place=dict(name='dropless').")
 
 
 class Placement:
-  """Base of placements.
+  """Base class of placements.
 
   Attributes:
-    soft: it makes a SoftPlan of what tokens choose.
-    by_document: it is called with `documents` <int32>[G,S] besides.
+    soft: it returns a SoftPlan.
+    by_document: it also takes `documents` <int32>[G,S].
   """
   soft: ClassVar[bool] = False
   by_document: ClassVar[bool] = False
 
   def leak(self, train: bool) -> Leak:
-    """What placing lets through from later tokens."""
+    """How the placement depends on later tokens."""
     raise NotImplementedError
 
   def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
-    """`plan` with what has a slot; `gates` are those of the plan's own entries."""
+    """`plan` with only the entries that have a slot; `gates` has one value per entry of the plan."""
     raise NotImplementedError
 
 
 @PLACEMENTS('dropless')
 @dataclasses.dataclass(frozen=True)
 class Dropless(Placement):
-  """Everything that was selected is computed."""
+  """No capacity: every selected choice is computed."""
 
   def leak(self, train: bool) -> Leak:
     return 'causal'
@@ -191,21 +191,21 @@ class Dropless(Placement):
 @PLACEMENTS('capacity')
 @dataclasses.dataclass(frozen=True)
 class Capacity(Placement):
-  """Every expert has C slots in every group; choices beyond that are dropped.
+  """Every expert has C slots in every group; choices beyond C are dropped.
 
-  Whatever is in a group competes for its slots: documents that are packed in a row, and with `moe.group='batch'` the
-  rows of a batch. What is dropped of a document, and so its output, depends on its neighbours. 'document_capacity' has
-  slots for each document.
+  All tokens of a group compete for its slots: documents packed into a row, and with `moe.group='batch'` the rows of a
+  batch. Which tokens of a document are dropped, and so its output, depends on its neighbours. 'document_capacity' has
+  slots per document.
 
   Config:
     capacity_factor: see the function `capacity`.
-    eval_capacity_factor: the factor at evaluation; None: as in training. With convention 'fairseq' it is the share of
-      the S tokens that an expert has slots for (0.25 there): C = ceil(share*S).
+    eval_capacity_factor: the factor at evaluation; None: as in training. With convention 'fairseq' it is a fraction of
+      the S tokens (0.25 in fairseq): C = ceil(fraction*S).
     convention: the formula for C.
-    min_capacity: in place of the least number of slots of the convention.
-    priority: who goes first. 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices with the
-      largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by position at evaluation
-      (DeepSpeed's random token selection).
+    min_capacity: replaces the convention's minimum number of slots.
+    priority: the order of choices: 'position'; 'batch': tokens with the largest gate (V-MoE); 'probability': choices
+      with the largest gate (DeepSpeed for K > 2, `switch_max`); 'random': tokens in random order in training, by
+      position at evaluation (DeepSpeed's random token selection).
     order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
   """
   where: str
@@ -227,12 +227,12 @@ class Capacity(Placement):
     return 'slots' if self.order == 'choice' and self.k > 1 else 'causal'
 
   def slots(self, tokens: int, train: bool) -> int:
-    """C for groups of `tokens`. Raises ValueError where that is 0."""
+    """C for groups of `tokens`. Raises ConfigError if it is 0."""
     key = self._factor(train)
     return checked_slots(self.formula(tokens, train), tokens, getattr(self, key), f'{self.where}.{key}')
 
   def formula(self, tokens: int, train: bool) -> int:
-    """What the convention gives an expert for `tokens`, be it none, or more than there are tokens."""
+    """The convention's formula for `tokens`, unchecked: it may be 0, or exceed `tokens`."""
     key = self._factor(train)
     if key == 'eval_capacity_factor' and self.convention == 'fairseq':
       return math.ceil(self.eval_capacity_factor * tokens)
@@ -248,7 +248,7 @@ class Capacity(Placement):
 
   def queued(self, expert: jax.Array, routed: jax.Array, num_experts: int, gates: jax.Array, key: jax.Array | None,
              train: bool) -> jax.Array:
-    """<int32>[G,S,K] the place of every choice in the queue of its expert; see `slots_in_order`."""
+    """<int32>[G,S,K] the position of every choice in its expert's queue; see `slots_in_order`."""
     arguments = (expert, routed, num_experts)
     match self._priority(train):
       case 'position':

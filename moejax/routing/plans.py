@@ -1,17 +1,17 @@
-"""Plans: what a router decides. Four pytrees with static shapes, the one contract between routing and dispatch.
+"""Plans: the output of routing and the input of dispatch; four pytrees with static shapes.
 
-Axes: G routing groups, S tokens in a group, E experts, K experts a token, C slots an expert.
+Axes: G routing groups, S tokens per group, E experts, K experts per token, C slots per expert.
 
-    TokenPlan   each token names its experts          top-k family, hash, random; placed in buffers or dropless
-    SlotPlan    each expert's slots name their token  expert choice, BASE; the slot form of a placed TokenPlan
+    TokenPlan   each token names its experts          top-k family, BASE, hash, random; with capacity or dropless
+    SlotPlan    each slot of an expert names a token  expert choice; the slot form of a TokenPlan with capacity
     SoftPlan    slots are mixtures of tokens          Soft MoE; the one-hot form of a SlotPlan
-    DensePlan   a weight for every token and expert   dense routing; the reference form of all but soft
+    DensePlan   a weight for every token and expert   dense routing; the reference form of all plans but SoftPlan
 
-Conversions run one way, downwards: `to_slots`, `to_soft`, `to_dense`. Every plan also has
+Conversions go downwards only: `to_slots`, `to_soft`, `to_dense`. Every plan also has
 
-    pick(values)    a value for every token and expert -> one for each of the plan's entries,
+    pick(values)    a value per token and expert -> a value per entry of the plan,
     scale(factor)   the plan with its weights multiplied, entry by entry,
-    shares()        <float32>[G,S,E] how much of each token goes to each expert: a count, or a weight where all do.
+    shares()        <float32>[G,S,E] the share of each token that goes to each expert: a count, or a weight if dense.
 """
 import dataclasses
 import typing
@@ -22,14 +22,14 @@ import jax.numpy as jnp
 
 # Whether an output depends on later tokens of its group.
 #   causal: never.
-#   slots:  only because a later token's higher choice can take the buffer slot of an earlier token's lower choice;
+#   slots:  only because a later token's first choice can take the slot of an earlier token's second choice;
 #           published top-2 decoders train like this.
-#   future: later tokens decide which experts an earlier one sees (expert choice, batch priority, Soft MoE).
+#   future: later tokens affect which experts an earlier token goes to (expert choice, batch priority, Soft MoE).
 Leak = Literal['causal', 'slots', 'future']
 
 
 def most_leaking(*leaks: Leak) -> Leak:
-  """What a router leaks whose parts leak `leaks`."""
+  """The leak of a router whose parts have `leaks`."""
   return max(leaks, key=typing.get_args(Leak).index)
 
 
@@ -49,11 +49,11 @@ class TokenPlan:
   """Each token names K experts.
 
   Attributes:
-    expert: <int32>[G,S,K] expert of each choice, the first choice first.
-    weight: <float32>[G,S,K] combine weight; meaningless where not `kept`.
-    kept: <bool>[G,S,K] False: the choice is not computed (dropped, not sampled, or a padding token).
+    expert: <int32>[G,S,K] expert of each choice, first choice first.
+    weight: <float32>[G,S,K] combine weight; undefined where not `kept`.
+    kept: <bool>[G,S,K] False: the choice is not computed (dropped, not sampled, or padding).
     slot: <int32>[G,S,K] position in the expert's buffer where kept; None if dropless.
-    capacity: slots an expert and group; None if dropless.
+    capacity: slots per expert and group; None if dropless.
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
   expert: jax.Array
@@ -67,17 +67,17 @@ class TokenPlan:
 
   @property
   def kept_weight(self) -> jax.Array:
-    """<float32>[G,S,K]: the weight, zero where not kept."""
+    """<float32>[G,S,K]: the weights, zero where not kept."""
     return jnp.where(self.kept, self.weight, 0.)
 
   def to_slots(self) -> 'SlotPlan':
-    """The slot form of a placed plan. Raises ValueError if the plan is dropless."""
-    if self.capacity is None:
+    """The slot form. Raises ValueError if the plan is dropless."""
+    if self.capacity is None or self.slot is None:
       raise ValueError('a dropless TokenPlan has no slots: give the router a capacity (place.capacity_factor), '
                        'or use dispatch "grouped".')
     groups, tokens, choices = self.expert.shape
     shape = (groups, self.num_experts, self.capacity)
-    # Unkept choices are written out of bounds and fall away.
+    # Dropped choices are written out of bounds, which discards them.
     slot = jnp.where(self.kept, self.slot, self.capacity)
     # Under vmap groups are a batch dimension of the scatter, which compilers partition without communication.
     @jax.vmap
@@ -95,7 +95,7 @@ class TokenPlan:
 
   def pick(self, values: jax.Array) -> jax.Array:
     """<float>[G,S,E] -> <float>[G,S,K]: the values of the chosen experts."""
-    # A masked sum: its gradient is elementwise, where that of a gather would be a scatter.
+    # A masked sum: its gradient is elementwise, whereas the gradient of a gather is a scatter.
     return jnp.sum(jnp.where(self._chosen(), values[:, :, None], 0), axis=-1)
 
   def scale(self, factor: jax.Array) -> 'TokenPlan':
@@ -103,7 +103,7 @@ class TokenPlan:
     return dataclasses.replace(self, weight=self.weight * factor)
 
   def shares(self) -> jax.Array:
-    """<float32>[G,S,E]: how many kept choices of the token name the expert."""
+    """<float32>[G,S,E]: the number of kept choices of each expert by each token."""
     return self._per_expert(self.kept.astype(jnp.float32))
 
   def _chosen(self) -> jax.Array:
@@ -119,8 +119,8 @@ class SlotPlan:
   """Each slot of each expert names a token of the group.
 
   Attributes:
-    token: <int32>[G,E,C] token in the slot; meaningless where not `filled`.
-    weight: <float32>[G,E,C] combine weight of that token; meaningless where not `filled`.
+    token: <int32>[G,E,C] token in the slot; undefined where not `filled`.
+    weight: <float32>[G,E,C] combine weight of that token; undefined where not `filled`.
     filled: <bool>[G,E,C].
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
@@ -143,7 +143,7 @@ class SlotPlan:
 
   @property
   def kept_weight(self) -> jax.Array:
-    """<float32>[G,E,C]: the weight, zero where the slot is empty."""
+    """<float32>[G,E,C]: the weights, zero where the slot is empty."""
     return jnp.where(self.filled, self.weight, 0.)
 
   def to_soft(self) -> 'SoftPlan':
@@ -166,7 +166,7 @@ class SlotPlan:
     return dataclasses.replace(self, weight=self.weight * factor)
 
   def shares(self) -> jax.Array:
-    """<float32>[G,S,E]: how many slots of the expert the token has."""
+    """<float32>[G,S,E]: the number of slots of each expert that hold each token."""
     return self._per_token(self.filled.astype(jnp.float32))
 
   def _per_token(self, values: jax.Array) -> jax.Array:
@@ -196,7 +196,7 @@ class SoftPlan:
     return self.dispatch.shape[2]
 
   def pick(self, values: jax.Array) -> jax.Array:
-    """<float>[G,S,E,C], a value for every token and slot, as it is."""
+    """Returns `values` <float>[G,S,E,C]: a value per token and slot."""
     return values
 
   def scale(self, factor: jax.Array) -> 'SoftPlan':
@@ -204,7 +204,7 @@ class SoftPlan:
     return dataclasses.replace(self, combine=self.combine * factor)
 
   def shares(self) -> jax.Array:
-    """<float32>[G,S,E]: share of the expert's slots in the token's output."""
+    """<float32>[G,S,E]: total share of the expert's slots in the token's output."""
     return self.combine.sum(-1)
 
 
@@ -231,7 +231,7 @@ class DensePlan:
     return self
 
   def pick(self, values: jax.Array) -> jax.Array:
-    """<float>[G,S,E], as it is."""
+    """Returns `values` <float>[G,S,E]."""
     return values
 
   def scale(self, factor: jax.Array) -> 'DensePlan':
@@ -247,11 +247,11 @@ Plan = TokenPlan | SlotPlan | SoftPlan | DensePlan
 
 
 def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPlan:
-  """What tokens choose, before anything weighs it: a dropless plan of weights one.
+  """A dropless plan with all weights one, before weighting.
 
   Args:
     expert: <int>[G,S,K].
-    kept: <bool>[G,S,K], or [G,S,1] for all choices of a token alike.
+    kept: <bool>[G,S,K], or [G,S,1] for all choices of a token.
     num_experts: E.
   """
   return TokenPlan(expert=expert.astype(jnp.int32), weight=jnp.ones(expert.shape, jnp.float32),
@@ -259,15 +259,15 @@ def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPla
 
 
 def slot_plan(token: jax.Array, filled: jax.Array, num_tokens: int) -> SlotPlan:
-  """What experts choose, before anything weighs it: weights one; token <int32>[G,E,C], filled <bool>[G,E,C]."""
+  """A plan with all weights one, before weighting; token <int32>[G,E,C], filled <bool>[G,E,C]."""
   return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=num_tokens)
 
 
 def group_size(plan: Plan) -> int:
-  """S, the tokens that are routed together."""
+  """S, the number of tokens routed together."""
   return plan.num_tokens if isinstance(plan, SlotPlan) else jax.tree.leaves(plan)[0].shape[1]
 
 
 def has_slots(plan: Plan) -> bool:
-  """Whether the tokens of a group compete for places with an expert, or are mixed in them."""
+  """Whether experts have slots: tokens of a group compete for them, or are mixed in them."""
   return not isinstance(plan, DensePlan) and not (isinstance(plan, TokenPlan) and plan.capacity is None)

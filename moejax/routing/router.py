@@ -1,15 +1,15 @@
 """A router is six pure stages: features -> score -> select -> weigh -> place -> balance.
 
-    stage     does                                    room
-    features  what the router looks at                features.py
+    stage     computes                                file
+    features  the router's inputs                     features.py
     score     [.., D] -> logits[G,S,E], and noise     scores.py
-    select    which experts a token, or which tokens an expert   selection.py
-    weigh     combine weights of what was selected    weighting.py
-    place     capacity, and who goes first            placement.py
+    select    experts per token or tokens per expert  selection.py
+    weigh     combine weights of the selection        weighting.py
+    place     capacity and priority                   placement.py
     balance   losses, metrics, state updates          balancing.py
 
-Each stage is named in the config, so that any one can be overridden or swapped for another paper's; a paper
-(`papers/`) is the dict that names them. Stages that few papers share have files of their own beside those.
+Each stage is named in the config, so any one can be overridden or swapped for another paper's; a paper (`papers/`) is
+a function that returns such a config. Stages shared by few papers have files of their own.
 """
 import dataclasses
 import importlib
@@ -27,12 +27,12 @@ from moejax.random import derive
 from moejax.routing import balancing
 from moejax.routing.features import FEATURES, RouterInputs, without_padding
 from moejax.routing.placement import PLACEMENTS
-from moejax.routing.plans import Leak, Plan, most_leaking
+from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, most_leaking
 from moejax.routing.scores import SCORES
 from moejax.routing.selection import SELECTIONS
 from moejax.routing.weighting import WEIGHTINGS
 
-# Every file of this room, and every paper, may hold stages: a config names them, whoever wrote it.
+# Any file of this package, and any paper, may register stages, so import them all.
 for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
   if _module.name != __name__:
     importlib.import_module(_module.name)
@@ -41,21 +41,23 @@ for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterOutput:
-  """Everything a router computes; nothing is sown, nothing is global.
+  """Everything a router computes; it sows nothing and has no global state.
 
   Attributes:
-    plan: where tokens go.
+    plan: the plan for dispatch.
     losses: `{name: scalar}` to add to the objective, already multiplied by their coefficients.
-    metrics: `{name: array}`; for every router `load` [E] (share of the choices that name the expert, before capacity;
-      of the weight where all experts see all tokens), `dropped` (share of the choices that are not computed; of tokens
-      that no expert sees where experts choose), `confidence` (largest router probability) and `entropy` (nats), means
-      over valid tokens; and each loss before its coefficient, as `<name>_loss`.
-    updates: what the router's state becomes, for `functional.merge_updates`: `Statistics` of these tokens, and new
-      values; a nested dict over its paths, empty for most routers, and always outside training.
-    probs: <float32>[G,S,E] router probabilities; what a router draws from, where it draws.
-    extras: what the score left for others (`Scores.extras`).
-    k: experts a token computes at most, whatever its plan has choices for; None where the plan alone says.
-    tokens: <float32>[] how many valid tokens were routed: what their losses and metrics weigh beside those of others.
+    metrics: `{name: array}`; for every router `load` [E] (each expert's share of the choices, before capacity; of the
+      weight for dense routing), `dropped` (share of choices not computed; for expert choice, of tokens without an
+      expert), `confidence` (largest router probability) and `entropy` (nats), means over valid tokens; each loss
+      before its coefficient, as `<name>_loss`; and `experts_per_token`, the mean number of computed choices per valid
+      token (for expert choice, of slots that hold the token; for dense routing, of experts with a weight above zero). A
+      SoftPlan has none: its experts compute mixtures of tokens.
+    updates: updates of the router's state for `functional.merge_updates`: a nested dict over its paths of `Statistics`
+      of these tokens and new values; empty for most routers, and always outside training.
+    probs: <float32>[G,S,E] router probabilities; routers that sample draw from them.
+    extras: additional outputs of the score (`Scores.extras`).
+    k: maximum number of experts computed per token, even if the plan has more choices; None if the plan determines it.
+    tokens: <float32>[] number of valid tokens, the weight of these losses and metrics in a mean over batches.
     totals: names of the losses that are sums over tokens, not means.
   """
   plan: Plan
@@ -70,15 +72,15 @@ class RouterOutput:
 
 
 class Router(nnx.Module):
-  """The six stages, one after the other. Groups never see each other.
+  """Applies the six stages in order. Groups are routed independently.
 
   Config:
-    features: what of a token the score sees.
-    score: a number for every token and expert.
-    select: which experts a token goes to, or which tokens an expert takes.
-    weigh: how the outputs of several experts are added up.
-    place: how many tokens an expert takes, and what becomes of the others.
-    balance: {name: dict or coefficient} of what keeps experts evenly used.
+    features: the inputs of the score.
+    score: computes a logit for every token and expert.
+    select: chooses the experts of each token, or the tokens of each expert.
+    weigh: combine weights of the chosen experts.
+    place: capacity of the experts, and which choices are dropped.
+    balance: {name: dict or coefficient} of balance losses and updates.
   """
 
   def __init__(self, *, where: str, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
@@ -89,23 +91,23 @@ class Router(nnx.Module):
     self.score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
     self.select = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
     if self.select.reads_slots != (self.score.slots is not None):
-      raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit: '
-                                "'soft_moe' scores slots, which only 'soft' selects by.")
+      raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit together: '
+                                "score 'soft_moe' requires select 'soft', and vice versa.")
     if self.score.with_ids != getattr(self.features, 'with_ids', False):
-      raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit: '
-                                "'distilled' looks at tokens and their ids, which 'token_with_ids' alone gives.")
+      raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit '
+                                "together: score 'distilled' requires features 'token_with_ids', and vice versa.")
     if self.select.reads_slots and balance:
       raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
     self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
     if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
       raise configs.ConfigError(
-          f'{where}.weigh: the only expert of a token always has the weight 1 once weights are normalised, so that the '
-          "objective teaches the router nothing. Use weigh=dict(name='softmax', order='before', renormalize='never'), "
-          "or more experts a token; weigh=dict(name='one') if something else teaches it.")
+          f'{where}.weigh: with one expert per token, renormalised weights are always 1, so the objective gives the '
+          "router no gradient. Use weigh=dict(name='softmax', order='before', renormalize='never'), or more experts "
+          "per token; weigh=dict(name='one') if another loss trains the router.")
     self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
     if self.place.soft and getattr(self.weigh, 'renormalize', 'never') == 'after':
-      raise configs.ConfigError(f"{where}.place: {place['name']!r} makes mixtures of tokens, whose weights "
-                                "renormalize='after' cannot change. Use 'before' or 'never'.")
+      raise configs.ConfigError(f"{where}.place: {place['name']!r} does not support weigh.renormalize='after'. "
+                                "Use 'before' or 'never'.")
     self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
                                    noisy=self.score.noisy)
     self._check_reads(where, score['name'])
@@ -116,11 +118,11 @@ class Router(nnx.Module):
       missing = [extra for extra in getattr(stage, 'reads', ()) if extra not in self.score.gives]
       if missing:
         able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
-        raise configs.ConfigError(f'{where}.{name} reads {missing[0]!r} of the score, which score {score!r} does not '
-                                  f'give as it is configured. Scores that can: {able}.')
+        raise configs.ConfigError(f'{where}.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
+                                  f'configured, does not provide. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
-    """Whether an output depends on later tokens of its group; a property of the config."""
+    """Whether an output depends on later tokens of its group; determined by the config."""
     return most_leaking(getattr(self.features, 'leak', 'causal'), self.score.leak, self.select.leak(train),
                         self.place.leak(train))
 
@@ -130,12 +132,12 @@ class Router(nnx.Module):
 
     Args:
       x: <float>[G,S,D].
-      inputs: what else the router may look at.
-      key: needed in training by routers with randomness; evaluation never uses it.
-      train: noise, capacity and updates are those of training.
+      inputs: the router's other inputs.
+      key: required in training by routers with randomness; unused at evaluation.
+      train: selects training's noise, capacity and state updates.
 
     Raises:
-      ValueError: a key is needed, an input is missing, or the capacity keeps nothing.
+      ValueError: the key or an input is missing, or the capacity is 0.
     """
     stage = lambda name: dict(key=derive(key, name), train=train)
     x = without_padding(x, inputs.valid)
@@ -172,7 +174,7 @@ class Router(nnx.Module):
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
-  """The router that `config` describes; `where` is its config path, for errors. Raises `ConfigError`."""
+  """Builds the router described by `config`; `where` is its config path, for errors. Raises `ConfigError`."""
   return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
 
 
@@ -182,11 +184,14 @@ def _nonempty(updates: dict[str, dict]) -> dict[str, dict]:
 
 def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str, jax.Array]:
   shares, computed = routed.plan.shares(), placed.shares()
-  # Demand: the choices of a token; where tokens do not choose, to be seen at all.
+  # Demand: a token's number of choices; for expert choice, 1.
   demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
   # A token may choose an expert twice.
   served = jnp.minimum((computed > 0).sum(-1), demand) if k is None else computed.sum(-1)
+  used = {} if isinstance(placed, SoftPlan) else dict(experts_per_token=balancing.valid_mean(
+      ((computed > 0) if isinstance(placed, DensePlan) else computed).sum(-1), routed.valid))
   return dict(
+      **used,
       load=shares.sum((0, 1)) / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny),
       dropped=(demand - served).sum() / jnp.maximum(demand.sum(), 1),
       confidence=balancing.valid_mean(routed.probs.max(-1), routed.valid),

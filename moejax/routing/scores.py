@@ -1,8 +1,10 @@
-"""Scores: what a router thinks of every token and expert. All of it is float32, whatever the dtype of the activations.
+"""Scores: a router's logits for every token and expert, always in float32 whatever the dtype of the activations.
 
-A score is a `Score` with `__call__(features, *, key, train) -> Scores`. Noise and jitter live here, in training only.
+A score is a `Score` with `__call__(features, *, key, train) -> Scores`. Noise and jitter are added here, in training
+only.
 """
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from flax import nnx
@@ -21,14 +23,14 @@ SCORES = Registry('router score')
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What the score stage says about every token and expert, in float32.
+  """Output of the score stage, in float32.
 
   Attributes:
-    logits: <float32>[G,S,E] with noise; what weights are made of. For Soft MoE one for each slot, [G,S,E,C].
-    select: <float32>[G,S,E] what selection ranks by; the logits unless a stage (a balancing bias) separates the two.
-    clean: <float32>[G,S,E] the logits before noise; what the importance loss and the z-loss see.
-    noise_std: <float32> scalar or [G,S,E]: standard deviation of the noise added, or None (no noise: evaluation).
-    extras: what a score leaves for balancers made for it, by name.
+    logits: <float32>[G,S,E] with noise; weights are computed from them. For Soft MoE one per slot, [G,S,E,C].
+    select: <float32>[G,S,E] ranking for the selection; the logits unless a stage (a balancing bias) changes it.
+    clean: <float32>[G,S,E] the logits before noise, for the importance loss and the z-loss.
+    noise_std: <float32> scalar or [G,S,E]: standard deviation of the noise; None without noise, as at evaluation.
+    extras: additional outputs by name, for selections and balancers made for the score.
   """
   logits: jax.Array
   select: jax.Array
@@ -38,14 +40,14 @@ class Scores:
 
 
 class Score(nnx.Module):
-  """Attributes of a score that differs in them.
+  """Base class of scores.
 
   Attributes:
-    noisy: it adds Gaussian noise whose standard deviation it reports (the load loss needs it).
-    slots: its logits are [G,S,E,slots] (Soft MoE), or None: [G,S,E].
-    gives: names of what it leaves in `Scores.extras` for stages that read them.
-    with_ids: it looks at activations and token ids together (features 'token_with_ids').
-    leak: what scoring lets through from later tokens.
+    noisy: it adds Gaussian noise and reports its standard deviation, which the load loss needs.
+    slots: its logits are [G,S,E,slots] (Soft MoE); None: [G,S,E].
+    gives: the keys it sets in `Scores.extras` for other stages.
+    with_ids: it needs activations and token ids (features 'token_with_ids').
+    leak: how the scores depend on later tokens.
   """
 
   noisy: bool = False
@@ -59,35 +61,35 @@ class Score(nnx.Module):
     raise NotImplementedError
 
   def update(self) -> dict[str, Any]:
-    """After a training step: new values of this module's state (`functional.router_state`) by name.
+    """New values of this module's state (`functional.router_state`) after a training step, by name.
 
-    They follow from parameters and state alone. What the tokens of a batch move is `functional.Statistics`.
+    They depend only on parameters and state. State that depends on the batch is updated by `functional.Statistics`.
     """
     return {}
 
 
-def noiseless(logits: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
-  """Scores that are `logits` for every purpose."""
+def noiseless(logits: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
+  """Scores without noise: `logits` throughout."""
   return Scores(logits=logits, select=logits, clean=logits, extras=dict(extras))
 
 
-def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: dict[str, jax.Array] = {}) -> Scores:
-  """`clean` logits <float32>[G,S,E] with Gaussian noise of one standard deviation for all."""
+def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
+  """`clean` logits <float32>[G,S,E] plus Gaussian noise with the same standard deviation for all."""
   logits = clean + noise_std * jax.random.normal(key, clean.shape)
   return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))
 
 
 def required(key: jax.Array | None, what: str) -> jax.Array:
-  """`key`, or a ValueError: training without the randomness a router was configured with is another router."""
+  """Returns `key`; raises ValueError if it is None, since training without the configured noise is another router."""
   if key is None:
     raise ValueError(f'{what} draws random numbers in training: call the router with key=..., or with train=False.')
   return key
 
 
 def vectors(dim: int | None, where: str) -> int:
-  """The width of the features, or a ConfigError where they are whole numbers."""
+  """The width of the features; raises ConfigError if they are ids."""
   if dim is None:
-    raise ConfigError(f'{where}: needs vectors, but the features are whole numbers. '
+    raise ConfigError(f'{where}: needs vectors, but the features are ids. '
                       "Remove features=dict(name='token_ids'), or score by 'hash'.")
   return dim
 
@@ -99,7 +101,7 @@ def product(features: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def uniform_within(bound: float) -> nnx.Initializer:
-  """How torch's Linear starts, kernel and bias, where `bound` is one over the root of its inputs."""
+  """The initialisation of torch's Linear, kernel and bias, where `bound` is 1/sqrt(number of inputs)."""
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
@@ -113,15 +115,15 @@ _INITS = {
 
 @SCORES('linear')
 class Linear(Score):
-  """`x W (+ b)`, with the kinds of noise in use.
+  """`x W (+ b)`, with the noises in common use.
 
   Config:
-    init_std: standard deviation of W at the start (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE),
-      'torch_linear' (uniform within 1/sqrt(D), the bias too: standard deviation 1/sqrt(3D)), 'xavier' (Glorot's uniform:
-      Keras) or 'xavier/2' (the same with gain 1/2; SpeechMoE).
-    bias: adds a bias, zero at the start except with 'torch_linear'.
+    init_std: initial standard deviation of W (0: all experts equal), or '1/sqrt(D)' (lecun normal; V-MoE),
+      'torch_linear' (uniform within 1/sqrt(D), the bias too: standard deviation 1/sqrt(3D)), 'xavier' (Glorot uniform,
+      as in Keras) or 'xavier/2' (the same with gain 1/2; SpeechMoE).
+    bias: adds a bias, initially zero except with 'torch_linear'.
     jitter: multiplies the features by U(1-jitter, 1+jitter) in training (Switch Transformer, appendix C).
-    dropout: share of the features dropped in training (Switch Transformer, appendix C).
+    dropout: dropout rate of the features in training (Switch Transformer, appendix C).
     noise_std: standard deviation of Gaussian noise on the logits in training; '1/E' is V-MoE's.
     logit_jitter: adds U(-jitter, jitter) to the logits in training (FastMoE's Switch gate).
   """
@@ -142,7 +144,7 @@ class Linear(Score):
     self.noisy = self.noise_std > 0
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: <float32>[G,S,D]. The clean logits are those of the features as they are scored, jittered or not."""
+    """`features`: <float32>[G,S,D]. The clean logits include input jitter and dropout."""
     if train and (self.jitter or self.dropout or self.noisy or self.logit_jitter):
       jitter_key, noise_key = jax.random.split(required(key, 'score "linear" with noise'))
     if train and self.jitter:
@@ -165,7 +167,7 @@ class Linear(Score):
 
 
 def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array:
-  """`scale * <x/|x|, phi/|phi|>` (Soft MoE, section 2.3; the 1e-6 inside the root is that of google-research/vmoe).
+  """`scale * <x/|x|, phi/|phi|>` (Soft MoE, section 2.3; with 1e-6 inside the root as in google-research/vmoe).
 
   Args:
     x: <float32>[G,S,D].
@@ -182,10 +184,10 @@ def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array
 
 @SCORES('soft_moe')
 class SoftMoE(Score):
-  """Cosine between tokens and slots times a learned scale (Soft MoE, section 2.3). `slots`: slots an expert, C.
+  """Cosine of tokens and slots times a learned scale (Soft MoE, section 2.3). `slots`: C, slots per expert.
 
-  Slots start as lecun normal of [D,E,C], of standard deviation 1/sqrt(D*E), as in google-research/vmoe: only their
-  directions count, but the shorter they are, the faster Adam turns them.
+  Slots are initialised with lecun normal of [D,E,C], of standard deviation 1/sqrt(D*E), as in google-research/vmoe:
+  only their directions matter, but the shorter they are, the faster Adam turns them.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: Count = 1):

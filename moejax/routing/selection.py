@@ -1,15 +1,15 @@
-"""Selection: which experts a token, or which tokens an expert. Gives a plan whose weights are one, or what the selection
-itself found, which weighting multiplies.
+"""Selection: token choice, expert choice and dense. Returns a plan with weights one, or the selection's own weights,
+which weighting multiplies.
 
 A selection is a class with static attributes
 
-    k            int | None: experts a token; None where tokens do not choose a fixed number,
-    reads_slots  it needs logits [G,S,E,C], a score for every slot,
-    reads_gates  it ranks by the weighting's gates in place of logits; may be left out: False,
-    reads        names of what it needs of `Scores.extras`; may be left out: nothing,
+    k            int | None: experts per token; None if tokens do not choose a fixed number,
+    reads_slots  whether it needs logits [G,S,E,C], one per slot,
+    reads_gates  whether it ranks by the weighting's gates instead of logits; optional, False by default,
+    reads        the keys of `Scores.extras` it needs; optional, none by default,
 
-and `leak(train)`, what the choice itself lets through from later tokens (`plans.Leak`), and
-`__call__(scores, valid, *, key, train) -> Plan`. Ties go to the lowest index everywhere.
+and `leak(train)`, how the selection depends on later tokens (`plans.Leak`), and
+`__call__(scores, valid, *, key, train) -> Plan`. Ties always go to the lowest index.
 """
 import dataclasses
 from typing import Annotated, ClassVar, Literal
@@ -27,10 +27,10 @@ SELECTIONS = Registry('router selection')
 
 
 def top_k(scores: jax.Array, k: int) -> jax.Array:
-  """The `k` largest of the last axis, largest first, ties to the lowest index.
+  """Indices of the `k` largest along the last axis, largest first; ties go to the lowest index.
 
-  `jax.lax.top_k` is a custom call that compilers do not partition over leading axes; maxima are. An argmax, whose
-  reduction carries two values, is slow on CPUs: so the maximum, and then the lowest index that has it.
+  `jax.lax.top_k` is a custom call that compilers do not partition over leading axes, but a max is. An argmax, whose
+  reduction carries two values, is slow on CPUs; hence the max, then the lowest index that attains it.
 
   Args:
     scores: <float>[..., E], finite.
@@ -43,7 +43,7 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   index = jnp.arange(num_experts)
   chosen = []
   for _ in range(k):
-    # "Not less" holds for NaN as well: the index stays one of an expert.
+    # "Not less" is also true of NaN, so the index stays in range.
     best = jnp.where(scores < scores.max(-1, keepdims=True), num_experts, index).min(-1)
     chosen.append(best)
     scores = jnp.where(best[..., None] == index, -jnp.inf, scores)
@@ -57,10 +57,10 @@ def group_limited(scores: jax.Array, groups: int, kept: int, group_score: GroupS
   """`scores` with -inf where an expert is not in one of the token's `kept` best groups of experts.
 
   Args:
-    scores: <float>[..., E]; for 'top_2_sum' gates, as sums of logits mean nothing.
-    groups: of E / groups experts that follow each other.
-    kept: groups a token.
-    group_score: a group's best score (DeepSeek-V2, section 2.2.2), or the sum of its two best (as in the published code
+    scores: <float>[..., E]; gates for 'top_2_sum', because sums of logits are meaningless.
+    groups: number of groups of consecutive experts.
+    kept: groups per token.
+    group_score: a group's best score (DeepSeek-V2, section 2.2.2), or the sum of its best two (as in the published code
       of DeepSeek-V3, where gates are sigmoids, and in Megatron-LM).
 
   Returns:
@@ -84,13 +84,13 @@ def top_2(scores: Scores, policy: SecondExpert, threshold: float,
 
   Args:
     scores: with logits <float32>[G,S,E].
-    policy: 'all' takes the two best; 'sampling' draws the second from the softmax without the first; 'random' takes
+    policy: 'all' takes the best two; 'sampling' draws the second from the softmax without the first; 'random' takes
       the second best with probability min(1, g2 / threshold), where g2 = p2 / (p1 + p2).
-    threshold: of 'random'.
+    threshold: for 'random'.
     key: unused by 'all'.
 
   Returns:
-    expert <int32>[G,S,2] and routed <bool>[G,S,2], False where the second expert was not drawn.
+    expert <int32>[G,S,2] and routed <bool>[G,S,2], False where the second expert was not sampled.
   """
   expert = top_k(scores.select, 2)
   routed = jnp.ones(expert.shape, bool)
@@ -108,18 +108,18 @@ def top_2(scores: Scores, policy: SecondExpert, threshold: float,
 
 
 def expert_choice(probs: jax.Array, valid: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
-  """Every expert takes the `capacity` tokens that want it most (Expert Choice, equation 2).
+  """Every expert takes its `capacity` tokens of highest probability (Expert Choice, equation 2).
 
   Args:
     probs: <float32>[G,S,E].
-    valid: <bool>[G,S]; no expert takes other tokens.
+    valid: <bool>[G,S]; other tokens are never taken.
     capacity: C, at most S.
 
   Returns:
     token <int32>[G,E,C], best first, and filled <bool>[G,E,C].
   """
   wanted = jnp.where(valid[:, None], probs.swapaxes(1, 2), -jnp.inf)
-  # A sort is partitioned over groups and experts; `jax.lax.top_k` is not.
+  # Compilers partition a sort over groups and experts, but not `jax.lax.top_k`.
   token = jnp.argsort(-wanted, axis=-1, stable=True)[..., :capacity].astype(jnp.int32)
   return token, jnp.take_along_axis(wanted, token, axis=-1) > -jnp.inf
 
@@ -133,10 +133,10 @@ def _check_k(k: int, num_experts: int, where: str):
 @SELECTIONS('top_k')
 @dataclasses.dataclass(frozen=True)
 class TopK:
-  """Every token takes the `k` experts that score highest.
+  """Every token chooses the `k` experts with the highest scores.
 
   Config:
-    k: experts a token.
+    k: experts per token.
   """
   where: str
   num_experts: int
@@ -158,16 +158,16 @@ class TopK:
 @SELECTIONS('group_limited')
 @dataclasses.dataclass(frozen=True)
 class GroupLimited(TopK):
-  """The `k` best experts of the best groups of experts: see the function `group_limited`.
+  """The `k` best experts within the token's best groups: see the function `group_limited`.
 
-  With as many groups as the mesh axis `expert` has devices, each group lies on one, and `groups_per_token` bounds the
-  devices that a token travels to.
+  With as many groups as the mesh axis `expert` has devices, each device holds one group, and `groups_per_token` bounds
+  the number of devices a token is sent to.
 
   Config besides `k`:
     groups: a divisor of the number of experts.
-    groups_per_token: at most `groups`; together they have at least `k` experts.
-    group_score: 'max', or 'top_2_sum' of the gates (plus the bias where `balance.bias` adds one), by which experts are
-      then ranked too.
+    groups_per_token: at most `groups`; they must contain at least `k` experts.
+    group_score: 'max', or 'top_2_sum' of the gates (plus the bias of `balance.bias`, if any); experts are then ranked
+      by the gates too.
   """
   groups: Annotated[Count, Divides('num_experts')]
   groups_per_token: Count
@@ -182,10 +182,10 @@ class GroupLimited(TopK):
     size = self.num_experts // self.groups
     least = -(-self.k // size)
     if not least <= self.groups_per_token <= self.groups:
-      raise ConfigError(f'{self.where}.groups_per_token must lie between {least} (for k = {self.k} experts in groups of '
+      raise ConfigError(f'{self.where}.groups_per_token must be between {least} (for k = {self.k} experts in groups of '
                         f'{size}) and {self.groups}, the number of groups; not {self.groups_per_token}.')
     if self.group_score == 'top_2_sum' and size < 2:
-      raise ConfigError(f'{self.where}.group_score: groups of one expert have no two best. Choose "max".')
+      raise ConfigError(f"{self.where}.group_score: 'top_2_sum' needs groups of at least two experts. Use 'max'.")
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     limited = group_limited(scores.select, self.groups, self.groups_per_token, self.group_score)
@@ -195,9 +195,9 @@ class GroupLimited(TopK):
 @SELECTIONS('sample')
 @dataclasses.dataclass(frozen=True)
 class Sample(TopK):
-  """Training: `k` experts drawn from the softmax without replacement (Switch Transformer, appendix C, for k = 1).
+  """Training: `k` experts sampled from the softmax without replacement (Switch Transformer, appendix C, for k = 1).
 
-  The weight stays the probability of what was drawn. Evaluation takes the `k` best.
+  The weight is still the probability of the sampled expert. Evaluation takes the `k` best.
   """
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
@@ -210,12 +210,12 @@ class Sample(TopK):
 @SELECTIONS('top_2')
 @dataclasses.dataclass(frozen=True)
 class Top2:
-  """Two experts a token, the second by a policy: see the function `top_2`.
+  """Two experts per token, the second by a policy: see the function `top_2`.
 
   Config:
     second: policy in training.
-    eval_second: policy at evaluation ('random' in Mesh TensorFlow); its draws are the same at every call.
-    threshold: of 'random': GShard's 0.5, or the 0.2 of Mesh TensorFlow and ST-MoE.
+    eval_second: policy at evaluation ('random' in Mesh TensorFlow), with the same draws in every call.
+    threshold: for 'random': 0.5 in GShard, 0.2 in Mesh TensorFlow and ST-MoE.
   """
   where: str
   num_experts: int
@@ -243,11 +243,11 @@ class Top2:
 @SELECTIONS('expert_choice')
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice:
-  """Every expert takes the C tokens that give it the largest softmax probability.
+  """Every expert takes the C tokens with the largest softmax probability for it.
 
   Config:
-    capacity_factor: c, experts a token on average; C is the capacity for K = 1.
-    convention: how C is computed (`placement.capacity`).
+    capacity_factor: c, average number of experts per token; C is the capacity for K = 1.
+    convention: formula for C (`placement.capacity`).
   """
   where: str
   num_experts: int
@@ -285,11 +285,11 @@ class All:
 
 
 def soft_dispatch(logits: jax.Array, valid: jax.Array) -> jax.Array:
-  """Softmax over the tokens: what every slot is made of (Soft MoE, equation 1).
+  """Softmax over the tokens: the inputs of every slot (Soft MoE, equation 1).
 
   Args:
     logits: <float32>[G,S,E,C].
-    valid: <bool>[G,S]; other tokens are part of no slot.
+    valid: <bool>[G,S]; other tokens enter no slot.
 
   Returns:
     <float32>[G,S,E,C] summing to 1 over S wherever the group has a valid token.

@@ -1,7 +1,7 @@
-"""Selection that is differentiable and yet sparse: cubic steps, and the products of them that name experts.
+"""Differentiable sparse selection: smooth cubic steps, whose products select experts.
 
-The smooth step is that of "The Tree Ensemble Layer" (Hazimeh et al. 2020, arXiv 2002.07772); binary codes of it select
-in DSelect-k (2106.03760), trees of it in COMET (2306.02824).
+The smooth step is from "The Tree Ensemble Layer" (Hazimeh et al. 2020, arXiv 2002.07772). DSelect-k (2106.03760)
+selects by binary codes of smooth steps, COMET (2306.02824) by trees of them.
 """
 import functools
 from typing import Literal
@@ -13,12 +13,12 @@ import numpy as np
 from moejax.ranges import NonNegative
 from moejax.routing.balancing import BALANCERS, Balancer, Routed
 
-# Inside logarithms, as in the published code of both papers.
+# Added inside logarithms, as in the published code of both papers.
 EPSILON = 1e-6
 
 
 def smooth_step(z: jax.Array, gamma: float) -> jax.Array:
-  """0 up to -gamma/2, 1 from gamma/2 on, and the cubic between them with which it is continuously differentiable.
+  """0 up to -gamma/2, 1 from gamma/2 on, and between them the cubic that makes it continuously differentiable.
 
   Args:
     z: <float32>[...].
@@ -27,7 +27,7 @@ def smooth_step(z: jax.Array, gamma: float) -> jax.Array:
   Returns:
     <float32>[...] in [0, 1], exactly 0 and 1 outside the step.
   """
-  # Clipped, so that the cubic is finite where it does not count: what is not finite there would spoil gradients.
+  # Clipped, so that the cubic is finite where it is masked: NaN there would poison gradients.
   inside = jnp.clip(z, -gamma / 2, gamma / 2)
   cubic = -2 * inside**3 / gamma**3 + 3 * inside / (2 * gamma) + 0.5
   return jnp.where(z <= -gamma / 2, 0., jnp.where(z >= gamma / 2, 1., cubic))
@@ -35,17 +35,17 @@ def smooth_step(z: jax.Array, gamma: float) -> jax.Array:
 
 @functools.lru_cache
 def binary_codes(num_experts: int) -> np.ndarray:
-  """<bool>[E,M] the binary digits of every expert's number, the most significant first; M = ceil(log2(E))."""
+  """<bool>[E,M] the binary digits of every expert's index, most significant first; M = ceil(log2(E))."""
   bits = (num_experts - 1).bit_length()
   return (np.arange(num_experts)[:, None] >> np.arange(bits)[::-1]) % 2 == 1
 
 
 def select_by_code(steps: jax.Array, num_experts: int) -> jax.Array:
-  """The product over bits of `s` where the expert's code has a one, and `1 - s` elsewhere (DSelect-k, equation 4).
+  """The product over bits of `s` where the expert's code is one, and `1 - s` elsewhere (DSelect-k, equation 4).
 
   Args:
     steps: <float32>[..., M].
-    num_experts: E; sums over experts are 1 where it is a power of two, and else at most 1.
+    num_experts: E; sums over experts are 1 if it is a power of two, otherwise at most 1.
 
   Returns:
     <float32>[..., E].
@@ -59,11 +59,11 @@ def select_by_code(steps: jax.Array, num_experts: int) -> jax.Array:
 
 @functools.lru_cache
 def tree_paths(num_experts: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
-  """The way to every leaf of the full binary tree in heap order, node 0 its root and j's children 2j+1 and 2j+2.
+  """The path to every leaf of the full binary tree in heap order: node 0 is the root, j's children are 2j+1 and 2j+2.
 
   Returns:
-    For each depth `(node <int>[E], left <bool>[E], there <bool>[E])`: the inner node that the way to the leaf passes,
-    whether it goes left, and whether it is that deep at all. Leaf e is node E-1+e.
+    For each depth `(node <int>[E], left <bool>[E], there <bool>[E])`: the inner node on the path to the leaf, whether
+    the path goes left there, and whether it is that long. Leaf e is node E-1+e.
   """
   node = np.arange(num_experts) + num_experts - 1
   steps = []
@@ -75,11 +75,11 @@ def tree_paths(num_experts: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def select_by_tree(steps: jax.Array, num_experts: int) -> jax.Array:
-  """The probability of each leaf, where node j goes left with probability `s_j` (COMET, section 3.1).
+  """The probability of each leaf if node j goes left with probability `s_j` (COMET, section 3.1).
 
   Args:
-    steps: <float32>[..., E-1], of the inner nodes in heap order.
-    num_experts: E, any number.
+    steps: <float32>[..., E-1], for the inner nodes in heap order.
+    num_experts: E, not necessarily a power of two.
 
   Returns:
     <float32>[..., E] summing to 1.
@@ -98,10 +98,10 @@ def entropy(selected: jax.Array) -> jax.Array:
 
 @BALANCERS('selector_entropy')
 class SelectorEntropy(Balancer):
-  """The entropy of each of the k selectors of DSelect-k or trees of COMET, added up: makes them choose.
+  """Summed entropy of the k selectors of DSelect-k, or trees of COMET: makes them selective.
 
   Config:
-    reduction: over tokens: their 'mean' (COMET), or their 'sum' (DSelect-k with a gate that looks at examples).
+    reduction: over tokens: 'mean' (COMET) or 'sum' (DSelect-k with gate 'example').
   """
 
   reads = ('selectors',)
@@ -114,6 +114,6 @@ class SelectorEntropy(Balancer):
 
 
 def reduced(values: jax.Array, valid: jax.Array, reduction: Literal['mean', 'sum']) -> jax.Array:
-  """The mean or sum of `values` <float32>[G,S] over the tokens that are `valid` <bool>[G,S]."""
+  """The mean or sum of `values` <float32>[G,S] over the `valid` tokens <bool>[G,S]."""
   total = jnp.sum(jnp.where(valid, values, 0))
   return total if reduction == 'sum' else total / jnp.maximum(valid.sum(), 1)

@@ -1,4 +1,4 @@
-"""Features of more than a token: the task that its document is of, and the sentence that it is in."""
+"""Features shared by several tokens: the task of a document, and the mean over a sentence."""
 from typing import ClassVar
 
 from flax import nnx
@@ -13,19 +13,19 @@ from moejax.routing.plans import Leak
 
 @FEATURES('documents')
 class Documents(TokenIds):
-  """Which document of the batch a token is of."""
+  """The document id of each token."""
 
   field = 'documents'
 
 
 @FEATURES('task')
 class Task(nnx.Module):
-  """A learned vector for every task, so that all tokens of a document have the same (Beyond Distillation, section 3.2).
+  """A learned embedding per task, shared by all tokens of a document (Beyond Distillation, section 3.2).
 
   Config:
-    num_tasks: ids are below it; NaN, so that nothing is learned from them, are the vectors of others.
-    width: of the vectors; None: that of the model.
-    trainable: whether the vectors are learned, or stay as they are drawn.
+    num_tasks: task ids must be below it; others get NaN, so that the mistake shows.
+    width: width of the embeddings; None: the model's.
+    trainable: whether the embeddings are learned, or keep their initial values.
   """
 
   leak: ClassVar[Leak] = 'causal'
@@ -36,14 +36,14 @@ class Task(nnx.Module):
     self.embedding = functional.parameter(rngs, nnx.initializers.normal(1.), (num_tasks, self.width), (None, None))
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """-> <float32>[G,S,width]. Raises ValueError where the batch has no tasks."""
+    """-> <float32>[G,S,width]. Raises ConfigError if the batch has no tasks."""
     embedding = self.embedding[...] if self.trainable else jax.lax.stop_gradient(self.embedding[...])
     return embedding.at[inputs['tasks']].get(mode='fill', fill_value=jnp.nan)
 
 
 @FEATURES('token_and_task')
 class TokenAndTask(Task):
-  """The activations, and after them the vector of the task (2204.07689: gates that are aware of the task)."""
+  """The activations, concatenated with the embedding of the task (task-aware gates, 2204.07689)."""
 
   def __init__(self, *, dim: int, rngs: nnx.Rngs, num_tasks: Count, width: Count | None = None):
     super().__init__(dim=dim, rngs=rngs, num_tasks=num_tasks, width=width)
@@ -56,7 +56,7 @@ class TokenAndTask(Task):
 
 @FEATURES('sentence')
 class Sentence:
-  """The mean over the tokens of the document that are in the group (Beyond Distillation, section 3.2)."""
+  """The mean over the document's tokens in the group (Beyond Distillation, section 3.2)."""
 
   leak: ClassVar[Leak] = 'future'
 
@@ -64,17 +64,17 @@ class Sentence:
     self.width = dim
 
   def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
-    """`x`: <float>[G,S,D] -> <float32>[G,S,D]. Raises ValueError where the model does not say what documents are."""
+    """`x`: <float>[G,S,D] -> <float32>[G,S,D]. Raises ConfigError if the model supplies no document ids."""
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
     return jax.vmap(document_means)(x.astype(jnp.float32), inputs['documents'], valid)
 
 
 def document_means(x: jax.Array, documents: jax.Array, valid: jax.Array) -> jax.Array:
-  """For every token the mean over the valid tokens of its document; zero where there are none.
+  """For every token, the mean over the valid tokens of its document; zero if there are none.
 
   Args:
     x: <float32>[S,D].
-    documents: <int32>[S]; a document's tokens follow each other.
+    documents: <int32>[S]; a document's tokens are contiguous.
     valid: <bool>[S].
 
   Returns:
@@ -87,6 +87,6 @@ def document_means(x: jax.Array, documents: jax.Array, valid: jax.Array) -> jax.
 
 
 def document_numbers(documents: jax.Array) -> jax.Array:
-  """<int32>[..., S] ids of documents whose tokens follow each other -> 0, 1, ... in their order."""
+  """<int32>[..., S] ids of contiguous documents -> 0, 1, ... in order."""
   begins = documents[..., 1:] != documents[..., :-1]
   return jnp.cumsum(jnp.pad(begins, [(0, 0)] * (documents.ndim - 1) + [(1, 0)]).astype(jnp.int32), axis=-1)

@@ -1,8 +1,8 @@
-"""Weighting: with which weight each selected expert enters a token's output.
+"""Weighting: the combine weights of the selected experts.
 
-Codebases disagree about one thing above all: with one of two experts (p1, p2) dropped, the survivor's weight is p1
-(`renormalize='never'`: Switch, V-MoE, flaxformer), p1/(p1+p2) ('before': GShard, Mesh TensorFlow) or 1 ('after':
-DeepSpeed, fairseq). Sums of gates are taken of their logarithms: all of a token's gates may be tiny.
+Codebases disagree above all on renormalisation: if the second of two experts (p1, p2) is dropped, the weight of the
+first is p1 (`renormalize='never'`: Switch, V-MoE, flaxformer), p1/(p1+p2) ('before': GShard, Mesh TensorFlow) or 1
+('after': DeepSpeed, fairseq). Gates are normalised in the log domain, because all gates of a token may be tiny.
 """
 import dataclasses
 from typing import Literal
@@ -19,7 +19,7 @@ Renormalize = Literal['never', 'before', 'after']
 
 
 def softmax_over_experts(logits: jax.Array) -> jax.Array:
-  """Softmax over everything that a token can be sent to: E, or jointly E and C.
+  """Softmax over all destinations of a token: over E, or jointly over E and C.
 
   Args:
     logits: <float32>[G,S,E] or [G,S,E,C].
@@ -31,10 +31,10 @@ def softmax_over_experts(logits: jax.Array) -> jax.Array:
 
 
 def router_probs(gates: jax.Array) -> jax.Array:
-  """A distribution over experts for every token: the gates over their sum, slots of an expert added up.
+  """A distribution over experts per token: the gates divided by their sum, after adding up an expert's slots.
 
   Args:
-    gates: <float32>[G,S,E] or [G,S,E,C], not negative.
+    gates: <float32>[G,S,E] or [G,S,E,C], non-negative.
 
   Returns:
     <float32>[G,S,E] summing to 1 over E.
@@ -44,10 +44,10 @@ def router_probs(gates: jax.Array) -> jax.Array:
 
 
 class Weighting:
-  """Base of weightings. Here: gates that are a softmax, and weights that stay when choices are dropped."""
+  """Base class of weightings. By default gates are a softmax, and weights do not change when choices are dropped."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
-    """<float32>[G,S,E,..] a value for every expert, before any normalisation over the selected ones."""
+    """<float32>[G,S,E,..] a value per expert, before any normalisation over the selected ones."""
     return softmax_over_experts(logits)
 
   def probs(self, logits: jax.Array) -> jax.Array:
@@ -55,25 +55,25 @@ class Weighting:
     return router_probs(self.gates(logits))
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
-    """`plan` with the weights of what was selected, before anything is dropped."""
+    """`plan` with the weights of the selection, before choices are dropped."""
     raise NotImplementedError
 
   def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
-    """`plan` with the weights once it is known what is kept."""
+    """`plan` with its final weights, after choices are dropped."""
     return plan
 
   @property
   def always_one(self) -> bool:
-    """Whether weights are 1 because nothing is left to share with: the router would learn nothing from the output."""
+    """Whether weights are always 1 by normalisation, which leaves the router without a gradient from the output."""
     return False
 
 
 @dataclasses.dataclass(frozen=True)
 class _OverSelected(Weighting):
-  """What weightings share whose gates of the selected, or of the kept, may be made to sum to 1.
+  """Base class of weightings that can renormalise over the selected or the kept choices.
 
   Config:
-    renormalize: whether the weights of a token are made to sum to 1, 'before' or 'after' choices are dropped.
+    renormalize: whether a token's weights are normalised to sum to 1, 'before' or 'after' choices are dropped.
   """
   where: str
   k: int | None
@@ -81,11 +81,11 @@ class _OverSelected(Weighting):
 
   def __post_init__(self):
     if self.k is None and self.renormalize != 'never':
-      raise ConfigError(f'{self.where}.renormalize is {self.renormalize!r}, but the selection gives tokens no fixed '
-                        "number of experts. Allowed: 'never'.")
+      raise ConfigError(f'{self.where}.renormalize={self.renormalize!r} requires token choice with a fixed number of '
+                        "experts. Allowed for this selection: 'never'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:
-    """The logarithm of `gates`, but for a number that all experts of a token share."""
+    """The logarithm of `gates`, up to a constant per token."""
     raise NotImplementedError
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
@@ -109,17 +109,17 @@ class Softmax(_OverSelected):
   """Softmax probabilities.
 
   Config:
-    order: 'before': softmax over all experts, of which the selected are taken (Switch, GShard, V-MoE); 'after': softmax
-      over the selected only (Shazeer et al., Mixtral), the same as 'before' with renormalize='before'.
-    renormalize: makes the weights of the selected ('before') or of the kept ('after' dropping) sum to 1.
+    order: 'before' selection: softmax over all experts (Switch, GShard, V-MoE); 'after' selection: softmax over the
+      selected only (Shazeer et al., Mixtral), the same as 'before' with renormalize='before'.
+    renormalize: normalises the weights of the selected ('before') or of the kept choices ('after') to sum to 1.
   """
   order: Literal['before', 'after'] = 'before'
 
   def __post_init__(self):
     super().__post_init__()
     if self.k is None and self.order == 'after':
-      raise ConfigError(f"{self.where}.order is 'after', but the selection gives tokens no fixed number of experts. "
-                        "Allowed: 'before'.")
+      raise ConfigError(f"{self.where}.order='after' requires token choice with a fixed number of experts. "
+                        "Allowed for this selection: 'before'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:
     return logits
@@ -137,7 +137,7 @@ class Softmax(_OverSelected):
 @WEIGHTINGS('sigmoid')
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(_OverSelected):
-  """Sigmoids: experts do not compete for weight (sigma-MoE, loss-free balancing)."""
+  """Sigmoid gates: experts do not compete for weight (sigma-MoE, loss-free balancing)."""
 
   def gates(self, logits: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(logits)
@@ -153,7 +153,7 @@ class Sigmoid(_OverSelected):
 @WEIGHTINGS('one')
 @dataclasses.dataclass(frozen=True)
 class One(Weighting):
-  """Weight one: no gradient reaches the router through the output (Hash Layers, THOR)."""
+  """Weight one: the router gets no gradient from the output (Hash Layers, THOR)."""
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     return plan

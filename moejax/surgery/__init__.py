@@ -1,1 +1,1 @@
-"""Surgery: models made of the parameters of other models."""
+"""Surgery: building models from the parameters of other models."""

@@ -1,9 +1,9 @@
-"""Domains added to a DEMix model, and taken out of it (arXiv 2108.05036, section 5).
+"""Adding domains to a DEMix model, and removing them (arXiv 2108.05036, section 5).
 
     config, params, state = add_domain(config, params, state, batches_of_the_new_domain)
 
-DEMix-DAPT then trains the new expert alone, on text of its domain whose `tasks` are the new, highest number, with the
-optimizer of the first training at a tenth of its rate, and
+DEMix-DAPT then trains only the new expert, on text of its domain (`tasks`: the new, highest number), with the original
+optimizer at a tenth of its learning rate, and
 
     config.optimizer.update(NEW_EXPERT_ALONE)
 """
@@ -18,70 +18,70 @@ from moejax.evaluation import domains
 from moejax.functional import Tree, flatten, unflatten
 from moejax.surgery.extract_task import plain_copy
 
-# Keys of config.optimizer. Parameters that are no expert's have no gradient, and experts of other domains none on text
-# of the new one; what has no gradient may not decay either, so that nothing does. (The published code, where other
-# experts are in other files, decays the new one by 0.1.)
+# Keys of config.optimizer. Gradients of parameters outside of experts are set to zero; those of other domains' experts
+# are zero on text of the new domain. None of these may decay, so weight decay is off. (The published code, which keeps
+# the other experts in separate files, decays the new one by 0.1.)
 NEW_EXPERT_ALONE = dict(gradient_scale=dict(parameters='^(?!.*moe/(experts|layers)/)', factor=0.), weight_decay=0.)
 
 
 def add_domain(config: Mapping, params: Tree, state: Tree, batches: Iterable[Mapping]) -> tuple[dict, Tree, Tree]:
-  """A model with one more domain, whose expert starts as that of the domain with the largest posterior.
+  """A model with one more domain, whose expert is initialised from the domain with the largest posterior.
 
   Args:
     config: `config.model` of a decoder with `papers.demix`.
     params, state: of that model.
-    batches: text of the new domain, as of `posterior`.
+    batches: text of the new domain, as for `posterior`.
 
   Returns:
-    `(config, params, state)`; what it computes for the domains before is what it did.
+    `(config, params, state)`; its outputs for the old domains are unchanged.
 
   Raises:
-    ValueError: it is no such model, or there is no text.
+    ValueError: it is not a DEMix model, or there is no text.
   """
   return copy_domain(config, params, state, int(posterior(config, params, state, batches).argmax()))
 
 
 def copy_domain(config: Mapping, params: Tree, state: Tree, domain: int) -> tuple[dict, Tree, Tree]:
-  """A model with one more domain, whose expert is in every layer a copy of that of `domain`.
+  """A model with one more domain, whose experts are copies of those of `domain` in every layer.
 
   Raises:
-    ValueError: it is no DEMix model, or has no such domain.
+    ValueError: it is not a DEMix model, or has no such domain.
   """
   known = _domains(config)
   if not 0 <= domain < known:
-    raise ValueError(f'config.model has domains 0 to {known - 1}, and no {domain} to copy.')
+    raise ValueError(f'config.model has domains 0 to {known - 1}, but no domain {domain} to copy.')
   return _resized(config, params, state, 1,
                   lambda leaf, axis: jnp.insert(leaf, known, jnp.take(leaf, domain, axis), axis))
 
 
 def remove_domain(config: Mapping, params: Tree, state: Tree, domain: int) -> tuple[dict, Tree, Tree]:
-  """A model without the expert of `domain`; the numbers of the domains after it are one lower.
+  """A model without the experts of `domain`; the numbers of later domains decrease by one.
 
   Raises:
-    ValueError: it is no DEMix model, has no such domain, or no other.
+    ValueError: it is not a DEMix model, has no such domain, or no other domain.
   """
   known = _domains(config)
   if not 0 <= domain < known or known == 1:
-    raise ValueError(f'config.model has domains 0 to {known - 1}, of which one must stay: {domain} cannot be taken out.')
+    raise ValueError(f'config.model has domains 0 to {known - 1} and must keep one: domain {domain} cannot be removed.')
   return _resized(config, params, state, -1, lambda leaf, axis: jnp.delete(leaf, domain, axis))
 
 
 def posterior(config: Mapping, params: Tree, state: Tree, batches: Iterable[Mapping], decay: float = 0.3,
               evidence: domains.Evidence = 'previous_token') -> np.ndarray:
-  """Which expert is nearest to a text: the moving average of posteriors at the end of its rows, from equal shares.
+  """Posterior over domains of a text: a moving average of the posteriors at the end of its rows, from a uniform prior.
 
-  That is the prior that the paper caches, of 100 rows of text that was held out.
+  This is the prior that the paper caches, computed from 100 held-out rows.
 
   Args:
-    batches: of a language model: `tokens`, `targets`, `positions`, `loss_mask`, and `segments` where rows are packed.
+    batches: for a language model: `tokens`, `targets`, `positions`, `loss_mask`, and `segments` if rows are packed.
     decay: weight of the newest row.
     evidence: see `domains.mixture_weights`.
 
   Returns:
-    <float64>[J], of the J domains.
+    <float64>[J], for the J domains.
 
   Raises:
-    ValueError: it is no DEMix model, or there is no text.
+    ValueError: it is not a DEMix model, or there is no text.
   """
   known, apply = _domains(config), models.build(config).apply
   measure = jax.jit(lambda batch: domains.target_log_probs(
@@ -100,8 +100,7 @@ def posterior(config: Mapping, params: Tree, state: Tree, batches: Iterable[Mapp
 def _domains(config: Mapping) -> int:
   moe = config.get('moe') or {}
   if config['name'] != 'decoder' or moe.get('router', {}).get('score', {}).get('name') != 'task':
-    raise ValueError('config.model is no decoder with an expert for every domain: config.model.moe.router is not '
-                     'papers.demix(...).')
+    raise ValueError('config.model is not a DEMix decoder: config.model.moe.router is not papers.demix(...).')
   return moe['router']['score']['num_tasks']
 
 

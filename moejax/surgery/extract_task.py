@@ -1,4 +1,4 @@
-"""The dense model that a task uses, out of a sparse one that routes by task (arXiv 2110.03742, section 3.3)."""
+"""Extracts a task's dense model from a sparse one that routes by task (arXiv 2110.03742, section 3.3)."""
 import copy
 from collections.abc import Mapping
 
@@ -10,41 +10,41 @@ from ml_collections import ConfigDict
 from moejax import models
 from moejax.functional import Tree, flatten, unflatten
 
-# How each parameter of an expert joins those of others to one wider feed-forward: the axis of the hidden units.
+# Axis of the hidden units of each parameter, along which experts are concatenated to one wider feed-forward.
 _HIDDEN_AXIS = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0}
 
 
 def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
                  side: str | None = None) -> tuple[dict, Tree, Tree]:
-  """The experts of `task`, side by side in one feed-forward a layer; their weights are multiplied into `wo` and `bo`.
-  Where experts are whole layers (`sparse_form='layer'`), the layers on the route of the task.
+  """Concatenates the experts of `task` to one feed-forward per layer, with combine weights folded into `wo` and `bo`.
 
-  Its output is that of the full model for that task: the same sum, written as one product.
+  If experts are whole layers (`sparse_form='layer'`), takes the layers on the task's route.
+
+  The output equals the full model's for that task: the same sum, written as one product.
 
   Args:
     config: `config.model`, with `layers='unrolled'` and experts that are 'feed_forward' or layers.
     params, state: of that model.
-    task: what the batches of the task have in `tasks`.
-    side: 'encoder' or 'decoder' of such a model, the other of which stays as it is; None: the whole decoder-only model.
+    task: the task's number in `tasks`.
+    side: 'encoder' or 'decoder' of an encoder-decoder, whose other side is unchanged; None: a decoder-only model.
 
   Returns:
     `(config, params, state)` of the dense model.
 
   Raises:
-    ValueError: the routes of the task depend on more than the task, the layers would differ in width, or the route
-      mixes several experts that are layers, whose sum is no layer.
+    ValueError: the routes depend on more than the task, the layers would differ in width, or the route mixes several
+      experts that are layers, whose sum is not a layer.
   """
   config = plain_copy(config)
   part = config if side is None else config[side]
   where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
   whole = part.get('sparse_form') == 'layer'
   if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
-    raise ValueError(f'{where}: what can be extracted are feed-forward experts, or whole ones, of unrolled layers.')
+    raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are 'feed_forward' or layers.")
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
-  flat, new = flatten(params), {}
-  for path, leaf in flat.items():
-    if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix):
-      new[path] = leaf
+  flat = flatten(params)
+  new = {path: leaf for path, leaf in flat.items()
+         if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix)}
   for depth, weight in weights.items():
     here = f'{prefix}blocks/{depth}/'
     if whole:
@@ -63,8 +63,8 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
     widths = {leaf.shape[1] for path, leaf in new.items()
               if path.startswith(prefix) and path.endswith('/feed_forward/wi')}
     if len(widths) > 1:
-      raise ValueError(f'{where}: the feed-forwards would have widths of {sorted(widths)}, and a dense model has one. '
-                       'Train with dense layers as wide as the experts that a task uses.')
+      raise ValueError(f'{where}: the feed-forwards would have widths {sorted(widths)}, but a dense model has one. '
+                       "Train with dense layers as wide as a task's experts together.")
     kept = {name: moe['experts'][name] for name in ('activation', 'use_bias') if name in moe['experts']}
     part['feed_forward'] = {**part['feed_forward'], **kept, 'hidden': widths.pop()}
   gone = {path for path in flatten(state) if path.startswith(f'{prefix}blocks/')}
@@ -73,18 +73,18 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
 
 
 def plain_copy(config: Mapping) -> dict:
-  """Dicts all the way down, which are no one else's."""
+  """A deep copy as plain dicts."""
   return copy.deepcopy(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
 
 
 def routes(config: Mapping, params: Tree, state: Tree, task: int, prefix: str = '') -> dict[int, np.ndarray]:
-  """`{depth: <float32>[E]}`, the combine weights of the task's tokens in every sparse layer.
+  """`{depth: <float32>[E]}`: the combine weights of the task's tokens in every sparse layer.
 
   Args:
-    prefix: of the routers' names: '', 'encoder_' or 'decoder_'.
+    prefix: prefix of the routers' names: '', 'encoder_' or 'decoder_'.
 
   Raises:
-    ValueError: tokens of the task have different weights, or no expert.
+    ValueError: tokens of the task have different weights, or none.
   """
   ids = jnp.arange(16, dtype=jnp.int32).reshape(2, 8) % config['vocab_size']
   names = ('',) if config['name'] == 'decoder' else ('encoder_', 'decoder_')
@@ -99,22 +99,22 @@ def routes(config: Mapping, params: Tree, state: Tree, task: int, prefix: str = 
     weight = np.asarray(plan.to_dense().weight if hasattr(plan, 'to_dense') else plan.shares())
     weight = weight.reshape(-1, weight.shape[-1])
     if (weight != weight[0]).any() or not weight.any():
-      raise ValueError(f'{name}: tokens of task {task} do not all have the same experts. Extract from a model that '
-                       'routes by task alone, without a capacity.')
+      raise ValueError(f'{name}: tokens of task {task} do not all have the same experts. Use a model that routes by '
+                       'task only, without a capacity.')
     found[int(name.rpartition('_')[2])] = weight[0]
   return found
 
 
 def on_route(weight: np.ndarray, where: str) -> int:
-  """The expert that has all the weight <float32>[E]. Raises ValueError where there is none."""
+  """The expert that has all of the weight <float32>[E]. Raises ValueError if there is none."""
   if np.count_nonzero(weight) != 1 or weight.max() != 1:
-    raise ValueError(f'{where}: the task mixes whole layers with the weights {np.round(weight, 3)}, which is no layer. '
-                     'Train with a router that picks one, as relaxation="straight_through" does.')
+    raise ValueError(f'{where}: the task mixes whole layers with the weights {np.round(weight, 3)}; the mixture is not '
+                     'a layer. Train with a router that picks one, e.g. with relaxation="straight_through".')
   return int(weight.argmax())
 
 
 def side_by_side(experts: Mapping[str, jax.Array], weight: np.ndarray) -> dict[str, jax.Array]:
-  """One feed-forward whose output is the weighted sum of those experts that have a weight.
+  """One feed-forward whose output is the weighted sum of the experts with non-zero weight.
 
   Args:
     experts: parameters of `experts.feed_forward`, with a leading axis E.

@@ -16,7 +16,7 @@ class Collapse:
 
   Args:
     setup: of the run.
-    rows: those logged before, of a run that goes on.
+    rows: those logged before, of a run that resumes.
   """
 
   def __init__(self, setup, rows: list[dict[str, Any]]):

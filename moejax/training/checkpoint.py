@@ -9,7 +9,7 @@ the same methods at the same steps.
 """
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Checkpoints:
   def save(self, state: TrainState, iterator: Any, row: dict[str, Any]) -> None:
     """Begins to save after step `state.step`; `row` holds the metrics of that step.
 
-    Training goes on while the files are written. A save that fails leaves the earlier ones as they were, and says so.
+    Training continues while the files are written. A save that fails leaves the earlier ones as they were, and says so.
     """
     self.wait()
     self._look_for_folder()
@@ -103,8 +103,8 @@ class Checkpoints:
       shutil.rmtree(partial, ignore_errors=True)
     self._open()
     reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
-    self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training goes '
-              'on; the next checkpoint will be tried as planned.')
+    self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training '
+              'continues; the next checkpoint will be tried as planned.')
 
   def last_good(self) -> str:
     """A sentence that says where the last complete checkpoint is."""
@@ -161,7 +161,7 @@ class Checkpoints:
                                        self._say)
     except NoCheckpoint:
       return None
-    return None if found is None else (step, found[0])
+    return None if step is None or found is None else (step, found[0])
 
   def _read(self, step, states):
     """(state, about)."""
@@ -192,7 +192,7 @@ class Checkpoints:
 
   def _set_damaged_scores_aside(self):
     # The manager reads all scores when it opens, and would end there at the first that is damaged.
-    for step in _steps(self.folder) if jax.process_index() == 0 else ():
+    for step in kept.complete(self.folder.parent) if jax.process_index() == 0 else ():
       path = self.folder / str(step) / 'metrics'
       try:
         checksums.check(path.parent, 'metrics/')
@@ -212,7 +212,8 @@ class Checkpoints:
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
     if processes.largest(bool(vanished) or not self.folder.is_dir()):
       names = ''.join(f' {step}' for step in sorted(vanished))
-      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training goes on, and writes the next one now.')
+      self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next '
+                'one now.')
       self._manager.close()
       self._open()
 
@@ -223,15 +224,15 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   The latest checkpoint that can be read, or that of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
 
   Raises:
-    NoCheckpoint: there is none, or none that can be read.
+    NoCheckpoint: there is none, or none that can be read; with `step`, that one.
   """
+  quiet.libraries()
   folder = Path(workdir).absolute() / 'checkpoints'
-  steps = _steps(folder)
+  steps = kept.complete(workdir)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
-    steps = [step]
-  if not steps:
+  elif not steps:
     raise NoCheckpoint(f'{folder} has no checkpoints: train first, with python -m moejax.train.')
 
   def read(step):
@@ -251,13 +252,13 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
     params = item('average' if 'average' in about['fingerprints'] else 'params')
     return workdirs.loads(about['config']), about['step'], params, item('router_state')
 
+  if step is not None:
+    try:
+      return read(step)
+    except Exception as error:
+      raise NoCheckpoint(f'The checkpoint {folder / str(step)} cannot be read ({_reason(error)}).') from error
   _, restored, _ = _first_readable(steps, read, folder, print)
   return restored
-
-
-def _steps(folder: Path) -> list[int]:
-  """Those of complete checkpoints, the last one first."""
-  return sorted((int(path.name) for path in folder.glob('*') if path.name.isdigit()), reverse=True)
 
 
 def _restore_to_host(path: Path) -> Tree:
@@ -267,14 +268,15 @@ def _restore_to_host(path: Path) -> Tree:
     return jax.tree.map(jnp.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
 
 
-def _first_readable(steps, read, folder, say):
+def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Path,
+                    say: Callable[[str], None]) -> tuple[int | None, Any, list[int]]:
   """(step, what `read(step)` gives, damaged steps) for the first of `steps` that can be read; else Nones."""
   damaged = []
   for step in steps:
     try:
       found = read(step)
     except Exception as error:  # noqa: BLE001  (damage shows as any error there is)
-      damaged.append((step, f'{type(error).__name__}: {error}'.splitlines()[0][:200]))
+      damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
       say(f'The checkpoint {folder / str(bad)} is damaged ({reason}): using that of step {step} instead.')
@@ -283,6 +285,10 @@ def _first_readable(steps, read, folder, say):
     raise NoCheckpoint(f'No checkpoint in {folder} can be read; the newest says: {damaged[0][1]}. Restore the folder '
                        'from a copy, or delete it to start again from step 0.')
   return None, None, []
+
+
+def _reason(error: Exception) -> str:
+  return f'{type(error).__name__}: {error}'.splitlines()[0][:200]
 
 
 def _verify(name: str, tree: Any, about: dict) -> None:

@@ -1,6 +1,7 @@
 """When checkpoints are written, and which of them are kept."""
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from orbax.checkpoint import checkpoint_managers as policies
@@ -22,6 +23,12 @@ class CheckpointConfig:
   keep: Count = 2
   metric: str | None = None
   mode: Literal['max', 'min'] = 'max'
+
+
+def complete(workdir: str | Path) -> list[int]:
+  """Steps of the complete checkpoints in the folder of a run, the last one first."""
+  names = (path.name for path in (Path(workdir) / 'checkpoints').glob('*'))
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def policy(options: CheckpointConfig) -> dict[str, Any]:

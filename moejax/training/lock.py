@@ -56,7 +56,7 @@ def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _take(folder, say):
-  watched = since = None
+  watched, since = None, time.monotonic()
   while True:
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ def _take(folder, say):
           _write(file, _me())
           return
     except OSError as error:
-      raise ConfigError(f'--workdir={folder} cannot be the folder of a run: {error.strerror.lower()}. Choose '
-                        'another --workdir.') from None
+      reason = (error.strerror or str(error)).lower()
+      raise ConfigError(f'--workdir={folder} cannot be the folder of a run: {reason}. Choose another --workdir.') from None
     if owner['machine'] == _me()['machine'] or watched not in (None, (owner, touched)):
       raise ConfigError(f'--workdir={folder} is in use: process {owner["process"]} on {owner["host"]} trains there. '
                         'Choose another --workdir, or run the same command when it has ended.')

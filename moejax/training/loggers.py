@@ -8,6 +8,7 @@ data.
 """
 import csv
 import dataclasses
+import importlib
 import importlib.util
 import math
 import os
@@ -111,6 +112,10 @@ class JsonLines:
     self._file.write(json_lines.line({'step': step, **row}))
     self._file.flush()
 
+  def sync(self) -> None:
+    """Returns when all rows are on disk."""
+    os.fsync(self._file.fileno())
+
   def close(self, failed):
     self._file.close()
 
@@ -194,7 +199,7 @@ class Wandb:
   needs = 'wandb'
 
   def __init__(self, opening: Opening):
-    import wandb
+    wandb: Any = importlib.import_module('wandb')  # not a dependency
     identity = opening.folder / 'wandb' / 'run_id'
     if not identity.exists():
       identity.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from moejax.training.setup import Setup, prepare
 
 
 def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-  """Trains `config` in `folder` from where it stands there, to the end; returns the metrics of the last step.
+  """Trains `config` in `folder`, from the last checkpoint there, to the end; returns the metrics of the last step.
 
   Raises:
     ConfigError: before anything is compiled or written.
@@ -34,7 +34,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
     say(line)
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
-      say(f'Going on with another config: {change}.')
+      say(change)
     if slow := groups.notice(setup):
       say(slow)
     return train(setup, folder, say)
@@ -54,7 +54,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
       state = step.init_state(setup)
     start = int(state.step)
     if start:
-      say(f'Going on after step {start} of {total}.')
+      say(f'Resuming after step {start} of {total}.')
     # Where there are several processes, all compile before any waits for the others; one compiles in its first step.
     compiles_ahead = jax.process_count() > 1
     with _compiling(compiles_ahead, say):
@@ -98,6 +98,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
           if row:
             writer.write(now, row)
           if saves and rollback.sound(measured):
+            writer.sync()  # A run resumes from this checkpoint with all rows up to it.
             checkpoints.save(state, batches, row)
         if stops and now < total:
           _end_interrupted(now, total, checkpoints, signal)
@@ -118,7 +119,7 @@ def _compiling(begins: bool, say: Callable[[str], None]) -> contextlib.AbstractC
 def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints, signal: int) -> NoReturn:
   checkpoints.wait()
   raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
-                             'The same command goes on from there.', signal)
+                             'The same command resumes from there.', signal)
 
 
 def _end_without_batch(failure: waiting.NoBatch, now: int, total: int, checkpoints: checkpoint.Checkpoints,

@@ -6,7 +6,7 @@ it takes.
 """
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from moejax.training.objectives import Batch, Metrics, Objective
 
 METHODS = Registry('training method')
 
-Forward = Callable[[jax.Array, Batch], ModelOutput]
+Forward = Callable[[jax.Array | None, Batch], ModelOutput]
 
 
 @METHODS('plain')
@@ -53,13 +53,14 @@ class Consistency:
                key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
     """See the module. The metrics are means over the passes, and `disagreement`, the divergence."""
     first, second = (forward(derive(key, name), batch) for name in ('first', 'second'))
-    losses, metrics = zip(objective(first, batch), objective(second, batch))
+    loss, metrics = objective(first, batch)
+    second_loss, second_metrics = objective(second, batch)
     disagreement = objective.mean(symmetric_kl(first.logits, second.logits), batch)
     routers = {layer: dataclasses.replace(router, losses={
         name: loss + second.routers[layer].losses[name] for name, loss in router.losses.items()})
                for layer, router in first.routers.items()}
-    metrics = {name: (value + metrics[1][name]) / 2 for name, value in metrics[0].items()}
-    return (sum(losses) + self.alpha * disagreement, {**metrics, 'disagreement': disagreement},
+    metrics = {name: (value + second_metrics[name]) / 2 for name, value in metrics.items()}
+    return (loss + second_loss + self.alpha * disagreement, {**metrics, 'disagreement': disagreement},
             dataclasses.replace(first, routers=routers))
 
 
@@ -108,10 +109,11 @@ class Reinforce:
     """
     output = forward(key, batch)
     loss, metrics = objective(output, batch)
-    if not output.routers or not hasattr(objective, 'log_likelihood'):
+    log_likelihood = getattr(objective, 'log_likelihood', None)
+    if not output.routers or log_likelihood is None:
       raise ConfigError("config.method 'reinforce' is for language models with mixtures of experts.")
-    reward = jax.lax.stop_gradient(objective.log_likelihood(output, batch))
-    totals = {'policy': 0., 'advantage': 0., 'policy_entropy': 0., 'value_loss': 0.}
+    reward = jax.lax.stop_gradient(log_likelihood(output, batch))
+    totals: dict[str, Any] = {'policy': 0., 'advantage': 0., 'policy_entropy': 0., 'value_loss': 0.}
     for layer, router in output.routers.items():
       log_prob, entropy = (x.reshape(reward.shape) for x in drawn(layer, router, reward.size))
       baseline = objective.mean(reward, batch) if self.baseline == 'batch' else jnp.float32(0)

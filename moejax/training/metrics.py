@@ -45,13 +45,18 @@ class MetricsWriter:
       self._loggers = [LOGGERS[name](opening) for name in names]
 
   def write(self, step: int, row: dict[str, Any]) -> None:
-    """Writes `row` (scalars, and lists of them) as that of `step`. It is on disk when this returns."""
+    """Writes `row` (scalars, and lists of them) as that of `step`. A kill of this process loses none of it."""
     for logger in self._loggers:
       logger.write(step, row)
 
   def where(self) -> list[str]:
     """Where a person finds the rows, metrics.jsonl first, and commands that show them."""
     return [place for logger in self._loggers if (place := logger.where())]
+
+  def sync(self) -> None:
+    """Returns when all rows are on disk, or in the bucket that is mounted: a crash of the machine loses none of them."""
+    for logger in self._loggers[:1]:  # metrics.jsonl, in the process that writes
+      logger.sync()
 
   def __enter__(self):
     return self

@@ -59,8 +59,8 @@ class Objective:
 
   def router_loss(self, output: Any) -> jax.Array:
     """<float32>[] what the routers add. Their losses are already multiplied by their coefficients."""
-    layers = [sum(router.losses.values(), jnp.float32(0)) for router in output.routers.values()]
-    total = sum(layers, jnp.float32(0))
+    layers: list[Any] = [sum(router.losses.values(), jnp.float32(0)) for router in output.routers.values()]
+    total: Any = sum(layers, jnp.float32(0))
     return total / len(layers) if layers and self.router_losses == 'mean' else total
 
 

@@ -7,7 +7,7 @@ The state of any of them is a pytree whose leaves that mirror a parameter are sh
 """
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from moejax.training import normalized_descent
 OPTIMIZERS = Registry('optimizer')
 SCHEDULES = Registry('schedule')
 
-Schedule = Callable[[jax.Array], jax.Array]
+Schedule = optax.Schedule
 
 # Parameters that no axis name gives away, by a part of their path: learned positions, and tokens that are not words.
 _NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
@@ -225,18 +225,19 @@ def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
 
 
 @SCHEDULES('rsqrt')
-def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Count, cooldown: Natural = 0) -> Schedule:
+def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
   """`peak * sqrt(warmup / step)`; the last `cooldown` steps go linearly to 0 (Zhai et al. 2022, section 3.5).
 
   Config:
     peak: largest learning rate.
-    warmup: steps of linear growth to it.
+    warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
     cooldown: last steps, of linear decay to 0.
   """
   _check(where, steps, warmup + cooldown)
+  scale = max(warmup, 1)
 
   def decay(step):
-    rate = peak * jnp.sqrt(warmup / jnp.maximum(step, warmup))
+    rate = peak * jnp.sqrt(scale / jnp.maximum(step, scale))
     return rate * jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else rate
   return _warmed_up(peak, warmup, decay)
 
@@ -244,7 +245,7 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Count, cooldown: Na
 def _check(where, steps, warmup):
   if warmup >= steps:
     raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
-                      'config.training.steps.')
+                      'config.training.steps. Shorten them, or raise config.training.steps.')
 
 
 def _progress(step, warmup, steps):
@@ -323,7 +324,7 @@ def state_shardings(transform: optax.GradientTransformation, params: Tree, shard
     # dict keys have `.key`; the containers of optax above them are attributes and positions
     names = [str(part.key) if isinstance(part, jax.tree_util.DictKey) else None for part in path]
     for start in range(len(names)):
-      name = '/'.join(names[start:]) if None not in names[start:] else None
+      name = '/'.join(name or '' for name in names[start:]) if None not in names[start:] else None
       if name in flat and (found := mirrored(name, leaf.shape)):
         return found
     return otherwise
@@ -349,8 +350,8 @@ def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
 
 def not_finite(tree: Any) -> jax.Array:
   """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
-  return sum((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
-             if jnp.issubdtype(leaf.dtype, jnp.floating))
+  return sum(((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
+              if jnp.issubdtype(leaf.dtype, jnp.floating)), jnp.int32(0))
 
 
 def norms_by_module(tree: Tree) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ from moejax.training.recovery import Stopped
 
 _LOST = re.compile(r'gloo|nccl|closed by peer|reset by peer|socket closed|coordination service|heartbeat|unavailable',
                    re.IGNORECASE)
-_NEXT = 'Start all processes again: the same command goes on from the last checkpoint.'
+_NEXT = 'Start all processes again: the same command resumes from the last checkpoint.'
 
 
 class PeerLost(Stopped):

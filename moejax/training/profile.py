@@ -32,12 +32,12 @@ class ProfileConfig:
 
   @property
   def last(self) -> int:
-    """The last step that is traced."""
-    return self.start + self.steps - 1
+    """The last step that is traced; 0: no step is."""
+    return 0 if self.start is None else self.start + self.steps - 1
 
   def check(self, total: int) -> None:
     """Raises ConfigError where the run has not all of these steps."""
-    if self.start is not None and self.last > total:
+    if self.last > total:
       raise ConfigError(f'config.profile traces steps {self.start} to {self.last}, and the run has {total} '
                         f'(config.training.steps). Set config.profile.start to at most {total - self.steps + 1}, or '
                         'config.profile.steps to fewer.')
@@ -59,7 +59,7 @@ class Profile:
   def __init__(self, options: ProfileConfig, folder: str | Path, start: int, shown: Progress):
     self._folder, self._shown = Path(folder) / 'profile', shown
     self._own = self._folder / f'process_{jax.process_index()}.partial'
-    self._first, self._last, self._tracing = None, None, False
+    self._first, self._last, self._tracing = 0, 0, False
     if options.start is not None and start < options.last:
       self._first, self._last = max(options.start, start + 2), options.last
       if self._first > self._last:

@@ -23,11 +23,13 @@ def describe(setup) -> list[str]:
     parameters = parameter_counts(setup.model, spec)
   unit, count = speed.work(spec)
   data = setup.config.data.get('source', setup.config.data).name
+  schedule = setup.config.optimizer.schedule
   split = f' in {setup.training.accumulate} parts' if setup.training.accumulate > 1 else ''
   return [
       f'Devices        {len(devices)} {devices[0].device_kind}{processes}{f", mesh {axes}" if axes else ""}',
       f'Model          {setup.config.model.name}: {parameters["total"]:,} parameters, {parameters["active"]:,} active',
-      f'Data           {data}: {count:,} {unit} a batch{split}, {setup.training.steps:,} steps']
+      f'Data           {data}: {count:,} {unit} a batch{split}, {setup.training.steps:,} steps',
+      f'Learning rate  {schedule.name}: ' + ', '.join(f'{key} {schedule[key]}' for key in schedule if key != 'name')]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What ends a run early, and what is said then: a signal, divergence, data or checkpoints that cannot be had."""
+"""What ends a run early, and the message then: a signal, divergence, missing data or checkpoints."""
 import contextlib
 import os
 import signal
@@ -27,7 +27,7 @@ class Diverged(Stopped):
 
 
 class NoData(Stopped):
-  """A batch did not come in time; the thread that waits for it cannot be ended but with the process."""
+  """A batch did not come in time; the thread that waits for it ends only with the process."""
   at_once = True
 
 
@@ -36,21 +36,20 @@ class NoCheckpoint(Stopped):
 
 
 class Interruption:
-  """Within this context Ctrl-C and SIGTERM only set `signal`; the loop saves and stops at the end of its step.
+  """Within this context Ctrl-C and SIGTERM only set `signal`, and say `notice`; the loop stops where it can.
 
   A second signal ends the process at once.
   """
 
-  def __init__(self):
+  def __init__(self, notice: str = 'Stopping after this step, once it is saved; the same signal again stops at once.'):
+    self._notice = notice
     self.signal: int | None = None
     self._previous: dict[int, Any] = {}
 
   def __enter__(self):
     for number in (signal.SIGINT, signal.SIGTERM):
-      try:
+      with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker): signals are another's business
         self._previous[number] = signal.signal(number, self._receive)
-      except ValueError:  # Not the main thread (a notebook's worker): signals are another's business.
-        pass
     return self
 
   def __exit__(self, *_):
@@ -63,7 +62,7 @@ class Interruption:
       raise KeyboardInterrupt
     self.signal = number
     with contextlib.suppress(OSError):  # nobody may be listening
-      os.write(2, b'\nStopping after this step, once it is saved; the same signal again stops at once.\n')
+      os.write(2, f'\n{self._notice}\n'.encode())
 
 
 def locate(metrics: dict[str, Any], batch: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ def check(setup: Setup) -> None:
     batches |= {f'evaluation.evaluators.{name}.batch_size': spec for _, spec in evaluator.passes}
   sizes = {key: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in spec.values()) // setup.mesh.size
            for key, spec in batches.items()}
-  largest = max(sizes, key=sizes.get)
+  largest = max(sizes, key=lambda key: sizes[key])
   of_batch = sizes[largest]
   if of_state + of_batch > (available := bytes_of_a_device(setup.mesh)):
     key, remedy = (('model', 'make the model smaller, or share it out over more devices (config.mesh)')

@@ -63,7 +63,8 @@ class Training:
   """config.training.
 
   Attributes:
-    steps: batches in all.
+    steps: batches in all. Where a command sets fewer than the config file, warm-up and cool-down take at most half of
+      them, unless it sets these too. May grow when the run resumes.
     log_every: steps between rows of metrics.
     accumulate: microbatches a step; each device holds the activations of one at a time.
     average: decay of an exponential moving average of the parameters, which is then what is evaluated; None: none.
@@ -99,8 +100,8 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything a run is made of; nothing is allocated yet."""
-  config: ConfigDict
+  """Everything a run is made of; nothing is allocated yet. `config` is a ConfigDict, whose keys no type knows."""
+  config: Any
   seed: int
   mesh: jax.sharding.Mesh
   rules: rules.Rules
@@ -133,7 +134,7 @@ class Setup:
     return processes.place(self.mesh, batch)
 
 
-def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup:
+def prepare(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) -> Setup:
   """Builds and checks everything that `config` names, for a run on `devices` (all there are, by default).
 
   Raises:
@@ -150,28 +151,28 @@ def prepare(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Set
   return setup
 
 
-def build(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Setup:
+def build(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) -> Setup:
   """What `prepare` returns, before it is checked how the parts fit together."""
-  config = _checked(config)
-  training = call(Training, config.training, 'config.training')
-  evaluated = call(Evaluation, config.evaluation, 'config.evaluation')
-  mesh = meshes.build(config.mesh, 'config.mesh', devices)
-  sharding = call(rules.build, config.sharding, 'config.sharding')
-  pipeline = data.build(config.data, 'config.data')
+  sections: Any = _checked(config)
+  training = call(Training, sections.training, 'config.training')
+  evaluated = call(Evaluation, sections.evaluation, 'config.evaluation')
+  mesh = meshes.build(sections.mesh, 'config.mesh', devices)
+  sharding = call(rules.build, sections.sharding, 'config.sharding')
+  pipeline = data.build(sections.data, 'config.data')
   with rules.use(mesh, sharding):
-    model = models.build(config.model, 'config.model')
-  pipeline.check(config.model)
+    model = models.build(sections.model, 'config.model')
+  pipeline.check(sections.model)
   return Setup(
-      config=config, seed=config.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
-      evaluation=evaluated, report=call(Report, config.report, 'config.report'),
-      objective=objectives.build(config.objective, 'config.objective'),
-      method=methods.METHODS.build(config.method, 'config.method'),
-      optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
-      checkpoint=call(CheckpointConfig, config.checkpoint, 'config.checkpoint'),
-      recovery=call(RecoveryConfig, config.recovery, 'config.recovery'),
+      config=sections, seed=sections.seed, mesh=mesh, rules=sharding, model=model, pipeline=pipeline, training=training,
+      evaluation=evaluated, report=call(Report, sections.report, 'config.report'),
+      objective=objectives.build(sections.objective, 'config.objective'),
+      method=methods.METHODS.build(sections.method, 'config.method'),
+      optimizer=optimizer.build(sections.optimizer, 'config.optimizer', model=model, steps=training.steps),
+      checkpoint=call(CheckpointConfig, sections.checkpoint, 'config.checkpoint'),
+      recovery=call(RecoveryConfig, sections.recovery, 'config.recovery'),
       evaluators=_evaluators(evaluated, pipeline, model, mesh),
-      loggers=_loggers(config.get('loggers', Sections.loggers)),
-      profile=call(ProfileConfig, config.get('profile', {}), 'config.profile'))
+      loggers=_loggers(sections.get('loggers', Sections.loggers)),
+      profile=call(ProfileConfig, sections.get('profile', {}), 'config.profile'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,11 +220,11 @@ def _loggers(names: Sequence[str]) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _checked(config: Mapping) -> ConfigDict:
-  config = ConfigDict(config).copy_and_resolve_references()
-  call(Sections, config, 'config')
-  workdir.dumps(config)  # Raises where a value cannot be written to config.json.
-  return config
+def _checked(config: Any) -> ConfigDict:
+  checked: Any = ConfigDict(config).copy_and_resolve_references()
+  call(Sections, checked, 'config')
+  workdir.dumps(checked)  # Raises where a value cannot be written to config.json.
+  return checked
 
 
 def _check_best(setup: Setup) -> None:

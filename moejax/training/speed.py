@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from moejax.models.counts import forward_flops
 from moejax.parallel import chips
 
@@ -98,7 +96,7 @@ def model_flops(setup) -> float:
   return 3 * setup.method.passes * forward_flops(setup.model, setup.pipeline.batch_spec())
 
 
-def memory(devices: Sequence[jax.Device]) -> dict[str, int]:
+def memory(devices: Sequence[Any]) -> dict[str, int]:
   """The peak of memory in this process so far, in bytes: `memory/device_peak_bytes` of the fullest of `devices`.
 
   A CPU does not report one; its arrays lie in the memory of the process, `memory/process_peak_bytes`.

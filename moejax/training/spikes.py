@@ -2,7 +2,7 @@
 whose update is not finite.
 
 Everything here happens inside the compiled step, from values that all devices and processes share: nothing waits for
-the host, and every process decides alike. What is remembered is part of the train state: a run that goes on from a
+the host, and every process decides alike. What is remembered is part of the train state: a run that resumes from a
 checkpoint decides as if it had never stopped.
 """
 import dataclasses

@@ -50,7 +50,7 @@ class TrainState:
 def state_shardings(setup) -> TrainState:
   """The `NamedSharding` of every leaf of the train state."""
   params, router_state = setup.model.shapes()
-  whole = rules.replicated(setup.mesh)
+  whole: Any = rules.replicated(setup.mesh)
   optimizer = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.optimizer)
   return TrainState(
       step=whole,
@@ -99,9 +99,10 @@ def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Met
   `metrics` holds arrays on the device: `train/loss` (objective and router losses), `train/<metric of the objective>`,
   `train/router_loss`, `train/learning_rate`, `train/grad_norm`, `train/param_norm`, `train/skipped`,
   `recovery/in_a_row`, `recovery/not_finite`, `gradient_norm/<module>` and `router/<layer>/<metric>`. Where
-  `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite, `train/skipped` is
-  True and of the returned state only `step` and `skips` are new. Where an update that was applied leaves arrays that are not
-  finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one that is sound.
+  `spikes.judge` refuses the loss or the gradient, or the learning rate or the router state is not finite,
+  `train/skipped` is True and of the returned state only `step` and `skips` are new. Where an update that was applied
+  leaves arrays that are not finite, `recovery/not_finite` of them, the state is lost, and `rollback` goes back to one
+  that is sound.
   """
   def step(state, batch):
     return train_step(setup, state, batch)
@@ -124,7 +125,7 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   spoiled_routers = optimizers.not_finite(router_state)
   accepted &= jnp.isfinite(learning_rate) & (spoiled_routers == 0)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params: Any = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
     average = optimizers.moving_average(average, params, setup.training.average)

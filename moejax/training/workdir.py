@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whose run it is.
+"""The folder of a run: what lies where, and which run it belongs to.
 
     config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html  lock (while it runs)
     metrics.csv  wandb/  profile/   if asked for
@@ -15,19 +15,16 @@ from ml_collections import ConfigDict
 
 from moejax.config import ConfigError
 from moejax.parallel import processes
+from moejax.training import kept, resume
 
-# Keys that may differ when a run goes on: they change what is written, where it is computed and what is done about
-# trouble, not what is learned.
-MAY_CHANGE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 'sharding', 'report',
-              'loggers', 'profile')
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # gs://bucket, and what pathlib makes of it
 
 
 def find(workdir: str | Path) -> Path:
-  """The folder that a person names; `~` is their own.
+  """The folder that a person names; `~` is their home folder.
 
   Raises:
-    ConfigError: there is something else than a folder, or checkpoints in it could not be read back.
+    ConfigError: something else than a folder has that name, or checkpoints in it could not be read back.
   """
   name = os.path.expanduser(workdir)
   if _ADDRESS.match(name):
@@ -50,24 +47,27 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
   """Makes `workdir` the folder of this run, or finds that it is.
 
   Returns:
-    The keys of `MAY_CHANGE` that differ from when the run was started, one line each; config.json has the new values.
+    What has changed since the run was last started, a sentence each; config.json has the new values.
 
   Raises:
-    ConfigError: the folder holds a run whose other keys differ; names them with both values. Or it is not the same
-      folder for all processes.
+    ConfigError: the folder holds a run of which keys differ that may not (`training.resume`); names them with both
+      values. Or it is not the same folder for all processes.
   """
   path = Path(workdir) / 'config.json'
-  differences = []
+  changes = []
   if path.exists():
-    differences = compare(load_config(workdir), config)
-    forbidden = [line for key, line in differences if not key.startswith(MAY_CHANGE)]
-    if forbidden:
+    old = load_config(workdir)
+    differences = dict(compare(old, config))
+    if forbidden := [differences[key] for key in resume.refused(list(differences))]:
       shown = '; '.join(forbidden[:8]) + (f'; and {len(forbidden) - 8} more' if len(forbidden) > 8 else '')
       raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
-                        f'keys back. (A run may go on with other {", ".join(MAY_CHANGE)}.)')
+                        f'keys back. (A run may resume with other {", ".join(resume.FREE)}, and with other '
+                        'training.steps.)')
+    changes = [f'Resuming with another config: {line}.' for line in differences.values()]
+    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), Path(workdir))
   elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
-    raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so whose they are cannot be told. '
-                      'Choose another --workdir.')
+    raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so it cannot be told which run they '
+                      'belong to. Choose another --workdir.')
   processes.wait('all have looked into the folder')
   if jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
   if not path.exists():
     raise ConfigError(f'{path} was written by the first process, and this one does not see it. Choose a --workdir on a '
                       'file system that all machines of the run share.')
-  return [line for _, line in differences]
+  return changes
 
 
 def compare(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
@@ -129,7 +129,7 @@ def _problem(path):
     if os.path.islink(part) and not os.path.exists(part):
       return f'{part} is a link to {os.readlink(part)}, which does not exist'
   try:
-    return None if stat.S_ISDIR(os.stat(path).st_mode) else 'it is no folder'
+    return None if stat.S_ISDIR(os.stat(path).st_mode) else 'it is not a folder'
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:

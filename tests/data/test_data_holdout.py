@@ -34,5 +34,5 @@ def test_more_test_examples_than_there_are_examples_are_refused(name):
 def test_an_invalid_share_is_refused_before_a_file_is_opened(fraction):
   for name in ('text', 'jsonl', 'chitchat', 'python_library', 'python_prose'):
     files = dict(files='/none') if name in ('text', 'jsonl') else {}
-    with pytest.raises(ConfigError, match='config.data.source.test_fraction must be a number above 0 and below 1'):
+    with pytest.raises(ConfigError, match='config.data.source.test_fraction must be a float above 0 and below 1'):
       build(name=name, test_fraction=fraction, **files)

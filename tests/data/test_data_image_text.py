@@ -118,9 +118,9 @@ def test_captions_without_a_word_are_refused():
 
 @pytest.mark.parametrize('changes, sentence', [
     (dict(source=dict(name='digits')), "source 'digits' has no captions"),
-    (dict(length=0), 'length must be a whole number of at least 1, not 0'),
+    (dict(length=0), 'length must be an int of at least 1, not 0'),
     (dict(tokenizer=dict(name='hashed_words', vocab_size=2)),
-     'vocab_size must be a whole number of at least 3, not 2')])
+     'vocab_size must be an int of at least 3, not 2')])
 def test_configs_that_cannot_be_built_are_refused(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline(**changes)

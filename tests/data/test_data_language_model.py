@@ -8,7 +8,7 @@ import pytest
 from moejax import data
 from moejax.config import ConfigError
 
-TEXTS = [('%c' % (97 + index)) * (3 + 7 * index % 19) + f' {index}' for index in range(21)]
+TEXTS = [chr(97 + index) * (3 + 7 * index % 19) + f' {index}' for index in range(21)]
 
 
 @pytest.fixture(scope='module')
@@ -104,14 +104,14 @@ def test_shuffling_changes_the_order_of_rows_only(build):
 
 @pytest.mark.parametrize('threads', [0, 2])
 @pytest.mark.parametrize('steps', [0, 1, 2, 13])
-def test_a_restored_state_continues_with_the_same_batches(build, steps, threads):
+def test_a_restored_state_continues_with_the_same_batches_and_any_threads(build, steps, threads):
   batches = build(threads=threads).train(5)
   for _ in range(steps):
     next(batches)
   text = json.dumps(batches.get_state())
   assert len(text) < 200
   expected = [next(batches) for _ in range(9)]
-  resumed = build(threads=threads).train(5)
+  resumed = build(threads=2 - threads).train(5)
   resumed.set_state(json.loads(text))
   for batch in expected:
     for name, value in next(resumed).items():
@@ -189,8 +189,8 @@ def test_a_model_that_does_not_fit_is_refused(build):
 
 
 def test_configs_that_cannot_work_are_refused(build):
-  for changes, message in ((dict(length=0), 'config.data.length must be a whole number of at least 1, not 0'),
-                           (dict(shuffle_batches=0), 'shuffle_batches must be a whole number of at least 1, not 0'),
+  for changes, message in ((dict(length=0), 'config.data.length must be an int of at least 1, not 0'),
+                           (dict(shuffle_batches=0), 'shuffle_batches must be an int of at least 1, not 0'),
                            (dict(tokenizer=dict(name='byte')), "no tokenizer 'byte'. Did you mean 'bytes'")):
     with pytest.raises(ConfigError, match=message):
       build(**changes)

@@ -64,7 +64,7 @@ def test_pieces_are_the_text_and_begin_with_white_space_where_there_is_some(text
   built = TOKENIZERS.build(dict(name='bytes'), 'x')
   pieces = [bytes(ids.tolist()).decode() for ids, _ in built.pieces({'text': text})]
   assert ''.join(pieces) == text and all(len(piece) <= 16 for piece in pieces)
-  for before, piece in zip(pieces, pieces[1:]):
+  for before, piece in itertools.pairwise(pieces):
     assert piece[0].isspace() or not any(map(str.isspace, before[1:]))
 
 

@@ -59,7 +59,7 @@ def test_balanced_batches_have_equally_many_rows_of_each_source(build):
 
 
 def test_a_balanced_source_gives_each_document_once_per_epoch(build):
-  streams = {task: '' for task in range(3)}
+  streams = dict.fromkeys(range(3), '')
   batches = build(balance='tasks', batch_size=3, shuffle_batches=1).train(0)
   for batch in itertools.islice(batches, 60):
     for task, targets in zip(batch['tasks'][:, 0], batch['targets']):

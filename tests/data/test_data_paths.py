@@ -57,7 +57,7 @@ def test_a_url_is_refused_by_every_source_of_files_and_never_a_folder_of_that_na
   for config in (dict(name='text', files=url), dict(name='jsonl', files=dict(train=url)),
                  dict(name='array_record', path=url), dict(name='idx', path=url, num_classes=2),
                  dict(name='spoken_digits', path=url)):
-    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, but only files on this machine can'):
+    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, but only local files can'):
       SOURCES.build(config, 'source').open('train')
   for config in (dict(name='sentencepiece'), dict(name='huggingface', end_token='x')):
     with pytest.raises(DataError, match='tokenizer.path: .* is a URL'):

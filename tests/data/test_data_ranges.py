@@ -70,12 +70,12 @@ def test_numbers_out_of_range_are_refused_by_their_key(room, name, key):
 
 
 @pytest.mark.parametrize('changes, sentence', [
-    (dict(batch_size=-3), 'config.data.batch_size must be a whole number of at least 1, not -3'),
-    (dict(std=0.), 'config.data.std must be a number above 0'), (dict(std=(0.,)), 'config.data.std must be a number'),
-    (dict(mean=('a',)), 'config.data.mean must be a number or a tuple'),
+    (dict(batch_size=-3), 'config.data.batch_size must be an int of at least 1, not -3'),
+    (dict(std=0.), 'config.data.std must be a float above 0'), (dict(std=(0.,)), 'config.data.std must be a float'),
+    (dict(mean=('a',)), 'config.data.mean must be a float or a tuple'),
     (dict(channels=4), 'channels must be one of 1, 3'),
     (dict(augment=(dict(name='contrast', lower=2., upper=1.),)),
-     r'augment\[0\].upper must be .* that is not below lower'),
+     r'augment\[0\].upper must be .* of at least lower'),
     (dict(source=dict(name='speakers', min_phones=5)), 'min_phones = 5 must be at most max_phones, 4'),
     (dict(source=dict(name='text', files={})), 'source.files must be a string that is not empty or a dict that is not'),
     (dict(source=dict(name='text', files='')), 'source.files must be a string that is not empty'),

@@ -158,10 +158,10 @@ def test_a_restored_state_continues_with_the_same_batches(folder, steps):
 
 
 def test_configs_that_cannot_work_are_refused():
-  for changes, message in ((dict(noise_density=1.), 'noise_density must be a number above 0 and below 1, not 1.0'),
-                           (dict(mean_span=.5), 'mean_span must be a number of at least 1, not 0.5'),
+  for changes, message in ((dict(noise_density=1.), 'noise_density must be a float above 0 and below 1, not 1.0'),
+                           (dict(mean_span=.5), 'mean_span must be a float of at least 1, not 0.5'),
                            (dict(length=2), 'config.data.length must be at least 3, not 2'),
-                           (dict(sentinels=1), 'sentinels: a chunk of 34 tokens has 2 spans, but .* Set it to at least 2')):
+                           (dict(sentinels=1), 'sentinels: a chunk of 34 tokens has 2 spans, .* to at least 2')):
     with pytest.raises(ConfigError, match=message):
       build(**changes)
   with pytest.raises(ConfigError, match='span corruption requires an end token'):

@@ -124,9 +124,9 @@ def test_transcripts_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize('changes, sentence', [
     (dict(source=dict(name='digits')), "source 'digits' does not give speech"),
-    (dict(length=0), 'length must be a whole number of at least 1, not 0'),
+    (dict(length=0), 'length must be an int of at least 1, not 0'),
     (dict(alphabet='aa'), 'alphabet must be distinct characters'),
-    (dict(source=dict(name='speakers', num_phones=27)), 'num_phones must be a whole number from 1 to 26, not 27')])
+    (dict(source=dict(name='speakers', num_phones=27)), 'num_phones must be an int from 1 to 26, not 27')])
 def test_configs_that_cannot_be_built_are_refused(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline(**changes)

@@ -103,7 +103,7 @@ def test_tokenizer_files_are_checked(tmp_path, json_file, sentencepiece_file):
       built.encode({'text': 'x'})
   unknown = tokenizer(name='huggingface', path=json_file[0], vocab_size=json_file[1].get_vocab_size(), end_token='</s>')
   with pytest.raises(DataError, match="has no token '</s>'"):
-    unknown.end
+    unknown.end  # noqa: B018
 
 
 def test_tokenizers_of_text_refuse_ids_and_vice_versa():

@@ -199,7 +199,7 @@ def test_values_and_gradients_equal_the_loop_over_tokens(case, data):
 
 @pytest.mark.parametrize('name', ['gather', 'grouped'])
 def test_many_choices_are_a_loop_and_equal_the_loop_over_tokens(name):
-  """Where a token may choose all experts, a program that is unrolled over choices never ends."""
+  """If a token may choose all experts, a program unrolled over choices would be endless."""
   rng = np.random.RandomState(0)
   plan, arguments = placed_plan(rng.randint(E, size=(G, S, 40)), rng.rand(G, S, 40) < 0.5), draw()
   for got, expected in zip(runner(name)(plan, *arguments), loop(plan, *arguments)):
@@ -280,7 +280,7 @@ def equations(jaxpr):
 
 
 @pytest.mark.parametrize('kind, able', RUNS.items())
-def test_a_plan_that_cannot_be_run_is_refused_naming_who_can(kind, able):
+def test_an_unsupported_plan_is_refused_naming_the_dispatchers_that_can_run_it(kind, able):
   zeros = np.zeros((G, S, K), int)
   plan = {'dropless': token_plan(zeros, zeros == 0), 'placed': placed_plan(zeros, zeros == 0),
           'slots': slot_plan(np.zeros((G, E, C), int), np.ones((G, E, C), bool)), 'soft': soft_plan(),

@@ -1,7 +1,7 @@
 """Expert parallelism changes nothing: each exchange on each mesh gives what `reference` gives on one device.
 
 `reference` is a dense loop without any exchange: every token times every expert, weighted. Compared are the output and all
-gradients; random experts and tokens, so that any row that went astray shows.
+gradients; random experts and tokens, so that any misrouted row is detected.
 """
 import functools
 
@@ -140,11 +140,11 @@ def test_a_group_may_span_devices():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(num_experts=6), r'config.moe.num_experts = 6 .* `expert`: make it a positive multiple of 4, or '
-                          r'config.mesh.expert 2'),
+    (dict(num_experts=6), r'config.moe.num_experts = 6 .* `expert`: make it a multiple of 4, or '
+                          r'set config.mesh.expert = 2'),
     (dict(num_experts=2, experts=dict(name='feed_forward', hidden=6)),
-     r'2 experts are fewer than the 4 devices of the mesh axis `expert`.*hidden a multiple of 4, or config.mesh.expert at '
-     r'most 2'),
+     r'with 2 experts on the 4 devices of the mesh axis `expert`.*hidden a multiple of 4, or config.mesh.expert a '
+     r'divisor of 2'),
     (dict(dispatch=ALL_GATHER | dict(chunks=3)), r'config.moe.dispatch.chunks = 3 does not divide the 4 tokens'),
     (dict(dispatch=GATHER | dict(chunks=5), router=CAPACITY),
      r'config.moe.dispatch.chunks = 5 does not divide the \d+ slots'),

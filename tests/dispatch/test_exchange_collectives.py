@@ -1,4 +1,4 @@
-"""What travels in a sparse layer, counted in compiled programs for CPU, TPU v5e and H100, against sums done by hand.
+"""The collectives of a sparse layer, counted in compiled programs for CPU, TPU v5e and H100, against sums done by hand.
 
 Sums list every array that the design sends, with its bytes.
 
@@ -34,7 +34,7 @@ def summed(arrays):
 
 
 def exchanged(method, mesh, backward):
-  """What tokens cost."""
+  """The collectives of tokens."""
   n = mesh['expert']
   tokens = B * S // (mesh['data'] * mesh.get('fsdp', 1) * n)
   choices = tokens * K
@@ -51,7 +51,7 @@ def exchanged(method, mesh, backward):
 
 
 def reduced(backward):
-  """What the weights cost with data=2, expert=4: gradients of E/4 experts over `data`, of the router over all."""
+  """The collectives of weights with data=2, expert=4: gradients of E/4 experts over `data`, of the router over all."""
   return backward * [('all-reduce', 2 * E // 4 * D * F * FLOAT), ('all-reduce', D * E * FLOAT)]
 
 
@@ -97,7 +97,8 @@ def test_with_every_axis_weights_are_gathered_and_partial_sums_added(method, bac
   matrix, router = E // 2 * D * F // 2 * FLOAT, D * E * FLOAT
   weights = [('all-gather', matrix), ('all-gather', matrix), ('all-gather', router)]
   weights += backward * [('reduce-scatter', matrix), ('reduce-scatter', matrix)]
-  sums = [('all-reduce', tokens * D * FLOAT)] + backward * [('all-reduce', tokens * (D + K) * FLOAT), ('all-reduce', router)]
+  sums = [('all-reduce', tokens * D * FLOAT)]
+  sums += backward * [('all-reduce', tokens * (D + K) * FLOAT), ('all-reduce', router)]
   found = count(collectives(program(method, EVERY_AXIS, backward, jax.devices(), zero=3)))
   assert found == summed(exchanged(method, EVERY_AXIS, backward) + weights + sums)
 

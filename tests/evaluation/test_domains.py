@@ -127,7 +127,7 @@ def test_the_oracle_is_the_language_model_given_the_domain_and_domains_add_up(pi
   found, whole = measure(pipeline, name='domains'), measure(pipeline, name='language_model')
   for name in ('loss', 'perplexity', 'bits_per_byte', 'tokens'):
     assert found[name] == pytest.approx(whole[name], rel=1e-5)  # float32 sums on the device
-  tokens = {task: 0 for task in range(J)}
+  tokens = dict.fromkeys(range(J), 0)
   for batch in pipeline.evaluate('test'):
     for task in tokens:
       tokens[task] += int(((batch['tasks'] == task) & (batch['loss_mask'] > 0)).sum())
@@ -174,6 +174,6 @@ def test_invalid_removals_are_refused(pipeline):
   for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot remove four from the domains one'),
                           (dict(removed=('one',)), 'a mixture other than "oracle"'),
                           (dict(removed=NAMES, mixture='uniform'), 'Name some but not all of them'),
-                          (dict(decay=0.), 'decay must be a number above 0 and of at most 1')):
+                          (dict(decay=0.), 'decay must be a float above 0 and of at most 1')):
     with pytest.raises(ConfigError, match=message):
       measure(pipeline, name='domains', **config)

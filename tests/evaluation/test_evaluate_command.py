@@ -51,7 +51,7 @@ def test_without_changes_it_repeats_the_measurement_of_training(run_dir):
   expected = evaluation.measure(prepare(config).evaluators, params, router_state)
   said = []
   assert evaluate.run(run_dir, say=said.append) == expected
-  assert 'evaluations.jsonl' in said[-1]
+  assert 'evaluations.jsonl' in said[-2]
 
 
 def test_a_larger_capacity_drops_nothing_and_fewer_experts_per_token_change_the_result(run_dir):
@@ -78,7 +78,7 @@ def test_an_evaluator_can_be_added(run_dir):
     ({'modle.dim': 1}, 'config.modle.dim changes nothing in an evaluation.*config.model, config.data'),
     ({'optimizer.name': 'sgd'}, 'config.optimizer.name changes nothing in an evaluation'),
     ({'model.dim.x': 1}, 'config.model.dim is 8 and has no keys'),
-    ({'model.moe.router.select.k': 1.5}, 'config.model.moe.router.select.k must be a whole number'),
+    ({'model.moe.router.select.k': 1.5}, 'config.model.moe.router.select.k must be an int'),
     ({'model.dim': 16}, r'The parameter blocks/0/.* is \(8, 2, 4\) in the checkpoint and \(16, 2, 8\) in the model'),
     ({'model.sparse': {'name': 'none'}}, 'The parameter blocks/1/.*absent'),
 ])
@@ -95,6 +95,18 @@ def test_a_word_or_an_int_names_a_step(run_dir, asked, found):
 def test_an_invalid_step_is_refused(run_dir):
   with pytest.raises(ConfigError, match="must be a number, 'last' or 'best', not 'first'"):
     evaluate.find_step(run_dir, 'first')
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--follow', '--step=2'], '--follow evaluates every checkpoint: leave out --step'),
+    (['--every=5'], '--every is a number of seconds above 0, and needs --follow'),
+    (['--follow', '--every=0'], '--every is a number of seconds above 0'),
+    (['--follow', '--every=nan'], '--every is a number of seconds above 0'),
+    (['--follow', '--every=soon'], "--every: invalid float value: 'soon'")])
+def test_flags_that_contradict_each_other_are_refused(run_dir, monkeypatch, flags, message):
+  monkeypatch.setattr(sys, 'argv', ['evaluate', f'--workdir={run_dir}', *flags])
+  with pytest.raises(ConfigError, match=message):
+    evaluate.main()
 
 
 @pytest.mark.slow

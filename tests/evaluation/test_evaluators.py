@@ -182,7 +182,7 @@ def test_a_batch_spread_over_eight_devices_gives_the_same_metrics():
     (dict(name='accuracy', spilt='test'), "config.evaluation.evaluators.test.spilt.*Did you mean 'split'"),
     (dict(name='accuracy', split='validation'), "there is no split 'validation'. Allowed: train, test"),
     (dict(name='language_model'), 'requires batches with targets and loss_mask, but config.data gives label, logits'),
-    (dict(name='few_shot', shots=(0,)), 'shots must be a tuple of which each is a whole number of at least 1'),
+    (dict(name='few_shot', shots=(0,)), 'shots must be a tuple whose items are each an int of at least 1'),
 ])
 def test_evaluators_that_do_not_fit_the_data_are_refused_when_built(config, message):
   with pytest.raises(ConfigError, match=message):

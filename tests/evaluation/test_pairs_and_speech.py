@@ -110,7 +110,8 @@ def test_the_label_error_rate_is_edits_over_labels():
   assert np.isfinite(metrics['loss']) and metrics['loss'] > 0
 
 
-@pytest.mark.parametrize('name, pipeline', [('retrieval', speech()), ('zero_shot', speech()), ('label_error_rate', pairs())])
+@pytest.mark.parametrize('name, pipeline', [
+    ('retrieval', speech()), ('zero_shot', speech()), ('label_error_rate', pairs())])
 def test_batches_that_cannot_be_measured_are_refused(name, pipeline):
   with pytest.raises(ConfigError, match='config.evaluation.evaluators.test'):
     run(name, pipeline, echo)

@@ -1,4 +1,4 @@
-"""Feed-forward experts equal their formulas in float64, however rows lie; weights start as documented."""
+"""Feed-forward experts equal their formulas in float64, in every layout; weights start as documented."""
 import math
 
 import jax
@@ -144,8 +144,8 @@ def test_dropout_zeroes_hidden_units_at_its_rate_and_keeps_the_mean():
 @pytest.mark.parametrize('config, message', [
     (dict(activation='glu'), 'config.experts.activation must be one of'),
     (dict(hiden=3), "config.experts.hiden: .* Did you mean 'hidden'"),
-    (dict(dropout=1.), r'config.experts.dropout must be a number of at least 0 and below 1, not 1\.0'),
-    (dict(hidden=0), 'config.experts.hidden must be a whole number of at least 1'),
+    (dict(dropout=1.), r'config.experts.dropout must be a float of at least 0 and below 1, not 1\.0'),
+    (dict(hidden=0), 'config.experts.hidden must be an int of at least 1'),
     (dict(num_experts=2), 'config.experts.num_experts'),
     (dict(name='mlp'), "no expert 'mlp'"),
 ])

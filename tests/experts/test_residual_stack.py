@@ -1,4 +1,4 @@
-"""Residual experts equal fairseq's formula in float64, however rows lie, and start as the identity.
+"""Residual experts equal fairseq's formula in float64, in every layout, and start as the identity.
 
 The formula is that of BASE layers (2103.16716): a stack of `x <- x + W2 relu(W1 LN(x) + b1) + b2`, mixed by the layer
 around it as `a F(x) + (1-a) x`.
@@ -87,5 +87,5 @@ def test_added_to_its_input_the_layer_mixes_the_expert_with_the_identity(dispatc
 
 
 def test_a_stack_of_nothing_is_refused():
-  with pytest.raises(ConfigError, match='config.experts.sublayers must be a whole number from 1 to 32, not 0'):
+  with pytest.raises(ConfigError, match='config.experts.sublayers must be an int from 1 to 32, not 0'):
     build(sublayers=0)

@@ -128,7 +128,7 @@ def _other_name(rng, probed):
       continue
     if parameter.default is inspect.Parameter.empty or rng.random() < 0.15:
       given[key] = _plausible(rng, parameter.annotation)
-  return f'{path} = {repr(given)}', 'name'
+  return f'{path} = {given!r}', 'name'
 
 
 _SECTIONS = (
@@ -177,7 +177,7 @@ def _value(rng, path, key, current) -> tuple[str, str]:
   if draw < 0.3 and current is not _ABSENT:
     return f'{path} = {rng.choice((repr([current]), repr({"a": current}), repr([[current]])))}', 'nested'
   if draw < 0.5:
-    return f'{path} = {repr(_plausible(rng, key.annotation))}', 'scaled'
+    return f'{path} = {_plausible(rng, key.annotation)!r}', 'scaled'
   return f'{path} = {rng.choice(_WRONG)}', 'type'
 
 

@@ -10,9 +10,11 @@ import traceback
 
 import jax
 
-from moejax.config import ConfigError, Explained
+from moejax.config import ConfigError
 from moejax.data import DataError
-from moejax.training import loop, setup, step
+from moejax.data.source import MissingPackage
+from moejax.training import loop, room, setup, step
+from moejax.training.recovery import Stopped
 
 SECONDS = 20.  # of CPU time
 BYTES = 4 * 2**30
@@ -74,9 +76,13 @@ def train(config: dict) -> Outcome:
   config['report'] = dict(at='never')
   start = time.process_time()
   try:
+    room.check(setup.prepare(config))
+  except ConfigError as reason:  # of this machine's memory
+    return Outcome('refused', time.process_time() - start, str(reason)[:600], _place(reason))
+  try:
     with tempfile.TemporaryDirectory() as folder:
       loop.run(config, folder, say=lambda line: None)
-  except Explained as reason:  # of the data, of a package that they need, or of the numbers
+  except (DataError, MissingPackage, Stopped) as reason:  # of the data, of a package that they need, or of the numbers
     return Outcome('refused', time.process_time() - start, str(reason)[:600], _place(reason))
   except Exception as fault:
     return Outcome('late', time.process_time() - start, f'{type(fault).__name__}: {fault}'[:600], _place(fault))

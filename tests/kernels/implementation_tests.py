@@ -1,4 +1,4 @@
-"""What every implementation of the grouped matmul has to pass: one class, which each of them inherits.
+"""Tests for every implementation of the grouped matmul, in one class that each test file inherits.
 
 The oracles are numpy loops over single rows in float64, their derivatives written out by hand. Rows after the last group
 hold NaN in every comparison, in inputs and in cotangents.
@@ -17,7 +17,7 @@ from moejax.kernels.activations import Activation
 from moejax.kernels.target import interpreted
 
 class ImplementationTests:
-  """Subclasses name the implementation, and the shapes and dtypes it can run; `examples` bounds what is slow to interpret.
+  """Subclasses name the implementation, and the shapes and dtypes it can run; `examples` bounds slow interpreted runs.
 
   N tokens choose K experts of E each, so M = N*K rows.
   """

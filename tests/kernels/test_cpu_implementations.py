@@ -1,4 +1,4 @@
-"""The implementations in plain JAX, and what is special about the one that CPUs use."""
+"""The implementations in plain JAX, and properties of the one for CPUs."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""8-bit floats with scales stand for what they should, within the error that e4m3 has, and refuse what they cannot do.
+"""8-bit floats with scales approximate their inputs within the error of e4m3, and refuse unsupported inputs.
 
 e4m3 has 3 bits after the first, so a number is off by at most 2^-4 of itself; below 2^-6 it is a multiple of 2^-9, and
 off by at most 2^-10, times the scale. The bound on a product follows from the triangle inequality, in float64.
@@ -62,7 +62,7 @@ def test_a_product_is_within_the_bound_of_the_unquantised_one_and_zero_after_the
 
 
 @pytest.mark.parametrize('implementation, message', [
-    ('pallas_gpu', "NVIDIA GPUs, not for 'cpu'.*'reference'"), ('cutlass', 'there are reference, pallas_gpu')])
+    ('pallas_gpu', "NVIDIA GPUs, not for 'cpu'.*'reference'"), ('cutlass', 'Allowed: reference, pallas_gpu')])
 def test_an_implementation_that_cannot_run_is_refused(implementation, message):
   with pytest.raises(ValueError, match=message):
     fp8.grouped_matmul_fp8(*draw(), SIZES, implementation=implementation)

@@ -1,4 +1,4 @@
-"""Hopper kernels compile for an H100 that is not there, at the sizes of real models, and ptxas finds nothing to regret.
+"""Hopper kernels compile for an absent H100, at the sizes of real models, and ptxas reports no problems.
 
 What comes out is the program that a GPU would run: it fits the shared memory, and ptxas says of each kernel whether the
 registers suffice and the tensor cores' instructions stay asynchronous. Only its speed is not known.
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(topologies.missing('h100:1x1') is not None, reas
 
 MIXTRAL = Shape(16384, 8, 4096, 14336, 'bfloat16')
 OLMOE = Shape(262144, 64, 2048, 1024, 'bfloat16')
-GPT_OSS = Shape(65536, 32, 2880, 2880, 'float16')  # no whole number of tiles
+GPT_OSS = Shape(65536, 32, 2880, 2880, 'float16')  # not a multiple of the tiles
 slow = pytest.mark.slow
 
 

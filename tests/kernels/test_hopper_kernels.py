@@ -62,7 +62,7 @@ def close(got, expected, rounded_to):
 
 
 @interprets
-def test_products_equal_those_of_the_groups_and_unused_blocks_of_nan_reach_nothing():
+def test_products_equal_the_groups_and_nan_in_unused_blocks_has_no_effect():
   check(draw((1, 3, 1)), Tiles(128, 64, 2, 1))
 
 
@@ -118,7 +118,7 @@ def test_up_is_the_products_and_their_activation_before_rounding(activation):
 
 
 @pytest.mark.parametrize('activation', [*ACTIVATIONS, *GATES])
-def test_activations_in_kernels_are_those_of_experts(activation):
+def test_activations_in_kernels_equal_the_experts(activation):
   x = jnp.linspace(-20, 20, 4001)
   # The cubic in GELU is up to 300 here, and rounding it moves an exponent by as many units of the last place.
   expected = (ACTIVATIONS | GATES)[activation](x)
@@ -126,7 +126,7 @@ def test_activations_in_kernels_are_those_of_experts(activation):
 
 
 @interprets
-def test_8_bit_products_equal_those_of_what_the_8_bits_stand_for():
+def test_8_bit_products_equal_products_of_the_dequantised_values():
   x, w, sizes, _ = draw((1, 2, 2), width=(256, 128), dtype='float32')
   rows, matrices = fp8.quantize_rows(x), fp8.quantize_matrices(w)
   with interpreted('gpu'):
@@ -169,7 +169,7 @@ def test_tiles_beyond_what_hopper_has_are_refused(tiles, message):
     (H100, dict(inner=72), ['multiples of 64', '72', 'Triton']),
     (H100, {}, None), (H100, dict(dtype='float16'), None), (Target('gpu', 'NVIDIA H200'), {}, None),
 ])
-def test_limits_say_what_is_wrong_and_what_to_use(target, change, words):
+def test_limits_name_the_problem_and_an_alternative(target, change, words):
   limit = hopper.limit(target, SHAPES[0]._replace(**change))
   assert (limit is None) == (words is None)
   assert words is None or all(word in limit for word in words) and limit.count('. ') == 0

@@ -1,4 +1,4 @@
-"""Padding of groups: what kernels for GPU and TPU may rely on."""
+"""Padding of groups: the guarantees for GPU and TPU kernels."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The Pallas kernels, interpreted on a CPU: they pass what every implementation has to."""
+"""The Pallas kernels, interpreted on a CPU: they pass the tests of every implementation."""
 import pytest
 
 from implementation_tests import ImplementationTests
@@ -13,7 +13,7 @@ class TestPallasTpu(ImplementationTests):
 
 
 class TestTriton(ImplementationTests):
-  """What Mosaic GPU does not take, here float32 and narrow matrices, runs in Triton."""
+  """Inputs that Mosaic GPU does not support, here float32 and narrow matrices, run in Triton."""
   name, platform = 'pallas_gpu', 'gpu'
   D, F, examples, activations = 16, 32, 5, ('gelu', 'swiglu')
 

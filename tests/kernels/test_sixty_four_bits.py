@@ -1,4 +1,4 @@
-"""With jax_enable_x64 routers give indices and weights of 64 bits; the expert block takes them all the same.
+"""With jax_enable_x64 routers give indices and weights of 64 bits; the expert block accepts them.
 
 Oracle: the same block in 32 bits.
 """

@@ -1,4 +1,4 @@
-"""The adapter to tokamax passes what every implementation has to, where tokamax is installed; elsewhere it says so.
+"""The adapter to tokamax passes the tests of every implementation, or reports that tokamax is missing.
 
 tokamax needs Python 3.12. On a CPU it computes with XLA, so that its own kernels are not what is tested here.
 """

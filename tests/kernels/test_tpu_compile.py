@@ -73,7 +73,7 @@ CHIP = dataclasses.replace(tpu.CHIPS['v5e'], peak=1e12, bandwidth=1e12)
 
 
 @pytest.mark.parametrize('tk', [128, 256])
-def test_work_of_megablox_is_what_a_walk_over_its_grid_computes_and_copies(tk):
+def test_the_work_of_megablox_equals_a_loop_over_its_grid(tk):
   """Groups of 300 and 212 rows in tiles of 256: the first lies in two tiles, the second in one of these."""
   experts, visits, tm, tn = tpu.Experts(512, 2, 256, 512), [(0, 0), (0, 1), (1, 1)], 256, 256  # (group, tile of rows)
   copied, before = 2 * 512 * 512, ((), ())

@@ -27,7 +27,7 @@ EMPTY = {'one group has all': [0, 2, 3], 'unused': [1]}
 
 @pytest.fixture
 def small(monkeypatch):
-  """What is interpreted has the tiles of a chip so small that every loop of the kernels has several steps."""
+  """Interpreted kernels use the tiles of a chip so small that every loop has several steps."""
   monkeypatch.setitem(GENERATIONS, V5E, tpu_tiles.Generation(vmem=2_600_000, mxu=128, cores=2))
   monkeypatch.setattr(tpu_tiles, 'UNROLLED', {2: 128 * 128, 4: 128 * 128})
 
@@ -117,7 +117,7 @@ def test_copies_arrive_before_they_are_read_and_memory_is_written_before(small):
 
 
 def test_on_a_small_chip_every_loop_has_several_steps(small):
-  """What the tests above rely on."""
+  """The assumptions of the tests above."""
   up = tpu_tiles.row_tiles(V5E, D, F, 'float32', matrices=2, outputs=3)
   assert up.resident and up.inner < D and up.outer < F
   down = tpu_tiles.row_tiles(V5E, F, D, 'float32')
@@ -172,7 +172,7 @@ def walk(grid, *index_maps):
 
 
 @pytest.mark.parametrize('resident', [True, False])
-def test_the_traffic_of_rows_is_what_a_walk_over_the_grid_copies(resident):
+def test_the_traffic_of_rows_equals_a_loop_over_the_grid(resident):
   """7 blocks of 3 experts; bfloat16; 2 matrices [512, 768] in tiles of [256, 384]; 3 outputs."""
   expert = [0, 0, 0, 1, 2, 2, 2]
   tiles, rows = Tiles(256, 384, 384, resident), tpu_tiles.ROWS
@@ -183,7 +183,7 @@ def test_the_traffic_of_rows_is_what_a_walk_over_the_grid_copies(resident):
   assert tpu_tiles.row_traffic(7 * rows, 3, 512, 768, tiles, 2, matrices=2, outputs=3) == copied
 
 
-def test_the_traffic_of_gradients_is_what_a_walk_over_the_grid_copies():
+def test_the_traffic_of_gradients_equals_a_loop_over_the_grid():
   """7 blocks of 3 experts; bfloat16, with a float32 gradient [3, 512, 768] in tiles of [256, 384]."""
   expert = [0, 0, 0, 1, 2, 2, 2]
   rows = tpu_tiles.ROWS

@@ -1,4 +1,4 @@
-"""Triton kernels, interpreted on CPU, equal a float64 loop over groups; and they lower for GPUs that are not there.
+"""Triton kernels, interpreted on CPU, equal a float64 loop over groups; and they lower for absent GPUs.
 
 The oracle is the loop below, on the padded layout that kernels work on: groups of whole blocks of 128 rows, an empty
 group having one block of zero rows, and NaN in the rows of blocks that no group uses.
@@ -141,7 +141,7 @@ def test_candidates_divide_the_shape_and_fit_shared_memory_and_registers(kernel,
     (GPU, dict(outer=100), 'multiples of 16, not 64 and 100'),
     (GPU, dict(dtype='float64'), 'bfloat16, float16, float32, not float64'),
 ])
-def test_what_it_cannot_run_it_says_in_a_sentence(target, change, message):
+def test_its_limits_are_explained_in_a_sentence(target, change, message):
   shape = Shape(1024, 4, 64, 64, 'bfloat16')
   assert triton.limit(GPU, shape) is None
   assert triton.limit(Target('gpu', 'interpreted', interpret=True), shape) is None

@@ -1,4 +1,4 @@
-"""Tile sizes: what is looked up where, and that the fastest candidate wins.
+"""Tile sizes: lookup in the tables, and that the fastest candidate wins.
 
 Time is never measured here: a module of two-line kernels stands in for real ones, and an injected clock reads from a
 kernel's output which tiles made it.
@@ -71,7 +71,7 @@ def clock(fastest, turns=None):
 
 
 @pytest.mark.parametrize('fastest', [1, 4, 8])
-def test_the_fastest_candidate_wins_whatever_its_place(kernels, fastest):
+def test_the_fastest_candidate_wins_at_any_position(kernels, fastest):
   up, down = tuning.tune('triton', LAYER, kernels=['matmul'], measure=clock(fastest)).values()
   assert up == down == {'tiles': {'size': fastest}, 'measured': True, 'microseconds': 1000.}
 
@@ -84,7 +84,7 @@ def test_both_matmuls_are_tuned_and_the_first_one_fused_with_its_activation(kern
                    ['matmul', *down], ['transposed', *down], ['weight_gradient', *down]]
 
 
-def test_candidates_take_turns_and_those_that_do_not_compile_take_none(kernels):
+def test_candidates_take_turns_and_skip_candidates_that_do_not_compile(kernels):
   turns = []
   tuning.tune('triton', LAYER, kernels=['matmul'], measure=clock(1, turns))
   assert turns[:8] == [1, 2, 4, 8, 1, 2, 4, 8] and set(collections.Counter(turns).values()) == {2 * 9}
@@ -112,7 +112,7 @@ def test_a_module_without_candidates_is_refused(kernels):
   del kernels.candidates
   with pytest.raises(ConfigError, match=r'triton has no tile sizes to choose from: .* candidates\(kernel, shape\)'):
     tuning.tune('triton', LAYER)
-  with pytest.raises(ConfigError, match='xla has no tile sizes .* may be pallas_gpu, pallas_tpu, triton'):
+  with pytest.raises(ConfigError, match='xla has no tile sizes .* is one of pallas_gpu, pallas_tpu, triton'):
     tuning.tune('xla', LAYER)
 
 
@@ -121,7 +121,7 @@ def test_a_device_that_the_kernels_are_not_for_is_refused_with_their_own_sentenc
     tuning.tune('triton', LAYER)
 
 
-def test_the_program_says_in_a_sentence_what_it_cannot_do():
+def test_the_program_explains_its_limits_in_a_sentence():
   command = [sys.executable, '-m', 'moejax.kernels.tuning', '--implementation=triton', '--rows=64', '--experts=2',
              '--dim=16', '--hidden=16']
   result = subprocess.run(command, capture_output=True, text=True)
@@ -130,7 +130,7 @@ def test_the_program_says_in_a_sentence_what_it_cannot_do():
 
 
 def test_triton_kernels_can_be_tuned(table, monkeypatch):
-  """Through the real kernels, interpreted: they choose what was found to be fastest, and compute the same with it."""
+  """Through the real kernels, interpreted: they choose the fastest measured tiles, and compute the same with them."""
   first, second = triton.Tiles(32, 32, 4, 2), triton.Tiles(32, 16, 4, 2)
   monkeypatch.setattr(triton, 'candidates', lambda kernel, shape: [first, second])
   layer = tuning.Layer(rows=60, experts=2, dim=32, hidden=64, dtype='float32')
@@ -206,7 +206,7 @@ def test_the_users_table_goes_before_the_shipped_one(table, tmp_path, monkeypatc
   assert tuning.best(KIND, 'triton', 'matmul', SHAPE) == {'size': 2}
 
 
-def test_tiles_on_record_that_are_no_candidate_any_more_are_ignored(table):
+def test_tabulated_tiles_that_are_no_longer_candidates_are_ignored(table):
   options = [Size(1), Size(2)]
   for size, chosen in [(2, 2), (64, 1)]:
     with interpreted('gpu'):
@@ -225,7 +225,7 @@ def test_tiles_may_be_named_tuples(table):
 def test_a_damaged_table_is_named(table, content):
   table.parent.mkdir()
   table.write_text(content)
-  with pytest.raises(ConfigError, match=f'{table} is damaged, or no table of tile sizes .* Delete it'):
+  with pytest.raises(ConfigError, match=f'{table} is not a valid table of tile sizes .* Delete it'):
     tuning.best(KIND, 'triton', 'matmul', SHAPE)
 
 
@@ -257,7 +257,7 @@ def test_a_table_is_read_once(table):
   assert tuning.best(KIND, 'triton', 'matmul', SHAPE) == {'size': 3}
 
 
-def test_shipped_entries_that_were_not_measured_are_what_the_modules_choose_and_say_so():
+def test_unmeasured_shipped_entries_are_marked_and_equal_the_default_choice():
   shipped = json.loads(tuning.SHIPPED.read_text())
   guesses = {name: entry for name, entry in shipped.items() if not entry['measured']}
   made_for = {tuple(name.split(' | ')[i] for i in (1, 0, 4)) for name in guesses}

@@ -119,7 +119,7 @@ def test_every_layer_drops_by_a_key_of_its_own():
   assert (evaluated == evaluated[0]).all()
 
 
-def test_gradients_of_a_hard_route_are_those_of_straight_through():
+def test_gradients_of_a_hard_route_are_straight_through():
   """Layers that are not on a route have none, and what the scores learn is `p_e (g_e - sum p g)`, where g_e, over all
   tokens, is the product of the output's gradient with layer e: also of the layers that were not taken."""
   params, _, run = mixture('HARD')
@@ -223,7 +223,7 @@ def test_layers_that_share_a_mixture_are_copies_of_it():
   model, step = trained(sharing='all')
   params, state = draw_parameters(model, router_deviation=1.)
   copies = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ('shared', 'blocks')} | dict(
-      blocks={depth: tree['shared'] for depth in '01'})
+      blocks=dict.fromkeys('01', tree['shared']))
   (loss, output), gradients = step(params, state)
   (expected, _), by_layer = trained()[1](copies(params), copies(state))
   close(loss, expected)
@@ -239,7 +239,7 @@ def test_tokens_see_nothing_of_later_ones():
   assert (one[4:] != two[4:]).any(-1).all()
 
 
-def test_counts_are_those_of_the_formulas():
+def test_counts_equal_the_formulas():
   """A block has 4 D^2 + 2 D F + 2 D parameters, a top-1 router D E; a token meets one block of each layer. All blocks
   are computed: FLOPs beyond those of the dense model are E - 1 blocks, and the router's, a layer. Those of a block and
   token: two for each weight of a matrix, and 4 S D for attention to S keys."""
@@ -264,10 +264,10 @@ MOE = dict(num_experts=E, router=HARD)
     (dict(moe=MOE | dict(num_experts=0)), r'config\.model\.moe\.num_experts must be .* from 1 to 1048576, not 0'),
     (dict(moe=None), r'config\.model\.moe is missing'),
     (dict(moe=MOE | dict(router=papers.soft_moe())), r'config\.model\.moe\.router: the slots of Soft MoE'),
-    (dict(moe=MOE | dict(router=papers.expert_choice())), r'config\.model\.moe\.router cannot be in a decoder'),
-    (dict(sharing='all_but_norms'), r"config\.model\.sharing: with sparse_form='layer' the norms"),
+    (dict(moe=MOE | dict(router=papers.expert_choice())), r'config\.model\.moe\.router cannot be used in a decoder'),
+    (dict(sharing='all_but_norms'), r"config\.model\.sharing: with sparse_form='layer' each expert is a layer with its own norms"),
     (dict(extra_feed_forward=dict(hidden=8)), r"config\.model\.extra_feed_forward: with sparse_form='layer'"),
 ])
-def test_what_layers_have_no_use_for_is_refused(options, message):
+def test_keys_that_do_not_apply_to_layers_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
     models.build(decoder(HARD) | options)

@@ -13,7 +13,7 @@ DISTANCE = jax.jit(ctc.edit_distance)
 
 
 def spelt(path):
-  """What a path spells: repetitions merged, then blanks removed."""
+  """The labels a path spells: repetitions merged, then blanks removed."""
   return tuple(label for label, _ in itertools.groupby(path) if label != ctc.BLANK)
 
 
@@ -27,7 +27,7 @@ TARGETS = [(1,), (1, 1), (1, 2), (2, 1, 2), (), (2, 2)]
 FRAMES = [5, 5, 3, 5, 2, 4]
 
 
-def test_the_loss_is_that_of_all_alignments():
+def test_the_loss_sums_over_all_alignments():
   logits = np.random.default_rng(0).normal(size=(len(TARGETS), 5, 3)).astype(np.float32)
   targets, counted = padded(TARGETS, 3)
   frames = jnp.arange(5) < jnp.array(FRAMES)[:, None]
@@ -65,7 +65,7 @@ def test_edit_distances_of_words(said, heard, edits):
   assert DISTANCE(*padded([code(heard)], 8), *padded([code(said)], 7)).tolist() == [edits]
 
 
-def test_the_edit_distance_is_that_of_the_recursion_and_passes_over_what_is_not_spelt():
+def test_the_edit_distance_equals_the_recursion_and_skips_labels_not_spelt():
   rng = np.random.default_rng(1)
   labels, kept = rng.integers(1, 4, (20, 6)), rng.random((20, 6)) < 0.7
   lengths = rng.integers(0, 6, 20)

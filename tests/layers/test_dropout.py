@@ -1,4 +1,4 @@
-"""Dropout: what is dropped, what is kept, and when nothing happens."""
+"""Dropout: dropped and kept entries, and when it does nothing."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The MoE layer: identities that hold whatever the router says, grouping, and the same numbers on 8 devices."""
+"""The MoE layer: identities that hold for any router, grouping, and the same numbers on 8 devices."""
 import functools
 import re
 
@@ -135,7 +135,7 @@ HOLDING = [np.nan, np.inf, np.array([np.inf, -np.inf, np.nan, 1., 2., 3.])]
     ('einsum', papers.lucidrains(straight_through=True), {}),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_padding_may_hold_anything(dispatch, router, config):
-  """What is not a number there changes no output, no loss and no gradient."""
+  """NaN in padding changes no output, no loss and no gradient."""
   layer = build(dispatch, router, **config)
   params = random_params(layer)
   valid = jnp.ones((B, S), bool).at[3:, 1].set(False).at[5].set(False)
@@ -183,7 +183,7 @@ def test_the_dtype_of_x_is_kept_and_the_router_stays_float32():
     (20, 8, 6, 16),  # the divisors of 48 are .. 12, 16, 24
     (1, 3, 5, 1),
 ])
-def test_a_group_is_the_largest_divisor_of_the_tokens_not_above_what_is_asked(group, batch, length, expected):
+def test_a_group_is_the_largest_divisor_of_the_tokens_up_to_the_configured_size(group, batch, length, expected):
   assert tokens_per_group(group, batch, length, 'group') == expected
 
 
@@ -206,7 +206,7 @@ def test_tokens_beyond_32_bits_are_refused(batch, length):
 @pytest.mark.parametrize('config, message', [
     (dict(num_expert=3), "config.moe.num_expert: .* Did you mean 'num_experts'"),
     (dict(group='tokens'), 'config.moe.group must be'),
-    (dict(num_experts=0), 'config.moe.num_experts must be a whole number from 1 to 1048576, not 0'),
+    (dict(num_experts=0), 'config.moe.num_experts must be an int from 1 to 1048576, not 0'),
     (dict(experts=dict(name='feed_forward')), 'config.moe.experts.hidden is missing'),
     (dict(dispatch='gathered'), "config.moe.dispatch.name: .* 'gathered'"),
     (dict(shared=dict(name='feed_forward', hidden=3, activation='tanh')), 'config.moe.shared.activation'),

@@ -72,7 +72,7 @@ def test_one_hash_is_a_plain_hash_layer():
 
 
 def test_experts_share_no_parameters_but_words_share_segments():
-  """A hash more combines E^N feed-forwards of as many parameters as E have."""
+  """N hashes combine E experts to E^N feed-forwards with the same number of parameters."""
   sizes = {hashes: sum(leaf.size for leaf in jax.tree.leaves(build(hashes).shapes()[0])) for hashes in (1, 2, 3)}
   assert sizes[1] == sizes[2] == sizes[3] == E * 2 * D * F
   combined = set(zip(*(hash_table('random', 1000, E, 42 + n).tolist() for n in range(2))))
@@ -83,7 +83,7 @@ def test_experts_share_no_parameters_but_words_share_segments():
     (dict(dispatch='grouped'), "config.moe.experts: experts 'segments' need dispatch"),
     (dict(experts=dict(name='feed_forward', hidden=F)), r'config.moe.dispatch: each token has 2 choices'),
     (dict(hashes=4), 'experts.segments must be .* that divides dim and that divides hidden, not 4'),
-    (dict(router=papers.switch()), "config.moe.dispatch: dispatcher 'segments' runs what the router of MultiHash"),
+    (dict(router=papers.switch()), "config.moe.dispatch: dispatcher 'segments' requires token choice"),
     (dict(router=papers.multi_hash(V, 2, 'modulo')), 'config.moe.router.score.hashes is 2'),
 ])
 def test_parts_that_do_not_fit_are_refused_before_anything_is_compiled(config, message):

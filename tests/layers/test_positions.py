@@ -95,7 +95,7 @@ def test_learned_positions_refuse_longer_sequences_before_compilation():
   encoding = POSITIONS.build(dict(name='learned', length=4), 'positions', dim=8, rngs=nnx.Rngs(0))
   np.testing.assert_array_equal(encoding.embed(jnp.zeros((1, 2, 8)), jnp.asarray([[3, 0]]))[0],
                                 encoding.table[...][jnp.asarray([3, 0])])
-  with pytest.raises(ConfigError, match='positions.length: there are learned positions for 4 tokens, and sequences of 5'):
+  with pytest.raises(ConfigError, match='positions.length = 4 is less than the sequence length 5'):
     jax.eval_shape(encoding.embed, jnp.zeros((1, 5, 8)), jnp.zeros((1, 5), int))
 
 
@@ -114,7 +114,7 @@ def test_nothing_as_large_as_an_image_or_a_square_of_tokens_is_computed_while_tr
 
 
 @given(queries=st.integers(1, 9), keys=st.integers(1, 9), bidirectional=st.booleans())
-def test_the_relative_bias_of_a_pair_is_that_of_its_bucket(queries, keys, bidirectional):
+def test_the_relative_bias_of_a_pair_comes_from_its_bucket(queries, keys, bidirectional):
   encoding = position_encoding(dict(name='relative_bias', buckets=8, max_distance=20), 'positions', heads=2, dim=4,
                                bidirectional=bidirectional, rngs=nnx.Rngs(0))
   bias, table = np.asarray(encoding.bias(queries, keys))[0], np.asarray(encoding.table[...])

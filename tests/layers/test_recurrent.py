@@ -1,4 +1,4 @@
-"""The LSTM against that of Flax; what its state may carry; and the recurrent language model around it."""
+"""The LSTM against Flax's, the reset of its state, and the recurrent language model."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ def lstm():
 run = jax.jit(lambda x, starts: lstm()(x, starts))
 
 
-def test_the_lstm_is_that_of_flax():
+def test_the_lstm_equals_flax():
   ours = lstm()
   theirs = nnx.OptimizedLSTMCell(D, D, rngs=nnx.Rngs(0))
   theirs.dense_i.kernel[...] = ours.kernel[...]
@@ -97,7 +97,7 @@ def test_packed_documents_get_the_logits_they_get_alone(built):
 
 @pytest.mark.parametrize('mixture_output', ['sigmoid', 'linear'])
 def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture_output):
-  """By its own layers, one after the other; each of them is tested by itself."""
+  """Applies its layers in order; each of them is tested by itself."""
   functional = model(mixture_output=mixture_output)
   params = built[1]
   out = jax.jit(functional.apply)(params, {}, dict(tokens=TOKENS))
@@ -119,6 +119,6 @@ def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture
 
 
 def test_routers_that_see_the_future_are_refused():
-  with pytest.raises(ConfigError, match='config.model.moe.router cannot be in a decoder'):
+  with pytest.raises(ConfigError, match='config.model.moe.router cannot be used in a decoder'):
     model(moe=dict(num_experts=4, experts=dict(name='feed_forward', hidden=6), router=papers.expert_choice(),
                    dispatch=dict(name='gather')))

@@ -65,7 +65,7 @@ def test_a_gate_that_gives_all_to_the_fixed_expert_is_the_dense_layer():
 
 
 def test_a_gate_without_a_fixed_expert_is_refused():
-  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" weighs .*: set config\.moe\.shared'):
+  with pytest.raises(ConfigError, match=r'config\.moe\.shared_gate = "softmax" requires a shared expert: set config\.moe\.shared'):
     residual('softmax', shared=False)
 
 
@@ -83,9 +83,9 @@ def decoder(num_experts, **options):
 TOKENS = dict(tokens=jax.ShapeDtypeStruct((2, 6), jnp.int32))
 
 
-def test_the_parameters_of_a_pyramid_are_those_of_the_formula():
+def test_the_parameters_of_a_pyramid_equal_the_formula():
   """Residual layers of n experts add D*n for the router, 2*D*F*n for the experts, and 2*D*5 + (D + 1)*2 beside them; of
-  the experts a token meets one a layer. Dense layers have 2*D*F; every layer 4*D^2 for attention and 2*D for norms."""
+  one expert per layer is active. Dense layers have 2*D*F; every layer 4*D^2 for attention and 2*D for norms."""
   numbers = [2, 2, 8]
   beside = 2 * D * 5 + (D + 1) * 2
   rest = 2 * 13 * D + D + 6 * (4 * D * D + 2 * D) + 3 * 2 * D * F + 3 * beside + sum(D * n for n in numbers)
@@ -116,10 +116,10 @@ def test_a_pyramid_scanned_is_the_pyramid_unrolled():
 
 @pytest.mark.parametrize('numbers', [[2, 4], [2, 4, 8, 8], [2, 4, 'many']])
 def test_a_pyramid_needs_a_number_for_every_sparse_layer(numbers):
-  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts = .* one whole number for each of the 3'):
+  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts = .* one int for each of the 3'):
     models.build(decoder(numbers))
 
 
 def test_a_sparse_layer_without_experts_is_refused():
-  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts must be a whole number from 1 to 1048576, not 0'):
+  with pytest.raises(ConfigError, match=r'config\.model\.moe\.num_experts must be an int from 1 to 1048576, not 0'):
     models.build(decoder([2, 2, 0]))

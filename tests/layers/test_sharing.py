@@ -80,7 +80,7 @@ class TestSharing:
     for depth, router in output.routers.items():
       np.testing.assert_array_equal(router.plan.expert, other.routers[depth].plan.expert)
 
-  def test_the_gradient_of_what_is_shared_is_the_sum_over_layers(self, sharing):
+  def test_the_gradient_of_shared_parameters_is_the_sum_over_layers(self, sharing):
     gradients, by_layer = trained(sharing)[3][2], trained_copies(sharing)[2]['blocks']
     flat = functional.flatten(gradients['shared'])
     assert any(path.startswith('moe/router') for path in flat)
@@ -118,7 +118,7 @@ class TestSharing:
     assert models.parameter_counts(model, batch) == dict(total=block + rest, active=block - 2 * 2 * 64 + rest)
 
 
-def test_a_token_meets_other_experts_at_another_depth_only_by_norms_of_its_own():
+def test_only_the_norms_of_each_layer_route_a_token_to_different_experts_at_different_depths():
   """With residual branches of zero every layer sees the same x; then routes differ by the norms alone."""
   for sharing in ('all', 'all_but_norms'):
     model, params, state, _ = trained(sharing)

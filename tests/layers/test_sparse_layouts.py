@@ -1,4 +1,4 @@
-"""Sparse layer layouts against the layers that papers and their code name."""
+"""Sparse layer layouts against the layers in papers and their code."""
 import pytest
 
 from moejax.config import ConfigError

@@ -1,4 +1,4 @@
-"""Stacks: how patterns are factored, and that a scan is the loop it stands for."""
+"""Stacks: how patterns are factored, and that a scan equals the unrolled loop."""
 import functools
 import itertools
 

@@ -25,7 +25,7 @@ def parameters(model):
 
 @pytest.mark.parametrize('activation, power', [('cubic', 3), ('linear', 1)])
 @pytest.mark.parametrize('output', ['probabilities', 'logits'])
-def test_the_model_is_that_of_a_loop_in_float64(activation, power, output):
+def test_the_model_equals_a_loop_in_float64(activation, power, output):
   moe = dict(num_experts=E, experts=dict(filters=FILTERS, activation=activation), router=papers.understanding_moe())
   model = build(moe=moe, output=output)
   params = parameters(model)

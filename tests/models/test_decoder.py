@@ -1,4 +1,4 @@
-"""The decoder-only model: what a token may depend on, by gradient and by perturbation, and what is refused."""
+"""The decoder-only model: dependencies of tokens, by gradient and by perturbation, and refusals."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +79,11 @@ def test_padding_changes_nothing_and_is_not_routed(name):
                          ids=['expert_choice', 'batch_priority', 'soft_moe'])
 @pytest.mark.parametrize('routing_leak', ['refuse', 'slots'])
 def test_routers_that_see_the_future_are_refused_before_anything_is_compiled(router, routing_leak):
-  with pytest.raises(ConfigError, match='config.model.moe.router cannot be in a decoder.*looking at later'):
+  with pytest.raises(ConfigError, match='config.model.moe.router cannot be used in a decoder.*looking at later'):
     models.build(tiny.decoder(router, routing_leak=routing_leak))
 
 
-def test_competition_for_slots_is_accepted_only_when_asked_for():
+def test_competition_for_slots_is_accepted_only_if_configured():
   with pytest.raises(ConfigError, match="routing_leak='slots'"):
     models.build(tiny.decoder(tiny.GSHARD, layers='scan'))
   models.build(tiny.decoder(tiny.GSHARD, layers='scan', routing_leak='slots'))

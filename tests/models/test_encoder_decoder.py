@@ -1,4 +1,4 @@
-"""The encoder-decoder: what each side may depend on, packing, and which routers each side accepts."""
+"""The encoder-decoder: dependencies of each side, packing, and the routers each side accepts."""
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_routers_report_by_side_and_depth(sparse):
 
 def test_routers_that_look_ahead_are_welcome_in_the_encoder_only():
   models.build(tiny.encoder_decoder(papers.expert_choice(), tiny.SWITCH))
-  with pytest.raises(ConfigError, match='config.model.decoder.moe.router cannot be in a decoder'):
+  with pytest.raises(ConfigError, match='config.model.decoder.moe.router cannot be used in a decoder'):
     models.build(tiny.encoder_decoder(None, papers.expert_choice()))
 
 

@@ -60,7 +60,7 @@ def test_mixtral_8x7b():
   assert round(counts['total'] / 1e9) == 47 and round(counts['active'] / 1e9) == 13
 
 
-def test_where_experts_choose_a_token_meets_as_many_as_there_are_slots_for_it():
+def test_expert_choice_has_as_many_active_experts_as_slots_per_token():
   # Two sides: 4 experts of 2*8*8 weights. Encoder: capacity factor 2, so 2 experts a token; decoder: Switch, 1.
   config = tiny.encoder_decoder(papers.expert_choice(capacity_factor=2.), tiny.SWITCH)
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -85,8 +85,8 @@ RETRIES = tiny.decoder(papers.switch(overflow='retry'), routing_leak='slots')
     # One expert, or its next best.
     (RETRIES, (4 - 1) * 128, 128, 8 * 4),
 ])
-def test_a_token_meets_what_is_computed_for_it_whatever_its_plan_has_room_for(config, inactive, experts, router):
-  """Weights that a token does not meet, and those it is multiplied with, beside those of the dense model."""
+def test_active_parameters_count_computed_experts_not_the_choices_of_the_plan(config, inactive, experts, router):
+  """Inactive and active weights of experts and router, in addition to the dense model's."""
   counts = count(config, TOKENS)
   assert counts['total'] - counts['active'] == inactive
   flops = [models.forward_flops(models.build(one), TOKENS) for one in (config, tiny.decoder())]
@@ -106,9 +106,9 @@ def test_multi_hash_layers_have_the_active_parameters_and_flops_of_the_dense_mod
 
 
 @pytest.mark.parametrize('dispatch', ['reference', 'einsum', 'gather', 'grouped'])
-def test_forward_flops_are_those_of_the_model_whatever_dispatches(dispatch):
-  """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, of which a
-  token meets one.
+def test_forward_flops_are_model_flops_for_any_dispatcher(dispatch):
+  """Two layers of width 8 on 3 sequences of 5 tokens; 13 words; the second has 4 experts of 8 hidden units, one
+  active per token.
 
   FLOPs of a token in all layers: attention 4*2*8*8 and 2*2*5*8 with 5 keys; in the first the feed-forward 2*2*8*16; in
   the second the router 2*8*4 and an expert 2*2*8*8; at the end the head 2*8*13.

@@ -26,7 +26,7 @@ def test_only_activations_are_bfloat16(config, batch):
     assert all(metric.dtype == jnp.float32 for metric in router.metrics.values())
 
 
-def test_bfloat16_logits_are_those_of_float32_up_to_rounding():
+def test_bfloat16_logits_equal_float32_up_to_rounding():
   config = tiny.decoder(embedding_init=dict(name='normal', std=1.))
   _, params, state, apply = tiny.initialised(config)
   exact = apply(params, state, dict(tokens=TOKENS)).logits

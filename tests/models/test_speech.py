@@ -1,4 +1,4 @@
-"""The speech model: who trains the shared network, who sees it, and that padding is not heard."""
+"""The speech model: the shared network's loss and users, and that padding has no effect."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +48,8 @@ def slopes(built):
 
 def moves(gradients, shared):
   """Whether anything in the shared network, or beside it, has a gradient."""
-  return any((np.asarray(leaf) != 0).any() for path, leaf in gradients.items() if path.startswith('shared_network/') == shared)
+  return any((np.asarray(leaf) != 0).any() for path, leaf in gradients.items()
+             if path.startswith('shared_network/') == shared)
 
 
 def test_no_gradient_comes_from_the_routers_to_the_shared_network(slopes):

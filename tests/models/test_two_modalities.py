@@ -1,4 +1,4 @@
-"""The tower of two modalities: what is shared, what is not, and that tokens compete for experts but do not attend."""
+"""The tower of two modalities: shared parameters, and that tokens compete for experts but do not attend."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def compiled(config):
 
 @pytest.fixture(scope='module')
 def roomy():
-  """Of a model of which no expert is ever full: parameters, state and compiled evaluation."""
+  """For a model whose experts are never full: parameters, state and compiled evaluation."""
   return compiled(config(capacity_factor=8.))
 
 
@@ -112,5 +112,5 @@ def test_success_is_the_share_of_a_modalitys_tokens_that_are_computed():
 def test_sizes_that_do_not_fit_are_refused():
   with pytest.raises(ConfigError, match='patch_size must be .* that divides image_size, not 3'):
     models.build(config(patch_size=3))
-  with pytest.raises(ConfigError, match='scale must be a number above 0'):
+  with pytest.raises(ConfigError, match='scale must be a float above 0'):
     models.build(config(scale=0.))

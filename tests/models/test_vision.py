@@ -1,4 +1,4 @@
-"""The vision transformer: patches by a loop, pooling, starting values, and images that are only padding."""
+"""The vision transformer: patches by a loop, pooling, initial values, and images that are only padding."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +75,7 @@ def test_stochastic_depth_grows_from_zero_at_the_first_block():
 
 def test_images_of_another_size_are_refused_before_compilation():
   model = models.build(tiny.vision())
-  with pytest.raises(ConfigError, match=r'config.model: images are \(8, 4, 1\) but the model is for \(8, 8, 1\)'):
+  with pytest.raises(ConfigError, match=r'config.model: images have shape \(8, 4, 1\), but the model expects \(8, 8, 1\)'):
     jax.eval_shape(model.apply, *model.shapes(), dict(image=IMAGES[:, :, :4]))
 
 

@@ -71,7 +71,8 @@ def failures(folder: Path, tests: str) -> list[str]:
              '--ignore=tests/mutants', tests]
   run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
   if run.returncode > 1:  # A usage error, or a conftest that does not import: nothing was tested.
-    raise RuntimeError(f'{" ".join(command)} in {folder} ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}')
+    raise RuntimeError(f'{" ".join(command)} in {folder} ended with {run.returncode}:\n'
+                       f'{run.stdout[-2000:]}{run.stderr[-2000:]}')
   # A test's parameters may hold any character: what pytest adds begins with the last " - ".
   return [re.sub(r' - .*', '', line.partition(' ')[2]) for line in run.stdout.splitlines()
           if line.startswith(('FAILED ', 'ERROR '))]

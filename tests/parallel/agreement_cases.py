@@ -1,4 +1,4 @@
-"""One training step of small models: what must not depend on how many devices and processes take it.
+"""One training step of small models: results must not depend on the number of devices and processes.
 
 As a program, `agreement_cases.py --cases=<json> --folder=<path>`, it is one of several processes, and the first writes
 what came out.
@@ -76,7 +76,7 @@ def first_state(setup):
 
 
 def agree():
-  """What the processes tell one another, and a batch on a mesh whose neighbours are in different processes."""
+  """Communication of the processes, and a batch on a mesh whose neighbours are in different processes."""
   index, count = jax.process_index(), jax.process_count()
   mesh = meshes.build({}, devices=np.asarray(jax.devices()).reshape(count, -1).T.ravel())
   rows = processes.local_rows(mesh, 16)

@@ -1,4 +1,4 @@
-"""A model gives the same on one device and on eight, however these are arranged: loss, gradients, metrics, dropped tokens.
+"""A model gives the same results on one device and on eight, for any mesh: loss, gradients, metrics, dropped tokens.
 
 The model is a decoder of two sparse layers: noise in the router, capacity that drops, a shared expert, rematerialised
 layers. What differs is the mesh, the rules, the dispatcher, and whether layers are scanned. Processes are in

@@ -1,4 +1,4 @@
-"""Plans of a training step that is never run, against sizes by hand and, where it can run, what JAX makes of it.
+"""Plans of a training step, against sizes by hand and, where it can run, JAX's own analysis.
 
 Machines here are eight simulated devices that are taken for two hosts of four GPUs, so that no compiler is needed but
 the CPU's; `-k compile` plans for TPU and H100 as well.
@@ -97,11 +97,11 @@ def test_the_total_is_the_compilers_and_holds_all_parts(plan):
   held = found.parameters + found.optimizer + found.others + found.batch
   assert found.total == held + found.temporaries + found.unaliased
   assert found.fits and plan.advice is None
-  assert plan_text.verdict(plan).startswith(f'It fits: {units.size(found.total)} of 79.11 GiB a chip')
+  assert plan_text.verdict(plan).startswith(f'It fits: {units.size(found.total)} of 79.11 GiB per chip')
 
 
 def test_the_step_trains_three_times_the_forward_flops_and_recomputes_none(plan):
-  """One sparse layer of width 8 on 16 images of 4 patches; a patch meets one expert of 8 hidden units.
+  """One sparse layer of width 8 on 16 images of 4 patches; a patch uses one expert of 8 hidden units.
 
   FLOPs of a token: patches 2*16*8, attention 4*2*8*8 and 2*2*4*8 with its 4 keys, router 2*8*4, expert 2*2*8*8; of an
   image: head 2*8*10.
@@ -176,7 +176,7 @@ def test_a_step_that_does_not_fit_says_by_how_much(prepared, plan):
   full = dataclasses.replace(plan.memory, available=plan.memory.total - 1)
   assert not full.fits
   verdict = plan_text.verdict(dataclasses.replace(plan, memory=full, advice=advise(prepared, full, machine())))
-  assert re.match(r'It does not fit: a step needs ([\d.]+ \w+) a chip, which has \1: 1 B too little. Most of', verdict)
+  assert re.match(r'It does not fit: a step needs ([\d.]+ \w+) per chip, which has \1: 1 B too little. The largest part', verdict)
 
 
 @pytest.mark.parametrize('message, expected', [
@@ -194,11 +194,11 @@ def test_the_compilers_refusals_are_read(message, expected):
 
 @pytest.mark.parametrize('topology, sentence', [
     ('v5x:2x2', "there is no chip 'v5x'. Known: v4, v5e, v5p, v6e, h100"),
-    ('v5e', 'after v5e: come the sides of the machine, e.g. v5e:16x16'),
-    ('h100:8', '' if topologies.missing('h100') else 'GPUs are hosts x GPUs a host'),
-    ('v5e:3x5', '' if topologies.missing('v5e') else 'is no shape that its chips come in'),
+    ('v5e', 'v5e: must be followed by its sides, e.g. v5e:16x16'),
+    ('h100:8', '' if topologies.missing('h100') else 'for GPUs give hosts x GPUs per host'),
+    ('v5e:3x5', '' if topologies.missing('v5e') else 'is not a valid shape'),
 ])
-def test_a_topology_that_does_not_exist_is_said_in_a_sentence(topology, sentence):
+def test_an_unknown_topology_is_refused_in_a_sentence(topology, sentence):
   with pytest.raises(ConfigError, match='--topology=' + topology) as error:
     topologies.load(topology)
   assert sentence in str(error.value)

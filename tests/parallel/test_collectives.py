@@ -88,7 +88,7 @@ def test_sharded_matmuls_in_a_compile_for_gather_every_weight_once_a_step(topolo
   assert moved == pytest.approx(5 * (1 - 1 / len(devices)) * 32 * 2**20, rel=0.1)
 
 
-def test_groups_are_those_of_the_mesh_axis():
+def test_groups_are_the_devices_along_the_mesh_axis():
   mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
   x = jax.ShapeDtypeStruct((8 * ROWS, 1024), jnp.float32,
                            sharding=NamedSharding(mesh, PartitionSpec(('data', 'expert'))))

@@ -1,4 +1,4 @@
-"""Estimates of memory with other settings and the advice that they give, against compilers, and sizes on real meshes.
+"""Estimates of memory with other settings, and the resulting advice, against compilers, and sizes on real meshes.
 
 Settings of Mixtral 8x7B were compiled for a v5e of 16 x 16 chips (libtpu 0.0.52): GiB a chip by microbatches and by
 size of the mesh axis `model`. The last two fit its 15.75 GiB; all exchange by all_gather.
@@ -49,7 +49,7 @@ def on_pod(mixtral, chips, accumulate, model, total):
 
 
 @pytest.mark.parametrize('known', TOO_LARGE)
-def test_an_estimate_is_near_what_the_compiler_says(mixtral, known):
+def test_an_estimate_is_close_to_the_compiler(mixtral, known):
   """Of what takes less: off by no more than its margin."""
   setup, memory = on_pod(mixtral, 256, *known, COMPILED[known])
   estimate = estimates.Estimator(setup, memory)
@@ -61,7 +61,7 @@ def test_an_estimate_is_near_what_the_compiler_says(mixtral, known):
 
 
 @pytest.mark.parametrize('known', TOO_LARGE)
-def test_what_is_advised_takes_less_by_an_estimate_and_is_not_what_was_tried(mixtral, known, monkeypatch):
+def test_advice_is_estimated_to_take_less_and_differs_from_the_tried_settings(mixtral, known, monkeypatch):
   monkeypatch.setattr(advice, 'prepare', lambda config, devices: None)
   setup, memory = on_pod(mixtral, 256, *known, COMPILED[known])
   text = advice.advise(setup, memory, Topology('v5e:16x16', CHIPS['v5e'], (16, 16), (None,) * 256))
@@ -70,7 +70,7 @@ def test_what_is_advised_takes_less_by_an_estimate_and_is_not_what_was_tried(mix
   assert (accumulate, model) not in TOO_LARGE and 1024 % (256 // model * accumulate) == 0
   # The compiler for this shape has no ragged all-to-all, which is what the config leaves the choice to.
   assert keys['model.moe.dispatch.exchange'] == 'all_gather'
-  said = float(re.search(r': ([\d.]+) GiB a chip by an estimate', text)[1])
+  said = float(re.search(r': ([\d.]+) GiB per chip by an estimate', text)[1])
   assert said * estimates.MARGIN <= 15.75
 
 
@@ -79,7 +79,7 @@ def test_where_nothing_fits_the_smallest_topology_that_does_is_named(mixtral, mo
   monkeypatch.setattr(advice, 'prepare', lambda config, devices: None)
   setup, memory = on_pod(mixtral, 16, 1, 1, 500)
   text = advice.advise(setup, memory, Topology('v5e:4x4', CHIPS['v5e'], (4, 4), (None,) * 16))
-  assert 'nothing that can be set makes it fit v5e:4x4' in text
+  assert 'no setting makes it fit v5e:4x4' in text
   name = re.search(r'smallest topology that holds it is --topology=(v5e:\S+) ', text)[1]
   assert name in ('v5e:8x8', 'v5e:8x16', 'v5e:16x16')
 
@@ -118,7 +118,7 @@ def memory_of(setup, **parts):
 
 def advised(text):
   """{key below config: value} of the first keys in a text."""
-  keys = re.findall(r'--config\.([\w.]+)=(\w+)', text.partition(' a chip')[0])
+  keys = re.findall(r'--config\.([\w.]+)=(\w+)', text.partition(' per chip')[0])
   return {key: int(value) if value.isdigit() else value for key, value in keys}
 
 

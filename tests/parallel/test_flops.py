@@ -53,7 +53,7 @@ def test_a_convolution_multiplies_every_output_with_its_window():
   assert of(patches, image, kernel) == 2 * (2 * 2 * 2 * 5) * (4 * 4 * 3)
 
 
-def test_every_row_of_a_grouped_product_meets_one_matrix():
+def test_every_row_of_a_grouped_product_counts_one_matrix():
   rows, matrices = jax.ShapeDtypeStruct((64, 16), jnp.float32), jax.ShapeDtypeStruct((4, 16, 8), jnp.float32)
   sizes = jax.ShapeDtypeStruct((4,), jnp.int32)
 

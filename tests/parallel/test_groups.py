@@ -1,4 +1,4 @@
-"""Routing groups that do not divide over the devices: found for the meshes of pods, and said by plans and training."""
+"""Routing groups that do not divide over the devices: found on meshes of pods, and reported by plans and training."""
 import dataclasses
 
 import jax
@@ -80,7 +80,7 @@ def test_one_device_has_all_groups():
 def test_the_notice_names_a_group_that_divides():
   setup = setups.prepare(decoder(64), jax.devices())
   notice = groups.notice(setup)
-  assert 'the 4 routing groups of 64 tokens in config.model do not divide over the 8 shards' in notice
+  assert 'the 4 routing groups of 64 tokens in config.model do not divide evenly over the 8 shards' in notice
   assert '--config.model.moe.group=32 ' in notice
   assert groups.notice(setups.prepare(decoder(32), jax.devices())) is None
 

@@ -22,7 +22,7 @@ def test_a_free_axis_takes_the_devices_that_the_others_leave():
     (dict(data=-1, expert=2, model=8), 'do not make 8 devices: config.mesh.expert = 1 would'),
     (dict(data=-1, expert=3, model=3), 'do not make 8 devices: the product must be 8, or divide it where'),
     (dict(data=-1, fsdp=-1), 'only one axis may be -1, not data and fsdp'),
-    (dict(expert=0), 'config.mesh.expert must be one of -1 or a whole number of at least 1'),
+    (dict(expert=0), 'config.mesh.expert must be one of -1 or an int of at least 1'),
     (dict(experts=2), "Did you mean 'expert'?"),
 ])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, sentence):

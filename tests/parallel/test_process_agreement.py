@@ -1,4 +1,4 @@
-"""Several processes take the same training step as one device: loss, gradients, metrics, dropped tokens.
+"""Several processes compute the same training step as one device: loss, gradients, metrics, dropped tokens.
 
 Oracle: the same step on one device, and (slow) on the same mesh in one process. All share the data pipeline: each
 process reads the rows that it feeds, one device reads all.

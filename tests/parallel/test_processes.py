@@ -1,4 +1,4 @@
-"""Which processes join others, and which rows of a batch a process feeds. What several do is in test_process_agreement.
+"""Which processes connect, and which rows of a batch a process loads. Runs of several are in test_process_agreement.
 
 Oracle of the environments: the variables that each cluster sets, as its documentation has them.
 """
@@ -44,10 +44,10 @@ def test_a_process_joins_others_where_its_environment_says_that_there_are_some(e
     (dict(coordinator='localhost:1'), '--coordinator without --num_processes and --process_id'),
     (dict(coordinator='localhost:1', num_processes=2), '--coordinator and --num_processes without --process_id'),
     (dict(coordinator='localhost', num_processes=2, process_id=0), "host:port, e.g. localhost:1234, not 'localhost'"),
-    (dict(coordinator='localhost:1', num_processes=2, process_id=2), '--process_id must lie between 0 and .* 1, not 2'),
-    (dict(coordinator='localhost:1', num_processes=0, process_id=0), '--process_id must lie between'),
+    (dict(coordinator='localhost:1', num_processes=2, process_id=2), '--process_id must be between 0 and .* 1, not 2'),
+    (dict(coordinator='localhost:1', num_processes=0, process_id=0), '--process_id must be between'),
 ])
-def test_what_cannot_be_joined_is_said_in_a_sentence(arguments, sentence):
+def test_processes_that_cannot_connect_are_refused_in_a_sentence(arguments, sentence):
   with pytest.raises(ConfigError, match=sentence):
     processes.start(**arguments)
 
@@ -67,7 +67,7 @@ def test_others_that_cannot_be_reached_are_named(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', timeout)
   monkeypatch.setattr(jax.config, 'update', lambda *option: None)  # those of this process stay as they are
   monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '4')
-  with pytest.raises(ConfigError, match='that Open MPI names, were not found: DEADLINE_EXCEEDED. Start one process'):
+  with pytest.raises(ConfigError, match='given by Open MPI, were not found: DEADLINE_EXCEEDED. For a single process'):
     processes.start()
 
 
@@ -89,7 +89,7 @@ def test_the_coordinator_listens_where_it_is_named(environment, arguments, bound
 
 
 @pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='Linux lists the sockets that listen')
-def test_nobody_elsewhere_can_reach_a_coordinator_on_localhost():
+def test_a_coordinator_on_localhost_is_not_reachable_from_other_machines():
   port = process_launcher.free_port()
   waits = subprocess.Popen(
       [sys.executable, '-c', f"from moejax.parallel import processes; processes.start('localhost:{port}', 2, 0)"],

@@ -1,4 +1,4 @@
-"""Times of steps and collectives, against arithmetic by hand on machines of round numbers."""
+"""Times of steps and collectives, against arithmetic by hand on hypothetical machines."""
 import dataclasses
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Memory traffic of compiled programs, against what they have to read and write at least."""
+"""Memory traffic of compiled programs, against the minimum they must read and write."""
 import jax
 import jax.numpy as jnp
 import pytest
@@ -36,5 +36,5 @@ def test_a_slice_that_is_written_in_place_does_not_count_the_array_around_it():
 @pytest.mark.parametrize('shape, size', [
     ('f32[4,256]{1,0:T(8,128)}', 4096), ('bf16[4,256]{1,0:T(8,128)(2,1)S(1)}', 0), ('s32[]{:T(128)S(6)}', 0),
     ('(f32[8]{0:T(128)}, f32[8]{0:T(128)S(1)}, pred[3]{0:T(512)})', 35)])
-def test_what_stays_on_the_chip_is_no_traffic(shape, size):
+def test_arrays_that_stay_on_the_chip_are_not_traffic(shape, size):
   assert in_memory(shape) == size

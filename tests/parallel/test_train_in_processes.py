@@ -1,6 +1,6 @@
-"""The commands over several processes: stopped and gone on with over another number of them, a run stays what it was.
+"""The commands over several processes: a run resumed with another number of processes is unchanged.
 
-Oracle: the metrics of one process with one device, that nobody disturbed.
+Oracle: the metrics of an undisturbed process with one device.
 """
 import os
 import re
@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory, cache):
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes_on(tmp_path, undisturbed, cache):
+def test_if_one_of_two_processes_is_interrupted_both_save_and_a_single_one_resumes(tmp_path, undisturbed, cache):
   folder, log = tmp_path / 'run', tmp_path / 'log'
   script = host_port(folder, log, cache)
   wait_for_step(folder, 10, script)
@@ -82,7 +82,7 @@ def test_two_processes_of_which_one_is_told_to_stop_both_save_and_one_alone_goes
   assert os.listdir(folder / 'checkpoints') == [str(step)]
 
   said, = process_launcher.run(command(folder), 1, devices=1, cache=cache)
-  assert f'Going on after step {step} of {STEPS}' in said
+  assert f'Resuming after step {step} of {STEPS}' in said
   assert_same_run(folder, undisturbed)
 
 
@@ -99,7 +99,7 @@ def test_one_process_stopped_two_go_on_write_the_report_and_evaluate_as_one(tmp_
   assert host_port(folder, log, cache, '--config.report.at=end').wait(timeout=500) == 0, log.read_text()
   assert_same_run(folder, undisturbed)
   said = log.read_text()
-  assert said.count(f'Finished: {STEPS} steps.') == said.count('Going on after step') == 1  # the first process speaks
+  assert said.count(f'Finished: {STEPS} steps.') == said.count('Resuming after step') == 1  # the first process speaks
   assert (folder / 'report' / 'index.html').stat().st_size > 10_000
 
   outputs = [process_launcher.run(['-m', 'moejax.evaluate', f'--workdir={folder}'], count, cache=cache)

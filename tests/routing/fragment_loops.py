@@ -1,4 +1,4 @@
-"""Papers' routers with their numbers, in float64 loops: parameters -> (weights [G,S,E], losses with their coefficients).
+"""Papers' routers as float64 loops, with their defaults: parameters -> (weights [G,S,E], weighted losses).
 
 The comments derive the numbers of slots for 101 tokens and 4 experts by the formula of each codebase.
 """

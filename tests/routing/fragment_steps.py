@@ -1,4 +1,4 @@
-"""One training step of a whole router with known draws, and what papers have in common, for one group, in float64."""
+"""One training step of a whole router with known draws, and the common parts of papers, for one group, in float64."""
 import functools
 
 import jax

@@ -1,4 +1,4 @@
-"""What the tests of routing compare with: float64 loops over tokens, written from the papers' definitions."""
+"""Reference for the tests of routing: float64 loops over tokens, written from the papers' definitions."""
 from flax import nnx
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ def choice_major(tokens, choices):
 
 
 def token_major(tokens, choices):
-  """All choices of a token before those of the next."""
+  """All choices of a token before the next token's."""
   return [(token, choice) for token in range(tokens) for choice in range(choices)]
 
 

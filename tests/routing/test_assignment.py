@@ -34,7 +34,7 @@ def eps(scores):
 
 
 def best_total(scores):
-  """The largest total of an assignment with at most ceil(n/E) tokens an expert."""
+  """The largest total of an assignment with at most ceil(n/E) tokens per expert."""
   slots = np.repeat(scores.astype(np.float64), -(-len(scores) // scores.shape[1]), axis=1)
   return slots[linear_sum_assignment(slots, maximize=True)].sum()
 
@@ -64,6 +64,7 @@ def auction_by_rounds(scores, insist):
     if len(holder) == len(scores):
       return [holder[token] for token in range(len(scores))]
     price += [max(offers.values(), default=0.) for offers in bids]
+  raise AssertionError('the auction does not end')
 
 
 @given(seeds, st.sampled_from([0., 1., 10.]))
@@ -102,7 +103,7 @@ def test_padding_takes_no_part_and_no_expert_more_than_its_share_of_the_rest(see
     np.zeros((S, E)), np.full((S, E), 1e6), np.full((S, E), np.nan), np.tile([[3., 0., 0., 0.]], (S, 1)),
     np.random.default_rng(0).integers(-1, 2, (S, E))], ids=['zero', 'large', 'nan', 'one expert', 'ties'])
 @pytest.mark.parametrize('limits', [(100, 1000), (3, 1000), (100, 2)], ids=['', 'not insisting', 'cut off'])
-def test_it_is_balanced_and_ends_whatever_the_scores_and_limits(values, limits):
+def test_it_is_balanced_and_ends_for_any_scores_and_limits(values, limits):
   expert = np.asarray(auction(values.astype(np.float32), ALL, *limits))
   np.testing.assert_array_equal(np.bincount(expert, minlength=E), S // E)
 
@@ -121,7 +122,7 @@ def test_an_offset_of_all_scores_changes_nothing():
 
 
 def swipe_by_tokens(expert, num_experts):
-  """FastMoE's SWIPE: for every choice a queue at every expert, then the free slots, lowest expert first."""
+  """FastMoE's SWIPE: for every choice a queue per expert, then the free slots, lowest expert first."""
   tokens, choices = expert.shape
   slots = [-(-tokens * choices // num_experts)] * num_experts
   moved = expert.copy()
@@ -203,8 +204,8 @@ def test_a_token_cannot_choose_more_experts_than_there_are():
     route(papers.fastmoe_swipe(k=5), jnp.zeros((1, S, D)), train=False)
 
 
-@pytest.mark.parametrize('name', ['base', 's_base', 'fastmoe_swipe', 'sparse_ot', 'sparse_ot_tokens', 'capped_expert_choice',
-                                  'mtf_expert_choice', 'strictly_balanced'])
+@pytest.mark.parametrize('name', ['base', 's_base', 'fastmoe_swipe', 'sparse_ot', 'sparse_ot_tokens',
+                                  'capped_expert_choice', 'mtf_expert_choice', 'strictly_balanced'])
 def test_a_group_of_padding_routes_nothing_and_stays_finite(name):
   built = router.build(papers.PAPERS[name].fragment(), 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, S, D))

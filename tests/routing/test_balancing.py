@@ -1,6 +1,6 @@
 """Losses against golden vectors, hand-derived values and the analytic extremes: uniform, balanced, collapsed.
 
-The golden vectors are those of the tests of google-research/vmoe.
+The golden vectors are from the tests of google-research/vmoe.
 """
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ VALUE_AT_UNIFORM = dict(moejax=lambda k: 1, gshard=lambda k: 1, fairseq=lambda k
 
 @pytest.mark.parametrize('convention', CONVENTIONS)
 @pytest.mark.parametrize('k', [1, 2, 3])
-def test_the_switch_loss_at_uniform_routing_is_that_of_the_convention(convention, k):
+def test_the_switch_loss_at_uniform_routing_follows_the_convention(convention, k):
   probs = jnp.full((2, 8, 4), .25)
   expert = np.broadcast_to((np.arange(8)[:, None] + np.arange(k)) % 4, (2, 8, k))
   assert switch(probs, expert, convention) == pytest.approx(VALUE_AT_UNIFORM[convention](k), abs=1e-6)
@@ -84,7 +84,7 @@ def test_mixtral_alone_pools_groups_so_that_opposite_groups_balance():
 
 
 @pytest.mark.parametrize('convention', ['moejax', 'flaxformer'])
-def test_a_second_expert_that_was_not_drawn_is_no_choice(convention):
+def test_a_second_expert_that_was_not_sampled_is_not_a_choice(convention):
   probs = jnp.full((1, 2, 2), .5)
   expert, routed = jnp.array([[[0, 1], [1, 0]]]), jnp.array([[[True, True], [True, False]]])
   loss = balancing.switch_loss(probs, expert, routed, everything(probs), convention)
@@ -166,7 +166,7 @@ def test_nothing_valid_gives_zero_and_not_nan():
     assert loss == 0, name
 
 
-def test_gradients_of_all_losses_are_those_of_finite_differences():
+def test_gradients_of_all_losses_equal_finite_differences():
   logits, clean, along, clean_along = jax.random.normal(KEY, (4, 2, 6, 4))
   valid = jnp.ones((2, 6), bool).at[1, 4:].set(False)
   at = jax.jit(lambda t: losses_of(logits + t * along, clean + t * clean_along, valid))
@@ -187,7 +187,7 @@ def build(config, k=2, noisy=True, num_experts=4):
   return balancing.build(config, 'config.balance', k=k, noisy=noisy, num_experts=num_experts)
 
 
-def test_the_bias_changes_what_is_ranked_and_nothing_else():
+def test_the_bias_changes_only_the_ranking():
   balancer = build(dict(bias=dict(rate=1e-3)))['bias']
   np.testing.assert_array_equal(balancer.bias[...], np.zeros(4))
   balancer.bias[...] = jnp.array([0., .5, 0., 0.])
@@ -215,11 +215,11 @@ def test_a_number_is_a_coefficient():
 
 @pytest.mark.parametrize('config, context, message', [
     (dict(importnce=0.1), dict(), r"config\.balance\.importnce\.name: there is no balance 'importnce'.*'importance'"),
-    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a number of at least 0, not '0\.1'"),
+    (dict(switch='0.1'), dict(), r"config\.balance\.switch\.coefficient must be a float of at least 0, not '0\.1'"),
     (dict(switch=dict(coefficient=.1, convention='switch')), dict(), r"convention must be one of 'moejax', 'gshard'"),
-    (dict(switch=.1), dict(k=None), r'config\.balance\.switch is for routers whose tokens choose'),
-    (dict(bias=dict()), dict(k=None), r'config\.balance\.bias is for routers whose tokens choose'),
-    (dict(load=.1), dict(k=None), r'config\.balance\.load is for routers whose tokens choose'),
+    (dict(switch=.1), dict(k=None), r'config\.balance\.switch requires token choice'),
+    (dict(bias=dict()), dict(k=None), r'config\.balance\.bias requires token choice'),
+    (dict(load=.1), dict(k=None), r'config\.balance\.load requires token choice'),
     (dict(load=.1), dict(noisy=False), r'config\.balance\.load: without noise'),
     (dict(bias=0.1), dict(), r'config\.balance\.bias\.coefficient: Bias has no such key.*rate'),
 ])

@@ -11,7 +11,7 @@ SMALL, LARGE = (5, 1), (2**20, 2048)
 
 
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.sampled_from([SMALL, LARGE]))
-def test_choices_of_an_expert_stay_in_order_and_nobodys_come_last(names, size):
+def test_choices_of_an_expert_stay_in_order_and_masked_ones_come_last(names, size):
   num_experts, copies = size
   expert = np.tile([num_experts if name == 5 else name for name in names], copies)
   order, position, sizes = by_expert(jnp.array(expert), num_experts)

@@ -1,4 +1,4 @@
-"""Routing as DeepSpeed, FastMoE, GLaM and WideNet do it: against loops over tokens, numbers by hand, frequencies."""
+"""Routing of DeepSpeed, FastMoE, GLaM and WideNet: against loops over tokens, numbers by hand, frequencies."""
 import functools
 
 import jax
@@ -33,7 +33,7 @@ def route(config, values, train=True, key=KEY):
 
 
 def both_seconds(config):
-  """`config` with both experts always taken: what is left has no chance in it."""
+  """`config` with both experts always taken, which makes it deterministic."""
   return config | dict(select=dict(name='top_2', second='all'), score=config['score'] | dict(logit_jitter=0.))
 
 
@@ -56,7 +56,7 @@ def dense(output):
 
 
 # GLaM: int(12*0.8/4) = 2 slots, up to 4.
-def test_glam_keeps_what_a_queue_keeps_and_renormalises_before():
+def test_glam_keeps_the_choices_of_a_queue_and_renormalises_before():
   out = route(papers.glam(capacity_factor=0.8), logits(0))
   expected = [top_2_weights(group, 4, reference.choice_major) for group in logits(0)]
   np.testing.assert_allclose(dense(out), expected, atol=1e-6)
@@ -69,7 +69,7 @@ def test_glam_keeps_what_a_queue_keeps_and_renormalises_before():
 # FastMoE on one worker: floor(ceil(0.7*12)*2/4) = 4 slots in the order of tokens, where 0.7*12*2/4 = 4.2. dc: of one of 4
 # workers with 12/4 tokens each ceil(0.7*3) = 3; by the group of all of them ceil(0.35*12*2/4) = 3.
 @pytest.mark.parametrize('gate, capacity', [('naive', 12), ('gshard', 4), ('dc', 3)])
-def test_the_gates_of_fastmoe_are_those_of_a_loop_over_tokens(gate, capacity):
+def test_the_gates_of_fastmoe_equal_a_loop_over_tokens(gate, capacity):
   config = papers.fastmoe(gate=gate, capacity=(0.7, 0.7), experts_per_worker=1)
   out = route(both_seconds(config), logits(1))
   expected = [top_2_weights(group, capacity, reference.token_major) for group in logits(1)]
@@ -151,7 +151,7 @@ def test_padding_does_not_travel():
 
 
 def test_a_node_with_one_expert_leaves_no_two_choices():
-  with pytest.raises(ConfigError, match=r'router\.select: two choices need at least two experts on each node'):
+  with pytest.raises(ConfigError, match=r'router\.select requires k = 2 and at least two experts on each node'):
     route(papers.fastmoe(gate='faster', nodes=2), logits(0, experts=2))
 
 

@@ -72,7 +72,7 @@ def test_xmoe_is_the_loop_over_tokens_of_its_equations():
   np.testing.assert_allclose(out.metrics['fixed_temperature_loss'], np.mean(losses), rtol=1e-5)
 
 
-def test_xmoe_balances_at_a_temperature_that_is_not_learnt():
+def test_xmoe_balances_at_a_fixed_temperature():
   module, _ = routed(papers.xmoe(dim=P))
   before = reference.run(module, X, RouterInputs(), train=True)
   module.score.temperature[...] = jnp.float32(0.5)
@@ -199,7 +199,7 @@ def test_parameters_start_as_published():
 
 @pytest.mark.parametrize('config, message', [
     (dict(project_bias=True), 'config.score.project_bias: there is no projection'),
-    (dict(temperature='divide', temperature_init=0.), 'config.score.temperature_init must be a number above 0'),
+    (dict(temperature='divide', temperature_init=0.), 'config.score.temperature_init must be a float above 0'),
     (dict(dim=None), 'config.score: needs vectors'),
 ])
 def test_what_cannot_be_built_says_where_and_why(config, message):
@@ -209,5 +209,5 @@ def test_what_cannot_be_built_says_where_and_why(config, message):
 
 def test_the_fixed_temperature_loss_needs_cosines():
   fragment = papers.switch() | dict(balance=dict(fixed_temperature=0.01))
-  with pytest.raises(ConfigError, match="config.router.balance.fixed_temperature reads 'cosine' .* that can: 'cosine'"):
+  with pytest.raises(ConfigError, match="config.router.balance.fixed_temperature needs 'cosine' .* that can: 'cosine'"):
     router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""With slots for each document, a document is routed as it is alone, wherever and with whatever it is packed."""
+"""With slots per document, a document is routed as if alone, however it is packed."""
 import dataclasses
 
 import jax
@@ -66,7 +66,7 @@ def test_a_router_gives_slots_by_document_and_needs_to_know_them():
   np.testing.assert_array_equal(plan.kept[:, 4:], crowded.kept[:, 4:])  # whatever the first document wants
   assert 0 < plan.kept.sum() < plan.kept.size
   assert module.leak(train=True) == 'slots'
-  with pytest.raises(ConfigError, match='looks at documents, but the model gave it none'):
+  with pytest.raises(ConfigError, match='needs documents, but the model does not supply them'):
     module(x, RouterInputs())
   with pytest.raises(ConfigError, match="cannot run a TokenPlan without a capacity; 'grouped' and 'reference' can"):
     build_dispatch(dict(name='gather'), 'config.dispatch').check(plan)

@@ -1,4 +1,4 @@
-"""Experts that take tokens otherwise than Expert Choice: Mesh TensorFlow's variant and strictly balanced gating, against
+"""Variants of Expert Choice: Mesh TensorFlow's and strictly balanced gating, against
 float64 loops over experts and tokens.
 """
 from flax import nnx
@@ -76,7 +76,7 @@ def test_the_batchwise_choice_is_a_sort_of_every_column():
   np.testing.assert_allclose(out.plan.to_dense().weight, expected, rtol=1e-5)
 
 
-def test_at_evaluation_experts_take_what_is_above_their_thresholds():
+def test_at_evaluation_experts_take_tokens_above_their_thresholds():
   built, _ = route(papers.strictly_balanced(k=2), train=False)
   np.testing.assert_array_equal(built.score.threshold[...], np.full(E, 1 / E))
   threshold = np.array([.1, .2, .5, 2.], np.float32)  # no gate is above 2

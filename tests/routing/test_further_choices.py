@@ -84,7 +84,7 @@ def test_with_policy_none_a_token_has_one_expert_with_its_share_of_two():
 
 
 def test_thresholds_are_one_for_each_further_choice():
-  with pytest.raises(ConfigError, match=r'config\.select\.threshold has 3 numbers for 2 further choices'):
+  with pytest.raises(ConfigError, match=r'config\.select\.threshold has 3 values for 2 choices after'):
     selected([.5, .3, .1, .1], threshold=(.1, .2, .3))
 
 
@@ -133,7 +133,7 @@ slots_with_retries = jax.jit(further_choices.slots_with_retries, static_argnums=
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 3]), st.sampled_from([0.7, 1.]))
-def test_retries_are_those_of_a_loop_over_rounds_and_tokens(seed, capacity, share):
+def test_retries_equal_a_loop_over_rounds_and_tokens(seed, capacity, share):
   numbers = np.random.default_rng(seed)
   expert = np.argsort(numbers.random((G, S, E)) * [1, 2, 3, 4])[..., :3].astype(np.int32)  # the first ones are popular
   routed = numbers.random((G, S)) < share
@@ -153,7 +153,7 @@ def switch(values, **options):
                                                              RouterInputs(), key=KEY)
 
 
-def test_no_token_is_left_behind_where_there_are_as_many_slots_as_tokens_and_all_experts_are_asked():
+def test_no_token_is_left_behind_with_enough_slots_and_all_experts_as_fallbacks():
   values = jax.random.normal(KEY, (G, S, E)) + 2 * jnp.arange(E)  # nearly all prefer the last expert
   dropped, retry = (switch(values, exploration='argmax', overflow=overflow) for overflow in ('drop', 'retry'))
   assert dropped.metrics['dropped'] > 0.5 and retry.metrics['dropped'] == 0
@@ -164,7 +164,7 @@ def test_no_token_is_left_behind_where_there_are_as_many_slots_as_tokens_and_all
   np.testing.assert_allclose(weight.sum(-1), jnp.where(weight > 0, probs, 0).sum(-1), rtol=1e-5)
 
 
-def test_switch_max_keeps_those_who_want_it_most():
+def test_switch_max_keeps_the_choices_of_highest_probability():
   values = jnp.zeros((1, S, E)).at[0, :, 1].set(jnp.arange(1., S + 1))
   kept = np.asarray(switch(values, overflow='least_probable').plan.kept)[0, :, 0]
   np.testing.assert_array_equal(kept, np.arange(S) >= S - 2)
@@ -191,7 +191,7 @@ def test_explorations_of_switch(exploration):
 
 
 def test_sampling_and_retrying_exclude_each_other():
-  with pytest.raises(ValueError, match='Choose another of either'):
+  with pytest.raises(ValueError, match='Change one of them'):
     papers.switch(exploration='sample', overflow='retry')
 
 
@@ -239,6 +239,6 @@ def test_straight_through_gives_dispatch_the_gradient_of_the_weights():
 
 def test_places_that_know_positions_alone_refuse_priorities():
   config = papers.switch(overflow='retry')
-  with pytest.raises(ConfigError, match=r'router\.place: slots are given out by position and choice here'):
+  with pytest.raises(ConfigError, match=r'router\.place: this placement assigns slots by position and choice'):
     router.build(config | dict(place=config['place'] | dict(priority='batch')), 'router', dim=E, num_experts=E,
                  rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Hash layers: routes that are known beforehand, and tables counted by hand."""
+"""Hash layers: fixed routes, and tables counted by hand."""
 import functools
 
 from flax import nnx
@@ -28,7 +28,7 @@ def built(fragment):
 
 @pytest.mark.parametrize('of, values', [('token_ids', IDS), ('previous_ids', INPUTS.previous_ids),
                                         ('next_ids', INPUTS.next_ids), ('positions', INPUTS.positions)])
-def test_the_expert_is_the_table_s_for_what_is_hashed_and_its_weight_is_one(of, values):
+def test_the_expert_is_the_table_entry_of_the_hashed_feature_with_weight_one(of, values):
   module = built(papers.hash_layers(V, of=of))
   plan = reference.run(module, X, INPUTS, train=True).plan
   np.testing.assert_array_equal(plan.expert[..., 0], hashing.hash_table('random', V, E, 42)[values])
@@ -76,7 +76,7 @@ def test_bigrams_hash_both_words_evenly():
 
 
 def test_pairs_hash_to_the_numbers_of_the_definition():
-  """MurmurHash3's finaliser of 32 bits, in Python's whole numbers."""
+  """MurmurHash3's finaliser of 32 bits, in Python's ints."""
   def mix(h):
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
       h = ((h ^ (h >> shift)) * factor) % 2**32
@@ -109,11 +109,11 @@ def test_a_given_table_is_used_as_it_is():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(vocab_size=3, table=(0, 1)), r'config\.score\.table must name an expert below 4 for each of the 3 ids'),
-    (dict(vocab_size=2, table=(0, 4)), r'config\.score\.table must name an expert below 4'),
-    (dict(vocab_size=2, table=(0, 1), hashes=2), r'the only one \(hashes=1\)'),
-    (dict(vocab_size=2, hashes=0), r'config\.score\.hashes must be a whole number of at least 1, not 0'),
-    (dict(vocab_size=2, table='modulo', hashes=2), r'all would be the same'),
+    (dict(vocab_size=3, table=(0, 1)), r'config\.score\.table must have an expert below 4 for each of the 3 ids'),
+    (dict(vocab_size=2, table=(0, 4)), r'config\.score\.table must have an expert below 4'),
+    (dict(vocab_size=2, table=(0, 1), hashes=2), r'with hashes=1; got 2 entries'),
+    (dict(vocab_size=2, hashes=0), r'config\.score\.hashes must be an int of at least 1, not 0'),
+    (dict(vocab_size=2, table='modulo', hashes=2), r'all hashes are equal'),
 ])
 def test_tables_that_do_not_fit_are_refused(config, message):
   with pytest.raises(ConfigError, match=message):

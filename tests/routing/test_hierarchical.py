@@ -1,4 +1,4 @@
-"""Hierarchical gates against loops over tokens, the flat gates that they are with one group or one expert in each."""
+"""Hierarchical gates against loops over tokens, and against flat gates for one group or groups of one expert."""
 import dataclasses
 
 import jax
@@ -46,7 +46,7 @@ def test_the_sum_of_a_group_is_the_primary_gate():
   np.testing.assert_allclose(jax.nn.softmax(inside, axis=-1), jax.nn.softmax(inner, axis=-1), atol=1e-6)
 
 
-def test_weights_and_losses_are_those_of_a_loop_over_tokens_in_float64():
+def test_weights_and_losses_equal_a_loop_over_tokens_in_float64():
   """Equations 12 to 14: weights G_i G_ij, importance their sum, load the product of the loads of both levels."""
   module, key = build(papers.hierarchical(**NOISY)), jax.random.key(3)
   out = reference.run(module, X, RouterInputs(), key=key, train=True)
@@ -170,7 +170,7 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
   assert float(loss.loss(routed(outer, inner))) == pytest.approx(N + M / N, rel=1e-4)
 
 
-def test_a_second_group_that_is_no_second_group_is_no_choice():
+def test_a_second_group_that_does_not_exist_is_not_a_choice():
   place = moe_2d_stages.TwoLevelCapacity(where='', num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
   plan = TokenPlan(expert=jnp.asarray([[[0, 1]] * 5]), weight=jnp.ones((1, 5, 2)), kept=jnp.ones((1, 5, 2), bool),
                    num_experts=4)
@@ -179,11 +179,11 @@ def test_a_second_group_that_is_no_second_group_is_no_choice():
 
 @pytest.mark.parametrize('fragment, message', [
     (papers.hierarchical(groups=5), 'config.router.score.groups must be .* that divides num_experts, not 5'),
-    (papers.hierarchical(groups=N, groups_per_token=4), 'select.groups_per_token must lie between 1 and 3'),
-    (papers.hierarchical(groups=N, per_group=5), 'select.per_group must lie between 1 and 4'),
+    (papers.hierarchical(groups=N, groups_per_token=4), 'select.groups_per_token must be between 1 and 3'),
+    (papers.hierarchical(groups=N, per_group=5), 'select.per_group must be between 1 and 4'),
     (papers.hierarchical(**NOISY) | dict(balance=dict(hierarchical_load=dict(
-        coefficient=1., groups_per_token=1, per_group=2))), 'are not the 4 choices of the selection'),
+        coefficient=1., groups_per_token=1, per_group=2))), 'is not the selection.s k = 4'),
 ])
-def test_what_does_not_fit_is_said_before_anything_is_compiled(fragment, message):
+def test_stages_that_do_not_fit_are_refused_before_compilation(fragment, message):
   with pytest.raises(ConfigError, match=message):
     router.build(fragment, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

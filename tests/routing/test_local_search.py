@@ -24,7 +24,7 @@ def test_sinkhorn_gives_a_doubly_stochastic_matrix(temperature):
   np.testing.assert_allclose(soft.sum(1), 1, atol=1e-3)
 
 
-def test_sinkhorn_normalises_rows_and_then_columns_as_often_as_asked():
+def test_sinkhorn_normalises_rows_then_columns_in_every_iteration():
   logits = np.random.default_rng(0).normal(size=(E, E))
   expected = np.exp(logits)
   for _ in range(3):
@@ -64,7 +64,7 @@ def routed():
   return params, state, train, evaluate
 
 
-def test_it_searches_then_keeps_the_nearest_permutation_whatever_the_logits_become(routed):
+def test_it_searches_then_keeps_the_nearest_permutation_for_any_later_logits(routed):
   params, state, train, evaluate = routed
   slopes = jax.jit(jax.grad(lambda logits, state: (train(
       params | dict(score=params['score'] | dict(search=dict(logits=logits))), state).plan.weight[0, :, 1]).sum()))
@@ -101,5 +101,5 @@ def test_the_permutation_moves_the_shares_of_the_leaves(routed):
 
 
 def test_a_search_takes_at_least_a_step():
-  with pytest.raises(ConfigError, match='config.router.score.search_steps must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match='config.router.score.search_steps must be an int of at least 1'):
     router.build(papers.comet(search_steps=0), 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))

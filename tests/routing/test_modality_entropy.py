@@ -1,4 +1,4 @@
-"""Entropy losses of LIMoE: values derived by hand, what each modality's loss can move, and refusals.
+"""Entropy losses of LIMoE: values derived by hand, the parameters each modality's loss can change, and refusals.
 
 By hand: the entropy of the uniform distribution over E experts is log E; of one of which S experts share equally, log S.
 """
@@ -40,7 +40,7 @@ def test_entropies_and_thresholds_are_those_derived_by_hand():
   assert float(global_entropy(three, everything(three), 4)) == pytest.approx(np.log(4 / 3), abs=1e-6)
 
 
-def test_losses_are_those_of_a_float64_loop_over_tokens_and_groups():
+def test_losses_equal_a_float64_loop_over_tokens_and_groups():
   logits = jax.random.normal(jax.random.key(0), (3, 7, E))
   members = jax.random.bernoulli(jax.random.key(1), 0.6, (3, 7)).at[2].set(False)  # a group without the modality
   local, of_groups = [], []
@@ -88,7 +88,7 @@ def test_slopes_are_finite_where_probabilities_underflow():
 @pytest.mark.parametrize('entry, sentence', [
     (dict(local_entropy=dict(coefficient=1., modalities=('sound',))), "modalities must be .* one of 'image', 'text'"),
     (dict(global_entropy=dict(coefficient=1.)), 'set image_experts, text_experts or both'),
-    (dict(global_entropy=dict(coefficient=1., text_experts=9.)), 'must lie between 1 and num_experts = 8')])
+    (dict(global_entropy=dict(coefficient=1., text_experts=9.)), 'must be between 1 and num_experts = 8')])
 def test_what_cannot_be_asked_for_is_refused(entry, sentence):
   with pytest.raises(ConfigError, match=sentence):
     build(**entry)

@@ -77,7 +77,7 @@ def test_losses_of_a_case_worked_out_by_hand():
   assert float(noisy.imbalance(noisy.over_tokens(weight, valid), valid)) == pytest.approx(.5, abs=1e-6)
 
 
-def test_weights_and_losses_are_those_of_a_loop_over_tokens_in_float64():
+def test_weights_and_losses_equal_a_loop_over_tokens_in_float64():
   module, key, k = build(k=2), jax.random.key(3), 2
   out = reference.run(module, X, RouterInputs(), key=key, train=True)
   scores = reference.run(module.score, X, key=derive(key, 'score'), train=True)  # what the router drew
@@ -122,14 +122,14 @@ def test_the_load_loss_moves_noise_and_logits_of_an_expert_that_is_not_chosen():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(score=dict(name='linear')), 'without noise the load loss has no gradient'),
-    (dict(select=dict(name='all'), weigh=dict(name='softmax')), 'whose tokens choose experts'),
+    (dict(select=dict(name='all'), weigh=dict(name='softmax')), 'requires token choice'),
 ])
 def test_a_load_loss_needs_noise_and_choices(changes, message):
   with pytest.raises(ConfigError, match=message):
     router.build(papers.sparsely_gated(k=2) | changes, 'config.router', dim=D, num_experts=E, rngs=nnx.Rngs(0))
 
 
-def test_noise_that_is_as_good_as_none_leaves_finite_gradients():
+def test_vanishing_noise_leaves_finite_gradients():
   clean = jnp.array([[[2., 1., 1.]]])
   def loss(raw, clean):
     std = noisy.learned_noise_std(raw, 0.)

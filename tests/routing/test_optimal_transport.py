@@ -1,4 +1,4 @@
-"""Transport plans against what they are to be: prescribed sums, optimality conditions, and scipy's linear programs,
+"""Transport plans against their definitions: prescribed marginals, optimality conditions, and scipy's linear programs,
 quadratic programs and assignments in float64.
 """
 import itertools
@@ -46,7 +46,7 @@ def linear_program(scores, of_rows, of_columns, upper=None):
 
 
 @pytest.mark.parametrize('epsilon, iterations', [(1., 20), (0.1, 400)])
-def test_sinkhorn_plans_have_the_sums_asked_for(epsilon, iterations):
+def test_sinkhorn_plans_have_the_prescribed_marginals(epsilon, iterations):
   tokens = ONES.copy()
   tokens[3:6] = 0  # padding
   experts = np.array([1., 2., 4., 6.], np.float32)
@@ -127,7 +127,7 @@ def test_columns_have_their_sums_and_few_non_zeros_after_any_number_of_iteration
 
 # Entropy of weight 0.001 over 64 entries and their rests, each at most ln 2 nats, costs less than 0.1.
 @pytest.mark.parametrize('upper', [1., 0.6])
-def test_bounded_plans_are_those_of_the_linear_program(upper):
+def test_bounded_plans_equal_the_linear_program(upper):
   values, rows = scores(5), np.full(S, 2., np.float32)
   columns = np.full(E, 2. * S / E, np.float32)
   bounds = np.full((S, E), upper, np.float32)
@@ -174,7 +174,7 @@ def test_the_cap_keeps_experts_from_taking_the_same_tokens():
   np.testing.assert_array_equal(capped.sum(1), free.sum(1))  # all slots are filled either way
 
 
-def test_a_cap_of_all_experts_is_no_cap():
+def test_a_cap_of_all_experts_has_no_effect():
   x = jax.random.normal(jax.random.key(0), (2, S, D))
   free, capped = (route(fragment, x)[1].plan for fragment in (
       papers.expert_choice(capacity_factor=1.), papers.capped_expert_choice(capacity_factor=1., cap=8., epsilon=0.1,
@@ -250,10 +250,10 @@ def test_s_base_is_near_balance_in_training_where_the_best_experts_are_not_and_t
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.capped_expert_choice(capacity_factor=2., cap=1.), 'config.router.select.cap is 1.0'),
-    (papers.capped_expert_choice(epsilon=0.), 'config.router.select.epsilon must be a number above 0 and of at most 1'),
-    (papers.s_base(epsilon=0.), 'config.router.select.epsilon must be a number above 0'),
-    (papers.sparse_ot(iterations=0), 'config.router.select.iterations must be a whole number of at least 1'),
+    (papers.capped_expert_choice(capacity_factor=2., cap=1.), 'config.router.select.cap = 1.0 must be at least'),
+    (papers.capped_expert_choice(epsilon=0.), 'config.router.select.epsilon must be a float above 0 and of at most 1'),
+    (papers.s_base(epsilon=0.), 'config.router.select.epsilon must be a float above 0'),
+    (papers.sparse_ot(iterations=0), 'config.router.select.iterations must be an int of at least 1'),
     (papers.sparse_ot_tokens(k=5), 'config.router.select.k: a token cannot choose 5 of 4 experts')])
 def test_what_cannot_be_is_refused(fragment, message):
   with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""What every paper's router owes, in one class that finds them by name: a new paper is in it by being there."""
+"""The contract of every paper's router, in one class that finds new papers by itself."""
 import dataclasses
 import functools
 import re
@@ -87,6 +87,11 @@ class TestEveryPaper:
     assert 0 <= out.metrics['dropped'] <= 1
     assert 1 / E <= out.metrics['confidence'] <= 1
     assert 0 <= out.metrics['entropy'] <= np.log(E) + 1e-6
+    assert ('experts_per_token' in out.metrics) != hasattr(out.plan, 'dispatch')
+    if 'experts_per_token' in out.metrics:
+      plan = jax.device_get(out.plan)
+      used = plan.kept if hasattr(plan, 'kept') else plan.filled if hasattr(plan, 'filled') else plan.weight > 0
+      assert float(out.metrics['experts_per_token']) == pytest.approx(used.sum() / (G * S))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
 
   def test_evaluation_needs_no_key_and_repeats(self, name):
@@ -166,7 +171,7 @@ class TestEveryPaper:
         np.testing.assert_array_equal(*first_choices)
     assert any(changed) == (leak != 'causal')
 
-  def test_routes_in_float32_whatever_the_activations(self, name):
+  def test_routes_in_float32_for_any_dtype_of_the_activations(self, name):
     router_of = routed(name)
     # Padding would be blanked before anything is computed, in the type of the activations.
     inputs = dataclasses.replace(router_inputs(token_ids(0)), valid=None)
@@ -190,7 +195,7 @@ class TestEveryPaper:
       assert len(set(taken)) == len(taken)
       assert not kept.all()  # the tests of this class would prove little if nothing were dropped
 
-  def test_gradients_are_those_of_finite_differences(self, name):
+  def test_gradients_equal_finite_differences(self, name):
     router_of = routed(name)
     if not jax.tree.leaves(router_of.params):
       return
@@ -218,7 +223,7 @@ NO_SLOTS = {'fastmoe', 'glam'}
 
 @pytest.mark.parametrize('name, num_experts, num_tokens', [*((name, 1, 5) for name in ALONE),
                                                            *((name, E, 1) for name in PAPERS if name not in NO_SLOTS)])
-def test_one_expert_and_one_token_are_no_special_cases(name, num_experts, num_tokens):
+def test_one_expert_and_one_token_are_not_special_cases(name, num_experts, num_tokens):
   config = ALONE[name] if num_experts == 1 else PAPERS[name]
   apply = functional.functionalize(
       lambda rngs: router.build(config, 'config.router', dim=D, num_experts=num_experts, rngs=rngs))

@@ -49,7 +49,7 @@ TABLE = {
 
 @pytest.mark.parametrize('sizes, convention, slots', [
     (sizes, convention, slots) for sizes, row in TABLE.items() for convention, slots in row.items()])
-def test_capacity_is_that_of_the_codebase(sizes, convention, slots):
+def test_capacity_equals_the_codebase(sizes, convention, slots):
   assert placement.capacity(*sizes, convention) == slots
 
 
@@ -83,7 +83,7 @@ def test_deepspeed_s_capacity_is_a_float32_product_at_every_size():
     assert placement.capacity(s, e, k, factor, 'deepspeed') == max(math.ceil(product), 4)
 
 
-def test_a_minimum_replaces_that_of_the_convention():
+def test_a_minimum_replaces_the_minimum_of_the_convention():
   assert placement.capacity(4, 8, 1, 1., 'flaxformer', minimum=2) == 2
   assert placement.capacity(4, 8, 1, 1., 'moejax', minimum=3) == 3
 
@@ -112,7 +112,7 @@ def test_an_expert_has_no_more_slots_than_the_group_has_tokens():
 @pytest.mark.parametrize('train, key', [(True, 'capacity_factor'), (False, 'eval_capacity_factor')])
 def test_a_capacity_that_keeps_nothing_is_refused_by_name(train, key):
   place = build(**{'capacity_factor': 1., 'eval_capacity_factor': 1., key: 0.1}, convention='tutel')
-  with pytest.raises(ValueError, match=rf'config\.place\.{key} = 0\.1 keeps nothing'):
+  with pytest.raises(ValueError, match=rf'config\.place\.{key} = 0\.1 drops every token'):
     place.slots(12, train)
 
 

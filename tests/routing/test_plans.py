@@ -1,4 +1,4 @@
-"""Plans: one conversion of another loses nothing, and what is picked, scaled and shared are the plan's own entries."""
+"""Plans: conversions lose nothing, and pick, scale and shares agree with the plan's entries."""
 import dataclasses
 
 from hypothesis import given
@@ -48,7 +48,7 @@ def test_slots_soft_and_dense_forms_of_a_token_plan_mean_the_same(plan):
   np.testing.assert_array_equal(soft.dispatch.sum(1), slots.filled)
 
 
-def test_a_slot_that_nobody_took_carries_no_weight():
+def test_an_empty_slot_has_no_weight():
   plan = SlotPlan(token=jnp.zeros((1, 1, 2), jnp.int32), weight=jnp.array([[[3., 5.]]]),
                   filled=jnp.array([[[True, False]]]), num_tokens=2)
   np.testing.assert_array_equal(plan.to_dense().weight, [[[3.], [0.]]])

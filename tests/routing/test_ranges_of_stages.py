@@ -1,4 +1,4 @@
-"""What cannot be a value of a stage's key, and stages that do not fit each other, are refused when a router is built."""
+"""Invalid values of a stage's keys, and stages that do not fit together, are refused when a router is built."""
 import math
 
 from flax import nnx
@@ -55,24 +55,24 @@ def test_a_balance_loss_is_not_rewarded(name, coefficient):
     dict(select=dict(name='sinkhorn', iterations=0)), dict(select=dict(name='auction', rounds=-1)),
     dict(place=dict(name='capacity', capacity_factor=1., min_capacity=-1)),
     dict(balance=dict(bias=dict(rate=-1e-3))),
-], ids=lambda change: str(list(change.values())[0])[:60])
+], ids=lambda change: str(next(iter(change.values())))[:60])
 def test_numbers_that_mean_nothing_are_refused(change):
   stage = next(iter(change))
   refused(papers.switch() | dict(balance={}) | change, rf'config\.router\.{stage}\.[a-z_.0-9]+ must be .*, not ')
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(balance=dict(hierarchical_switch=0.1)), r"hierarchical_switch reads 'outer' .* that can: 'hierarchical'"),
-    (dict(balance=dict(selector_entropy=0.1)), r"selector_entropy reads 'selectors' .* that can: 'comet', 'dselect_k'"),
-    (dict(balance=dict(reachable=0.1)), "reachable reads 'selectors'"),
-    (dict(balance=dict(threshold=0.1)), r"threshold reads 'threshold' .* that can: 'linear_with_thresholds'"),
-    (papers.comet(k=2) | dict(balance=dict(permutation_entropy=0.1)), "permutation_entropy reads 'permutation'"),
+    (dict(balance=dict(hierarchical_switch=0.1)), r"hierarchical_switch needs 'outer' .* that can: 'hierarchical'"),
+    (dict(balance=dict(selector_entropy=0.1)), r"selector_entropy needs 'selectors' .* that can: 'comet', 'dselect_k'"),
+    (dict(balance=dict(reachable=0.1)), "reachable needs 'selectors'"),
+    (dict(balance=dict(threshold=0.1)), r"threshold needs 'threshold' .* that can: 'linear_with_thresholds'"),
+    (papers.comet(k=2) | dict(balance=dict(permutation_entropy=0.1)), "permutation_entropy needs 'permutation'"),
     (dict(select=dict(name='batchwise', experts_per_token=2.), place=dict(name='dropless'), balance={}),
-     r"config\.router\.select reads 'threshold'"),
-    (dict(select=dict(name='hashed', k=2), balance={}), r"config\.router\.select reads 'experts' .* that can: 'hash'"),
+     r"config\.router\.select needs 'threshold'"),
+    (dict(select=dict(name='hashed', k=2), balance={}), r"config\.router\.select needs 'experts' .* that can: 'hash'"),
     (dict(features=dict(name='token_with_ids')), "score 'linear' and features 'token_with_ids' do not fit"),
     (dict(score=dict(name='distilled', vocab_size=9, stage_1_steps=2)), "score 'distilled' and features 'token' do not fit"),
-    (papers.expert_choice() | dict(weigh=dict(name='hierarchical', groups=2)), r'config\.router\.weigh: .* do not|not let'),
+    (papers.expert_choice() | dict(weigh=dict(name='hierarchical', groups=2)), r'config\.router\.weigh: .* requires token choice'),
     (papers.expert_choice() | dict(place=dict(name='two_level_capacity', groups=2)), r'config\.router\.place: a capacity'),
     (papers.lucidrains(straight_through=True) | dict(weigh=dict(name='softmax', renormalize='after')),
      r"config\.router\.place: .*'straight_through'.*renormalize"),
@@ -83,17 +83,17 @@ def test_stages_that_do_not_fit_are_refused_when_built(change, message):
 
 @pytest.mark.parametrize('name', ['gather', 'grouped'])
 def test_chunks_are_counted_from_1(name):
-  with pytest.raises(ConfigError, match=r'config\.dispatch\.chunks must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match=r'config\.dispatch\.chunks must be an int of at least 1'):
     dispatch.build(dict(name=name, chunks=0), 'config.dispatch')
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.hash_layers(vocab_size=9), r'config\.router looks at token ids, but the model gave it none .* Language models have them'),
-    (papers.demix(num_domains=2), 'looks at tasks, but the model gave it none .* which task or domain'),
-    (papers.limoe(image_experts=1., text_experts=1.), 'looks at modalities, but .*two_modalities'),
-    (papers.speech_moe(shared_dim=3), 'looks at shared, but .* network that all routers share'),
+    (papers.hash_layers(vocab_size=9), r'config\.router needs token ids, but the model does not supply them .* Language models have them'),
+    (papers.demix(num_domains=2), 'needs tasks, but the model does not supply them .* with the task or domain'),
+    (papers.limoe(image_experts=1., text_experts=1.), 'needs modalities, but .*two_modalities'),
+    (papers.speech_moe(shared_dim=3), 'needs shared, but .* network that all routers share'),
 ])
-def test_what_the_model_does_not_give_is_said_with_a_remedy(fragment, message):
+def test_a_missing_router_input_is_named_with_a_remedy(fragment, message):
   module, x = build(fragment), jnp.zeros((1, 3, D))
   with pytest.raises(ConfigError, match=message):
     module(x, RouterInputs(), key=jax.random.key(0), train=True)

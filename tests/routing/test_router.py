@@ -1,4 +1,4 @@
-"""The router as a whole: metrics known beforehand, state, transformations, devices, config errors."""
+"""The router as a whole: metrics known in advance, state, transformations, devices, config errors."""
 import functools
 import re
 
@@ -42,6 +42,7 @@ def test_metrics_of_four_tokens_that_want_the_same_of_two_experts():
   metrics = route_logits(config, [[[np.log(3), 0.]] * 4]).metrics
   np.testing.assert_array_equal(metrics['load'], [1, 0])
   assert float(metrics['dropped']) == pytest.approx(0.5)            # two slots for four choices
+  assert metrics['experts_per_token'] == 0.5
   assert float(metrics['confidence']) == pytest.approx(0.75)        # softmax (3/4, 1/4)
   assert float(metrics['entropy']) == pytest.approx(np.log(4) - .75 * np.log(3))
   assert float(metrics['switch_loss']) == pytest.approx(2 * 0.75)
@@ -52,7 +53,7 @@ def test_losses_are_the_metrics_times_their_coefficients_and_absent_ones_are_abs
   config = dict(score=dict(name='linear'), select=dict(name='top_k', k=1), balance=dict(switch=0.1, z=0.5))
   out = route_logits(config, jax.random.normal(KEY, (2, 3, 4)))
   assert set(out.losses) == {'switch', 'z'}
-  assert set(out.metrics) == {'load', 'dropped', 'confidence', 'entropy', 'switch_loss', 'z_loss'}
+  assert set(out.metrics) == {'load', 'dropped', 'confidence', 'entropy', 'experts_per_token', 'switch_loss', 'z_loss'}
   assert float(out.losses['switch']) == pytest.approx(0.1 * float(out.metrics['switch_loss']))
   assert float(out.losses['z']) == pytest.approx(0.5 * float(out.metrics['z_loss']))
 
@@ -63,7 +64,26 @@ def test_metrics_leave_padding_out():
   out = route_logits(config, [[[9., 0.], [np.log(3), 0.], [0., np.log(3)]]], valid=jnp.array([[False, True, True]]))
   np.testing.assert_array_equal(out.metrics['load'], [.5, .5])
   assert out.metrics['dropped'] == 0
+  assert out.metrics['experts_per_token'] == 1
   assert float(out.metrics['confidence']) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize('select, weigh, expected', [
+    (dict(name='expert_choice', capacity_factor=1.), {}, 4 / 3),  # two slots of each of two experts for three tokens
+    (dict(name='all'), dict(weigh=dict(name='softmax')), 2),
+])
+def test_experts_per_token_are_slots_where_experts_choose_and_weights_above_zero_where_all_see_it(
+    select, weigh, expected):
+  config = dict(score=dict(name='linear'), select=select, **weigh)
+  valid = jnp.array([[True, True, True, False]])
+  out = route_logits(config, [[[4., 0.], [1., 0.], [0., 4.], [0., 1.]]], valid)
+  assert float(out.metrics['experts_per_token']) == pytest.approx(expected)
+
+
+def test_soft_slots_compute_mixtures_so_that_no_experts_per_token_are_reported():
+  model = functional_router(papers.soft_moe(slots=1))
+  out = model.apply(*model.init(KEY), jnp.ones((1, 4, D)), RouterInputs())
+  assert 'experts_per_token' not in out.metrics and 'load' in out.metrics
 
 
 def test_a_second_expert_that_was_not_drawn_is_not_dropped():
@@ -192,7 +212,7 @@ def test_groups_on_different_devices_route_without_moving_tokens(name):
     (with_(papers.vmoe(), placing=dict()), r"config\.moe\.router\.placing: .* Did you mean 'place'"),
     (with_(papers.vmoe(), select=dict(name='topk', k=2)), r"config\.moe\.router\.select\.name: .* 'topk'.*'top_k'"),
     (with_(papers.vmoe(), select=dict(name='top_k', k=5)), r'router\.select: a token cannot choose 5 of 4 experts'),
-    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be a whole number'),
+    (with_(papers.vmoe(), select=dict(name='top_k', k='2')), r'select\.k must be an int'),
     (with_(papers.vmoe(), select=dict(name='top_k', num_experts=3, k=1)), r'select\.num_experts'),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factr=1.)), r"Did you mean 'capacity_factor'"),
     (with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=1., priority='first')),
@@ -214,6 +234,6 @@ def test_a_capacity_that_keeps_nothing_stops_while_tracing():
   config = with_(papers.vmoe(), place=dict(name='capacity', capacity_factor=0.1, convention='tutel'))
   apply = functional_router(config)
   params, state = apply.shapes()
-  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.moe\.router\.place\.capacity_factor = 0\.1 drops every token'):
     jax.eval_shape(lambda params, state, x: apply.apply(params, state, x, RouterInputs(), key=KEY, train=True),
                    params, state, jax.ShapeDtypeStruct((2, 6, D), jnp.float32))

@@ -42,7 +42,7 @@ def test_a_bias_starts_at_zero_and_is_added():
 @pytest.mark.parametrize('init_std, expected', [
     (0.02, 0.02), (0., 0.), ('1/sqrt(D)', 1 / 16), ('torch_linear', 1 / 16 / 3**0.5),
     ('xavier', (2 / (256 + 64))**0.5), ('xavier/2', (2 / (256 + 64))**0.5 / 2)])
-def test_the_kernel_starts_with_the_standard_deviation_asked_for(init_std, expected):
+def test_the_kernel_starts_with_the_configured_standard_deviation(init_std, expected):
   kernel = build(name='linear', dim=256, num_experts=64, init_std=init_std).kernel[...]
   # 16,384 draws: the sample deviation is within 3% (more than five standard errors) of the true one.
   assert float(kernel.std()) == pytest.approx(expected, rel=0.03, abs=1e-9)
@@ -162,7 +162,7 @@ def test_random_scores_make_every_expert_equally_likely():
   assert abs(counts - 1024).max() < 140
 
 
-def test_token_features_are_float32_and_token_ids_are_asked_for():
+def test_token_features_are_float32_and_missing_token_ids_raise():
   x = X.astype(jnp.bfloat16)
   assert features.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
   ids = jnp.ones((G, S), jnp.int32)
@@ -173,14 +173,14 @@ def test_token_features_are_float32_and_token_ids_are_asked_for():
 
 @pytest.mark.parametrize('config, message', [
     (dict(name='linear', dim=None), r"config\.score: needs vectors"),
-    (dict(name='hash', dim=D, vocab_size=4), r"config\.score: 'hash' looks at token ids"),
+    (dict(name='hash', dim=D, vocab_size=4), r"config\.score: 'hash' needs token ids"),
     (dict(name='hash', dim=None, vocab_size=4, frequencies=(1., 2.)), r'config\.score\.frequencies'),
     (dict(name='hash', dim=None, vocab_size=4, table='balanced', frequencies=(1., 2.)), r'one for each of the 4 ids'),
     (dict(name='hash', dim=None, vocab_size=4, table='sorted'), r"one of 'random', 'balanced', 'modulo'"),
     (dict(name='hash', dim=None), r'config\.score\.vocab_size is missing'),
-    (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a number of at least 0 or one of '1/E'"),
-    (dict(name='linear', dropout=1.), r'config\.score\.dropout must be a number of at least 0 and below 1'),
-    (dict(name='soft_moe', slots=0), r'config\.score\.slots must be a whole number of at least 1, not 0'),
+    (dict(name='linear', noise_std='1/K'), r"config\.score\.noise_std must be a float of at least 0 or one of '1/E'"),
+    (dict(name='linear', dropout=1.), r'config\.score\.dropout must be a float of at least 0 and below 1'),
+    (dict(name='soft_moe', slots=0), r'config\.score\.slots must be an int of at least 1, not 0'),
 ])
 def test_scores_that_cannot_be_built_say_where_and_why(config, message):
   with pytest.raises(ConfigError, match=message):

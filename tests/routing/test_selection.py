@@ -1,4 +1,4 @@
-"""Selection against sorting in numpy, exact counts, and frequencies of what is drawn."""
+"""Selection against sorting in numpy, exact counts, and frequencies of samples."""
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +91,7 @@ def test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_polic
   assert routed == pytest.approx(expected, abs=0.04)
 
 
-def test_the_second_expert_is_random_at_evaluation_only_where_asked_for_and_then_repeats():
+def test_the_second_expert_is_random_at_evaluation_only_if_configured_and_then_repeats():
   logits = jnp.broadcast_to(jnp.log(jnp.array([.8, .2])), (1, 512, 2))
   valid = jnp.ones((1, 512), bool)
   always, mesh_tensorflow = (
@@ -139,7 +139,7 @@ def test_a_token_cannot_choose_more_experts_than_there_are(config, num_experts):
 
 def test_expert_choice_that_takes_no_token_says_so():
   select = build(4, name='expert_choice', capacity_factor=0.5, convention='lingvo')
-  with pytest.raises(ValueError, match=r'config\.select\.capacity_factor = 0\.5 keeps nothing'):
+  with pytest.raises(ValueError, match=r'config\.select\.capacity_factor = 0\.5 drops every token'):
     select(noiseless(jnp.zeros((1, 4, 4))), jnp.ones((1, 4), bool), key=None, train=False)
 
 
@@ -149,9 +149,10 @@ def test_expert_choice_takes_every_token_once_where_there_is_one_expert():
   np.testing.assert_array_equal(plan.shares(), np.ones((1, 5, 1)))
 
 
-@given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4), st.sampled_from(['max', 'top_2_sum']))
+@given(st.lists(st.integers(-2, 2), min_size=5 * 8, max_size=5 * 8), st.integers(1, 4),
+       st.sampled_from(['max', 'top_2_sum']))
 def test_a_token_takes_its_experts_from_its_best_groups(values, kept, group_score):
-  """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts a token."""
+  """8 experts in 4 groups, against sorting groups and then experts in numpy; 2 experts per token."""
   scores = np.asarray(values, np.float32).reshape(1, 5, 8)
   select = build(8, name='group_limited', k=2, groups=4, groups_per_token=kept, group_score=group_score)
   plan = select(noiseless(scores), jnp.ones((1, 5), bool), key=None, train=False)
@@ -173,9 +174,9 @@ def test_with_all_groups_a_limit_changes_nothing():
 
 @pytest.mark.parametrize('config, message', [
     (dict(k=2, groups=3, groups_per_token=1), 'config.select.groups must be .* that divides num_experts, not 3'),
-    (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must lie between 2 .* and 4'),
-    (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must lie between 1 .* and 4'),
-    (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'groups of one expert have no two best'),
+    (dict(k=3, groups=4, groups_per_token=1), 'groups_per_token must be between 2 .* and 4'),
+    (dict(k=2, groups=4, groups_per_token=5), 'groups_per_token must be between 1 .* and 4'),
+    (dict(k=2, groups=8, groups_per_token=2, group_score='top_2_sum'), 'needs groups of at least two experts'),
 ])
 def test_groups_that_cannot_be_are_refused(config, message):
   with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Differentiable sparse gates: what the papers say of them, as identities; gradients against float64 differences."""
+"""Differentiable sparse gates: identities from the papers; gradients against float64 differences."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ D = 3
 
 
 @pytest.mark.parametrize('gamma', [0.3, 1., 4.])
-def test_the_step_is_the_cubic_that_meets_0_and_1_flat(gamma):
+def test_the_step_is_the_cubic_that_reaches_0_and_1_with_zero_slope(gamma):
   step = lambda z: smooth_step.smooth_step(z, gamma)
   z = jnp.asarray([-9., -gamma / 2, -gamma / 4, 0, gamma / 4, gamma / 2, 9])
   # At a quarter of gamma: -2/64 + 3/8 + 1/2 = 27/32.
@@ -59,7 +59,7 @@ def test_codes_are_binary_numbers_with_the_most_significant_digit_first(num_expe
 
 
 @pytest.mark.parametrize('num_experts', [1, 2, 3, 5, 8])
-def test_codes_and_trees_are_those_of_loops(num_experts):
+def test_codes_and_trees_equal_loops(num_experts):
   generator = np.random.default_rng(num_experts)
   codes, bits = smooth_step.binary_codes(num_experts), smooth_step.binary_codes(num_experts).shape[1]
   steps = generator.random((4, bits))
@@ -112,7 +112,7 @@ def test_a_saturated_gate_has_at_most_k_experts_whose_weights_sum_to_one(name):
 
 
 @pytest.mark.parametrize('name', ['dselect_k', 'comet'])
-def test_a_gate_starts_with_all_experts_alike(name):
+def test_a_gate_starts_with_all_experts_equal(name):
   fragment = getattr(papers, name)(k=2)
   module = router.build(fragment, 'config.router', dim=D, num_experts=8, rngs=nnx.Rngs(0))
   weight = run(module, X, RouterInputs(), train=True).plan.weight
@@ -134,7 +134,7 @@ def test_dselect_k_is_the_mixture_of_its_selectors():
   np.testing.assert_allclose(run(module, X, RouterInputs(), train=True).plan.weight[0, 0], expected, rtol=1e-5)
 
 
-def test_the_static_gate_of_dselect_k_looks_at_the_task_alone():
+def test_the_static_gate_of_dselect_k_depends_only_on_the_task():
   module = gate('dselect_k', scale=0.3, k=2, gate='task', tasks=2)
   tasks = jnp.asarray([[0, 0, 1, 1, 0], [1, 0, 1, 0, 0]])
   weight = np.asarray(run(module, X, RouterInputs(tasks=tasks), train=True).plan.weight)
@@ -192,7 +192,7 @@ def test_a_leaf_that_is_hardly_reached_may_have_the_largest_logit():
 
 @pytest.mark.parametrize('name, num_experts, options', [
     ('dselect_k', 8, {}), ('dselect_k', 5, {}), ('comet', 8, {}), ('comet', 5, {}), ('comet', 5, dict(gamma=4.))])
-def test_gradients_are_those_of_differences_everywhere(name, num_experts, options):
+def test_gradients_equal_finite_differences_everywhere(name, num_experts, options):
   """Tokens inside the step, outside of it, and at its ends, in float64: central differences are good to 1e-8."""
   with jax.enable_x64(True):
     module = gate(name, num_experts=num_experts, scale=0.3, k=2, **options)

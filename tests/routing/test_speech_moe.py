@@ -27,7 +27,7 @@ def test_both_losses_at_their_extremes(probs, sparsity, importance):
   assert float(mean_importance_loss(probs, valid)) == importance
 
 
-def test_both_losses_are_those_of_a_loop_over_the_valid_tokens_of_all_groups():
+def test_both_losses_equal_a_loop_over_the_valid_tokens_of_all_groups():
   probs = jax.nn.softmax(jax.random.normal(jax.random.key(0), (3, 5, E)))
   valid = jnp.arange(5) < jnp.array([[5], [2], [0]])
   tokens = [np.asarray(p, np.float64) for p, counts in zip(probs.reshape(-1, E), valid.reshape(-1)) if counts]
@@ -42,7 +42,7 @@ def test_groups_that_are_each_collapsed_are_balanced_together():
   assert float(mean_importance_loss(probs, jnp.ones((E, 3), bool))) == 1
 
 
-def test_routers_see_what_is_shared_before_the_activations():
+def test_routers_see_the_shared_output_before_the_activations():
   feature = FEATURES.build(dict(name='with_shared', shared_dim=3), 'features', dim=2)
   x, shared = jnp.ones((1, 4, 2), jnp.bfloat16), 2 * jnp.ones((1, 4, 3), jnp.bfloat16)
   seen = feature(x, RouterInputs(shared=shared))
@@ -50,7 +50,7 @@ def test_routers_see_what_is_shared_before_the_activations():
   assert feature.width == 5 and seen.dtype == jnp.float32
 
 
-def test_a_router_may_leave_out_what_is_shared():
+def test_a_router_may_omit_the_shared_output():
   feature = FEATURES.build(dict(name='with_shared', shared_dim=0), 'features', dim=2)
   x = jnp.ones((1, 4, 2))
   np.testing.assert_array_equal(feature(x, RouterInputs()), x)

@@ -1,4 +1,4 @@
-"""StableMoE's stages: what each routes by, what it trains, and that stage 2 is frozen; its losses by hand."""
+"""StableMoE's stages: their routes, the parameters they train, and that stage 2 is frozen; losses by hand."""
 import dataclasses
 import functools
 
@@ -203,10 +203,10 @@ def test_a_convolution_does_not_depend_on_how_tokens_are_grouped():
   np.testing.assert_array_equal(built('convolution')[2](params, state, *halves).plan.expert.reshape(whole.shape), whole)
 
 
-def test_a_convolution_that_is_told_no_earlier_words_says_so():
+def test_a_convolution_without_earlier_words_raises():
   params, state = initial('convolution')
   x, inputs = batch(0)
-  with pytest.raises(ValueError, match='looks at earlier ids, but the model gave it none'):
+  with pytest.raises(ValueError, match='needs earlier ids, but the model does not supply them'):
     built('convolution')[0].apply(params, state, x, dataclasses.replace(inputs, earlier_ids=None))
 
 
@@ -214,7 +214,7 @@ def test_a_convolution_that_is_told_no_earlier_words_says_so():
     (dict(features=dict(name='token')), "score 'distilled' and features 'token' do not fit"),
     (dict(score=dict(name='linear')), "score 'linear' and features 'token_with_ids' do not fit"),
     (dict(score=dict(name='linear'), features=dict(name='token')),
-     "config.router.balance.stable_moe reads 'distilled' of the score, which score 'linear' does not give"),
+     "config.router.balance.stable_moe needs 'distilled' from the score, which score 'linear', as configured, does not provide"),
 ])
 def test_parts_that_do_not_fit_are_refused_when_built(change, message):
   with pytest.raises(ConfigError, match=message):
@@ -222,5 +222,5 @@ def test_parts_that_do_not_fit_are_refused_when_built(change, message):
 
 
 def test_a_stage_1_of_no_steps_is_refused():
-  with pytest.raises(ConfigError, match='config.router.score.stage_1_steps must be a whole number of at least 1'):
+  with pytest.raises(ConfigError, match='config.router.score.stage_1_steps must be an int of at least 1'):
     router.build(papers.stable_moe(V, 0), 'config.router', dim=D, num_experts=E, rngs=None)

@@ -49,7 +49,7 @@ def compiled_router(fragment):
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-def test_the_mean_of_a_sentence_is_that_of_a_loop_over_its_tokens():
+def test_the_mean_of_a_sentence_equals_a_loop_over_its_tokens():
   means = feature(name='sentence')(X, INPUTS)
   x, documents, valid = np.asarray(X, np.float64), np.asarray(DOCUMENTS), np.asarray(VALID)
   for g, s in zip(*np.nonzero(valid)):
@@ -64,7 +64,7 @@ def test_all_tokens_of_a_task_have_its_vector_and_unknown_tasks_have_none():
   for task in (0, 1):
     np.testing.assert_array_equal(vectors[TASKS == task], np.tile(one.embedding[...][task], ((TASKS == task).sum(), 1)))
   assert np.isnan(vectors[TASKS == 2]).all()
-  with pytest.raises(ValueError, match='looks at tasks, but the model gave it none'):
+  with pytest.raises(ValueError, match='needs tasks, but the model does not supply them'):
     one(X, RouterInputs())
 
 
@@ -83,7 +83,7 @@ def test_a_gate_that_is_aware_of_the_task_sees_token_and_task():
 
 @functools.cache
 def demix_decoder():
-  """(gradient of the mean loss of a batch, params): a decoder whose feed-forward is one expert a domain."""
+  """(gradient of the mean loss of a batch, params): a decoder whose feed-forwards have one expert per domain."""
   block = dict(num_experts=3, experts=dict(name='feed_forward', hidden=8), router=papers.demix(num_domains=3),
                dispatch=dict(name='grouped'))
   model = models.build(dict(name='decoder', vocab_size=13, dim=8, num_layers=1, attention=dict(heads=2),
@@ -104,7 +104,7 @@ def experts_of(gradient):
   return {path: np.asarray(leaf) for path, leaf in flatten(gradient).items() if '/experts/' in path}
 
 
-def test_the_gradient_of_a_demix_expert_is_that_of_its_own_domain_alone():
+def test_the_gradient_of_a_demix_expert_is_the_mean_over_its_own_domain():
   # Balanced batches: E times an expert's gradient of the mean over all rows is that of the mean over its domain's rows,
   # as of a group of devices that share the experts of one domain (optimizer.gradient_scale).
   gradient, params = demix_decoder()
@@ -121,7 +121,7 @@ def test_the_gradient_of_a_demix_expert_is_that_of_its_own_domain_alone():
 
 
 def test_more_domains_than_experts_are_refused():
-  with pytest.raises(ConfigError, match='5 tasks need as many experts, and num_experts is 4'):
+  with pytest.raises(ConfigError, match='num_tasks = 5 must be at most num_experts = 4'):
     SCORES.build(dict(name='task', num_tasks=5), 'config.score', dim=None, num_experts=4, rngs=nnx.Rngs(0))
 
 
@@ -140,7 +140,7 @@ def test_training_draws_one_expert_for_the_whole_batch_and_each_equally_often():
 
 
 def evaluated(level, seed=0, layer=0):
-  """[G,S] experts that evaluation draws."""
+  """[G,S] the experts sampled at evaluation."""
   score = SCORES.build({**papers.thor(level, seed=seed)['score']}, 'config.score', dim=None, num_experts=E,
                        rngs=nnx.Rngs(layer))
   return np.asarray(score(DOCUMENTS, key=None, train=False).logits.argmax(-1))
@@ -230,7 +230,7 @@ def test_at_a_low_temperature_routing_is_a_single_path():
 
 def test_straight_through_is_a_one_hot_with_the_gradient_of_the_softmax():
   logits, towards = jax.random.normal(jax.random.key(5), (2, 7, E))
-  value, gradient = jax.value_and_grad(lambda l: (straight_through(l) * towards).sum())(logits)
+  value, gradient = jax.value_and_grad(lambda logits: (straight_through(logits) * towards).sum())(logits)
   best = np.asarray(logits).argmax(-1)
   assert float(value) == pytest.approx(float(np.asarray(towards)[np.arange(7), best].sum()), rel=1e-6)
   p = special.softmax(np.asarray(logits, np.float64), -1)

@@ -1,4 +1,4 @@
-"""Whole fragments in training, with the numbers they have by default, against float64 loops over groups and tokens.
+"""Whole fragments in training, with their default hyperparameters, against float64 loops over groups and tokens.
 
 Tests of stages prove the stages; these prove that a fragment is made of the right ones, with its own noise, capacity,
 priority and coefficients. Draws are replaced by known numbers, which the loops use as well.
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fragment_loops as loops
-from fragment_steps import VALID, X, known_draws, route  # the fixture is for all tests here
+from fragment_steps import VALID, X, known_draws, route  # noqa: F401 (the fixture is for all tests here)
 from moejax import functional
 from moejax.routing import papers
 from routing_reference import softmax
@@ -47,7 +47,7 @@ FRAGMENTS = {
 
 
 @pytest.mark.parametrize('name', FRAGMENTS)
-def test_a_training_step_is_that_of_the_loop_losses_included(name):
+def test_a_training_step_and_its_losses_equal_a_loop(name):
   loop, num_experts, arguments = FRAGMENTS[name]
   fragment = getattr(papers, name.split()[0])(**arguments)
   output, params = route(fragment, num_experts)

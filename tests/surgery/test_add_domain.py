@@ -47,7 +47,7 @@ def logits(parts, batch, task):
 
 
 def text(seed=0, spoken_by=None):
-  """A batch of two documents a row; `spoken_by`: the targets are what that expert thinks most likely."""
+  """A batch of two documents per row; `spoken_by`: the targets are that expert's most likely tokens."""
   tokens = jax.random.randint(jax.random.key(seed), (ROWS, S), 0, V)
   batch = dict(tokens=tokens, segments=jnp.tile(jnp.array([1, 1, 1, 2, 2, 2, 2]), (ROWS, 1)),
                positions=jnp.tile(jnp.array([0, 1, 2, 0, 1, 2, 3]), (ROWS, 1)), loss_mask=jnp.ones((ROWS, S)))
@@ -68,7 +68,7 @@ def test_the_new_domain_has_the_logits_of_the_one_copied_and_all_others_their_ow
       np.testing.assert_array_equal(logits(after, batch, domain), logits(before, batch, domain))
 
 
-def test_what_is_copied_is_the_expert_that_speaks_like_the_new_text():
+def test_the_copied_expert_is_the_most_similar_to_the_new_text():
   before = decoder(), *drawn()
   batches = [text(seed, spoken_by=1) for seed in (2, 3)]
   found, expected = add_domain(*before, batches), copy_domain(*before, 1)
@@ -128,7 +128,7 @@ def test_scanned_layers_are_changed_as_unrolled_ones():
                  scan(change(decoder(), params, state, 1)[1]))
 
 
-def test_the_nearest_expert_is_that_of_the_moving_average_of_posteriors_at_the_ends_of_rows():
+def test_the_nearest_expert_follows_the_moving_average_of_posteriors_at_row_ends():
   """By kernelmachine/demix: likelihoods of the token before alone, the last document of a row the one that counts."""
   params, state = drawn()
   batches = [text(seed) | dict(loss_mask=jnp.ones((ROWS, S)).at[1].set(0).at[2, -1].set(0)) for seed in (5, 6)]
@@ -143,16 +143,16 @@ def test_the_nearest_expert_is_that_of_the_moving_average_of_posteriors_at_the_e
   np.testing.assert_allclose(posterior(decoder(), params, state, batches), prior, rtol=1e-4)
 
 
-def test_what_is_no_demix_model_or_has_no_such_domain_is_refused():
+def test_a_model_without_demix_or_the_domain_is_refused():
   params, state = drawn()
   by_token = decoder()
   by_token['moe'] |= dict(router=papers.loss_free(k=1))
   for config in (by_token, decoder(moe=None)):
-    with pytest.raises(ValueError, match='config.model is no decoder with an expert for every domain'):
+    with pytest.raises(ValueError, match='config.model is not a DEMix decoder'):
       add_domain(config, params, state, [text()])
-  with pytest.raises(ValueError, match='domains 0 to 2, of which one must stay: 3 cannot be taken out'):
+  with pytest.raises(ValueError, match='domains 0 to 2 and must keep one: domain 3 cannot be removed'):
     remove_domain(decoder(), params, state, J)
-  with pytest.raises(ValueError, match='domains 0 to 2, and no 3 to copy'):
+  with pytest.raises(ValueError, match='domains 0 to 2, but no domain 3 to copy'):
     copy_domain(decoder(), params, state, J)
   with pytest.raises(ValueError, match='there is no text of the new domain'):
     add_domain(decoder(), params, state, [])

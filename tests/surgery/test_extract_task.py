@@ -1,4 +1,4 @@
-"""What is extracted for a task against the full model on batches of that task."""
+"""Models extracted for a task against the full model on batches of that task."""
 import ast
 import functools
 
@@ -96,7 +96,7 @@ def test_of_experts_that_are_layers_the_route_of_the_task_is_the_dense_model():
   assert paths[0] != paths[1]
 
 
-def test_a_mixture_of_layers_is_no_layer():
+def test_a_mixture_of_layers_is_not_a_layer():
   config = of_layers(papers.cross_task(num_tasks=3, width=4, relaxation='softmax'))
   with pytest.raises(ValueError, match='config.model: the task mixes whole layers with the weights'):
     extract_task(config, *draw(config), 0)
@@ -126,8 +126,8 @@ def test_what_does_not_route_by_task_alone_is_refused():
   params, state = draw(config)
   with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
     extract_task(config, params, state, 0)
-  with pytest.raises(ValueError, match='feed-forward experts, or whole ones, of unrolled layers'):
+  with pytest.raises(ValueError, match='extraction requires layers=.unrolled.'):
     extract_task({**config, 'layers': 'scan'}, params, state, 0)
   mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
-  with pytest.raises(ValueError, match=r'widths of \[8, 16\], and a dense model has one'):
+  with pytest.raises(ValueError, match=r'widths \[8, 16\], but a dense model has one'):
     extract_task(mixed, *draw(mixed), 0)

@@ -343,8 +343,8 @@ def test_checkpoints_that_vanish_are_said_and_the_next_is_written(tmp_path):
     checkpoints.wait()
     shutil.rmtree(tmp_path / 'checkpoints')
     checkpoints.save(state_at(4), after(4), {})
-  assert said == [f'Checkpoints 2 have vanished from {tmp_path}/checkpoints. Training goes on, and writes the next one '
-                  'now.']
+  assert said == [f'Checkpoints 2 have vanished from {tmp_path}/checkpoints. Training continues, and writes the next '
+                  'one now.']
   assert_equal(restore(tmp_path)[0], state_at(4))
 
 

@@ -217,7 +217,8 @@ def test_a_run_may_resume_with_other_loggers_and_another_profile(tmp_path):
   workdir.claim(tmp_path, setup.default_config())
   other = setup.default_config()
   other.loggers, other.profile.start = ('csv',), 7
-  assert [line.split()[0] for line in workdir.claim(tmp_path, other)] == ['loggers', 'profile.start']
+  changes = workdir.claim(tmp_path, other)
+  assert [line.split(': ')[1].split()[0] for line in changes] == ['loggers', 'profile.start']
 
 
 def test_a_config_from_before_there_were_loggers_still_has_tensorboard():

@@ -125,9 +125,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, uninterrupted):
   with pytest.raises(recovery.Interrupted) as stop:
     run(tmp_path, StopsAt(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
   assert stop.value.code == 130
-  assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command goes on' in str(stop.value)
+  assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command resumes' in str(stop.value)
   _, said = run(tmp_path)
-  assert said[0] == 'Going on after step 5 of 8.'
+  assert said[0] == 'Resuming after step 5 of 8.'
   assert_same_run(tmp_path, uninterrupted)
   assert signal.getsignal(signal.SIGINT) is before
 
@@ -227,7 +227,7 @@ def test_after_too_many_in_a_row_the_run_goes_back_and_past_the_data(tmp_path):
   _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
   line, = [line for line in said if 'rolled back' in line]
   assert line == ('2 batches in a row were skipped: rolled back to the checkpoint of step 2; 5 steps are lost. '
-                  'Training goes on with the data that follow.')
+                  'Training continues with the data that follow.')
   found = metrics.read(tmp_path)
   assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
   assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
@@ -334,3 +334,17 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_claim_to_be_fini
   monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
   with pytest.raises(recovery.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
     run(tmp_path)
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_disk_before_it(tmp_path, monkeypatch):
+  happened, save = [], checkpoint.Checkpoints.save
+  monkeypatch.setattr(os, 'fsync', lambda descriptor, fsync=os.fsync: (
+      fsync(descriptor), happened.append(os.readlink(f'/proc/self/fd/{descriptor}').split('/')[-1])))
+
+  def recorded(self, state, *arguments):
+    happened.append((int(state.step), metrics.read(tmp_path)[-1]['step']))
+    save(self, state, *arguments)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', recorded)
+  run(tmp_path)
+  kept = [what for what in happened if what == 'metrics.jsonl' or isinstance(what, tuple)]
+  assert kept == [what for number in (2, 4, 6, 8) for what in ('metrics.jsonl', (number, number))]

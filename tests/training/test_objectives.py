@@ -79,7 +79,7 @@ def test_a_model_without_routers_adds_nothing():
 
 @pytest.mark.parametrize('config, sentence', [
     (dict(name='classification', loss='hinge'), "config.objective.loss must be one of 'softmax', 'sigmoid'"),
-    (dict(name='classification', label_smoothing=1.), 'config.objective.label_smoothing must be a number of at least 0 and below 1'),
+    (dict(name='classification', label_smoothing=1.), 'config.objective.label_smoothing must be a float of at least 0 and below 1'),
     (dict(name='classification', loss='sigmoid', label_smoothing=.1), 'label_smoothing is for loss="softmax"'),
     (dict(name='language_model', router_losses='max'), "config.objective.router_losses must be one of 'sum', 'mean'"),
 ])

@@ -40,6 +40,8 @@ SCHEDULES = [
     (dict(name='cosine', peak=0.8, end=0.2), {0: 0.8, 55: 0.5, 110: 0.2}),
     # rsqrt: step 40 is four times the warm-up, so half the peak; step 90 a third
     (dict(name='rsqrt', peak=0.8, warmup=10), {5: 0.4, 10: 0.8, 40: 0.4, 90: 0.8 / 3}),
+    # without warm-up 1 / sqrt(step), from step 1 on
+    (dict(name='rsqrt', peak=0.8, warmup=0), {0: 0.8, 1: 0.8, 4: 0.4, 16: 0.2, 100: 0.08}),
     # with 20 steps of cool-down, step 100 has half of peak / sqrt(10)
     (dict(name='rsqrt', peak=0.8, warmup=10, cooldown=20), {40: 0.4, 90: 0.8 / 3, 100: 0.4 / 10**0.5, 110: 0.}),
 ]
@@ -144,10 +146,10 @@ def test_a_regular_expression_says_which_parameters_decay():
     (dict(name='adamv', schedule=CONSTANT), "there is no optimizer 'adamv'. Did you mean 'adamw'"),
     (dict(name='adamw', schedule=CONSTANT, b3=1.), 'config.optimizer.b3: adamw has no such key'),
     (dict(name='adamw'), 'config.optimizer.schedule is missing'),
-    (dict(name='adamw', schedule=dict(name='cosine', peak=-1.)), 'config.optimizer.schedule.peak must be a number above 0'),
+    (dict(name='adamw', schedule=dict(name='cosine', peak=-1.)), 'config.optimizer.schedule.peak must be a float above 0'),
     (dict(name='adamw', schedule=dict(name='cosine', peak=1., warmup=100)), '100 steps of warm-up'),
-    (dict(name='adamw', schedule=dict(name='rsqrt', peak=1., warmup=0)), 'config.optimizer.schedule.warmup must be a whole number of at least 1'),
-    (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a number above 0 or None'),
+    (dict(name='adamw', schedule=dict(name='rsqrt', peak=1.)), 'config.optimizer.schedule.warmup is missing'),
+    (dict(name='adamw', schedule=CONSTANT, clip=0.), 'config.optimizer.clip must be a float above 0 or None'),
     (dict(name='adamw', schedule=CONSTANT, decay='('), 'is not a regular expression'),
     (dict(name='adamw', schedule=CONSTANT, decay='kernell'), "'kernell' is found in no parameter path"),
 ])
@@ -230,7 +232,7 @@ def test_what_has_no_gradient_and_no_decay_stays_bit_for_bit(name):
 
 def test_scales_that_cannot_be_applied_are_refused():
   for scale, message in ((dict(parameters='nothing', factor=2.), "parameters: 'nothing' is found in no parameter path"),
-                         (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a number of at least 0'),
+                         (dict(parameters='wi', factor=-1.), 'gradient_scale.factor must be a float of at least 0'),
                          (dict(parameters='wi'), 'gradient_scale.factor is missing')):
     with pytest.raises(ConfigError, match=message):
       build(dict(name='sgd', schedule=CONSTANT, gradient_scale=scale))

@@ -16,7 +16,7 @@ SERVICE = 'UNAVAILABLE: Failed to send RPC to coordination service.'
 @pytest.mark.parametrize('error', [ValueError(GLOO), jax.errors.JaxRuntimeError(SERVICE)])
 def test_an_operation_that_fails_for_want_of_a_process_says_so(error, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  with pytest.raises(peers.PeerLost, match='Process 0: another process of the run has died .*goes on from') as lost:
+  with pytest.raises(peers.PeerLost, match='Process 0: another process of the run has died .*resumes from') as lost:
     with peers.noticed():
       raise error
   assert lost.value.code == 3 and lost.value.at_once and lost.value.__cause__ is error
@@ -42,4 +42,4 @@ def test_an_abort_in_a_thread_while_the_main_thread_waits_ends_with_the_sentence
   ''')
   ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
   assert ended.returncode == 3
-  assert 'Process 0: jax has ended this process' in ended.stderr and 'the same command goes on' in ended.stderr
+  assert 'Process 0: jax has ended this process' in ended.stderr and 'the same command resumes' in ended.stderr

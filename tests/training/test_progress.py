@@ -30,7 +30,7 @@ def test_a_run_begins_with_devices_parameters_and_data(changes, devices, data):
   active = total - of_experts * 3 // 4  # one expert of four for each token
   assert progress.describe(made) == [
       f'Devices        {devices}', f'Model          vision: {total:,} parameters, {active:,} active',
-      f'Data           digits: {data}']
+      f'Data           digits: {data}', 'Learning rate  cosine: peak 0.001, warmup 5']
 
 
 def test_one_device_has_no_mesh_to_speak_of():

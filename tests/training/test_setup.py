@@ -32,18 +32,18 @@ WRONG = {
     'an unknown section': (change('modle', {}), "config.modle: Sections has no such key. Did you mean 'model'?"),
     'a missing section': (change('objective', None), 'config.objective is missing'),
     'a section that is no dict': (change('report', 3), 'config.report must be a dict'),
-    'a seed that is no number': (change('seed', 'x'), 'config.seed must be a whole number'),
+    'a seed that is no number': (change('seed', 'x'), 'config.seed must be an int'),
     'a misspelt key': (
         change('training.log_evry', 5), "config.training.log_evry: Training has no such key. Did you mean 'log_every'"),
-    'a value of another type': (change('training', dict(steps=1.5)), 'config.training.steps must be a whole number'),
-    'no steps': (change('training.steps', 0), 'config.training.steps must be a whole number of at least 1'),
-    'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be a whole number of at least 1'),
-    'an average that is none': (change('training.average', 1.5), 'config.training.average must be a number above 0 and below 1'),
-    'evaluation every 0 steps': (change('evaluation.every', 0), 'config.evaluation.every must be a whole number of at least 1'),
+    'a value of another type': (change('training', dict(steps=1.5)), 'config.training.steps must be an int'),
+    'no steps': (change('training.steps', 0), 'config.training.steps must be an int of at least 1'),
+    'no microbatch': (change('training.accumulate', 0), 'config.training.accumulate must be an int of at least 1'),
+    'an average that is none': (change('training.average', 1.5), 'config.training.average must be a float above 0 and below 1'),
+    'evaluation every 0 steps': (change('evaluation.every', 0), 'config.evaluation.every must be an int of at least 1'),
     'checkpoints every 0 steps': (
-        change('checkpoint.every', 0), 'config.checkpoint.every must be a whole number of at least 1'),
+        change('checkpoint.every', 0), 'config.checkpoint.every must be an int of at least 1'),
     'no checkpoint kept': (
-        change('checkpoint.keep', 0), 'config.checkpoint.keep must be a whole number of at least 1'),
+        change('checkpoint.keep', 0), 'config.checkpoint.keep must be an int of at least 1'),
     'an unknown direction': (change('checkpoint.mode', 'up'), "config.checkpoint.mode must be one of 'max', 'min'"),
     'an unknown time of the report': (change('report.at', 'noon'), "config.report.at must be one of 'end', 'never'"),
     'an evaluator that does not exist': (

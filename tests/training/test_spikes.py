@@ -69,9 +69,9 @@ def test_by_default_a_spike_is_not_skipped():
 
 @pytest.mark.parametrize('key, value, sentence', [
     ('skip', 'spike', "config.recovery.skip must be one of 'not_finite', 'spikes'"),
-    ('patience', 0, 'config.recovery.patience must be a whole number of at least 1'),
-    ('max_rollbacks', -1, 'config.recovery.max_rollbacks must be a whole number of at least 0'),
-    ('spike', 0., 'config.recovery.spike must be a number above 0'), ('collapse', 1.5, 'config.recovery.collapse must be a number above 0 and of at most 1')])
+    ('patience', 0, 'config.recovery.patience must be an int of at least 1'),
+    ('max_rollbacks', -1, 'config.recovery.max_rollbacks must be an int of at least 0'),
+    ('spike', 0., 'config.recovery.spike must be a float above 0'), ('collapse', 1.5, 'config.recovery.collapse must be a float above 0 and of at most 1')])
 def test_settings_that_cannot_be_are_refused(key, value, sentence):
   with pytest.raises(ConfigError, match=sentence):
     call(RecoveryConfig, {key: value}, 'config.recovery')

@@ -202,7 +202,8 @@ def test_judging_what_an_update_leaves_takes_no_second_copy_of_the_parameters(mo
   setup = make_setup()
   def temporaries():
     update = jax.jit(functools.partial(step.train_step, setup), donate_argnums=0)
-    return update.lower(step.abstract_state(setup), setup.pipeline.batch_spec()).compile().memory_analysis().temp_size_in_bytes
+    program = update.lower(step.abstract_state(setup), setup.pipeline.batch_spec()).compile()
+    return program.memory_analysis().temp_size_in_bytes
   judged = temporaries()
   monkeypatch.setattr(optimizer, 'not_finite', lambda tree: jnp.int32(0))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(step.init_function(setup)().params))

@@ -89,8 +89,8 @@ def test_a_run_that_was_killed_and_then_terminated_ends_as_if_it_had_not_been(st
   code, out, err = finish(process)
   assert code == 143
   assert time.monotonic() - sent < 30  # as long as a cloud leaves before it takes the machine; a second on a free one
-  assert 'Going on after step' in out
-  assert 'The same command goes on from there.' in err and 'Traceback' not in err
+  assert 'Resuming after step' in out
+  assert 'The same command resumes from there.' in err and 'Traceback' not in err
 
   code, out, err = finish(start(tmp_path))
   assert code == 0, err

@@ -42,5 +42,5 @@ def test_coefficients_of_methods_are_not_negative(method):
   config = digits_config.get_config()
   key = dict(consistency='alpha', reinforce='entropy')[method]
   config.method = {'name': method, key: -1.}
-  with pytest.raises(ConfigError, match=f'^config.method.{key} must be a number of at least 0, not -1.0'):
+  with pytest.raises(ConfigError, match=f'^config.method.{key} must be a float of at least 0, not -1.0'):
     setup.prepare(config)

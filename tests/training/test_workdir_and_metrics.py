@@ -36,7 +36,7 @@ def test_a_config_that_holds_an_object_is_refused_by_name():
     workdir.dumps(ConfigDict(dict(model=dict(activation=math.tanh))))
 
 
-def test_a_folder_is_claimed_once_and_goes_on_with_the_same_config(tmp_path):
+def test_a_folder_is_claimed_once_and_resumes_with_the_same_config(tmp_path):
   assert workdir.claim(tmp_path / 'run', default_config()) == []
   assert workdir.claim(tmp_path / 'run', default_config()) == []
   assert workdir.load_config(tmp_path / 'run') == default_config().copy_and_resolve_references()
@@ -63,7 +63,8 @@ def test_what_changes_no_number_that_is_learned_may_change(tmp_path):
   other = default_config()
   other.training.log_every = 7
   other.mesh.model = 2
-  assert workdir.claim(tmp_path, other) == ['mesh.model was 1, now 2', 'training.log_every was 50, now 7']
+  assert workdir.claim(tmp_path, other) == ['Resuming with another config: mesh.model was 1, now 2.',
+                                            'Resuming with another config: training.log_every was 50, now 7.']
   assert workdir.load_config(tmp_path).mesh.model == 2
 
 
@@ -133,7 +134,7 @@ def test_what_is_no_folder_is_refused_in_a_sentence(tmp_path):
   (tmp_path / 'file').touch()
   (tmp_path / 'dangling').symlink_to(tmp_path / 'gone')
   (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
-  for name, problem in (('file', 'it is no folder'), ('file/run', 'not a directory'), ('x' * 300, 'file name too long'),
+  for name, problem in (('file', 'it is not a folder'), ('file/run', 'not a directory'), ('x' * 300, 'file name too long'),
                         ('dangling', 'dangling is a link to .*/gone, which does not exist'),
                         ('dangling/run', 'dangling is a link to .*/gone, which does not exist'),
                         ('loop', 'which does not exist'), ('a\0b', 'null byte')):

@@ -1,4 +1,5 @@
 """Short trainings of small models, whose every state can be looked at."""
+import collections
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,13 +23,11 @@ def train(config: Any, seed: int,
 
 def trained(config: Any, seed: int, batches: Iterable[dict] | None = None) -> tuple[setup.Setup, step.TrainState]:
   """The state after the last step of `train`."""
-  for last in train(config, seed, batches):
-    pass
-  return last
+  return collections.deque(train(config, seed, batches), maxlen=1).pop()
 
 
 def shrink(config: Any, steps: int) -> None:
-  """Makes a decoder on dialogues as small as those of `_tiny_text`, for so many steps."""
+  """Makes a decoder on dialogues as small as those of `claims.TINY_TEXT`, for so many steps."""
   config.model.dim = 64
   config.model.feed_forward.hidden = config.model.moe.experts.hidden = 128
   config.data.batch_size, config.data.length, config.training.steps = 16, 64, steps

@@ -1,4 +1,4 @@
-"""BASE layers: a balanced assignment of tokens to experts, in place of a loss."""
+"""BASE layers: a balanced assignment of tokens to experts instead of a balance loss."""
 import dataclasses
 from typing import Any, ClassVar
 
@@ -16,13 +16,13 @@ from moejax.routing.selection import SELECTIONS
 @SELECTIONS('auction')
 @dataclasses.dataclass(frozen=True)
 class Auction(TrainedTogether):
-  """Training: the balanced assignment of the group's tokens to experts (`assignment.auction`); evaluation: the best.
+  """Training: balanced assignment of the group's tokens to experts (`assignment.auction`); evaluation: the best expert.
 
-  A group is what fairseq calls a worker, which first trades its tokens for those of others at random. With the batch
-  as one group there is nobody to trade with.
+  A group corresponds to a worker in fairseq, where workers first exchange tokens at random. With the batch as one group
+  there is nothing to exchange.
 
   Config:
-    rounds: after which the auction settles for less.
+    rounds: rounds after which the auction accepts a less optimal assignment.
   """
   rounds: Natural = 100
 
@@ -39,9 +39,10 @@ class Auction(TrainedTogether):
 def base(rounds: int = 100) -> dict[str, Any]:
   """BASE Layers (arXiv 2103.16716).
 
-  Section 3.1: in training tokens go to experts by a linear assignment that gives each the same number; equation 2: at
-  evaluation to the expert of highest affinity, as many as like. The output is x + a (F_e(x) - x) with a = sigmoid(x.w_e),
-  the only way of a gradient to the centroids w, for experts that return F_e(x) - x. Auction and centroids as in fairseq.
+  Section 3.1: in training a linear assignment gives each expert the same number of tokens; equation 2: at evaluation
+  each token goes to the expert of highest affinity, without a limit. The output is x + a (F_e(x) - x) with
+  a = sigmoid(x.w_e), which is how the centroids w get a gradient, for experts that return F_e(x) - x. Auction and
+  centroids as in fairseq.
   """
   return dict(
       score=dict(name='centroids', gain=0.1),

@@ -1,4 +1,4 @@
-"""Capped Expert Choice: experts take tokens, but of each token only so many."""
+"""Capped Expert Choice: experts choose tokens, with a cap on the experts per token."""
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,18 +17,18 @@ from moejax.routing.selection import SELECTIONS, expert_choice
 
 def capped_plan(gates: jax.Array, valid: jax.Array, slots: int, cap: float, epsilon: float,
                 iterations: int) -> jax.Array:
-  """The relaxed choice A of equation 3: experts take `slots` tokens each, and a token at most `cap` experts.
+  """The relaxed choice A of equation 3: `slots` tokens per expert, at most `cap` experts per token.
 
-  An expert more, of score zero, takes what is left of every token's `cap`, so that both sides have fixed sums. With
-  padding experts take fewer: at most all tokens there are, or an equal share of what the cap allows.
+  A dummy expert with score zero takes the rest of every token's `cap`, which fixes both marginals. With padding experts
+  take fewer tokens: at most all valid tokens, or an equal share of the total cap.
 
   Args:
-    gates: <float32>[S,E] what experts like tokens for: probabilities, over experts or over tokens.
+    gates: <float32>[S,E] probabilities, over experts or over tokens.
     valid: <bool>[S].
     slots: C.
     cap: b.
     epsilon: weight of the entropy.
-    iterations: of the solver (`optimal_transport.bounded`).
+    iterations: iterations of the solver (`optimal_transport.bounded`).
 
   Returns:
     <float32>[S,E] between 0 and 1.
@@ -49,19 +49,19 @@ Ranking = Literal['plan', 'plan_times_gate']
 @SELECTIONS('capped_expert_choice')
 @dataclasses.dataclass(frozen=True)
 class CappedExpertChoice:
-  """Every expert takes the C tokens that a plan gives it in which no token is given to more than `cap` experts.
+  """Every expert takes its C best tokens by a plan in which no token has more than `cap` experts.
 
-  The cap is as good as the plan: with a large epsilon, or few iterations, single tokens exceed it.
+  The cap is approximate: with a large epsilon, or few iterations, individual tokens exceed it.
 
   Config:
-    capacity_factor: experts a token on average.
-    cap: experts a token at most; at least `capacity_factor`.
+    capacity_factor: average number of experts per token.
+    cap: maximum number of experts per token; at least `capacity_factor`.
     epsilon: weight of the entropy in the plan, at most 1.
-    iterations: of the solver.
-    rank: 'plan' ranks tokens by the plan, as the paper; 'plan_times_gate' by its product with the gate, which is the
-      weight as well, as lingvo: there gates are a softmax over the tokens of a group, and so is what the plan is made
-      of; use `weigh=dict(name='one')`.
-    convention: how C is computed (`placement.capacity`).
+    iterations: iterations of the solver.
+    rank: 'plan' ranks tokens by the plan, as in the paper; 'plan_times_gate' by the plan times the gate, which is also
+      the weight, as in lingvo, where gates and plan use a softmax over the tokens of a group; use
+      `weigh=dict(name='one')`.
+    convention: formula for C (`placement.capacity`).
   """
   where: str
   num_experts: int
@@ -77,8 +77,8 @@ class CappedExpertChoice:
 
   def __post_init__(self):
     if self.cap < self.capacity_factor:
-      raise ConfigError(f'{self.where}.cap is {self.cap}: experts that take {self.capacity_factor} times an equal share '
-                        f'need tokens to be taken that often. Set at least {self.capacity_factor}.')
+      raise ConfigError(f'{self.where}.cap = {self.cap} must be at least capacity_factor = {self.capacity_factor}, '
+                        'the average number of experts per token.')
 
   def leak(self, train: bool) -> Leak:
     return 'future'
@@ -101,12 +101,12 @@ class CappedExpertChoice:
        example=dict(capacity_factor=1.))
 def capped_expert_choice(capacity_factor: float = 2., cap: float = 2., epsilon: float = 0.001, iterations: int = 100,
                          rank: Ranking = 'plan') -> dict[str, Any]:
-  """Expert Choice with at most `cap` experts a token: section 3.3 of arXiv 2202.09368, equation 3.
+  """Expert Choice with at most `cap` experts per token: section 3.3 of arXiv 2202.09368, equation 3.
 
-  max <S, A> + epsilon H(A) over choices A between 0 and 1 in which every expert takes C tokens and every token at most
-  `cap` experts; then every expert's C best tokens by A, weighted by their probability. No auxiliary loss; not causal.
-  lingvo's `OptimalTransportOnlogits` has epsilon = 0.1, 50 iterations and `rank='plan_times_gate'`: softmax over tokens,
-  in bfloat16, and floor(S*2/E) slots.
+  max <S, A> + epsilon H(A) over A between 0 and 1 with C tokens per expert and at most `cap` experts per token; then
+  every expert takes its C best tokens by A, weighted by their probability. No auxiliary loss; not causal.
+  lingvo's `OptimalTransportOnlogits` has epsilon = 0.1, 50 iterations and `rank='plan_times_gate'`: softmax over
+  tokens, in bfloat16, and floor(S*2/E) slots.
   """
   weigh = dict(name='softmax', order='before', renormalize='never') if rank == 'plan' else dict(name='one')
   return dict(

@@ -1,4 +1,4 @@
-"""COMET: experts at the leaves of trees, sparse and differentiable, in an order found by local search."""
+"""COMET: sparse differentiable trees with experts at the leaves, in an order found by local search."""
 from typing import Any
 
 from flax import nnx
@@ -15,33 +15,33 @@ from moejax.routing.smooth_step import select_by_tree, smooth_step
 
 
 def mixture_of_leaves(leaves: jax.Array, logits: jax.Array) -> jax.Array:
-  """One softmax over all leaves of all trees of `logits + log(leaves)`, without a logarithm of 0 (section 3.1).
+  """Softmax of `logits + log(leaves)` over all leaves of all trees, without computing log 0 (section 3.1).
 
   Args:
     leaves: <float32>[...,K,E] probabilities, not all 0.
     logits: <float32>[...,K,E].
 
   Returns:
-    <float32>[...,K,E] summing to 1 over K and E; 0, and without gradient to the logits, where the leaf is not reached.
+    <float32>[...,K,E] summing to 1 over K and E; 0, without a gradient to the logits, where the leaf is not reached.
   """
   reached = jnp.where(leaves > 0, logits + jnp.log(jnp.where(leaves > 0, leaves, 1.)), -jnp.inf)
-  # With the leaves' own logarithms, or all weights could be tiny: the largest logit may be of a leaf hardly reached.
+  # log(leaves) is included: the largest logit may belong to a leaf hardly reached, and all weights could underflow.
   largest = jax.lax.stop_gradient(reached.max((-2, -1), keepdims=True))
-  # Leaves that are not reached may have far larger logits: their exponentials must stay finite.
+  # Unreached leaves may have far larger logits, whose exponentials must stay finite.
   weights = leaves * jnp.exp(jnp.where(leaves > 0, logits - largest, 0.))
   return weights / weights.sum((-2, -1), keepdims=True)
 
 
 @SCORES('comet')
 class Comet(Score):
-  """The shares of experts at the leaves of k trees, whose nodes are smooth steps of linear functions (section 3).
+  """Shares of the experts at the leaves of k trees, whose nodes are smooth steps of linear functions (section 3).
 
-  At most k are not 0 once every node is saturated.
+  At most k are non-zero once every node is saturated.
 
   Config:
-    k: trees, the bound on the experts of a token.
+    k: number of trees, which bounds the experts per token.
     gamma: width of the steps.
-    search_steps: training steps of local search for the order of the experts (COMET+); None: they stay in order.
+    search_steps: training steps of local search for the order of the experts (COMET+); None: no search.
   """
 
   gives = ('selectors', 'permutation')
@@ -84,12 +84,12 @@ class Comet(Score):
        chooses='soft', exchangeable=False, example=dict(k=2), alone=dict(k=2))
 def comet(k: int = 2, gamma: float = 1., entropy: float = 1e-2, search_steps: int | None = None,
           search_entropy: float = 1e-4) -> dict[str, Any]:
-  """COMET (arXiv 2306.02824); with `search_steps` COMET+, which searches for the order of the experts besides.
+  """COMET (arXiv 2306.02824); with `search_steps` COMET+, which also searches for the order of the experts.
 
-  Section 3: k trees with E - 1 inner nodes and E leaves each; entropy loss of the leaves, the mean over tokens of its
-  sum over trees. Section 4: one permutation for all trees, Sinkhorn's over temperatures from 1e-3 down to 1e-7, for
-  the first epochs; then the nearest permutation. Initial values, schedules and losses as in mazumder-lab/COMET, whose
-  tuning takes gamma from 0.001 to 10 and `entropy` from 0.001 to 10.
+  Section 3: k trees with E - 1 inner nodes and E leaves each; entropy loss of the leaves, summed over trees and
+  averaged over tokens. Section 4: one permutation for all trees, by Sinkhorn with temperatures from 1e-3 down to 1e-7
+  in the first epochs; then the nearest permutation. Initial values, schedules and losses as in mazumder-lab/COMET,
+  which tunes gamma and `entropy` from 0.001 to 10.
   """
   search = {} if search_steps is None else dict(permutation_entropy=search_entropy)
   return dict(

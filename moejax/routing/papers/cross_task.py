@@ -1,4 +1,4 @@
-"""Cross-task skills: whole routes through the layers by task, learned with Gumbel-softmax."""
+"""Cross-task skills: each task's route through the layers, learned with Gumbel-softmax."""
 from typing import Any, Literal
 
 from flax import nnx
@@ -12,7 +12,7 @@ from moejax.routing.plans import Plan
 from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
 from moejax.routing.weighting import WEIGHTINGS, Weighting
 
-# The names of CrossTaskMoE are gumbel_softmax_st, gumbel_softmax and softmax.
+# gumbel_softmax_st, gumbel_softmax and softmax in CrossTaskMoE.
 Relaxation = Literal['straight_through', 'gumbel', 'softmax']
 
 
@@ -23,15 +23,15 @@ def temperature(step: jax.Array, start: float, decay: float, end: float) -> jax.
 
 @SCORES('task_mlp')
 class TaskMLP(Score):
-  """`(gelu(t W1 + b1) W2 + b2 + noise) / temperature` of a vector of the task (2205.12701, section 4.2).
+  """`(gelu(t W1 + b1) W2 + b2 + noise) / temperature` of a task embedding t (2205.12701, section 4.2).
 
-  The temperature falls with the steps of training, which this module counts; the step of the last one holds at
-  evaluation, which adds no noise. The noise is one for all tokens of a group: with group='sequence', of an example.
+  The temperature falls with the training steps, which this module counts; evaluation uses the last temperature and no
+  noise. All tokens of a group share the noise; with group='sequence', a group is an example.
 
   Config:
-    hidden: width between the two products.
+    hidden: hidden width.
     relaxation: 'softmax' adds no noise; the others add Gumbel noise in training.
-    start, decay, end: of `temperature`.
+    start, decay, end: see `temperature`.
   """
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: Count = 64,
@@ -61,7 +61,7 @@ class TaskMLP(Score):
 
 
 def straight_through(logits: jax.Array) -> jax.Array:
-  """The one-hot of the largest, with the gradient of the softmax. `logits`: <float32>[..., E] -> the same."""
+  """The one-hot of the argmax, with the gradient of the softmax. `logits`: <float32>[..., E] -> the same shape."""
   soft = jax.nn.softmax(logits, axis=-1)
   hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=soft.dtype)
   return hard + (soft - jax.lax.stop_gradient(soft))
@@ -69,7 +69,7 @@ def straight_through(logits: jax.Array) -> jax.Array:
 
 @WEIGHTINGS('straight_through')
 class StraightThrough(Weighting):
-  """See the function `straight_through`. For select 'all': all experts are computed, so that all have a gradient."""
+  """See the function `straight_through`. For select 'all': all experts are computed, so that all get a gradient."""
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     return plan.scale(plan.pick(straight_through(logits)))
@@ -81,10 +81,10 @@ def cross_task(num_tasks: int, relaxation: Relaxation = 'straight_through', widt
                start: float = 2., decay: float = 3e-4, end: float = 0.1, trainable: bool = True) -> dict[str, Any]:
   """Eliciting and Understanding Cross-Task Skills with Task-Level MoE (arXiv 2205.12701).
 
-  Section 4: in every layer a router of its own, two products on a vector of the task, picks one expert with
-  straight-through Gumbel-softmax, temperature max(2 exp(-3e-4 step), 0.1); no balance loss. The second of its two
-  stages is `relaxation='softmax', start=300., decay=1e-4, end=1., trainable=False`: from the average of the experts to the
-  routes found. Evaluation takes the noise away (the published code draws there too).
+  Section 4: in every layer a two-layer MLP on a task embedding picks one expert with straight-through Gumbel-softmax at
+  temperature max(2 exp(-3e-4 step), 0.1); no balance loss. The second training stage is `relaxation='softmax',
+  start=300., decay=1e-4, end=1., trainable=False`, which moves from the average of the experts to the learned routes.
+  Evaluation is without noise (the published code samples there too).
   """
   weigh = (dict(name='straight_through') if relaxation == 'straight_through' else
            dict(name='softmax', order='before', renormalize='never'))

@@ -12,19 +12,19 @@ def deepspeed(k: int = 1, capacity_factor: float = 1., eval_capacity_factor: flo
               noise: Noise = 'none', random_token_selection: bool = True, min_capacity: int = 4) -> dict[str, Any]:
   """DeepSpeed-MoE (arXiv 2201.05596), as in deepspeed/moe/sharded_moe.py.
 
-  k = 1: softmax of the best expert, not renormalised; Random Token Selection: where an expert has too many, a draw
-  says which tokens stay (in training; in the code at evaluation too). Without it the first stay, where the code keeps
-  whichever `torch.topk` returns of equal numbers. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01);
-  'rsample' draws the expert from the softmax, whose weight stays the probability. k = 2: the second expert drawn from
-  the softmax without the first, at evaluation too; weights renormalised over what is kept, by position. k > 2: most
-  probable choices first, the code's policy 'probs'; its 'position' is `priority='position', order='token'`. Capacity
-  at least 4; balance loss 0.01.
+  k = 1: softmax of the best expert, not renormalised; Random Token Selection: an expert over capacity keeps random
+  tokens (in training; in the code at evaluation too). Without it, the first tokens are kept; the code keeps whichever
+  of equal values `torch.topk` returns. `noise`: 'jitter' multiplies the router's input by U(0.99, 1.01); 'rsample'
+  samples the expert from the softmax and keeps its probability as the weight. k = 2: the second expert is sampled from
+  the softmax without the first, at evaluation too; by position, with weights renormalised over the kept choices. k > 2:
+  most probable choices first, the code's policy 'probs'; its 'position' is `priority='position', order='token'`.
+  Capacity at least 4; balance loss 0.01.
 
   For k > 2 the code ranked logits until its commit 853c938 of April 2026, with 0 for tokens that did not choose the
-  expert: choices with negative logits were dropped although their expert had room. Since then, and here, it ranks
-  probabilities.
+  expert, so choices with negative logits were dropped although their expert had room. It now ranks probabilities, as
+  here.
 
-  The layer around it: `moe.shared` with `shared_gate` (residual MoE), and a list for `moe.num_experts` (pyramid).
+  For the layer: `moe.shared` with `shared_gate` (residual MoE), and a list for `moe.num_experts` (pyramid).
   """
   select = {1: dict(name='sample' if noise == 'rsample' else 'top_k', k=1),
             2: dict(name='top_2', second='sampling', eval_second='sampling')}.get(k, dict(name='top_k', k=k))

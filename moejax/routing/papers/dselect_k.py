@@ -1,4 +1,4 @@
-"""DSelect-k: at most k experts, by codes that are continuously differentiable."""
+"""DSelect-k: at most k experts, selected by continuously differentiable codes."""
 from typing import Any, Literal
 
 from flax import nnx
@@ -13,20 +13,20 @@ from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
 from moejax.routing.smooth_step import EPSILON, binary_codes, reduced, select_by_code, smooth_step
 
-# What a gate looks at: the 'example', or nothing but the 'task', of which there may be only one.
+# The input of a gate: the 'example', or only the 'task' (a static gate if there is one task).
 Gate = Literal['example', 'task']
 
 
 @SCORES('dselect_k')
 class DSelectK(Score):
-  """`q = sum_i softmax_i(w) r_i`, where selector i is a product of smooth steps of its code z_i (section 3).
+  """`q = sum_i softmax_i(w) r_i`, where selector r_i is a product of smooth steps of its code z_i (section 3).
 
-  The shares of the experts, of which at most k are not 0 once every |z| is gamma/2 or more.
+  The shares of the experts; at most k are non-zero once every |z| is gamma/2 or more.
 
   Config:
-    k: selectors, the bound on the experts of a token.
-    gate: 'example': z and w are linear in the features; 'task': parameters, of each of `tasks`, with
-      features=dict(name='tasks') where those are several.
+    k: number of selectors, which bounds the experts per token.
+    gate: 'example': z and w are linear in the features; 'task': z and w are parameters, one set per task, and several
+      tasks need features=dict(name='tasks').
     tasks: number of tasks.
     gamma: width of the step.
   """
@@ -36,15 +36,15 @@ class DSelectK(Score):
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
                gate: Gate = 'example', tasks: Count = 1, gamma: Positive = 1.):
     if gate == 'task' and (tasks > 1) != (dim is None):
-      raise ConfigError(f"{where}.tasks is {tasks}: the gate 'task' needs features=dict(name='tasks') for several "
-                        'tasks, and vectors for one.')
+      raise ConfigError(f"{where}.tasks = {tasks}: gate 'task' needs features=dict(name='tasks') for several tasks, "
+                        'and vector features for one.')
     if gate == 'example' and tasks > 1:
-      raise ConfigError(f"{where}.tasks is for gate='task'. Remove it.")
+      raise ConfigError(f"{where}.tasks is only for gate='task'. Remove it.")
     self.num_experts, self.k, self.gate, self.gamma = num_experts, k, gate, gamma
     self.bits = binary_codes(num_experts).shape[1]
 
     def parameter(limit, size):
-      # Without bounds of its own, `RandomUniform` of Keras is within 0.05.
+      # The default bound of Keras' `RandomUniform` is 0.05.
       uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
       return functional.parameter(rngs, uniform, size, (None,) * len(size))
 
@@ -72,10 +72,10 @@ class DSelectK(Score):
 
 @BALANCERS('reachable')
 class Reachable(Balancer):
-  """`sum_i 1 / sum_e r_ie` where E is no power of two: keeps selectors off the codes that name no expert (section 3).
+  """`sum_i 1 / sum_e r_ie` if E is not a power of two: keeps selectors off codes without an expert (section 3).
 
-  Without it the shares of a token may sum to less than 1. The sum is kept above 1e-6, below which it has no gradient.
-  Where every code names an expert, the loss is 0.
+  Without it the shares of a token may sum to less than 1. The inner sum is clipped at 1e-6, below which it has no
+  gradient. If every code has an expert, the loss is 0.
 
   Config:
     reduction: over tokens; see `SelectorEntropy`.
@@ -100,9 +100,9 @@ def dselect_k(k: int = 2, gate: Gate = 'example', tasks: int = 1, gamma: float =
               reachable: float = 1.) -> dict[str, Any]:
   """DSelect-k (arXiv 2106.03760).
 
-  Section 3: k selectors over binary codes of the experts, steps of width gamma = 1; all experts are computed while
-  training. Initial values, the entropy loss (1e-6, a sum over examples) and, for E that are no power of two, the
-  loss that keeps shares on real experts, as in google-research/dselect_k_moe. `gate='task'` is the static gate.
+  Section 3: k selectors over binary codes of the experts, steps of width gamma = 1; all experts are computed in
+  training. Initial values, the entropy loss (1e-6, a sum over examples) and, if E is not a power of two, the loss that
+  keeps shares on existing experts, as in google-research/dselect_k_moe. `gate='task'` is the static gate.
   """
   reduction = 'sum' if gate == 'example' else 'mean'
   return dict(

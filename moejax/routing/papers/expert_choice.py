@@ -1,4 +1,4 @@
-"""Expert Choice: experts take tokens."""
+"""Expert Choice: experts choose tokens."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -9,8 +9,8 @@ from moejax.routing.papers import paper
 def expert_choice(capacity_factor: float = 2.) -> dict[str, Any]:
   """Mixture-of-Experts with Expert Choice Routing (arXiv 2202.09368).
 
-  Section 3.2: S = softmax over experts; every expert takes its C = c*S/E best tokens, weighted by their probability,
-  c = 2 experts a token on average; no auxiliary loss. Not causal: for encoders.
+  Section 3.2: softmax over experts; every expert takes its C = c*S/E best tokens, weighted by their probability, for
+  an average of c = 2 experts per token; no auxiliary loss. Not causal: for encoders.
   """
   return dict(
       score=dict(name='linear', init_std=0.02),

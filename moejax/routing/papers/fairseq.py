@@ -12,11 +12,11 @@ def fairseq(second: Second = 'all', capacity_factor: float = 1., eval_fraction: 
             renormalize: Literal['before', 'after'] = 'after', batch_priority: bool = False) -> dict[str, Any]:
   """Efficient Large Scale Language Modeling with Mixtures of Experts (arXiv 2112.10684), as in fairseq's branch `moe`.
 
-  The two best of the softmax; C = 2*ceil(S/E) slots in training and ceil(0.25*S) at evaluation (`eval_fraction`; None:
-  as in training); gates renormalised over what is kept, so that the survivor of two has weight 1
+  The best two of the softmax; C = 2*ceil(S/E) slots in training and ceil(0.25*S) at evaluation (`eval_fraction`; None:
+  as in training); gates renormalised over the kept choices, so that the only kept one has weight 1
   (`renormalize='before'`: `moe_normalize_gate_prob_before_dropping`). Balance loss over first choices, with 0.01.
   `second`: 'all' in the recipes; 'sampling', the default of the code, draws it from the softmax without the first;
-  'random' keeps it with probability min(1, 2*g2), where g2 is p2, or p2/(p1+p2) where gates are renormalised before.
+  'random' keeps it with probability min(1, 2*g2), where g2 is p2, or p2/(p1+p2) with `renormalize='before'`.
   """
   gate = 'renormalized' if renormalize == 'before' else 'probability'
   select = (dict(name='top_n', k=2, policy='random', threshold=0.5, gate=gate) if second == 'random' else

@@ -1,4 +1,4 @@
-"""FastMoE's gates, as its code has them on one worker; and FasterMoE's, which sends few tokens to other nodes."""
+"""FastMoE's gates, as in its code on one worker; and FasterMoE's, which limits the tokens sent to other nodes."""
 import dataclasses
 from typing import Any, Literal
 
@@ -18,16 +18,16 @@ Counts = Literal['best', 'surviving']
 
 
 def fastmoe_loss(probs: jax.Array, expert: jax.Array, counted: jax.Array, valid: jax.Array) -> jax.Array:
-  """`E * sum_e F_e P_e` over all groups together; sums over tokens, both divided by how many tokens are counted.
+  """`E * sum_e F_e P_e` over all groups together; F and P are sums over tokens divided by the number counted.
 
-  With all tokens counted this is GShard's loss of a single worker (FastMoE has the square of a worker's number of
-  experts in place of E^2); its Switch gate counts only tokens that survive capacity, in both divisions.
+  With all tokens counted this is GShard's loss on one worker (FastMoE has the squared number of experts of a worker in
+  place of E^2); its Switch gate counts only tokens within capacity, in both denominators.
 
   Args:
     probs: <float32>[G,S,E].
     expert: <int32>[G,S], first choices.
     counted: <bool>[G,S].
-    valid: <bool>[G,S]; other tokens are in neither sum.
+    valid: <bool>[G,S]; other tokens enter neither sum.
   """
   number = jnp.maximum(counted.sum(), 1)
   share = jnp.sum((expert[..., None] == jnp.arange(probs.shape[-1])) & counted[..., None], axis=(0, 1)) / number
@@ -39,8 +39,8 @@ class FastMoELoss(Balancer):
   """See `fastmoe_loss`.
 
   Config:
-    counts: every token, by its best expert (gate 'faster': wherever it was sent), or those whose first choice survives
-      capacity.
+    counts: 'best': every token, by its best expert (even if gate 'faster' sent it elsewhere); 'surviving': only tokens
+      whose first choice is within capacity.
   """
 
   def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, counts: Counts = 'best'):
@@ -55,16 +55,16 @@ class FastMoELoss(Balancer):
 
 
 def near_first(logits: jax.Array, local: jax.Array, valid: jax.Array, allowed: int) -> jax.Array:
-  """Two experts a token, of which at most `allowed` tokens have one on another node (FasterMoE's example gate).
+  """Two experts per token, where at most `allowed` tokens have one on another node (FasterMoE's example gate).
 
-  Where fewer tokens than that prefer an expert elsewhere, every token has its two best. Else the `allowed` of them with
-  the largest logits have it as their second, after the best local one, and all others their two best local ones.
+  If fewer than `allowed` tokens prefer a remote expert, every token gets its best two. Otherwise the `allowed` of them
+  with the largest logits get it second, after their best local expert, and all other tokens their best two local ones.
 
   Args:
     logits: <float32>[G,S,E].
     local: <bool>[G,E] which experts are on the group's node, at least two.
-    valid: <bool>[G,S]; other tokens travel nowhere.
-    allowed: a number of tokens of a group.
+    valid: <bool>[G,S]; other tokens are not sent.
+    allowed: number of tokens of a group.
 
   Returns:
     <int32>[G,S,2].
@@ -81,11 +81,11 @@ def near_first(logits: jax.Array, local: jax.Array, valid: jax.Array, allowed: i
 @SELECTIONS('near_first')
 @dataclasses.dataclass(frozen=True)
 class NearFirst(TopK):
-  """See the function `near_first`. Experts and groups lie on the nodes in order, the same number on each.
+  """See the function `near_first`. Nodes hold equal, consecutive shares of the experts and of the groups.
 
   Config besides `k`, which is 2:
-    nodes: a divisor of the number of experts, which leaves at least two on each.
-    outgoing: share of a group's tokens that may travel (0.14 in FasterMoE).
+    nodes: a divisor of the number of experts, with at least two experts per node.
+    outgoing: share of a group's tokens that may be sent to other nodes (0.14 in FasterMoE).
   """
   nodes: Count = 1
   outgoing: Fraction = 0.14
@@ -93,8 +93,8 @@ class NearFirst(TopK):
   def __post_init__(self):
     super().__post_init__()
     if self.num_experts % self.nodes or self.num_experts < 2 * self.nodes or self.k != 2:
-      raise ConfigError(f'{self.where}: two choices need at least two experts on each node, the same number on all; '
-                        f'not k = {self.k} of {self.num_experts} experts on {self.nodes} nodes.')
+      raise ConfigError(f'{self.where} requires k = 2 and at least two experts on each node, the same number on all; '
+                        f'not k = {self.k} and {self.num_experts} experts on {self.nodes} nodes.')
 
   def leak(self, train: bool) -> Leak:
     return 'causal' if self.nodes == 1 else 'future'
@@ -110,7 +110,7 @@ class NearFirst(TopK):
 
 @SCORES('zero')
 class Zero(Score):
-  """Zeros: the first expert is chosen by all tokens."""
+  """Zeros: all tokens choose the first expert."""
 
   def __init__(self, *, num_experts: int):
     self.num_experts = num_experts
@@ -126,18 +126,18 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
             experts_per_worker: int = 1) -> dict[str, Any]:
   """FastMoE (arXiv 2103.13262), as in fmoe/gates; 'faster' is of FasterMoE (PPoPP 2022).
 
-    naive    the 2 best logits, softmax over them; a linear gate with bias, both as torch starts them; no capacity, no
+    naive    the best two logits, softmax over them; a linear gate with bias, initialised as in torch; no capacity, no
              loss
-    gshard   naive, and: the second goes with probability min(1, 2*g2), at evaluation too; floor(ceil(factor*S)*2/E)
-             slots, in the order of tokens; balance loss over first choices
-    switch   U(-0.1, 0.1) on the logits in training (the code's U(0.9, 1.1) differs by a constant, which a softmax does
-             not see), the best expert by its probability, ceil(factor*S/E) slots; its loss counts surviving tokens
-    dc       gshard with ceil(factor*S) slots over the tokens of all workers, S those of one: for moe.group='batch',
-             with `experts_per_worker`
-    faster   naive, but 14% of a group's tokens at most travel to another of the `nodes`; loss over first choices
-    zero     everything to the first expert
+    gshard   naive, but the second is kept with probability min(1, 2*g2), at evaluation too; floor(ceil(factor*S)*2/E)
+             slots, in token order; balance loss over first choices
+    switch   U(-0.1, 0.1) on the logits in training (the code's U(0.9, 1.1) differs by a constant, which a softmax
+             ignores), the best expert by probability, ceil(factor*S/E) slots; the loss counts tokens within capacity
+    dc       gshard with ceil(factor*S) slots over the tokens of all workers, where S is one worker's number: for
+             moe.group='batch', with `experts_per_worker`
+    faster   naive, but at most 14% of a group's tokens are sent to another of the `nodes`; loss over first choices
+    zero     all tokens to the first expert
 
-  `capacity`: factors in training and at evaluation. 'noisy' is Shazeer et al. 2017, 'swipe' BASE-like reassignment.
+  `capacity`: factors in training and at evaluation. FastMoE's 'noisy' is `sparsely_gated`, 'swipe' `fastmoe_swipe`.
   """
   train, evaluation = capacity
   score = dict(name='linear', init_std='torch_linear', bias=True)

@@ -1,4 +1,4 @@
-"""FastMoE's SWIPE gate: top-k, with tokens moved from experts that are full to those that are not."""
+"""FastMoE's SWIPE gate: top-k, with tokens moved from full experts to others."""
 import dataclasses
 from typing import Any
 
@@ -15,10 +15,10 @@ from moejax.routing.selection import SELECTIONS, top_k
 
 
 def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
-  """`within_shares` choice after choice, over slots that all choices share (`SwipeGate` of FastMoE).
+  """`within_shares` for each choice in turn, with slots shared by all choices (`SwipeGate` of FastMoE).
 
-  First choices may take all slots of an expert, so that only all choices together are balanced; a token that is moved
-  may meet an expert twice.
+  First choices may take all slots of an expert, so only the total over choices is balanced; a moved token may get the
+  same expert twice.
 
   Args:
     expert: <int32>[G,S,K].
@@ -26,7 +26,7 @@ def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
     num_experts: E.
 
   Returns:
-    <int32>[G,S,K] at most ceil(n*K/E) choices to an expert, where n valid tokens are in the group.
+    <int32>[G,S,K] at most ceil(n*K/E) choices per expert, with n valid tokens in the group.
   """
   choices = expert.shape[-1]
   share = -(-valid.sum(1, keepdims=True) * choices // num_experts)
@@ -40,10 +40,10 @@ def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
 @SELECTIONS('swipe')
 @dataclasses.dataclass(frozen=True)
 class Swipe(TrainedTogether):
-  """Training: the `k` best experts, or others where those are full (see `swipe`); evaluation: the `k` best.
+  """Training: the `k` best experts, or others if those are full (see `swipe`); evaluation: the `k` best.
 
   Config:
-    k: experts a token.
+    k: experts per token.
   """
   k: Count
 
@@ -57,15 +57,15 @@ class Swipe(TrainedTogether):
     return self.plan(swipe(expert, valid, self.num_experts) if train else expert, valid)
 
 
-# Tokens that are moved go to the lowest expert with a free slot.
+# Not exchangeable: moved tokens go to the lowest expert with a free slot.
 @paper('FastMoE: A Fast Mixture-of-Expert Training System', '2103.13262', chooses='together', exchangeable=False,
        alone=dict(k=1))
 def fastmoe_swipe(k: int = 2) -> dict[str, Any]:
-  """The gate 'swipe' of FastMoE (arXiv 2103.13262), which its repository adds to those of the paper.
+  """The gate 'swipe' of FastMoE (arXiv 2103.13262); in its repository, not in the paper.
 
-  Training: every expert computes exactly k/E of the tokens, by moving those that come too late; weights are a softmax
-  over the logits of the experts that a token ends at. Evaluation: plain top-k without a limit. Score with a bias, as
-  `NaiveGate`. A worker is one expert here.
+  Training: every expert computes exactly k/E of the tokens, because tokens beyond its share are moved; weights are a
+  softmax over the logits of the token's final experts. Evaluation: plain top-k without a limit. The score has a bias,
+  as in `NaiveGate`. Each worker has one expert here.
   """
   return dict(
       score=dict(name='linear', init_std='torch_linear', bias=True),

@@ -1,4 +1,4 @@
-"""GLaM: two of 64 experts, both always."""
+"""GLaM: two of 64 experts, always both."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -10,7 +10,7 @@ def glam(capacity_factor: float = 2., eval_capacity_factor: float | None = None)
   """GLaM (arXiv 2112.06905), as in praxis/layers/glam.py and lingvo.
 
   GShard's gating with both experts always taken; gates renormalised before anything is dropped; balance loss over first
-  choices, coefficient 0.01; capacity int(S*factor/E) up to a multiple of 4, whatever k.
+  choices, coefficient 0.01; capacity int(S*factor/E) rounded up to a multiple of 4, for any k.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),

@@ -11,10 +11,10 @@ from moejax.routing.selection import top_k
 
 
 def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) -> jax.Array:
-  """Half the importance loss and half the load loss of V-MoE, as Tutel has them.
+  """The average of V-MoE's importance and load losses, in Tutel's form.
 
-  Tutel's load is the chance that noise lifts an expert's *probability* above the k-th best noisy *logit*; it divides
-  by unbiased variances, E/(E-1) times V-MoE's.
+  Tutel's load is the probability that noise lifts an expert's *probability* above the k-th best noisy *logit*; its
+  variances are unbiased, E/(E-1) times V-MoE's.
 
   Args:
     logits: <float32>[G,S,E], with noise.
@@ -35,7 +35,7 @@ def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) ->
 
 @BALANCERS('tutel')
 class Tutel(Balancer):
-  """See `tutel_loss`; the noise is taken to be Tutel's own, of standard deviation 1/E."""
+  """See `tutel_loss`; assumes Tutel's noise, of standard deviation 1/E."""
 
   def __init__(self, *, where: str, k: int | None, coefficient: NonNegative):
     self.k, self.coefficient = choosing(k, where), coefficient
@@ -50,8 +50,8 @@ def gmoe(k: int = 1, dim: int = 256, capacity_factor: float = 1.5,
          balance: Literal['tutel', 'vmoe'] = 'tutel') -> dict[str, Any]:
   """Sparse Mixture-of-Experts are Domain Generalizable Learners (arXiv 2206.04046).
 
-  Section 4: the cosine router of X-MoE in the experts layers of V-MoE. Numbers as in its code, which is Tutel's: a
-  projection to `dim` dimensions with a bias, both sides of unit length, a learnt scale exp(min(theta, log 100)) that
+  Section 4: the cosine router of X-MoE in the MoE layers of V-MoE. Hyperparameters as in its code, which uses Tutel: a
+  projection to `dim` dimensions with a bias, both sides of unit length, a learned scale exp(min(theta, log 100)) that
   starts at 2, noise of 1/E, k = 1, capacity factor 1.5 by batch priority, and 0.01 times the mean of importance and
   load loss in Tutel's form (`balance='vmoe'`: in V-MoE's).
   """

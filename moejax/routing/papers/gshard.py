@@ -1,4 +1,4 @@
-"""GShard: two experts a token, the second by chance."""
+"""GShard: two experts per token, the second sampled."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -11,9 +11,9 @@ def gshard(second: SecondExpert = 'random', capacity_factor: float = 1.,
            eval_capacity_factor: float | None = None) -> dict[str, Any]:
   """GShard (arXiv 2006.16668).
 
-  Algorithm 1: softmax; the two best, g1 and g2 renormalised to sum to 1 before anything is dropped; the second goes
-  with probability min(1, 2*g2); C = 2S/E slots, all first choices before all second ones. Section 2.2: balance loss
-  over first choices, coefficient 0.01. Evaluation takes both experts (lingvo and GLaM do so in training too:
+  Algorithm 1: softmax; the best two, with g1 and g2 renormalised to sum to 1 before anything is dropped; the second is
+  kept with probability min(1, 2*g2); C = 2S/E slots, all first choices before all second ones. Section 2.2: balance
+  loss over first choices, coefficient 0.01. Evaluation always takes both experts (as do lingvo and GLaM in training:
   `second='all'`).
   """
   return dict(

@@ -1,4 +1,4 @@
-"""Hierarchical mixtures of experts: gates that choose groups, and gates that choose in them."""
+"""Hierarchical mixtures of experts: gates choose groups, then experts within them."""
 from typing import Any
 
 from moejax.routing.moe_2d import SecondChoice
@@ -13,7 +13,7 @@ def hierarchical(groups: int = 16, groups_per_token: int = 2, per_group: int = 2
   """The hierarchical mixture of Outrageously Large Neural Networks (arXiv 1701.06538), appendix B.
 
   Noisy top-k gating at both levels, output weight `G_primary_i * G_ij` (equation 12), importance and load losses over
-  all experts (equations 13-14). Appendix C.1: two of 16 groups, two experts in each.
+  all experts (equations 13-14). Appendix C.1: two of 16 groups, and two experts in each.
   """
   choices = dict(groups_per_token=groups_per_token, per_group=per_group)
   return dict(
@@ -31,9 +31,9 @@ def moe_2d(groups: int = 4, second: SecondChoice = 'random', eval_second: Second
            second_level_factor: float = 1.) -> dict[str, Any]:
   """`MoE2D` of Mesh TensorFlow (the library of arXiv 1811.02084), and `HeirarchicalMoE` of lucidrains.
 
-  Two groups a token; two experts of the first, and one of the second, whose inputs have an "importance" of 1 and 0.5;
-  second choices by chance at both levels, at evaluation too; gates renormalised before anything is dropped; capacities
-  of groups and of experts; a balance loss for each level, 0.01 times their sum.
+  Two groups per token: two experts of the first, and one of the second, whose inputs have an "importance" of 1 and 0.5;
+  sampled second choices at both levels, at evaluation too; gates renormalised before anything is dropped; capacities of
+  groups and of experts; 0.01 times the sum of the balance losses of both levels.
   """
   return dict(
       score=dict(name='hierarchical', groups=groups, noise='none', init_std=0.02),

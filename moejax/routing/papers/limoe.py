@@ -1,4 +1,4 @@
-"""LIMoE: one sparse tower for images and text, kept from giving all of its experts to the images."""
+"""LIMoE: one sparse tower for images and text, with losses that keep experts for both."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -12,9 +12,9 @@ def limoe(capacity_factor: float = 1.05, eval_capacity_factor: float | None = No
   """Multimodal Contrastive Learning with LIMoE (arXiv 2206.02770).
 
   V-MoE's router with k = 1 and Batch Prioritized Routing, over the tokens of both modalities in one group. Classic
-  losses (importance, load, z) and entropy losses by modality: local for text alone, global for both with thresholds
-  log `image_experts` and log `text_experts`, of the paper's 32 experts. No code of the paper is public; the numbers
-  of experts and the coefficients are second-hand.
+  losses (importance, load, z) and entropy losses by modality: local for text only, global for both with thresholds
+  log `image_experts` and log `text_experts`, for the paper's 32 experts. The paper's code is not public; the numbers of
+  experts and the coefficients are second-hand.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)', noise_std='1/E'),

@@ -1,4 +1,4 @@
-"""st-moe-pytorch, and mixture-of-experts before it: ST-MoE's routing for n experts a token."""
+"""st-moe-pytorch and its predecessor mixture-of-experts: ST-MoE's routing with n experts per token."""
 from typing import Any, Literal
 
 import jax
@@ -14,9 +14,9 @@ Counts = Literal['all', 'kept']
 
 @BALANCERS('kept_switch')
 class KeptSwitch(Balancer):
-  """`E * sum_e F_e P_e` where F_e is the share of tokens whose first choice is e and has a slot: at most `switch_loss`.
+  """`E * sum_e F_e P_e`, where F_e is the share of tokens with a slot in their first choice e; at most `switch_loss`.
 
-  So says the code of st-moe-pytorch: dropping changes the mask of first choices, which the loss reads, in place.
+  As in st-moe-pytorch, where dropping modifies in place the mask of first choices that the loss reads.
   """
 
   def __init__(self, *, coefficient: NonNegative):
@@ -24,9 +24,9 @@ class KeptSwitch(Balancer):
 
   def loss(self, routed: Routed) -> jax.Array:
     first = routed.plan.expert[..., :1]
-    # No token chooses an expert twice, so that what is computed of the first choice's expert is the first choice.
+    # Tokens choose no expert twice, so if the first choice's expert is computed, it is the first choice.
     kept = jnp.take_along_axis(routed.placed.shares(), first, axis=-1) > 0
-    return switch_loss(routed.probs, first, kept, routed.valid, 'flaxformer')  # flaxformer: sums to what is kept
+    return switch_loss(routed.probs, first, kept, routed.valid, 'flaxformer')  # flaxformer: does not renormalise F
 
 
 @paper('ST-MoE: Designing Stable and Transferable Sparse Expert Models', '2202.08906', draws=True,
@@ -34,15 +34,15 @@ class KeptSwitch(Balancer):
 def lucidrains(n: int = 2, threshold: float | tuple[float, ...] = 0.2, policy: Policy = 'random',
                eval_policy: Policy = 'random', capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2.,
                straight_through: bool = False, z: float = 1e-3, balance_counts: Counts = 'kept') -> dict[str, Any]:
-  """lucidrains/st-moe-pytorch: a reading of ST-MoE (arXiv 2202.08906) with n experts.
+  """lucidrains/st-moe-pytorch: an implementation of ST-MoE (arXiv 2202.08906) generalised to n experts.
 
-  The n best of the softmax, renormalised before anything is dropped; each further expert goes with probability
-  min(1, g / threshold), a threshold for each rank, at evaluation too. Capacity as in Mesh TensorFlow; balance loss over
-  first choices that have a slot with 0.01, z-loss with 0.001. `straight_through` (its default; here it needs dispatch
-  'einsum') gives dispatch the gradient of the combine weights.
+  The n best of the softmax, renormalised before anything is dropped; each expert after the first is kept with
+  probability min(1, g / threshold), with a threshold per rank, at evaluation too. Capacity as in Mesh TensorFlow;
+  balance loss over first choices that have a slot, coefficient 0.01; z-loss with 0.001. `straight_through` (the default
+  there; here it needs dispatch 'einsum') gives dispatch the gradient of the combine weights.
 
-  `policy` 'all', 'none' and 'threshold' are of lucidrains/mixture-of-experts, where n = 2, z = 0 and
-  balance_counts = 'all': with 'none' a token has one expert, whose weight is still its share of the two best.
+  `policy` 'all', 'none' and 'threshold' are from lucidrains/mixture-of-experts, where n = 2, z = 0 and
+  balance_counts = 'all': with 'none' a token has one expert, still weighted by its share of the best two.
   """
   balance = dict(kept_switch=0.01) if balance_counts == 'kept' else dict(
       switch=dict(coefficient=0.01, convention='gshard'))

@@ -1,4 +1,4 @@
-"""Expert Choice as Mesh TensorFlow has it: softmax over tokens, an average over experts, and a loss."""
+"""Mesh TensorFlow's Expert Choice: softmax over tokens, an average over experts, and a loss."""
 import dataclasses
 from typing import Any, ClassVar
 
@@ -15,15 +15,15 @@ from moejax.routing.selection import SELECTIONS, expert_choice
 
 
 def softmax_over_tokens(logits: jax.Array, valid: jax.Array) -> jax.Array:
-  """<float32>[G,S,E] -> the same, summing to 1 over the valid tokens <bool>[G,S] of a group, and 0 elsewhere."""
+  """<float32>[G,S,E] -> the same shape, summing to 1 over the valid tokens <bool>[G,S] of a group; 0 elsewhere."""
   valid = valid[..., None]
   return jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min), axis=1) * valid
 
 
 def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
-  """`n sum_t P_t^2` with P_t the mean over experts of their softmax over the n tokens: 1 where tokens get the same.
+  """`n sum_t P_t^2`, where P_t is the mean over experts of their softmax over the n tokens: 1 for equal shares.
 
-  The loss of `_expert_selection_gating` in Mesh TensorFlow, a mean over groups (those with a token, here).
+  The loss of `_expert_selection_gating` in Mesh TensorFlow, averaged over groups (here over groups with valid tokens).
 
   Args:
     logits: <float32>[G,S,E].
@@ -47,13 +47,13 @@ class Tokens(Balancer):
 @SELECTIONS('mtf_expert_choice')
 @dataclasses.dataclass(frozen=True)
 class MtfExpertChoice:
-  """Every expert takes its C best tokens; the weight is its softmax over tokens, over the number of experts they have.
+  """Every expert takes its C best tokens, weighted by its softmax over tokens divided by the token's number of experts.
 
-  The weights are made here, where it is known which tokens there are; `weigh=dict(name='one')` leaves them.
+  The weights are computed here, where padding is known; `weigh=dict(name='one')` keeps them.
 
   Config:
-    capacity_factor: C is Mesh TensorFlow's capacity, at least 4.
-    eval_capacity_factor: at evaluation.
+    capacity_factor: for Mesh TensorFlow's capacity C, at least 4.
+    eval_capacity_factor: the factor at evaluation.
   """
   where: str
   num_experts: int
@@ -79,10 +79,10 @@ class MtfExpertChoice:
 
 @paper('Mixture-of-Experts with Expert Choice Routing', '2202.09368', chooses='expert', draws=True)
 def mtf_expert_choice(capacity_factor: float = 1.25, eval_capacity_factor: float = 2.) -> dict[str, Any]:
-  """Expert Choice (arXiv 2202.09368) as `expert_selection` of Mesh TensorFlow, which differs from the paper.
+  """Expert Choice (arXiv 2202.09368) as in `expert_selection` of Mesh TensorFlow, which differs from the paper.
 
   The softmax is over the tokens of a group, not over experts; the output is a mean over the experts of a token, not a
-  sum; a loss of 0.01 evens out what tokens get. Input jitter of 1e-2 (by its default policy) in training.
+  sum; a loss with coefficient 0.01 balances tokens. Input jitter of 1e-2 (its default policy) in training.
   """
   return dict(
       score=dict(name='linear', init_std=0.02, jitter=0.01),

@@ -13,9 +13,9 @@ from moejax.routing.scores import SCORES, Linear, Scores, vectors
 
 @SCORES('policy')
 class Policy(Linear):
-  """A linear score, and a linear guess of the reward that is to come: `Scores.extras['value']` <float32>[G,S].
+  """A linear score, and a linear baseline of the reward: `Scores.extras['value']` <float32>[G,S].
 
-  The guess reads the activations without changing them.
+  The baseline has no gradient to the activations.
   """
 
   gives = ('value',)
@@ -39,10 +39,10 @@ class Policy(Linear):
 def rl_routing(weight: Literal['probability', 'one'] = 'probability', balance: float = 0.01) -> dict[str, Any]:
   """RL-R of Unified Scaling Laws for Routed Language Models (arXiv 2202.01169), section 3.3.
 
-  The softmax over experts is a policy: training draws one expert a token from it, evaluation takes the best. It is
-  learned from the log-probability that the model then gives to the next token, against a learned baseline:
-  `config.method = dict(name='reinforce')`. `weight`: of the drawn expert's output; with 'one' nothing but REINFORCE and
-  the balance loss (of coefficient `balance`) moves the router.
+  The softmax over experts is a policy: training samples one expert per token from it, evaluation takes the best. Its
+  reward is the log-probability that the model then gives to the next token, minus a learned baseline:
+  `config.method = dict(name='reinforce')`. `weight`: of the sampled expert's output; with 'one' only REINFORCE and the
+  balance loss (with coefficient `balance`) train the router.
   """
   return dict(
       score=dict(name='policy', init_std=0.02),

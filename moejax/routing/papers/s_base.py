@@ -1,4 +1,4 @@
-"""S-BASE: the balanced assignment of BASE, relaxed to a transport plan that Sinkhorn's iterations find."""
+"""S-BASE: BASE's balanced assignment, relaxed to a transport plan found by Sinkhorn iterations."""
 import dataclasses
 from typing import Any, ClassVar
 
@@ -17,13 +17,13 @@ from moejax.routing.selection import SELECTIONS
 @SELECTIONS('sinkhorn')
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn(TrainedTogether):
-  """Training: the largest entry of a token's row in the entropic transport plan; evaluation: the best expert.
+  """Training: the largest entry of the token's row in the entropic transport plan; evaluation: the best expert.
 
-  The plan gives every expert the same mass, so that the choices are nearly balanced.
+  The plan gives every expert the same mass, so the choices are nearly balanced.
 
   Config:
-    epsilon: weight of the entropy: the smaller, the closer the choices are to an assignment.
-    iterations: of Sinkhorn.
+    epsilon: weight of the entropy; the smaller, the closer the choices are to an assignment.
+    iterations: Sinkhorn iterations.
   """
   epsilon: Positive = 1.
   iterations: Count = 20
@@ -46,10 +46,10 @@ class Sinkhorn(TrainedTogether):
 def s_base(epsilon: float = 1., iterations: int = 20, capacity_factor: float = 2.) -> dict[str, Any]:
   """S-BASE of Unified Scaling Laws for Routed Language Models (arXiv 2202.01169).
 
-  Section 3.2.1: training routes each token to the largest entry of its row in the transport plan between tokens and
-  experts of equal mass, regularised by entropy; evaluation to its best expert. The output is weighted by the softmax
-  probability. No code was published: regularisation and iterations are those of the KL baseline of
-  google-research/vmoe (epsilon 1, 20 iterations), the capacity is twice an equal share.
+  Section 3.2.1: training routes each token to the largest entry of its row in the entropic transport plan between
+  tokens and experts of equal mass; evaluation to its best expert. The output is weighted by the softmax probability. No
+  code was published: regularisation and iterations are those of google-research/vmoe's KL baseline (epsilon 1, 20
+  iterations), the capacity is twice an equal share.
   """
   return dict(
       score=dict(name='linear', init_std=0.02),

@@ -8,9 +8,9 @@ from moejax.routing.papers import paper
 def soft_moe(slots: int = 1) -> dict[str, Any]:
   """From Sparse to Soft Mixtures of Experts (arXiv 2308.00951).
 
-  Equation 1: dispatch weights are the softmax of the logits over tokens; equation 2: combine weights their softmax over
-  all slots of all experts. Section 2.3: logits from normalised tokens and slot parameters, with a learned scale.
-  `slots`: slots an expert (1 in most of the paper's models). Not causal: for encoders.
+  Equation 1: dispatch weights are the softmax of the logits over tokens; equation 2: combine weights are their softmax
+  over all slots of all experts. Section 2.3: logits from normalised tokens and slot parameters, with a learned scale.
+  `slots`: slots per expert (1 in most of the paper's models). Not causal: for encoders.
   """
   return dict(
       score=dict(name='soft_moe', slots=slots),

@@ -1,4 +1,4 @@
-"""Sparsity-constrained optimal transport: a transport plan with few non-zeros chooses; and its two baselines."""
+"""Sparsity-constrained optimal transport: selection by a transport plan with few non-zeros; and its two baselines."""
 import dataclasses
 from typing import Any, ClassVar, Literal
 
@@ -18,14 +18,14 @@ Regularizer = Literal['sparse', 'quadratic', 'entropy']
 
 @dataclasses.dataclass(frozen=True)
 class Transport:
-  """Base of selections by an optimal transport plan between tokens, one each, and experts, an equal share each.
+  """Base class of selections by an optimal transport plan: mass 1 per token, equal shares per expert.
 
   Config:
-    regularizer: 'sparse': quadratic, with as many non-zeros as are taken; 'quadratic' without that limit; 'entropy':
-      Sinkhorn on the logits, where the other two look at their softmax.
-    strength: of the regulariser (gamma, or epsilon).
-    iterations: of Adam, or of Sinkhorn.
-    learning_rate: of Adam.
+    regularizer: 'sparse': quadratic, with as many non-zeros as are selected; 'quadratic': without that limit;
+      'entropy': Sinkhorn on the logits; the other two use their softmax.
+    strength: weight of the regulariser (gamma or epsilon).
+    iterations: iterations of Adam or Sinkhorn.
+    learning_rate: for Adam.
   """
   where: str
   num_experts: int
@@ -40,8 +40,7 @@ class Transport:
     return 'future'
 
   def transport(self, scores: Scores, valid: jax.Array, limit: int, side: Literal['tokens', 'experts']) -> jax.Array:
-    """<float32>[G,S,E]: where sparse, with at most `limit` tokens an expert, or experts a token (`side` has the limit).
-    """
+    """<float32>[G,S,E]; if sparse, with at most `limit` non-zeros for each member of `side`."""
     logits = jax.lax.stop_gradient(scores.select)
 
     def of_group(logits, valid):
@@ -62,11 +61,11 @@ class Transport:
 @SELECTIONS('transport_to_experts')
 @dataclasses.dataclass(frozen=True)
 class TransportToExperts(Transport):
-  """Each expert takes the C tokens of which the plan gives it most, and none of which it gives nothing.
+  """Each expert takes the C tokens with the largest entries in its column of the plan, except zeros.
 
   Config besides that of `Transport`:
-    capacity_factor: of C.
-    convention: how C is computed (`placement.capacity`).
+    capacity_factor: for C.
+    convention: formula for C (`placement.capacity`).
   """
   capacity_factor: Positive = 1.
   convention: placement.Convention = 'vmoe'
@@ -86,10 +85,10 @@ class TransportToExperts(Transport):
 @SELECTIONS('transport_to_tokens')
 @dataclasses.dataclass(frozen=True)
 class TransportToTokens(Transport):
-  """Each token takes the `k` experts to which the plan gives most of it, and none to which it gives nothing.
+  """Each token takes the `k` experts with the largest entries in its row of the plan, except zeros.
 
   Config:
-    k: experts a token.
+    k: experts per token.
   """
   k: Count = 1
 
@@ -111,11 +110,11 @@ def sparse_ot(regularizer: Regularizer = 'sparse', capacity_factor: float = 1., 
               iterations: int = 20) -> dict[str, Any]:
   """Sparsity-Constrained Optimal Transport (arXiv 2209.15466), section 6.
 
-  Each expert takes the tokens of its column in a transport plan with at most C non-zeros a column; the plan selects,
+  Each expert takes the tokens of its column in a transport plan with at most C non-zeros per column; the plan selects,
   the softmax weighs. `KSparseProjectionTransportTopItemsPerExpertRouter` of google-research/vmoe: similarity is the
-  softmax over experts, gamma = 1, 20 steps of Adam with 0.01. Its baselines: `regularizer='quadratic'` and 'entropy'.
-  No auxiliary loss, no noise. Not causal. A token to which an expert's plan gives nothing is not the expert's, as in
-  the paper; the code fills the expert's free slots with such tokens, and weighs them by the softmax.
+  softmax over experts, gamma = 1, 20 steps of Adam with learning rate 0.01. Its baselines: `regularizer='quadratic'`
+  and 'entropy'. No auxiliary loss, no noise. Not causal. Tokens with a zero in the plan are not selected, as in the
+  paper; the code fills free slots with such tokens, and weighs them by the softmax.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),
@@ -128,7 +127,7 @@ def sparse_ot(regularizer: Regularizer = 'sparse', capacity_factor: float = 1., 
 @paper('Sparsity-Constrained Optimal Transport', '2209.15466', example=dict(capacity_factor=0.6), alone=dict(k=1))
 def sparse_ot_tokens(k: int = 2, regularizer: Regularizer = 'sparse', capacity_factor: float = 1.05,
                      strength: float = 1., iterations: int = 20) -> dict[str, Any]:
-  """As `sparse_ot`, with at most k experts a token in place of at most C tokens an expert.
+  """Like `sparse_ot`, with at most k experts per token instead of at most C tokens per expert.
 
   `KSparseProjectionTransportTopExpertsPerItemRouter` of google-research/vmoe: the k largest entries of a token's row,
   placed under V-MoE's capacity by position, as with its `batch_priority=False`.

@@ -1,4 +1,4 @@
-"""Sparsely-gated MoE: noisy top-k gating, with noise of a learned size."""
+"""Sparsely-gated MoE: noisy top-k gating with learned noise."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -10,9 +10,9 @@ def sparsely_gated(k: int = 4, importance: float = 0.1, load: float = 0.1, noise
   """Outrageously Large Neural Networks (arXiv 1701.06538).
 
   Section 2.1, equations 3-5: normal noise times softplus(x W_noise) on the logits in training; softmax over the k best
-  alone. Section 4 and appendix A: importance and load losses (equations 6-11), both with the weight 0.1 of the language
-  models; both kernels start at zero. No capacity. Appendix C.1: k = 4. `noise_floor` is that of Tensor2Tensor, whose
-  one coefficient for both losses is 0.01; 0 is the paper's formula.
+  only. Section 4 and appendix A: importance and load losses (equations 6-11), both with coefficient 0.1 as for the
+  language models; both kernels are initialised to zero. No capacity. Appendix C.1: k = 4. `noise_floor` is from
+  Tensor2Tensor, which uses 0.01 for both losses; 0 is the paper's formula.
   """
   return dict(
       score=dict(name='noisy_linear', init_std=0., noise_floor=noise_floor),

@@ -1,4 +1,4 @@
-"""SpeechMoE: routers that also see what a network beside the model makes of the sound."""
+"""SpeechMoE: routers that also see the output of a shared embedding network."""
 from typing import Any
 
 import jax
@@ -13,10 +13,10 @@ from moejax.routing.papers import paper
 
 @FEATURES('with_shared')
 class WithShared:
-  """What a network beside the model made of the token, then the activations (SpeechMoE, section 3.1).
+  """The output of the shared embedding network, concatenated with the activations (SpeechMoE, section 3.1).
 
   Config:
-    shared_dim: width of that network; 0 leaves it out (the paper's local router, to compare with).
+    shared_dim: output width of that network; 0 omits it (the paper's local router, for comparison).
   """
 
   def __init__(self, *, dim: int, shared_dim: Natural):
@@ -38,7 +38,7 @@ class WithShared:
 
 
 def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
-  """Mean over valid tokens of `|p / |p|_2|_1`: 1 for a certain router, sqrt(E) at uniform (SpeechMoE, section 3.3).
+  """Mean over valid tokens of `|p / |p|_2|_1`: 1 for a one-hot p, sqrt(E) for a uniform p (SpeechMoE, section 3.3).
 
   Args:
     probs: <float32>[G,S,E] summing to 1 over E.
@@ -49,7 +49,7 @@ def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
-  """`E * sum_e (mean_t p_te)^2` over the valid tokens of all groups: 1 if balanced, E collapsed (section 3.3).
+  """`E * sum_e (mean_t p_te)^2` over the valid tokens of all groups: 1 if balanced, E if collapsed (section 3.3).
 
   Args:
     probs: <float32>[G,S,E] summing to 1 over E.
@@ -86,10 +86,10 @@ class MeanImportance(Balancer):
 def speech_moe(shared_dim: int, sparsity: float = 0.15, importance: float = 0.15) -> dict[str, Any]:
   """SpeechMoE (arXiv 2105.03036).
 
-  Section 3.1: p = softmax(W [shared; x]), where `shared`, of width `shared_dim`, comes from the shared embedding network
-  and carries no gradient back to it. Section 3.2: the output is p times that of the best expert. Section 3.3: sparsity
-  and mean importance losses. Without bias and capacity, kernel of gain 1/2, coefficients: tencent-ailab/3m-asr, by the
-  same group, whose losses these are; those of the paper itself may differ.
+  Section 3.1: p = softmax(W [shared; x]), where `shared`, of width `shared_dim`, comes from the shared embedding
+  network without a gradient back to it. Section 3.2: the output is p times the best expert's. Section 3.3: sparsity and
+  mean importance losses. From tencent-ailab/3m-asr, by the same group: no bias, no capacity, kernel gain 1/2, the
+  losses and their coefficients; the paper's own may differ.
   """
   return dict(
       features=dict(name='with_shared', shared_dim=shared_dim),

@@ -10,9 +10,9 @@ def st_moe(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2
   """ST-MoE (arXiv 2202.08906).
 
   Section 3.3, equations 5-6: router z-loss with c_z = 0.001 besides the balance loss with 0.01. Section 4: top-2,
-  capacity factor 1.25 in training and 2.0 at evaluation. As in Mesh TensorFlow, where the paper's runs were: the
-  second expert goes with probability min(1, g2 / 0.2), at evaluation too; gates renormalised before dropping;
-  capacity does not count the two choices.
+  capacity factor 1.25 in training and 2.0 at evaluation. As in Mesh TensorFlow, which the paper used: the second expert
+  is kept with probability min(1, g2 / 0.2), at evaluation too; gates are renormalised before dropping; the capacity
+  formula ignores k.
   """
   return dict(
       score=dict(name='linear', init_std=0.02),

@@ -1,4 +1,4 @@
-"""StableMoE: routing that is learnt early, distilled into a router of token ids alone, and then left as it is."""
+"""StableMoE: routing is learned early, distilled into a router of token ids, and then frozen."""
 import dataclasses
 from typing import Any, ClassVar, Literal
 
@@ -13,18 +13,18 @@ from moejax.routing.features import FEATURES, RouterInputs
 from moejax.routing.papers import paper
 from moejax.routing.scores import SCORES, Score, Scores, vectors
 
-# The names of stablemoe are wordemb, bigram_emb and cnn.
+# wordemb, bigram_emb and cnn in the stablemoe code.
 Words = Literal['unigram', 'bigram', 'convolution']
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WithIds:
-  """Tokens and which they are.
+  """Activations with token ids.
 
   Attributes:
     x: <float32>[G,S,D].
-    inputs: with `token_ids`, and what `word_vectors` reads besides.
+    inputs: with `token_ids` and the other fields that `word_vectors` reads.
   """
   x: jax.Array
   inputs: RouterInputs
@@ -32,7 +32,7 @@ class WithIds:
 
 @FEATURES('token_with_ids')
 class TokenWithIds:
-  """The activations beside token ids, for score 'distilled'."""
+  """The activations and token ids, for score 'distilled'."""
 
   with_ids: ClassVar[bool] = True
 
@@ -45,14 +45,14 @@ class TokenWithIds:
 
 
 def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: jax.Array | None) -> jax.Array:
-  """z, what the distilled router sees of a token: the embeddings of its own word and of those before it.
+  """z, the distilled router's input: embeddings of the token's word, and maybe of the preceding words.
 
-  'unigram': its own; 'bigram': the mean of its own and the one before, which at the start of a document is its own
-  again; 'convolution': `sum_j kernel_j table[word j places before]`, j = 0..4, without words of other documents.
+  'unigram': its own; 'bigram': the mean of its own and the previous word's, at the start of a document its own;
+  'convolution': `sum_j kernel_j table[word j positions earlier]`, j = 0..4, excluding words of other documents.
 
   Args:
     words: one of these.
-    inputs: ids <int32>[G,S] of tokens and of those before them.
+    inputs: ids <int32>[G,S] of the tokens and of the preceding ones.
     table: <float32>[V,W].
     kernel: <float32>[5] for 'convolution'.
 
@@ -60,7 +60,7 @@ def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: j
     <float32>[G,S,W].
 
   Raises:
-    ValueError: the model supplies no ids, or not those of earlier tokens.
+    ConfigError: the model supplies no ids, or no ids of earlier tokens.
   """
   ids = inputs['token_ids']
   if words == 'unigram':
@@ -74,19 +74,19 @@ def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: j
 
 @SCORES('distilled')
 class Distilled(Score):
-  """Logits `h e` for weights; selection by them in stage 1, and in stage 2 by a router of word embeddings, `z e'`.
+  """Logits `h e` for weights; selection by them in stage 1, and by a router of word embeddings, `z e'`, in stage 2.
 
-  Evaluation always selects by `z e'`. At the end of stage 1 these are copied into the router's state, from which
-  stage 2 reads them, so that no momentum or weight decay of the optimizer moves a route. Leaves `distilled`
-  <float32>[G,S,E] (`z e'`, with gradients) and `stage_1` <bool>[] in `extras`.
+  Evaluation always selects by `z e'`. At the end of stage 1 the parameters of `z e'` are copied into the router's
+  state, from which stage 2 reads them, so that the optimizer's momentum and weight decay cannot change routes. Returns
+  `distilled` <float32>[G,S,E] (`z e'`, with gradients) and `stage_1` <bool>[] in `extras`.
 
   Config:
     vocab_size: V.
     stage_1_steps: training steps of stage 1.
-    width: of word embeddings.
-    words: what z is made of, see `word_vectors`. (The published code can also distil into a Transformer over ids, which
-      would have to see all of a document, where a router sees a group of tokens.)
-    gain: of the orthogonal start of e and e'.
+    width: width of the word embeddings.
+    words: the form of z, see `word_vectors`. (The published code can also distil into a Transformer over ids, which
+      would need the whole document, whereas a router sees a group of tokens.)
+    gain: gain of the orthogonal initialisation of e and e'.
   """
 
   gives = ('distilled', 'stage_1')
@@ -108,7 +108,7 @@ class Distilled(Score):
     self.frozen_kernel = functional.router_state(jnp.zeros(5), (None,)) if convolution else None
 
   def __call__(self, features: WithIds, *, key: jax.Array | None, train: bool) -> Scores:
-    """`features`: those of 'token_with_ids'."""
+    """`features`: from 'token_with_ids'."""
     logits = _product(features.x, self.experts[...])
     now = self._live_or_frozen()
     z = word_vectors(self.words, features.inputs, now['table'], now.get('kernel'))
@@ -118,11 +118,11 @@ class Distilled(Score):
     return Scores(logits=logits, select=select, clean=logits, extras=dict(distilled=distilled, stage_1=stage_1))
 
   def update(self) -> dict[str, Any]:
-    """The next step, and what stage 2 reads."""
+    """The next step, and the frozen parameters for stage 2."""
     return dict(step=self.step[...] + 1, **{f'frozen_{name}': leaf for name, leaf in self._live_or_frozen().items()})
 
   def _live_or_frozen(self):
-    # The first step of stage 2 still reads the parameters: they are what the last of stage 1 left.
+    # The first step of stage 2 still reads the parameters, as left by the last step of stage 1.
     live = self.step[...] <= self.stage_1_steps
     names = ('table', 'experts') if self.words_kernel is None else ('table', 'experts', 'kernel')
     return {name: jnp.where(live, getattr(self, f'words_{name}')[...], getattr(self, f'frozen_{name}')[...])
@@ -130,7 +130,7 @@ class Distilled(Score):
 
 
 def _uniform(key, shape, dtype):
-  # Of variance 1 / (3 * 5), as PyTorch starts a kernel of five places.
+  # Variance 1 / (3 * 5), PyTorch's initialisation of a kernel of size five.
   return jax.random.uniform(key, shape, dtype, -5**-0.5, 5**-0.5)
 
 
@@ -139,7 +139,7 @@ def _product(x, experts):
 
 
 def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array) -> jax.Array:
-  """Mean over tokens of the cross entropy of the word router with the greedy choice (StableMoE, section 3.2).
+  """Mean cross entropy of the word router with the greedy choice as target (StableMoE, section 3.2).
 
   Args:
     distilled: <float32>[G,S,E], `z e'`.
@@ -152,10 +152,10 @@ def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array)
 
 
 def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.Array:
-  """`1/T sum_e (n_e - n)/n sum_{t of e} sigmoid(h_t e)`, n_e tokens of expert e and n their mean (StableMoE, eq. 6).
+  """`1/T sum_e (n_e - n)/n sum_{t of e} sigmoid(h_t e)`: expert e has n_e tokens, n is the mean (StableMoE, eq. 6).
 
-  0 where all experts have as many tokens. The gradient lowers scores of experts with more than their share, and raises
-  those of the others. The paper sums over tokens, as it does for its language model's loss; here both are means.
+  0 if all experts have the same number of tokens. The gradient lowers the scores of experts above their share and
+  raises the others. The paper sums over tokens, as in its language model's loss; here both are means.
 
   Args:
     logits: <float32>[G,S,E], `h e`.
@@ -170,7 +170,7 @@ def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.
 
 
 class _InStage1(Balancer):
-  """A loss of stage 1: exactly 0, with exactly no gradient, after it."""
+  """A loss of stage 1: exactly 0, with a gradient of exactly 0, afterwards."""
 
   reads = ('distilled', 'stage_1')
 
@@ -210,10 +210,10 @@ def stable_moe(vocab_size: int, stage_1_steps: int, words: Words = 'unigram', ca
   """StableMoE: Stable Routing Strategy for Mixture of Experts (arXiv 2204.08396).
 
   Section 3.2, stage 1 (a tenth of the paper's training): greedy routing by `h e` with a balance loss, distilled into
-  a router of word embeddings of width 50 (`words`: the token's own, or those before it too). Section 3.3, stage 2: the
-  distilled router, frozen. The weight is the sigmoid of `h e` in both, and the rest of the token passes by: use experts
-  `residual_stack`, inserted. As in the published code: both losses count 0.3, evaluation takes the distilled router in
-  stage 1 too, an expert takes at most twice its share of the tokens.
+  a router of word embeddings of width 50 (`words`: the token's own, or also the preceding ones). Section 3.3, stage 2:
+  the distilled router, frozen. The weight is the sigmoid of `h e` in both; the remaining share of the token bypasses
+  the expert: use experts `residual_stack`, inserted. As in the published code: both losses have coefficient 0.3,
+  evaluation uses the distilled router in stage 1 too, and an expert takes at most twice its equal share.
   """
   return dict(
       features=dict(name='token_with_ids'),

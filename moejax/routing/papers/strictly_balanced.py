@@ -1,4 +1,4 @@
-"""Strictly balanced gating: in training every expert takes its best tokens, at inference those above a threshold."""
+"""Strictly balanced gating: experts take their best tokens in training, and tokens above a threshold at inference."""
 import dataclasses
 from typing import Any, ClassVar
 
@@ -19,9 +19,9 @@ from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
 
 @SCORES('linear_with_thresholds')
 class LinearWithThresholds(Linear):
-  """The score 'linear', and for every expert a threshold on its gates, which the balancer 'threshold' trains.
+  """The score 'linear', plus a threshold on the gates of each expert, trained by the balancer 'threshold'.
 
-  Thresholds start at 1/E, the gate of an expert that is like all others.
+  Thresholds start at 1/E, the uniform gate.
   """
 
   gives = ('threshold',)
@@ -38,11 +38,11 @@ class LinearWithThresholds(Linear):
 @SELECTIONS('batchwise')
 @dataclasses.dataclass(frozen=True)
 class Batchwise:
-  """Training: each expert takes the m = k*S/E tokens of its group with the largest gates; evaluation: all above the
-  threshold of the score 'linear_with_thresholds' (Shazeer et al. 2017, equations 18 and 19).
+  """Training: each expert takes the m = k*S/E tokens of its group with the largest gates; evaluation: all tokens above
+  the threshold of score 'linear_with_thresholds' (Shazeer et al. 2017, equations 18 and 19).
 
   Config:
-    experts_per_token: k, on average.
+    experts_per_token: k, average number of experts per token.
   """
   where: str
   num_experts: int
@@ -70,7 +70,7 @@ class Batchwise:
 @WEIGHTINGS('softmax_over_takers')
 @dataclasses.dataclass(frozen=True)
 class SoftmaxOverTakers(Weighting):
-  """Softmax over the experts that took the token, however many they are (Shazeer et al. 2017, equation 16)."""
+  """Softmax over the experts that took the token, whatever their number (Shazeer et al. 2017, equation 16)."""
 
   def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
     taken = plan.shares() > 0
@@ -80,15 +80,15 @@ class SoftmaxOverTakers(Weighting):
 
 
 def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, valid: jax.Array) -> jax.Array:
-  """`sum_e (above_te - taken_te) (gate_te - threshold_e)`, a mean over valid tokens t: 0 where both masks are the same.
+  """`sum_e (above_te - taken_te) (gate_te - threshold_e)`, averaged over valid tokens t; 0 if both masks are equal.
 
-  Shazeer et al. 2017, equation 20, there a sum over tokens. An expert with more tokens above its threshold than it took
-  raises it.
+  Shazeer et al. 2017, equation 20, which sums over tokens. It raises the threshold of an expert that has more tokens
+  above it than it took.
 
   Args:
     gates: <float32>[G,S,E].
     threshold: <float32>[E].
-    taken: <bool>[G,S,E] by the batchwise choice.
+    taken: <bool>[G,S,E] the batchwise selection.
     valid: <bool>[G,S].
   """
   above = gates > threshold
@@ -115,9 +115,9 @@ def strictly_balanced(k: float = 4., coefficient: float = 1.) -> dict[str, Any]:
   """Strictly balanced gating: appendix F of The Sparsely-Gated Mixture-of-Experts Layer (arXiv 1701.06538).
 
   Equations 16 and 18: softmax gates; each expert keeps the k|X|/n largest of the batch, and a token's gates are
-  normalised over the experts that kept it. Equations 19 and 20: at inference gates above a learned threshold an expert,
-  trained by a loss of its own. No noise, and no other loss. `k`: experts a token on average. The paper says neither
-  how much the loss counts nor where thresholds start: 1, as a mean over tokens, and 1/n.
+  normalised over the experts that kept it. Equations 19 and 20: inference keeps gates above a threshold per expert,
+  learned by its own loss. No noise, and no other loss. `k`: average number of experts per token. The paper gives
+  neither the loss's coefficient nor the initial thresholds: here 1, as a mean over tokens, and 1/n.
   """
   return dict(
       score=dict(name='linear_with_thresholds', init_std=0.02),

@@ -1,4 +1,4 @@
-"""Switch Transformer: one expert a token."""
+"""Switch Transformer: one expert per token."""
 from typing import Any, Literal
 
 from moejax.routing.papers import paper
@@ -13,18 +13,18 @@ def switch(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2
            overflow: Overflow = 'drop') -> dict[str, Any]:
   """Switch Transformers (arXiv 2101.03961).
 
-  Equations 1-2 with k = 1: the output is the softmax probability times that of the best expert, not renormalised, so
-  that the router has a gradient. Equation 3: capacity in the order of positions. Equations 4-6: balance loss, alpha =
-  0.01. Capacity by the formula of Mesh TensorFlow, where the paper's runs were; kernel N(0, 0.02) of flaxformer.
+  Equations 1-2 with k = 1: the best expert's output times its softmax probability, not renormalised, so that the router
+  has a gradient. Equation 3: capacity in order of position. Equations 4-6: balance loss, alpha = 0.01. Capacity by the
+  formula of Mesh TensorFlow, which the paper used; kernel N(0, 0.02) as in flaxformer.
 
-  `exploration`, appendix C: input 'jitter' of 1e-2; 'argmax' alone; 'sample' of the softmax; input 'dropout' of 0.1.
-  `overflow`: what is beyond an expert's capacity goes nowhere, by position ('drop') or by probability
-  ('least_probable': switch_max of Mesh TensorFlow), or on to the next best of 4 experts ('retry': appendix B,
-  no-token-left-behind), which has no next best where the expert is sampled.
+  `exploration`, appendix C: input 'jitter' of 1e-2; plain 'argmax'; 'sample' from the softmax; input 'dropout' of 0.1.
+  `overflow`: tokens beyond an expert's capacity are dropped, the last ones ('drop') or the least probable
+  ('least_probable': switch_max of Mesh TensorFlow), or fall back on the next best of 4 experts ('retry': appendix B,
+  no-token-left-behind), which excludes sampling.
   """
   if exploration == 'sample' and overflow == 'retry':
-    raise ValueError("switch: overflow='retry' goes down a token's ranking of experts, which exploration='sample' does "
-                     'not make. Choose another of either.')
+    raise ValueError("switch: overflow='retry' needs a ranking of experts, which exploration='sample' does not have. "
+                     'Change one of them.')
   place = dict(name='retry' if overflow == 'retry' else 'capacity', capacity_factor=capacity_factor,
                eval_capacity_factor=eval_capacity_factor, convention='mesh_tensorflow')
   select = dict(name='ranked', alternatives=3) if overflow == 'retry' else dict(name='top_k', k=1)

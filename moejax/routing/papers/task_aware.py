@@ -9,9 +9,9 @@ from moejax.routing.papers import paper
 def task_aware(num_tasks: int, k: int = 2, task_width: int | None = None) -> dict[str, Any]:
   """Sparsely Activated Mixture-of-Experts are Robust Multi-Task Learners (arXiv 2204.07689).
 
-  Gates that are conditioned on the task, over experts that all tasks share: the router sees the token beside a learned
-  vector of its task, so that routes of related tasks can meet and those of unrelated ones part. The abstract fixes no
-  more than that; here k = 2, gates renormalised, balance loss 0.01, and no capacity.
+  Gates are conditioned on the task, over experts shared by all tasks: the router sees the token and a learned task
+  embedding, so that related tasks can share routes and unrelated ones separate. The abstract specifies no more; here
+  k = 2, gates renormalised, balance loss 0.01, and no capacity.
   """
   return dict(
       features=dict(name='token_and_task', num_tasks=num_tasks, width=task_width),

@@ -1,4 +1,4 @@
-"""THOR: no router, and consistency between two random experts."""
+"""THOR: random experts instead of a router, and consistency between two of them."""
 from typing import Any, Literal
 
 from moejax.routing.papers import paper
@@ -9,9 +9,9 @@ from moejax.routing.papers import paper
 def thor(level: Literal['token', 'document'] = 'document', seed: int = 0) -> dict[str, Any]:
   """Taming Sparsely Activated Transformer with Stochastic Experts (arXiv 2110.04260).
 
-  Section 3: in training one expert a layer for the whole batch, drawn uniformly, its output with weight one; at
-  evaluation one for every `level` ('token' is `inference_level=0` of microsoft/Stochastic-Mixture-of-Experts,
-  'document' its 1, a sentence there), with draws of `seed` that stay. What is learned is the consistency of two such passes:
+  Section 3: in training one expert per layer for the whole batch, drawn uniformly, with weight one; at evaluation one
+  per token or document (`level`: 'token' is `inference_level=0` of microsoft/Stochastic-Mixture-of-Experts, 'document'
+  its 1, a sentence there), with fixed draws from `seed`. Training adds a consistency loss between two such passes:
   `config.method = dict(name='consistency', alpha=5.0)`.
   """
   return dict(

@@ -1,4 +1,4 @@
-"""Towards understanding MoE: top-1 with uniform noise, weighted by the noisy logit itself."""
+"""Towards understanding MoE: top-1 with uniform noise, weighted by the noisy logit."""
 from typing import Any, Literal
 
 from flax import nnx
@@ -11,7 +11,7 @@ from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, req
 
 @SCORES('uniform_noise')
 class UniformNoise(Score):
-  """`x W`, in training plus a draw from [0, 1) for every token and expert (section 3). W starts at 0."""
+  """`x W`, plus in training uniform noise in [0, 1) for every token and expert (section 3). W is initialised to 0."""
 
   def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs):
     shape = (vectors(dim, where), num_experts)
@@ -31,7 +31,7 @@ def understanding_moe(weight: Literal['logit', 'softmax'] = 'logit', balance: fl
   """Towards Understanding Mixture of Experts in Deep Learning (arXiv 2208.02813).
 
   Section 3: the expert with the largest logit plus uniform noise. In uclaml/MoE its output is multiplied by that noisy
-  logit in the experiments on synthetic data, by the softmax of it, with a balance loss of 0.01, in those on images.
+  logit in the experiments on synthetic data, and by its softmax, with a balance loss of 0.01, on images.
   """
   return dict(
       score=dict(name='uniform_noise'),

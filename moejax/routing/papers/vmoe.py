@@ -12,10 +12,9 @@ def vmoe(k: int = 2, capacity_factor: float = 1.05, eval_capacity_factor: float 
   """Scaling Vision with Sparse Mixture of Experts (arXiv 2106.05974).
 
   Section 2: g(x) = TOP_k(softmax(Wx + N(0, 1/E^2))), softmax before the top-k and no renormalisation; noise in
-  training only. Appendix A: importance loss on clean probabilities and load loss, the average of both times 0.01.
+  training only. Appendix A: importance loss on clean probabilities and load loss, 0.01 times their average.
   Section 4: Batch Prioritized Routing (`priority='batch'`; 'position' is the paper's vanilla routing and the default
-  in training of the released configs). Formulas of the losses and capacity, a multiple of 4, as in
-  google-research/vmoe.
+  of the released configs in training). Losses and capacity, a multiple of 4, as in google-research/vmoe.
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)', noise_std='1/E'),

@@ -1,4 +1,4 @@
-"""WideNet: one mixture of experts for all layers."""
+"""WideNet: one mixture of experts shared by all layers."""
 from typing import Any
 
 from moejax.routing.papers import paper
@@ -9,9 +9,10 @@ def widenet(k: int = 2, capacity_factor: float = 1.2, released: bool = False) ->
   """Go Wider Instead of Deeper (arXiv 2107.11817).
 
   Section 2.2: softmax of the noisy logits, noise N(0, 1/E^2) in training, the k best, not renormalised; balance loss
-  over all k choices, coefficient 0.01. That one router and one set of experts serve all layers, each with norms of its
-  own, is the model's `sharing='all_but_norms'`. The router starts as the code's, a Keras layer. `released`: slots as XueFuzhao/WideNet_Code gives them out: one less
-  than int(S*k*factor/E), token by token, so that a second choice goes before a later token's first.
+  over all k choices, coefficient 0.01. All layers share one router and one set of experts, each with its own norms: the
+  model's `sharing='all_but_norms'`. The router is initialised as in the code, a Keras layer. `released`: slots as in
+  XueFuzhao/WideNet_Code: one less than int(S*k*factor/E), token by token, so that a second choice precedes a later
+  token's first.
   """
   place = dict(convention='widenet', order='token') if released else {}
   return dict(

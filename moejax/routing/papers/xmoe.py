@@ -1,4 +1,4 @@
-"""X-MoE: cosine routing in few dimensions, against representation collapse."""
+"""X-MoE: low-dimensional cosine routing against representation collapse."""
 from typing import Any, Literal
 
 import jax
@@ -13,17 +13,17 @@ def fixed_temperature_loss(cosine: jax.Array, expert: jax.Array, routed: jax.Arr
                            temperature: float) -> jax.Array:
   """`E sum_e (F_e + 1e-6) P_e`, where P_e is the mean of a softmax over cosines at a fixed temperature.
 
-  F_e is the share of first choices. From code of X-MoE's authors that others carry on: 1 + 1e-6 E at uniform routing.
+  F_e is the share of first choices. As in the authors' code, now maintained by others; 1 + 1e-6 E at uniform routing.
 
   Args:
     cosine: <float32>[G,S,E].
     expert: <int32>[G,S,K].
     routed: <bool>[G,S,K].
     valid: <bool>[G,S].
-    temperature: whatever the router's own has become.
+    temperature: fixed, independent of the router's learned one.
   """
   probs = jax.nn.softmax(cosine / temperature, axis=-1)
-  # The probabilities sum to 1, so what is added to every share adds E * 1e-6, and no gradient.
+  # The probabilities sum to 1, so adding 1e-6 to every share adds the constant E * 1e-6, without a gradient.
   some = valid.any(axis=1)
   added = 1e-6 * cosine.shape[-1] * some.sum() / jnp.maximum(some.sum(), 1)
   return switch_loss(probs, expert, routed, valid, 'fairseq') + added
@@ -34,7 +34,7 @@ class FixedTemperature(Balancer):
   """See `fixed_temperature_loss`; for score 'cosine'.
 
   Config:
-    temperature: that cosines are divided by.
+    temperature: divides the cosines.
   """
 
   reads = ('cosine',)
@@ -53,10 +53,10 @@ def xmoe(form: Literal['paper', 'torchscale'] = 'paper', dim: int = 16, balance:
   """On the Representation Collapse of Sparse Mixture of Experts (arXiv 2204.09179).
 
   Section 3: tokens are projected to `dim` dimensions (half the number of experts in the paper, 16 for 32) and compared
-  with expert embeddings on the unit sphere, over a learnt temperature. The best expert's weight is the sigmoid of its
-  score, and the rest of the token passes by it: use experts `residual_stack`, inserted. The authors' later release in
-  torchscale is another router: experts alone have unit length, there is no temperature, and the rest is a Switch
-  router with fairseq's capacity (form='torchscale').
+  with expert embeddings on the unit sphere, divided by a learned temperature. The best expert's weight is the sigmoid
+  of its score, and the remaining share of the token bypasses the expert: use experts `residual_stack`, inserted. The
+  authors' later release in torchscale (form='torchscale') differs: only experts have unit length, there is no
+  temperature, and otherwise it is a Switch router with fairseq's capacity.
   """
   project = dict(name='cosine', project=dim, epsilon=1e-4, init='orthogonal')
   if form == 'torchscale':
