@@ -1,7 +1,7 @@
 """Mixture-of-experts research in JAX: any router, any dispatch, any model, from one config.
 
-What users need most is here by name and is imported when it is asked for, so that `import moejax` takes milliseconds and
-commands answer before jax is there. `__init__.pyi` lists it.
+The names in `__init__.pyi` are imported on first use, so that `import moejax` takes milliseconds and commands answer before
+jax is imported.
 """
 import ast
 import importlib

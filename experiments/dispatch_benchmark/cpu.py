@@ -1,6 +1,6 @@
 """Measures dispatchers on this machine's CPU against a dense floor and the installed peers.
 
-    python -m experiments.dispatch_benchmark.cpu            a quarter of an hour; the machine should be idle
+    python -m experiments.dispatch_benchmark.cpu            about 15 minutes; the machine should be idle
     python -m experiments.dispatch_benchmark.cpu --quick    tiny shapes: does everything run?
 
 Writes cpu.json and figure.png in this folder (with --quick in runs/dispatch_benchmark) and prints the tables of the
@@ -24,9 +24,9 @@ from experiments.dispatch_benchmark import peers, plot, programs, report
 FOLDER = pathlib.Path(__file__).parent
 COMMAND = 'python -m experiments.dispatch_benchmark.cpu'
 QUICK = flags.DEFINE_bool('quick', False, 'Tiny shapes and two rounds.')
-CASES = flags.DEFINE_list('cases', list(programs.cases(programs.FULL)), 'What to measure.')
-TORCH_PYTHON = flags.DEFINE_string('torch_python', sys.executable, 'An interpreter with torch and transformers.')
-OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results, if not the default.')
+CASES = flags.DEFINE_list('cases', list(programs.cases(programs.FULL)), 'Cases to measure.')
+TORCH_PYTHON = flags.DEFINE_string('torch_python', sys.executable, 'Python interpreter with torch and transformers.')
+OUTPUT = flags.DEFINE_string('output', None, 'Folder of the results, instead of the default.')
 
 
 def commands(torch_python: str) -> dict[str, list[str]]:
@@ -45,7 +45,7 @@ def commands(torch_python: str) -> dict[str, list[str]]:
 
 
 def measure(name: str, case: programs.Case, commands: dict[str, list[str]]) -> dict:
-  """Prepares all programs of a case and times them in rounds; peers without a command are left out."""
+  """Prepares all programs of a case and times them in rounds; skips peers without a command."""
   load = [os.getloadavg()[0]]
   with contextlib.ExitStack() as stack:
     processes = {peer: stack.enter_context(peers.Peer(commands[peer])) for peer in case.programs if peer in commands}
@@ -82,7 +82,7 @@ def run(size: programs.Size, names: list[str], commands: dict[str, list[str]], f
 def main(_) -> None:
   """Measures the cases given by the flags."""
   if unknown := set(CASES.value) - set(known := programs.cases(programs.FULL)):
-    raise app.UsageError(f'--cases: there is no {", ".join(unknown)}; there are {", ".join(known)}.')
+    raise app.UsageError(f'--cases: unknown {", ".join(unknown)}. Allowed: {", ".join(known)}.')
   default = runner.ROOT / 'runs/dispatch_benchmark' if QUICK.value else FOLDER
   folder = pathlib.Path(OUTPUT.value or default)
   size = programs.QUICK if QUICK.value else programs.FULL

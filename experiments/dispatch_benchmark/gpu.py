@@ -61,7 +61,7 @@ class Goal(NamedTuple):
   measured: Callable[['Results', str], float | None]
 
   def met(self, ratio: float) -> bool:
-    """Whether it is reached."""
+    """Whether `ratio` reaches the target."""
     return ratio >= self.least if self.least > 0 else ratio <= -self.least
 
 
@@ -168,7 +168,7 @@ def table(results: dict) -> str:
 
 
 def peers() -> dict[str, list[str]]:
-  """What starts each process; says in one sentence each which peers are not there."""
+  """The command of each process; prints one sentence for each missing peer."""
   jax_programs = [sys.executable, '-m', 'experiments.dispatch_benchmark.gpu_programs']
   found = {'moejax': [*jax_programs, 'moejax'], 'jax': [*jax_programs, 'jax']}
   for peer, module in ('tokamax', 'gpu_programs'), ('torch', 'gpu_torch'):
@@ -188,12 +188,12 @@ def ask(command: list[str], job: dict) -> dict:
     done = subprocess.run([*command, *map(str, paths)], cwd=runner.ROOT, capture_output=True, text=True,
                           env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
     if done.returncode:
-      return dict(error=(done.stderr.strip().splitlines() or ['it said nothing'])[-1])
+      return dict(error=(done.stderr.strip().splitlines() or ['no error message'])[-1])
     return json.loads(paths[1].read_text())
 
 
 def measure(shapes: dict[str, dict], rounds: int, path: pathlib.Path, device: str) -> dict:
-  """Measures all shapes with all peers, one process after the other; writes the results after each."""
+  """Measures all shapes with all peers, one process at a time; writes the results after each."""
   path.parent.mkdir(parents=True, exist_ok=True)
   results = dict(command='python -m experiments.dispatch_benchmark.gpu', device=device, rounds=rounds,
                  environment=runner.environment(), shapes=shapes, cases={})
@@ -219,7 +219,7 @@ def _median(values):
 
 if __name__ == '__main__':
   QUICK = flags.DEFINE_bool('quick', False, 'Small shapes and three rounds.')
-  ONLY = flags.DEFINE_list('shapes', None, 'Some of the shapes, by name.')
+  ONLY = flags.DEFINE_list('shapes', None, 'Only these shapes.')
 
   def main(_) -> None:
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

@@ -1,4 +1,4 @@
-"""The JAX programs of the GPU benchmark: moejax's kernels and layer, those of other libraries, the dense floors.
+"""The JAX programs of the GPU benchmark: moejax's kernels and layer, other libraries' kernels, dense floors.
 
 Names are 'whose what', e.g. 'dense dW', or 'whose@tiles what'. A process:
 
@@ -24,7 +24,7 @@ MGPU_TILES = (128, 128, 64, 4, 8), (128, 192, 64, 4, 4), (64, 128, 64, 6, 8), (1
 
 
 def group_sizes(load: str, rows: int, groups: int) -> np.ndarray:
-  """Rows of each group <int32>[E]: 'multinomial', all groups equally likely, or 'zipf', likely as 1/rank."""
+  """Rows of each group, <int32>[E]: 'multinomial' with equal probabilities, or 'zipf' with probabilities ~ 1/rank."""
   share = 1 / np.arange(1, groups + 1)**(load == 'zipf')
   random = np.random.RandomState(0)
   return random.permutation(random.multinomial(rows, share / share.sum())).astype(np.int32)
@@ -82,7 +82,7 @@ def layer(shape: dict, load: str):
 
 
 def dense_layer(shape: dict):
-  """A feed-forward (x [T,D], weights of one expert) -> [T,D] on K copies of each token: the layer's multiplications."""
+  """A feed-forward (x [T,D], weights of one expert) -> [T,D] on K copies of each token: as many FLOPs as the layer."""
   def apply(x, weights):
     rows = jnp.concatenate([x] * shape['choices'])
     gate = None if weights.wg is None else rows @ weights.wg

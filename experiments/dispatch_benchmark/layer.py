@@ -15,7 +15,7 @@ from moejax.kernels.activations import activate
 from moejax.layers.moe import MoE
 from moejax.routing import papers
 
-GROUP = 512  # tokens in a group of einsum, whose cost grows with them
+GROUP = 512  # tokens per group of einsum, whose cost grows with the group size
 CAPACITY_FACTOR = 1.25
 CAPACITY = dict(place=dict(name='capacity', capacity_factor=CAPACITY_FACTOR))
 
@@ -82,7 +82,7 @@ def routes(load: str, tokens: int, num_experts: int, choices: int, seed: int = 0
 
 
 def _function(program):
-  # The function (variables, constants) -> <float>[T,D], and its arguments; gradients are those of the variables.
+  # The function (variables, constants) -> <float>[T,D] and its arguments; gradients are taken for the variables.
   x = jax.random.normal(jax.random.key(1), (1, program.tokens, program.dim))
   if program.what in LAYERS:
     layer = functional.functionalize(functools.partial(_layer, program))

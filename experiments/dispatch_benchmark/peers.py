@@ -3,7 +3,7 @@
     {"prepare": {Program}}  compile and run once        -> facts about it, e.g. its memory
     {"round": n}            run each program once       -> {key of the program: seconds}
 
-No process runs while another does, so rounds are interleaved between processes, and within one between programs.
+Only one process runs at a time; rounds are interleaved between processes, and between the programs of a process.
 """
 import dataclasses
 import json
@@ -62,7 +62,7 @@ class Peer:
 
 
 def serve(build: Callable[[Program], tuple[Callable[[], object], dict]], versions: dict[str, str]) -> None:
-  """The peer's end, until its input ends.
+  """The peer's end; serves until its input ends.
 
   Args:
     build: a program -> a function that runs it and returns its outputs once they are ready, and facts about it.

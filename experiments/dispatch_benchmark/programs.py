@@ -35,14 +35,14 @@ class Program:
 
   @property
   def key(self) -> str:
-    """Names the program in results."""
+    """The name of the program in results."""
     passes = 'forward and backward' if self.backward else 'forward'
     shape = f'E={self.num_experts} K={self.choices} T={self.tokens} D={self.dim} F={self.hidden} {self.activation}'
     return ' '.join(filter(None, (self.what, shape, self.load, passes)))
 
   @property
   def floor(self) -> 'Program':
-    """The dense feed-forward of the same active multiplications."""
+    """The dense feed-forward with equal active FLOPs."""
     return dataclasses.replace(self, what='dense', num_experts=1, load='')
 
 
@@ -81,7 +81,7 @@ DISPATCHERS = 'einsum', 'gather', 'capacity', 'grouped'
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Programs by the process that runs them, timed once in each of `rounds`, one after the other."""
+  """Programs by process, each timed once per round, one at a time."""
   rounds: int
   programs: dict[str, tuple[Program, ...]]
 

@@ -1,4 +1,4 @@
-"""Grouped matmuls compiled for absent TPUs, beside megablox: `python -m experiments.dispatch_benchmark.tpu`.
+"""Grouped matmuls compiled for absent TPUs, compared with megablox: `python -m experiments.dispatch_benchmark.tpu`.
 
 Each product is compiled for one chip of each generation by its real compiler (libtpu); nothing runs. Times are
 therefore ESTIMATES: the sum over a kernel's steps of the maximum of FLOPs / peak and bytes / bandwidth, where the bytes
@@ -53,7 +53,7 @@ class Experts(NamedTuple):
     return np.random.RandomState(0).multinomial(self.M, np.ones(self.E) / self.E)
 
 
-# 4096 tokens with 2 of 8 experts of Mixtral 8x7B's widths, and 8192 tokens with 8 of 64 of OLMoE's.
+# 4096 tokens, 2 of 8 experts with the widths of Mixtral 8x7B; and 8192 tokens, 8 of 64 experts of OLMoE.
 EXPERTS = {'8 of 4096 x 14336': Experts(8192, 8, 4096, 14336), '64 of 2048 x 1024': Experts(65536, 64, 2048, 1024)}
 
 
@@ -97,7 +97,7 @@ def ours(product: str, experts: Experts, chip: Chip):
 
 
 def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles, group_sizes: np.ndarray) -> Work:
-  """Every block of rows belongs to one expert, and every expert has one."""
+  """The work of our kernel: every block of rows belongs to one expert, and every expert has at least one."""
   rows, (_, _, D, F) = tpu_tiles.ROWS, experts
   blocks = np.maximum(-(-group_sizes // rows), 1)
   if product == 'dW':
@@ -111,7 +111,7 @@ def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles,
     copied = np.full((blocks.sum(), parts), 2 * tiles.inner * (rows + matrices * tiles.outer))
     copied[:, 0] += written
     return work(chip, flops, copied.ravel(), columns)
-  # The next matrix is read during all steps of an expert.
+  # The next expert's matrix is read during all steps of an expert.
   steps = blocks * parts
   a_step = 2 * rows * tiles.inner + written / parts + 2 * matrices * inner * tiles.outer / np.repeat(steps, steps)
   return work(chip, flops, a_step, columns)
@@ -136,7 +136,7 @@ def megablox(product: str, experts: Experts, tiling: tuple[int, int, int]):
 
 def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int, int, int],
                   group_sizes: np.ndarray) -> Work:
-  """Of a grid (columns, visits, contraction), or (columns, rows of dW, visits); visits are tiles of rows by group."""
+  """The work on a grid (columns, visits, contraction) or (columns, rows of dW, visits); a visit is a group's tile."""
   M, _, D, F = experts
   tm, tk, tn = tiling
   start = np.cumsum(group_sizes) - group_sizes
@@ -155,7 +155,7 @@ def megablox_work(product: str, experts: Experts, chip: Chip, tiling: tuple[int,
   copied = np.repeat(read[:, None], parts, axis=1)
   copied[:, 0] += 2 * tm * tn * changes(tile)
   product_work = work(chip, 2 * tm * tk * tn, copied.ravel(), N // tn)
-  if product == 'up':  # two of them, and an activation that reads two arrays and writes one
+  if product == 'up':  # two products, and an activation that reads two arrays and writes one
     both, extra = [2 * n for n in product_work], 2 * 3 * M * N
     return Work(both[0], both[1] + extra, both[2], both[3] + extra / chip.bandwidth)
   return product_work
@@ -210,7 +210,7 @@ def measure_megablox(experts: Experts, product: str, chip: Chip) -> dict:
 
 
 def instructions(chip: str, product: str, rows: int) -> int:
-  """Scheduled by the compiler, in a fresh process, for a step of `rows` rows with a 2048 x 1024 matrix."""
+  """Instructions scheduled by the compiler, in a fresh process, for a step of `rows` rows with a 2048 x 1024 matrix."""
   with tempfile.TemporaryDirectory() as folder:
     code = (f'from moejax.kernels import tpu_tiles; tpu_tiles.ROWS = {rows}; '
             f'from experiments.dispatch_benchmark import tpu; chip = tpu.CHIPS[{chip!r}]; '
@@ -226,7 +226,7 @@ def instructions(chip: str, product: str, rows: int) -> int:
 
 
 def table(results: dict) -> str:
-  """Shares of peak by chip, ours and megablox's, as markdown."""
+  """Shares of peak by chip, of moejax and megablox, as markdown."""
   chips = list(results['chips'])
   lines = [f'| experts | product | {" | ".join(chips)} |', '|---' * (len(chips) + 2) + '|']
   for experts, product in itertools.product(results['experts'], PRODUCTS):

@@ -4,7 +4,7 @@ from moejax.training.setup import default_config
 
 
 def get_config(steps: str = '100'):
-  """`steps` are few and fast; every step is logged, and every fifth is saved."""
+  """Few fast `steps`; every step is logged, and every fifth is saved."""
   config = default_config()
   config.data = dict(name='images', source=dict(name='digits'), image_size=8, channels=1, batch_size=16)
   config.objective = dict(name='classification')

@@ -56,7 +56,7 @@ class Kind:
     del processes
 
   def wait_some_steps(self, processes: Processes) -> bool:
-    """Waits until a random step from here, and some milliseconds more."""
+    """Waits for a random number of steps, and a few milliseconds more."""
     ahead = self.chance.randint(1, AHEAD)
     reached = processes.wait_for(lambda: processes.step() >= processes.began + ahead)
     time.sleep(self.chance.uniform(0, 0.05))
@@ -64,7 +64,7 @@ class Kind:
 
 
 class KillWhileSaving(Kind):
-  """kill -9 while the files of a checkpoint are written."""
+  """kill -9 while the files of a checkpoint are being written."""
   name = 'kill -9 during a save'
 
   def disturb(self, processes):
@@ -76,7 +76,7 @@ class KillWhileSaving(Kind):
 
 
 class KillOneOfFour(Kind):
-  """kill -9 of one process of four; the others must end by themselves, with a sentence."""
+  """kill -9 of one process of four; the others must end on their own, with a message."""
   name = 'kill -9 of one process of four'
   steps = 40
   count = 4
@@ -95,7 +95,7 @@ class KillOneOfFour(Kind):
 
 
 class Terminate(Kind):
-  """SIGTERM: the state is saved."""
+  """SIGTERM; the state must be saved."""
   name = 'SIGTERM'
 
   def disturb(self, processes):
@@ -152,7 +152,7 @@ class Corrupt(Kind):
     if self.damaged is None or 'is damaged' not in text:
       return None  # the damaged file is not needed to resume
     name = str(self.damaged.relative_to(next(p for p in self.damaged.parents if p.name.isdigit())))
-    return None if name in text else f'{name} was damaged and is not named'
+    return None if name in text else f'{name} was damaged but is not named'
 
 
 class NotFinite(Kind):
@@ -211,7 +211,7 @@ class Raise(_Data):
 
 
 class DiskFull(Kind):
-  """A checkpoint that does not fit on the disk, and some steps later kill -9."""
+  """A checkpoint that does not fit on the disk; some steps later kill -9."""
   name = 'disk full, later kill -9'
 
   def faults(self, began):

@@ -10,10 +10,10 @@ from moejax.training import metrics
 
 
 class Processes:
-  """One start of a run: `count` processes that train in `folder` and write to `logs`.
+  """One start of a run: `count` processes that train in `folder`, with output in `logs`.
 
   Attributes:
-    began: step of the last row of metrics when they were started.
+    began: step of the last row of metrics when they started.
   """
 
   def __init__(self, folder: Path, logs: Path, steps: int, faults: victim.Faults, count: int = 1):

@@ -30,7 +30,7 @@ _HANGS = 180  # seconds after which a process that should have ended counts as h
 
 
 def quotas(kills: int, names: list[str]) -> dict[str, int]:
-  """How many faults of each kind: `kills` of processes, and the others in proportion."""
+  """Number of faults of each kind: `kills` in total for kinds that kill, the others in proportion."""
   wanted = {name: math.ceil(kills * share) for name, (_, share) in kinds.KILLS.items()}
   wanted |= {name: math.ceil(number * kills / 200) for name, (_, number) in kinds.OTHERS.items()}
   return {name: number for name, number in wanted.items() if name in (names or wanted)}
@@ -124,7 +124,7 @@ def main(argv) -> None:
       print(f'{name} {done + found["injected"]} of {quota}: {time.monotonic() - began:.0f} s, '
             f'{"identical" if found["identical"] else "DIFFERENT"}{wrong}', flush=True)
   print(report.table(results))
-  print(f'Results: {path}. Runs that went wrong are kept in {scratch}. Next: python -m experiments.tables')
+  print(f'Results: {path}. Failed runs are kept in {scratch}. Next: python -m experiments.tables')
   failed = [run for run in results['runs'] if run['problems'] or not run['identical']]
   sys.exit(1 if failed else 0)
 

@@ -1,4 +1,4 @@
-"""A training process with faults in its data and its disk, as the sweep starts them."""
+"""A training process with faults in its data and its disk, started by the sweep."""
 import dataclasses
 import errno
 import os

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same command on every machine of a Cloud TPU slice; its metadata tells jax the rest.
+# The same command on every machine of a Cloud TPU slice; jax reads the rest from its metadata.
 #
 #   TPU=my-slice ZONE=my-zone experiments/launch/cloud_tpu.sh \
 #     --config=configs/switch_c4.py --workdir=/mnt/shared/runs/switch_c4
@@ -7,7 +7,7 @@
 # Needs gcloud, a slice
 #   gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" \
 #     --accelerator-type=v5litepod-64 --version=v2-alpha-tpuv5-lite
-# and a --workdir that all its machines see: a bucket mounted with gcsfuse, or Filestore.
+# and a --workdir shared by all its machines: a bucket mounted with gcsfuse, or Filestore.
 set -euo pipefail
 : "${TPU:?name of the slice}" "${ZONE:?its zone}"
 folder=$(basename "$PWD")

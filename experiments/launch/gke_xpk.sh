@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A JobSet of TPU slices on GKE, through xpk; the variables that GKE sets tell jax the rest.
+# A JobSet of TPU slices on GKE, through xpk; jax reads the rest from variables set by GKE.
 #
 #   CLUSTER=my-cluster TPU_TYPE=v5litepod-64 SLICES=2 experiments/launch/gke_xpk.sh switch-c4 \
 #     --config=configs/switch_c4.py --workdir=/mnt/shared/runs/switch_c4
 #
-# Needs xpk, gcloud and kubectl, a cluster (xpk cluster create), and storage that it mounts at /mnt/shared
-# (xpk storage attach). xpk puts this folder into the image. Restarted where another process died (3), and where this one
-# was killed (137: out of memory or evicted without notice, 143: preempted).
+# Needs xpk, gcloud and kubectl, a cluster (xpk cluster create), and storage mounted at /mnt/shared
+# (xpk storage attach). xpk copies this folder into the image. Restarts if another process died (3), or if this one was
+# killed (137: out of memory or evicted without notice, 143: preempted).
 set -euo pipefail
 : "${CLUSTER:?name of the cluster}" "${TPU_TYPE:?e.g. v5litepod-64}"
 name=$1

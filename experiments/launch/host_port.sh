@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# N processes of one run, which find one another at an address that they are told. Here all are on this machine, with
-# two simulated devices each:
+# N processes of one run, which connect at a given address. Here all are on this machine, with two simulated devices
+# each:
 #
 #   experiments/launch/host_port.sh 2 --config=configs/vmoe_digits.py --workdir=runs/two_processes
 #
-# On machines of your own, start the same command once on each: with the address of the first instead of localhost, with
-# a --process_id from 0, and without the two variables.
+# On your own machines, start the same command once on each: with the address of the first instead of localhost, with
+# its --process_id, counted from 0, and without the two variables.
 set -euo pipefail
 processes=$1
 shift
@@ -16,11 +16,11 @@ pids=()
 for ((id = 0; id < processes; id++)); do
   python -m moejax.train --coordinator="localhost:$port" --num_processes="$processes" --process_id="$id" "$@" &
   pids+=($!)
-  echo "Process $id of $processes has the number $!."
+  echo "Process $id of $processes has PID $!."
 done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 
-# The first that does not end well gives its exit code, and ends the others, which would wait for it.
+# The first process that fails determines the exit code; the others, which would wait for it, are terminated.
 code=0
 while ((${#pids[@]})); do
   sleep 0.2

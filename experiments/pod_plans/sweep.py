@@ -24,7 +24,7 @@ class Planned(Run):
 
   @property
   def key(self) -> str:
-    """One model may be planned for several topologies."""
+    """Includes the topology, since one model may be planned for several."""
     return re.sub(r'\W+', '_', f'{self.name} {self.topology}'.lower())
 
   def command(self, workdir: pathlib.Path) -> list[str]:
@@ -38,7 +38,7 @@ class Planned(Run):
     config_files.load(self.config, self.overrides)
 
   def metrics(self, workdir: pathlib.Path) -> dict:
-    """The plan, its collectives summed by kind."""
+    """The plan, with collectives summed by kind."""
     plan = json.loads((workdir / 'plan.json').read_text())
     if plan['program']:
       kinds = {}

@@ -1,4 +1,4 @@
-"""What a run wrote about itself, as series over its steps."""
+"""The logged metrics of a run, as series over its steps."""
 import dataclasses
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ class Series:
 
   Attributes:
     steps: <int64>[N] increasing.
-    values: <float64>[N], or [N,E] for the load of a layer's experts; nan where it was not finite.
+    values: <float64>[N], or [N,E] for the load of a layer's experts; nan where not finite.
   """
   steps: np.ndarray
   values: np.ndarray
 
 
 def series(rows: Iterable[dict]) -> dict[str, Series]:
-  """`{metric: Series}` from the rows of metrics.jsonl; where two rows are of one step, the later counts."""
+  """`{metric: Series}` from the rows of metrics.jsonl; of two rows of one step, the later counts."""
   columns: dict[str, dict[int, object]] = {}
   for row in rows:
     for name, value in row.items():
@@ -28,7 +28,7 @@ def series(rows: Iterable[dict]) -> dict[str, Series]:
 
 
 def last(rows: Iterable[dict], prefix: str) -> dict[str, float]:
-  """The latest value of every metric that starts with `prefix`, which is cut off."""
+  """The latest value of every metric that starts with `prefix`, keyed without the prefix."""
   return {name[len(prefix):]: float(one.values[-1]) for name, one in series(rows).items()
           if name.startswith(prefix) and one.values.ndim == 1}
 

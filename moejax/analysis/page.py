@@ -1,4 +1,4 @@
-"""The report as one HTML file: text, tables and pictures inside it, nothing from anywhere else."""
+"""The report as one self-contained HTML file of text, tables and pictures."""
 import base64
 import html
 import io
@@ -51,7 +51,7 @@ def document(title: str, intro: str, sections: Iterable[tuple[str, str]]) -> str
   sections = list(sections)
   links = ''.join(f'<li><a href="#{_anchor(name)}">{escape(name)}</a></li>' for name, _ in sections)
   body = ''.join(f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{inner}</section>' for name, inner in sections)
-  # The empty icon keeps browsers from asking for /favicon.ico.
+  # The empty icon keeps browsers from requesting /favicon.ico.
   return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
           f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
           f'<style>{_STYLE}</style></head><body><header><h1>{escape(title)}</h1>{intro}</header>'
@@ -61,7 +61,7 @@ def document(title: str, intro: str, sections: Iterable[tuple[str, str]]) -> str
 def picture(folder: Path, name: str, draw: Callable[[], Figure], alt: str, caption: str) -> str:
   """A figure with its caption, in a light and a dark version; also written to `folder` as `<name>.png` and `_dark`.
 
-  `alt` says what the picture shows to those who do not see it; `caption` how to read it, and what is healthy.
+  `alt` describes the picture for screen readers; `caption` says how to read it and what is healthy.
   """
   sources = {}
   for theme, suffix in (('light', ''), ('dark', '_dark')):
@@ -75,7 +75,7 @@ def picture(folder: Path, name: str, draw: Callable[[], Figure], alt: str, capti
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Numbers are aligned to the right; everything is escaped."""
+  """An HTML table; numeric columns are right-aligned, everything is escaped."""
   rows = [list(row) for row in rows]
   numeric = [all(row[i] in ('', None) or isinstance(row[i], (int, float)) for row in rows) for i in range(len(head))]
   def cells(tag, row):
@@ -87,14 +87,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cards(values: Mapping[str, object]) -> str:
-  """The few numbers to see first."""
+  """Cards with the key figures."""
   inner = ''.join(f'<div class="card"><b>{escape(number(value))}</b><span>{escape(name)}</span></div>'
                   for name, value in values.items())
   return f'<div class="cards">{inner}</div>'
 
 
 def details(summary: str, inner: str) -> str:
-  """Folded away until asked for."""
+  """A collapsed section."""
   return f'<details><summary>{escape(summary)}</summary>{inner}</details>'
 
 
@@ -109,7 +109,7 @@ def code(text: str) -> str:
 
 
 def coloured_tokens(texts: Sequence[str], experts: Sequence[int], num_experts: int) -> str:
-  """Running text, each token on the colour of its expert; -1: none computed it. Hovering says which."""
+  """Running text, each token on the colour of its expert (-1: no expert), which hovering names."""
   colours = style.experts(num_experts)
   def span(background, label, inner):
     return (f'<span style="background:{background};color:{style.ink_on(background)}" title="{label}">'
@@ -122,7 +122,7 @@ def coloured_tokens(texts: Sequence[str], experts: Sequence[int], num_experts: i
 
 
 def number(value: object) -> str:
-  """Readable: 1,234,567; 0.9731; 1.2e-05. JSON has null for what is not finite."""
+  """Readable: 1,234,567; 0.9731; 1.2e-05. None, JSON's null for non-finite values, becomes 'not finite'."""
   if value is None:
     return 'not finite'
   if isinstance(value, bool) or not isinstance(value, (int, float)):

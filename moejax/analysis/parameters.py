@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many of them compute one token."""
+"""Total and active parameters of a model."""
 import dataclasses
 import math
 
@@ -8,17 +8,17 @@ from moejax.functional import Functional, flatten
 @dataclasses.dataclass(frozen=True)
 class Part:
   """Attributes:
-    total: parameters.
-    active: of them, those that one token is multiplied with: of experts, the share that a token is sent to.
+    total: number of parameters.
+    active: number of active parameters, used for one token: of experts, only the share that a token is sent to.
   """
   total: int
   active: float
 
 
 def count(model: Functional, expert_share: float) -> dict[str, Part]:
-  """`{part of the model: Part}`: experts, routers, and all else by the first name of its path.
+  """`{part of the model: Part}`: experts, routers, and all others by the first name of their path.
 
-  `expert_share` is how many rows of expert computation a token costs, over the number of experts: K/E.
+  `expert_share` is the rows of expert computation per token over the number of experts: K/E.
   """
   parts: dict[str, Part] = {}
   for path, leaf in flatten(model.shapes()[0]).items():

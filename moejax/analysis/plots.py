@@ -1,7 +1,7 @@
 """Figures from arrays. Pure functions: arrays in, a `matplotlib` Figure out; nothing is read, written or shown.
 
-Wherever a number has an expected value (the uniform load 1/E, an expert's overall share), colours show the multiple of
-that value on one scale for all figures: white as expected, blue-green more, brown less.
+If a value has an expectation (the uniform load 1/E, an expert's overall share), colours show its multiple of that on
+one scale for all figures: white as expected, blue-green more, brown less.
 """
 from collections.abc import Mapping, Sequence
 
@@ -25,8 +25,8 @@ def curves(panels: Mapping[str, Mapping[str, Line]], references: Mapping[str, tu
   """One panel for each `{y label: {line label: (steps, values)}}`.
 
   Args:
-    panels: what to draw; y labels carry the unit.
-    references: `{y label: (its meaning, value)}` drawn as a dashed line.
+    panels: the lines of each panel; y labels include the unit.
+    references: `{y label: (meaning, value)}`, drawn as dashed lines.
     percent: y labels whose values are shares, shown in percent.
   """
   figure, axes = _grid(len(panels), columns=2, height=3.3)
@@ -40,14 +40,14 @@ def curves(panels: Mapping[str, Mapping[str, Line]], references: Mapping[str, tu
     if references and label in references:
       meaning, value = references[label]
       axis.axhline(value, linestyle=(0, (4, 3)), linewidth=1.3, color=matplotlib.rcParams['xtick.color'], label=meaning)
-    # Above the axes, where no line can pass behind it.
+    # Above the axes, so that no line passes behind it.
     axis.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4, handlelength=1.2,
                 columnspacing=1.2, borderpad=0)
   return figure
 
 
 def load_over_time(layers: Mapping[str, Line]) -> Figure:
-  """`{layer: (steps [N], load [N,E])}` -> a heat map step x expert for each layer, as multiples of 1/E."""
+  """`{layer: (steps [N], load [N,E])}` -> a step x expert heat map per layer, in multiples of 1/E."""
   figure, axes = _grid(len(layers), columns=3 if len(layers) == 3 else 2, height=2.7)
   for axis, (name, (steps, load)) in zip(axes, layers.items()):
     image = axis.pcolormesh(_edges(steps), np.arange(load.shape[1] + 1) - 0.5, _log2(load.T * load.shape[1]),
@@ -60,7 +60,7 @@ def load_over_time(layers: Mapping[str, Line]) -> Figure:
 
 
 def load_by_layer(loads: Mapping[str, np.ndarray]) -> Figure:
-  """`{layer: load [E]}` -> one heat map layer x expert, as multiples of 1/E; layers may differ in E."""
+  """`{layer: load [E]}` -> one layer x expert heat map, in multiples of 1/E; layers may differ in E."""
   most = max(len(load) for load in loads.values())
   rows = np.full((len(loads), most), np.nan)
   for row, load in zip(rows, loads.values()):
@@ -73,7 +73,7 @@ def load_by_layer(loads: Mapping[str, np.ndarray]) -> Figure:
 
 
 def lift_by_expert(layers: Mapping[str, np.ndarray], labels: Sequence[str], what: str) -> Figure:
-  """`{layer: lift [N,E]}` -> a heat map `labels` x expert for each layer; lift 1 is no preference."""
+  """`{layer: lift [N,E]}` -> a `labels` x expert heat map per layer; lift 1 means no preference."""
   wide = max(lift.shape[1] for lift in layers.values()) > 16
   columns = 1 if wide else 3 if len(layers) == 3 and max(map(len, labels)) < 6 else 2
   figure, axes = _grid(len(layers), columns, height=1.5 + 0.27 * len(labels))
@@ -86,12 +86,12 @@ def lift_by_expert(layers: Mapping[str, np.ndarray], labels: Sequence[str], what
 
 
 def information(layers: Sequence[str], measured: Sequence[float], chance: Sequence[float], what: str) -> Figure:
-  """Normalised mutual information between `what` and the expert, layer by layer, beside what shuffling leaves."""
+  """Normalised mutual information between `what` and the expert, per layer, beside its chance level."""
   figure, (axis,) = _grid(1, columns=1, height=1.2 + 0.42 * len(layers))
   rows = np.arange(len(layers))
   axis.barh(rows, measured, height=0.6, color='#0072B2', label='measured')
   axis.plot(chance, rows, linestyle='', marker='|', markersize=20, markeredgewidth=3, color='#E69F00',
-            label='by chance: the most in 20 shuffles')
+            label='chance: maximum of 20 shuffles')
   axis.set(yticks=rows, yticklabels=layers, xlabel=f'normalised mutual information of {what} and expert (0 to 1)')
   axis.set_xlim(0, max(1.15 * max([*measured, *chance]), 0.05))
   axis.set_ylim(len(layers) - 0.5, -0.5)
@@ -102,12 +102,12 @@ def information(layers: Sequence[str], measured: Sequence[float], chance: Sequen
 
 
 def patches(images: np.ndarray, layers: Mapping[str, np.ndarray], titles: Sequence[str], num_experts: int) -> Figure:
-  """The patches of images in the colour of their expert.
+  """The patches of images, coloured by expert.
 
   Args:
     images: <float>[N,H,W,C], any range.
-    layers: `{layer: <int>[N,h,w]}` expert of each patch; -1: no expert computed it.
-    titles: one an image.
+    layers: `{layer: <int>[N,h,w]}` expert of each patch; -1: none.
+    titles: one per image.
     num_experts: at most `style.MOST_COLOURS`.
   """
   colours = style.experts(num_experts)
@@ -132,7 +132,7 @@ def patches(images: np.ndarray, layers: Mapping[str, np.ndarray], titles: Sequen
   return figure
 
 
-# Multiples of the expected value are shown as log2 between a quarter and four times.
+# Multiples of the expected value are shown as log2, clipped to a quarter and four times.
 _NORM = TwoSlopeNorm(vmin=-2, vcenter=0, vmax=2)
 
 

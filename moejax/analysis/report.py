@@ -1,7 +1,7 @@
-"""The report of a run: what it shows, in which order, and how to read it.
+"""The report of a run: its sections, their order, and how to read them.
 
-`write(workdir, setup, params, router_state)` makes `report/index.html`, one file that needs no network, from what the
-run logged (metrics.jsonl, evaluations.jsonl) and from running the model on evaluation batches.
+`write(workdir, setup, params, router_state)` writes `report/index.html`, one file that needs no network, from the logs
+of the run (metrics.jsonl, evaluations.jsonl) and from running the model on evaluation batches.
 """
 import math
 import re
@@ -21,9 +21,9 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   """Writes `<workdir>/report/index.html` and its pictures as PNG beside it; returns its path.
 
   Args:
-    workdir: of the run; a missing or empty metrics.jsonl only leaves sections out.
+    workdir: of the run; a missing or empty metrics.jsonl only omits sections.
     setup: of the run (`training.setup.prepare`).
-    params, router_state: what is evaluated. All processes must call this; the first one writes.
+    params, router_state: to evaluate. All processes must call this; the first one writes.
   """
   workdir = Path(workdir)
   folder = workdir / 'report'
@@ -41,7 +41,7 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
       ('Specialisation', specialisation_report.section(folder, taken, setup.pipeline)),
       ('Evaluation', evaluation(workdir, setup, rows)),
       ('Model', model(setup, taken)),
-      ('Config', page.details('Show the whole config', page.code(workdirs.dumps(setup.config)))),
+      ('Config', page.details('Show the full config', page.code(workdirs.dumps(setup.config)))),
   ]
   head = summary(setup, rows, series, taken)
   (folder / 'index.html').write_text(
@@ -50,35 +50,35 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
 
 
 def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: routes.Routes) -> str:
-  """The numbers to see first, and what stands out."""
+  """The key figures, and remarks on them."""
   parts = parameters.count(setup.model, expert_share(taken))
   cards = {'training steps': rows[-1]['step'] if rows else 0}
   headline = {name.replace('/', ' ').replace('_', ' '): value for name, value in history.last(rows, 'eval/').items()
               if name.rpartition('/')[2] in ('accuracy', 'precision_at_1', 'loss', 'bits_per_byte')}
   cards |= dict(list(headline.items())[:4])
   cards |= {'parameters': page.short(sum(part.total for part in parts.values())),
-            'active for one token': page.short(sum(part.active for part in parts.values())),
+            'active parameters per token': page.short(sum(part.active for part in parts.values())),
             'sparse layers': len(taken.layers)}
   if taken.layers:
-    cards['experts in a layer'] = '–'.join(str(e) for e in sorted({one.num_experts for one in taken.layers.values()}))
+    cards['experts per layer'] = '–'.join(str(e) for e in sorted({one.num_experts for one in taken.layers.values()}))
   return page.cards(cards) + ''.join(page.paragraph(text) for text in trouble.remarks(series) + remarks(taken))
 
 
 def remarks(taken: routes.Routes) -> list[str]:
-  """What a reader should not miss about the routing, in sentences."""
+  """Remarks on the routing, one sentence each."""
   if not taken.layers:
-    return ['This model has no sparse layers: there is no routing to report.']
+    return ['This model has no sparse layers, so there is no routing to report.']
   said = []
   for name, layer in taken.layers.items():
     multiples = layer.load * layer.num_experts
     idle = int((multiples < 0.25).sum())
     if idle:
-      said.append(f'{name}: {idle} of {layer.num_experts} experts get less than a quarter of an equal share. '
-                  'More weight on the balance loss spreads the load.')
+      said.append(f'{name}: {idle} of {layer.num_experts} experts receive less than a quarter of an equal share. '
+                  'A larger coefficient of the balance loss spreads the load.')
     if layer.metrics['dropped'] > 0.1:
-      said.append(f'{name}: {layer.metrics["dropped"]:.0%} of the choices are not computed. '
-                  'A larger capacity factor at evaluation needs no training.')
-  return said or ['No expert is idle, and at most a tenth of the choices is dropped in any layer.']
+      said.append(f'{name}: {layer.metrics["dropped"]:.0%} of the choices are dropped. '
+                  'The capacity factor of evaluation can be raised without retraining.')
+  return said or ['No expert is idle, and no layer drops more than 10% of the choices.']
 
 
 def learning(folder: Path, series: dict[str, history.Series]) -> str:
@@ -90,12 +90,12 @@ def learning(folder: Path, series: dict[str, history.Series]) -> str:
   return page.picture(
       folder, 'learning', lambda: plots.curves(panels, percent=shares),
       alt='Curves over training steps of ' + ', '.join(panels) + '.',
-      caption='Healthy: losses fall and flatten, and evaluation follows training. An evaluation loss that rises while '
-              'training falls is overfitting; a gap between the two training losses is what routers add for balance.')
+      caption='Healthy: losses fall and flatten, and evaluation follows training. A rising evaluation loss with a '
+              'falling training loss means overfitting; the gap between the two training losses is the router losses.')
 
 
 def learning_panels(series: dict[str, history.Series]) -> dict[str, dict[str, plots.Line]]:
-  """`{y label: {line label: (steps, values)}}`: training and all evaluators in one panel for each metric."""
+  """`{y label: {line label: (steps, values)}}`: training and all evaluators in one panel per metric."""
   panels: dict[str, dict[str, plots.Line]] = {'loss (nats)': {}, 'accuracy': {}}
   for key, label, line in (('train/loss', 'loss (nats)', 'training'),
                            ('train/cross_entropy', 'loss (nats)', 'training, no router losses'),
@@ -109,22 +109,21 @@ def learning_panels(series: dict[str, history.Series]) -> dict[str, dict[str, pl
       continue
     shots, found, _ = metric.partition('_shot_accuracy')
     label = 'few-shot accuracy' if found else 'loss (nats)' if metric == 'loss' else metric.replace('_', ' ')
-    line = f'{evaluator}, {shots} a class' if found else evaluator
+    line = f'{evaluator}, {shots} per class' if found else evaluator
     panels.setdefault(label, {})[line] = (series[name].steps, series[name].values)
   return {label: lines for label, lines in panels.items() if lines}
 
 
 def balance(folder: Path, series: dict[str, history.Series], taken: routes.Routes) -> str:
-  """Who gets how much: at evaluation, and over training."""
+  """The load of experts: at evaluation, and over training."""
   if not taken.layers:
-    return page.paragraph('This model is dense: every token passes through all parameters, and there is nothing to '
-                          'balance.')
+    return page.paragraph('This model is dense: every token uses all parameters, so there is no load to balance.')
   parts = [page.picture(
       folder, 'load', lambda: plots.load_by_layer({name: layer.load for name, layer in taken.layers.items()}),
       alt='Heat map of the load of each expert in each sparse layer on evaluation batches. ' + _extremes(taken),
-      caption='Load on evaluation batches: the share of routing choices that name an expert, before capacity. 1 is an '
-              'equal share (white). Healthy: pale everywhere. Dark brown experts are hardly used; dark blue-green ones '
-              'are overloaded and drop tokens where there is a capacity.')]
+      caption='Load on evaluation batches: the share of routing choices that select an expert, before capacity. 1 is '
+              'an equal share (white). Healthy: pale everywhere. Dark brown experts are hardly used; dark blue-green '
+              'ones are overloaded and drop tokens if there is a capacity.')]
   loads = {name: one for name, one in history.router_layers(series, 'load').items() if one.values.ndim == 2}
   shown = {name: (loads[name].steps, loads[name].values) for name in specialisation_report.spread(list(loads), 12)}
   if shown:
@@ -132,8 +131,7 @@ def balance(folder: Path, series: dict[str, history.Series], taken: routes.Route
         folder, 'load_over_time', lambda: plots.load_over_time(shown),
         alt='Heat maps of the load of each expert over training steps, one for each of the layers ' + ', '.join(shown),
         caption='Load in training, on the same scale. Healthy: after the first steps no row stays dark brown. A row '
-                'that goes brown and stays is an expert that has died; alternating colours mean that routing '
-                'oscillates.'))
+                'that turns brown and stays brown is a dead expert; alternating colours mean that routing oscillates.'))
   parts += [_routing_over_time(folder, series, taken), _router_table(taken)]
   return ''.join(parts)
 
@@ -155,12 +153,12 @@ def _routing_over_time(folder, series, taken):
   return page.picture(
       folder, 'routing_over_time',
       lambda: plots.curves(panels, references, percent=('dropped choices', 'router confidence')),
-      alt='Curves over training steps, one line a sparse layer, of ' + ', '.join(panels) + '.',
-      caption='Dropped: the share of choices of expert that are not computed because the buffer was full; 0 without a '
-              'capacity. Healthy: low or falling. Confidence: the mean of the largest router probability, between 1/E '
-              '(undecided) and 1. Healthy: rises above 1/E and stays below 1. Losses are shown before their '
-              'coefficients. Healthy: balance losses fall to their least, that of uniform routing: 0 where they '
-              'measure variation, else 1, or K in the convention of some papers.')
+      alt='Curves over training steps, one line per sparse layer, of ' + ', '.join(panels) + '.',
+      caption='Dropped: the share of routing choices that are not computed because the buffer of the expert was full; '
+              '0 without a capacity. Healthy: low or falling. Confidence: the mean of the largest router probability, '
+              'between 1/E (undecided) and 1. Healthy: rises above 1/E and stays below 1. Losses are shown before '
+              'multiplication by their coefficients. Healthy: balance losses fall to their minimum, reached by uniform '
+              'routing: 0 if they measure variation, else 1, or K in the convention of some papers.')
 
 
 def _router_table(taken):
@@ -170,24 +168,24 @@ def _router_table(taken):
     multiples = layer.load * layer.num_experts
     rows.append([name, layer.num_experts, layer.experts_per_token, float(multiples.max()), float(multiples.min()),
                  *(layer.metrics.get(metric, '') for metric in names)])
-  head = ['layer', 'experts', 'rows a token', 'busiest (×1/E)', 'idlest (×1/E)',
+  head = ['layer', 'experts', 'rows per token', 'busiest (×1/E)', 'idlest (×1/E)',
           *(metric.replace('_', ' ') for metric in names)]
   some = next(iter(taken.layers.values())).num_experts
   note = (f'On evaluation batches. Uniform routing over {some} experts has confidence {1 / some:.3g} and an entropy of '
-          f'{math.log(some):.3g} nats; a certain router has confidence 1 and entropy 0. "Rows a token" is how many '
-          'rows of expert computation a token costs, filled or not; "experts per token" how many choices of experts are '
-          'computed, in the mean.')
-  return '<h3>Every router in numbers</h3>' + page.paragraph(note) + page.table(head, rows)
+          f'{math.log(some):.3g} nats; a certain router has confidence 1 and entropy 0. "Rows per token" is the '
+          'number of rows of expert computation per token, filled or not; "experts per token" is the mean number of '
+          'choices of experts that are computed.')
+  return '<h3>Metrics of every router</h3>' + page.paragraph(note) + page.table(head, rows)
 
 
 def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
-  """The last numbers of training, those measured from checkpoints since, and the command for more."""
+  """The last metrics of training, later evaluations of checkpoints, and commands for more."""
   evaluated = [row for row in rows if any(name.startswith('eval/') for name in row)]
   measured = [(row['step'], 'in training', {name.removeprefix('eval/'): value for name, value in row.items()
                                              if name.startswith('eval/')}) for row in evaluated[-1:]]
   for line in evaluations.read(workdir):
     changes = ', '.join(f'{key}={value}' for key, value in line['overrides'].items())
-    measured.append((line['step'], changes or 'nothing changed', line['metrics']))
+    measured.append((line['step'], changes or 'unchanged', line['metrics']))
   names = {name for _, _, metrics in measured for name in metrics if '/router/' not in name}
   names = sorted(names, key=_numbers_by_value)
   table = page.table(['step', 'config', *names],
@@ -195,24 +193,24 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
   command = f'python -m moejax.evaluate --workdir={workdir}'
   options = [f'--config.{path}={value}' for path, value in _worth_changing(setup.config.model)]
   return (table if names else '') + '<h3>Evaluate again</h3>' + page.paragraph(
-      'From the checkpoint alone. Another number of experts a token, or another capacity, is a second graph over the '
-      'same parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
+      'From the checkpoint alone. A different number of experts per token, or a different capacity, uses the same '
+      'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
 def model(setup, taken: routes.Routes) -> str:
-  """Parameters by part, and every single one."""
+  """Parameters by part, and a list of all of them."""
   parts = parameters.count(setup.model, expert_share(taken))
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
   rows.append(['all', sum(part.total for part in parts.values()), round(sum(part.active for part in parts.values()))])
   axes = flatten(setup.model.axes)
   each = [[path, ' × '.join(map(str, leaf.shape)) or 'scalar', ', '.join(str(a) for a in axes[path]),
            math.prod(leaf.shape)] for path, leaf in flatten(setup.model.shapes()[0]).items()]
-  return page.table(['part', 'parameters', 'active for one token'], rows) + page.details(
+  return page.table(['part', 'parameters', 'active per token'], rows) + page.details(
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
 
 
 def expert_share(taken: routes.Routes) -> float:
-  """Experts that a token meets in all layers over all that there are; 1 for a dense model."""
+  """Experts per token, summed over layers, as a share of all experts; 1 for a dense model."""
   layers = taken.layers.values()
   return sum(layer.experts_per_token for layer in layers) / sum(layer.num_experts for layer in layers) if layers else 1.
 
@@ -236,7 +234,7 @@ def _extremes(taken):
 
 
 def _worth_changing(config, path='model'):
-  """(config path, another value) of the number of experts a token and of the capacity, where the model has them."""
+  """(config path, another value) of the number of experts per token and of the capacity, if the model has them."""
   found = []
   for key, value in config.items():
     if hasattr(value, 'items'):

@@ -1,4 +1,4 @@
-"""One small picture a paper: where its router sends the same twelve tokens ("A Review of Sparse Expert Models", figure 6).
+"""One small picture per paper: where its router sends twelve tokens ("A Review of Sparse Expert Models", figure 6).
 
     python -m moejax.analysis.router_pictures docs/routers.png
     python -m moejax.analysis.router_pictures docs/routers.pdf
@@ -25,12 +25,12 @@ CHOOSES = {
 
 
 def shares(name: str) -> np.ndarray:
-  """<float32>[S,E]: the weights with which the small router of a paper sends twelve tokens to four experts, in training."""
+  """<float32>[S,E]: weights of twelve tokens for four experts, in training, by the small router of a paper."""
   paper = papers.PAPERS[name]
   built = router.build(paper.fragment(**paper.example), f'papers.{name}', dim=WIDTH, num_experts=EXPERTS,
                        rngs=nnx.Rngs(0))
   keys = iter(jax.random.split(jax.random.key(3), 100))
-  # At the start of training routers are near uniform: kernels of size one show what they come to.
+  # At initialisation routers are nearly uniform; parameters of unit variance show typical decisions.
   graph, params, rest = nnx.split(built, nnx.Param, ...)
   params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) if leaf.ndim else leaf, params)
   x = jax.random.normal(jax.random.key(0), (1, TOKENS, WIDTH))
@@ -39,7 +39,7 @@ def shares(name: str) -> np.ndarray:
 
 
 def inputs() -> RouterInputs:
-  """Two documents of six tokens, of different tasks and modalities."""
+  """Two documents of six tokens each, of different tasks and modalities."""
   ids = jax.random.randint(jax.random.key(4), (1, TOKENS), 0, IDS)
   place = jnp.arange(TOKENS)[None]
   half = (place >= TOKENS // 2).astype(jnp.int32)
@@ -50,7 +50,7 @@ def inputs() -> RouterInputs:
 
 
 def figure() -> Figure:
-  """All papers, by who chooses whom."""
+  """All papers, sorted by who chooses whom."""
   names = sorted(papers.PAPERS, key=lambda name: (list(CHOOSES).index(papers.PAPERS[name].chooses), name))
   columns = 6
   rows = -(-len(names) // columns)

@@ -1,4 +1,4 @@
-"""Where tokens go: the model runs on evaluation batches, and what its routers decide is collected as numpy arrays."""
+"""Where tokens go: runs the model on evaluation batches and collects the routing decisions as numpy arrays."""
 import dataclasses
 
 import jax
@@ -14,15 +14,15 @@ from moejax.routing.plans import DensePlan, Plan, SoftPlan, TokenPlan
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """What the router of one layer did, over N examples of S tokens.
+  """The routing of one layer, over N examples of S tokens.
 
   Attributes:
-    weight: <float32>[N,S,E] share of each expert in the output of each token; 0 where it is not computed.
-    read: <float32>[N,S,E] share of each token in what each expert reads, summed over slots; of soft plans, else None.
-    load: <float64>[E] share of routed choices that name each expert; sums to 1.
+    weight: <float32>[N,S,E] share of each expert in the output of each token; 0 if not computed.
+    read: <float32>[N,S,E] share of each token in each expert's input, summed over slots; None unless soft.
+    load: <float64>[E] share of routing choices that select each expert; sums to 1.
     metrics: `{name: value}`: means over valid tokens of the router's scalar metrics (dropped, confidence, entropy and
       losses before their coefficients).
-    experts_per_token: how many rows of expert computation a token costs.
+    experts_per_token: rows of expert computation per token.
   """
   weight: np.ndarray
   read: np.ndarray | None
@@ -37,7 +37,7 @@ class Layer:
 
   @property
   def first(self) -> np.ndarray:
-    """<int>[N,S]: the expert with the largest weight; -1 where no expert computes the token."""
+    """<int>[N,S]: the expert with the largest weight; -1 if no expert computes the token."""
     return np.where(self.weight.max(-1) > 0, self.weight.argmax(-1), -1)
 
 
@@ -45,13 +45,13 @@ class Layer:
 class Routes:
   """Attributes:
     layers: `{depth name: Layer}`, first to last; empty for a dense model.
-    batch: the examples, [N,...] by batch key; padded ones are left out (padded tokens of a text are not).
+    batch: the examples, [N,...] by batch key; without padding examples (but with the padding tokens of texts).
   """
   layers: dict[str, Layer]
   batch: dict[str, np.ndarray]
 
   def valid(self, layer: str) -> np.ndarray:
-    """<bool>[N,S]: the tokens of a layer that are not padding."""
+    """<bool>[N,S]: False for padding among the tokens of a layer."""
     valid = np.asarray(passes.valid_tokens(self.batch, layer))
     return np.broadcast_to(valid if valid.ndim == 2 else valid[:, None], self.layers[layer].weight.shape[:2])
 
@@ -79,14 +79,14 @@ def collect(model: Functional, params: Tree, router_state: Tree, split: passes.S
 
 
 def experts_per_token(model: Functional, spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, float]:
-  """`{layer: rows of expert computation a token costs}`, from shapes alone; nothing is run."""
+  """`{layer: rows of expert computation per token}`, from shapes alone; nothing is run."""
   params, state = model.shapes()
   routers = jax.eval_shape(lambda p, s, b: model.apply(p, s, b).routers, params, state, spec)
   return {name: rows_per_token(router.plan) for name, router in routers.items()}
 
 
 def rows_per_token(plan: Plan) -> float:
-  """K, E (dense), or slots over tokens, where slots are computed whether filled or not."""
+  """K, E (dense), or slots per token of plans with slots, which are computed even if empty."""
   if isinstance(plan, TokenPlan):
     return float(plan.expert.shape[-1])
   if isinstance(plan, DensePlan):
@@ -111,7 +111,7 @@ def _join(name, parts, batches, keep, rows):
   tokens = np.array([passes.valid_tokens(batch, name).sum() for batch in batches], np.float64)
   share = tokens / max(tokens.sum(), 1)
   def mean(metric):
-    # A batch of padding alone counts for nothing, whatever its metrics are.
+    # A batch of only padding has weight 0, whatever its metrics.
     return np.asarray(sum(w * np.asarray(part[name]['metrics'][metric], np.float64) for w, part in zip(share, parts) if w))
   def examples(field):
     return np.concatenate([part[name][field] for part in parts])[keep]
@@ -125,7 +125,7 @@ def _real_examples(batch):
   for name in ('valid', 'segments', 'decoder_segments'):
     if name in batch:
       return batch[name].reshape(len(batch[name]), -1).any(-1)
-  raise ValueError(f'which examples are padding? The batch has {sorted(batch)}.')
+  raise ValueError(f'the batch has no key that marks padding, only {sorted(batch)}.')
 
 
 def _fetch(x):

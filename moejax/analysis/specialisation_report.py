@@ -16,23 +16,23 @@ TEXT_TOKENS = 480
 SIDES = {'': 'Text', 'encoder_': 'Text of the encoder', 'decoder_': 'Text of the decoder'}
 
 INFORMATION_CAPTION = (
-    'How much the {what} says about the expert: 0 nothing, 1 everything. Compare with the orange mark, which is what '
-    'the same number of {units} reaches when labels are shuffled. Healthy: clearly above the mark in at least some '
-    'layers. At the mark, experts do not divide the work by {what}.')
+    'Normalised mutual information of {what} and expert: 0 independent, 1 each determines the other. The orange mark '
+    'is the chance level, measured on the same {units} with shuffled labels. Healthy: clearly above the mark in at '
+    'least some layers. At the mark, experts do not specialise by {what}.')
 LIFT_CAPTION = (
-    'How much more often than everything else the {what} is sent to the expert: white (1) no preference, blue-green '
-    'more, brown less. Healthy: some dark cells in each column. A column that is white throughout is an expert without '
-    'a speciality, at least of this kind.')
+    'How much more often than average a {what} is sent to the expert: white (1) no preference, blue-green more, brown '
+    'less. Healthy: some dark cells in each column. An all-white column is an expert that does not specialise by '
+    '{what}.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
   """Attributes:
-    what: what the labels are ('class').
-    units: what carries them ('images').
+    what: name of the property ('class').
+    units: name of the labelled things ('images').
     names: of the C labels.
-    members: <float>[N,C] to what extent each unit carries each.
-    shares: `{layer: <float>[N,E]}` share of each expert in each unit.
+    members: <float>[N,C]: the degree to which each unit has each label.
+    shares: `{layer: <float>[N,E]}`: share of each expert in each unit.
   """
   what: str
   units: str
@@ -44,7 +44,7 @@ class Labels:
 def section(folder: Path, routes: Routes, pipeline) -> str:
   """The HTML of the section; pictures are also written to `folder`."""
   if not routes.layers:
-    return page.paragraph('This model is dense: there are no experts that could specialise.')
+    return page.paragraph('This model is dense, so it has no experts that could specialise.')
   if 'image' in routes.batch:
     labels = class_labels(routes)
     modality = specialities(folder, 'modality', modality_labels(routes)) if 'tokens' in routes.batch else ''
@@ -55,11 +55,11 @@ def section(folder: Path, routes: Routes, pipeline) -> str:
     layers = [name for name in routes.layers if name.startswith(prefix)]
     if f'{prefix}tokens' in routes.batch and layers:
       parts.append(f'<h3>{title}</h3>' + text(folder, routes, pipeline.tokenizer, prefix, layers))
-  return ''.join(parts) or page.paragraph('There is no view of what experts of such a model specialise in.')
+  return ''.join(parts) or page.paragraph('The specialisation of experts is not shown for this kind of model.')
 
 
 def modality_labels(routes: Routes) -> Labels:
-  """Whether a token is of an image or of its text, which follows it."""
+  """Whether a token belongs to an image or to its text, which follows it."""
   padding = routes.batch['segments'] == 0
   shares = {}
   for name, layer in routes.layers.items():
@@ -70,7 +70,7 @@ def modality_labels(routes: Routes) -> Labels:
 
 
 def class_labels(routes: Routes, field: str = 'weight') -> Labels:
-  """Classes of images; the shares of an image are those of all its tokens."""
+  """Classes of images; the shares of an image are summed over its tokens."""
   if 'labels' in routes.batch:
     members = specialisation.shares(routes.batch['labels'].astype(np.float64))
   else:
@@ -81,7 +81,7 @@ def class_labels(routes: Routes, field: str = 'weight') -> Labels:
 
 
 def specialities(folder: Path, name: str, labels: Labels) -> str:
-  """How much labels say about experts, and which labels go to which expert."""
+  """Mutual information of labels and experts, and which labels go to which expert."""
   tables = {layer: specialisation.table(labels.members, share) for layer, share in labels.shares.items()}
   measured = [specialisation.normalised_mutual_information(table) for table in tables.values()]
   chance = [specialisation.chance_level(labels.members, share) for share in labels.shares.values()]
@@ -92,7 +92,7 @@ def specialities(folder: Path, name: str, labels: Labels) -> str:
   lifts = {layer: specialisation.lift(table)[rows] for layer, table in shown.items()}
   words = dict(what=labels.what, units=labels.units)
   left_out = '' if len(rows) == len(labels.names) else (
-      f' Shown are the {len(rows)} of {len(labels.names)} that say most.')
+      f' Only the {len(rows)} most informative of {len(labels.names)} are shown.')
   return page.picture(
       folder, f'{name}_information', lambda: plots.information(list(tables), measured, chance, labels.what),
       alt=f'Bars of the normalised mutual information between {labels.what} and expert for each sparse layer; '
@@ -104,7 +104,7 @@ def specialities(folder: Path, name: str, labels: Labels) -> str:
 
 
 def soft_reading(folder: Path, routes: Routes, written: Labels) -> str:
-  """Soft plans: what experts read, besides what they write."""
+  """The inputs of experts in soft plans."""
   labels = class_labels(routes, 'read')
   if not labels.shares:
     return ''
@@ -116,18 +116,18 @@ def soft_reading(folder: Path, routes: Routes, written: Labels) -> str:
       folder, 'class_read_by_expert',
       lambda: plots.lift_by_expert({name: lift[rows] for name, lift in lifts.items()},
                                    [labels.names[row] for row in rows], 'class'),
-      alt='Heat maps of class by expert, by what the slots of each expert read.',
-      caption='In soft routing, slots read mixtures of tokens (here: whose tokens), and tokens receive mixtures of '
-              'slots (above). ' + LIFT_CAPTION.format(what='class'))
+      alt='Heat maps of class by expert, for the inputs of the slots of each expert.',
+      caption='In soft routing, slots read mixtures of tokens (shown here), and tokens receive mixtures of slots '
+              '(shown above). ' + LIFT_CAPTION.format(what='class'))
 
 
 def image_patches(folder: Path, routes: Routes) -> str:
-  """Images of different classes with their patches in the colour of their first expert."""
-  words = routes.batch['tokens'].shape[1] if 'tokens' in routes.batch else 0  # they follow the patches
+  """Images of different classes, with patches coloured by their first expert."""
+  words = routes.batch['tokens'].shape[1] if 'tokens' in routes.batch else 0  # after the patches
   grids = {name: grid for name, layer in routes.layers.items() if (grid := patch_grid(layer.weight.shape[1] - words))}
   most = max(layer.num_experts for layer in routes.layers.values())
   if not grids or most > style.MOST_COLOURS:
-    return '' if grids else page.paragraph('Tokens of this model are no grid of patches, so they are not drawn.')
+    return '' if grids else page.paragraph('Tokens of this model do not form a grid of patches, so they are not drawn.')
   chosen = one_of_each(routes.batch)
   maps = {}
   for name in spread(list(grids), 4):
@@ -136,15 +136,15 @@ def image_patches(folder: Path, routes: Routes) -> str:
   titles = [f'class {routes.batch["label"][i]}' if 'label' in routes.batch else '' for i in chosen]
   return page.picture(
       folder, 'patches', lambda: plots.patches(routes.batch['image'][chosen], maps, titles, most),
-      alt=f'{len(chosen)} images above maps of their patches, each in the colour of the expert with the largest '
-          f'weight, for the layers {", ".join(maps)}.',
-      caption='Each patch in the colour of the expert that has the largest weight in its output; hatched patches were '
-              'dropped. Look for experts that follow content (strokes, edges, background) rather than a fixed '
-              'position, and for colours that are missing altogether.')
+      alt=f'{len(chosen)} images above maps of their patches, coloured by the expert with the largest weight, '
+          f'for the layers {", ".join(maps)}.',
+      caption='Each patch has the colour of the expert with the largest weight in its output; hatched patches were '
+              'dropped. Look for experts that follow content (strokes, edges, background) rather than position, and '
+              'for missing colours.')
 
 
 def text(folder: Path, routes: Routes, tokenizer, prefix: str, layers: list[str]) -> str:
-  """Kinds of tokens by expert, the tokens that are typical of each expert, and running text in colours."""
+  """Kinds of tokens by expert, typical tokens of each expert, and running text coloured by expert."""
   ids = routes.batch[f'{prefix}tokens']
   valid = {name: routes.valid(name) for name in layers}
   kinds, names = token_kinds.kinds_of(tokenizer, ids[valid[layers[0]]])
@@ -152,14 +152,14 @@ def text(folder: Path, routes: Routes, tokenizer, prefix: str, layers: list[str]
   labels = Labels('kind of token', 'tokens', names, specialisation.membership(kinds, len(names)), shares)
   pictures = specialities(folder, f'{prefix}kind', labels) if len(names) > 1 else page.paragraph(
       'All tokens are of one kind, so kinds are not shown.')
-  typical = page.details('Show the tokens that are typical of each expert', ''.join(
+  typical = page.details('Show typical tokens of each expert', ''.join(
       f'<h3>{name}</h3>' + typical_tokens(tokenizer, ids[valid[name]], shares[name])
       for name in spread(layers, MOST_LAYERS)))
   return pictures + typical + running_text(routes, tokenizer, ids, layers)
 
 
 def typical_tokens(tokenizer, ids: np.ndarray, share: np.ndarray, count: int = 8) -> str:
-  """A table: for every expert, the tokens that make up more of its work than of everything."""
+  """A table: for every expert, its most over-represented tokens."""
   present, index = np.unique(ids, return_inverse=True)
   table = np.zeros((len(present), share.shape[1]))
   np.add.at(table, index, share)
@@ -170,24 +170,24 @@ def typical_tokens(tokenizer, ids: np.ndarray, share: np.ndarray, count: int = 8
     best = [i for i in np.argsort(-score[:, expert], kind='stable')[:count] if score[i, expert] > 0]
     spelled = [f'{token_kinds.visible(tokenizer.decode(present[i:i + 1]))} ×{lift[i, expert]:.1f}' for i in best]
     rows.append([f'expert {expert}', ' · '.join(spelled) or 'none'])
-  return page.table(['', 'tokens, and how many times more often than overall they come here'], rows)
+  return page.table(['', 'tokens, with their frequency here relative to the average'], rows)
 
 
 def running_text(routes: Routes, tokenizer, ids: np.ndarray, layers: list[str]) -> str:
-  """The beginning of the first example, each token on the colour of its first expert."""
+  """The beginning of the first example, coloured by each token's first expert."""
   if max(routes.layers[name].num_experts for name in layers) > style.MOST_COLOURS:
     return ''
   parts = []
   for name in spread(layers, 4):
     layer, real = routes.layers[name], routes.valid(name)[0]
     pieces = [token_kinds.visible(tokenizer.decode(np.array([id]))) for id in ids[0][real][:TEXT_TOKENS]]
-    parts.append(page.details(f'Show running text in the colours of the experts of {name}', page.coloured_tokens(
+    parts.append(page.details(f'Show running text coloured by the experts of {name}', page.coloured_tokens(
         pieces, layer.first[0][real][:TEXT_TOKENS].tolist(), layer.num_experts)))
   return ''.join(parts)
 
 
 def patch_grid(tokens: int) -> tuple[int, int] | None:
-  """(tokens before the patches, side of the grid) where the tokens are a square of patches, or one more."""
+  """(tokens before the patches, side of the grid) if the tokens are a square of patches, or one more; else None."""
   for prefix in (0, 1):
     side = math.isqrt(max(tokens - prefix, 0))
     if side > 1 and side * side == tokens - prefix:
@@ -203,7 +203,7 @@ def one_of_each(batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def spread(names: list, most: int) -> list:
-  """At most `most` of `names`, evenly spread, the first and the last among them."""
+  """At most `most` of `names`, evenly spaced, including the first and the last."""
   if len(names) <= most:
     return names
   return [names[i] for i in np.linspace(0, len(names) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""How figures look: one light and one dark theme, and colours that the colour-blind can tell apart."""
+"""The style of figures: a light and a dark theme, and colours safe for colour blindness."""
 import contextlib
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ THEMES = {
     'dark': dict(paper='#151b23', ink='#e6edf3', faint='#333b45', soft='#9aa4af'),
 }
 
-# Okabe and Ito (2008), its black replaced by brown so that it shows on both themes; then the same eight, darker.
+# Okabe and Ito (2008), with brown for black so that all show on both themes; then the same eight, darker.
 _DISTINCT = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#8B5A2B')
 MOST_COLOURS = 16
 
@@ -21,16 +21,16 @@ SEQUENTIAL = 'viridis'
 
 
 def experts(count: int) -> list[str]:
-  """One colour an expert; at most `MOST_COLOURS` can be told apart."""
+  """One colour per expert, at most `MOST_COLOURS`."""
   if count > MOST_COLOURS:
-    raise ValueError(f'{count} experts cannot be told apart by colour; at most {MOST_COLOURS}.')
+    raise ValueError(f'there are {count} experts, but only {MOST_COLOURS} distinct colours.')
   rgb = [matplotlib.colors.to_rgb(colour) for colour in _DISTINCT]
   darker = [matplotlib.colors.to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in rgb]
   return [*_DISTINCT, *darker][:count]
 
 
 def depths(count: int) -> list:
-  """One colour a line: distinct ones for a few, a scale from early to late for many."""
+  """One colour per line: distinct for a few, a scale from early to late for many."""
   if count <= 6:
     return list(_DISTINCT[:count])
   return [matplotlib.colormaps[SEQUENTIAL](x) for x in np.linspace(0.05, 0.9, count)]
@@ -45,7 +45,7 @@ def ink_on(colour) -> str:
 
 @contextlib.contextmanager
 def theme(name: str) -> Iterator[None]:
-  """Figures made within look like this theme, and are drawn without a display."""
+  """Within it, figures use this theme; no display is needed."""
   colours = THEMES[name]
   with matplotlib.rc_context({
       'figure.facecolor': colours['paper'], 'savefig.facecolor': colours['paper'], 'axes.facecolor': colours['paper'],

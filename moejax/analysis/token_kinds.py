@@ -1,4 +1,4 @@
-"""Kinds of text tokens, so that one can ask which expert takes vowels, digits or line breaks."""
+"""Kinds of text tokens, to see which expert takes vowels, digits or line breaks."""
 import unicodedata
 
 import numpy as np
@@ -29,12 +29,12 @@ def kind(text: str) -> str:
 
 
 def texts(tokenizer, ids: np.ndarray) -> dict[int, str]:
-  """`{id: its text}` of every id in `ids`; '' for the special ones."""
+  """`{id: its text}` of every id in `ids`; '' for special tokens."""
   return {int(id): tokenizer.decode(np.array([id])) for id in np.unique(ids)}
 
 
 def kinds_of(tokenizer, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
-  """(<int>[...] the kind of each of `ids`, the kinds that occur)."""
+  """(<int>[...]: the kind of each of `ids`, the names of the kinds that occur)."""
   kind_of = {id: kind(text) for id, text in texts(tokenizer, ids).items()}
   present = [name for name in KINDS if name in kind_of.values()]
   index = {id: present.index(name) for id, name in kind_of.items()}
@@ -42,5 +42,5 @@ def kinds_of(tokenizer, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def visible(text: str) -> str:
-  """`text` so that white space can be seen."""
+  """`text` with visible white space."""
   return text.replace(' ', '␣').replace('\n', '⏎').replace('\t', '⇥') if text else '(special)'

@@ -1,41 +1,41 @@
-"""What went wrong in training, and what was done about it: collapsed routers, skipped batches, rollbacks."""
+"""Trouble in training and its remedies: collapsed routers, skipped batches, rollbacks."""
 import numpy as np
 
 from moejax.analysis import history, page
 
 
 def remarks(series: dict[str, history.Series]) -> list[str]:
-  """Sentences for the head of the report; none where all went well."""
-  said = [f'{layer}: the router collapsed at step {begin}: {share:.0%} of the choices named expert {expert}. '
+  """Sentences for the head of the report; none for a healthy run."""
+  said = [f'{layer}: the router collapsed at step {begin}: {share:.0%} of the choices selected expert {expert}. '
           + ('It has not recovered.' if end is None else f'It had recovered by step {end}.')
           for layer, begin, end, expert, share in collapses(series)]
   skipped, rollbacks, lost = (_last(series, f'recovery/{name}') for name in ('skipped', 'rollbacks', 'lost'))
   if skipped:
-    said.append(f'{skipped} batches were skipped because their loss or gradient was not finite or spiked; '
-                f'{rollbacks} rollbacks lost {lost} steps.')
+    said.append(f'Batches skipped because their loss or gradient was not finite or spiked: {skipped}. '
+                f'Rollbacks: {rollbacks}. Steps lost by rollbacks: {lost}.')
   return said
 
 
 def section(series: dict[str, history.Series]) -> str:
-  """The same in full."""
+  """The section on trouble, with tables."""
   parts = []
   found = collapses(series)
   if found:
-    parts.append(page.paragraph('A router has collapsed where nearly all tokens choose one and the same expert in '
-                                'three logged rows one after the other (config.recovery.collapse).'))
+    parts.append(page.paragraph('A router has collapsed if nearly all tokens choose the same expert in three '
+                                'consecutive logged rows (config.recovery.collapse).'))
     parts.append(page.table(['layer', 'from step', 'to step', 'expert', 'share of choices'],
                             [[layer, begin, 'the end' if end is None else end, expert, share]
                              for layer, begin, end, expert, share in found]))
   changes = _changes(series)
   if changes:
-    parts.append(page.paragraph('Batches that were skipped, and rollbacks to a checkpoint, at the row after they '
-                                'happened (config.recovery). Neither turns back the step or the data.'))
+    parts.append(page.paragraph('Skipped batches and rollbacks to a checkpoint, at the first row logged after them '
+                                '(config.recovery). Neither rewinds the step or the data.'))
     parts.append(page.table(['step', 'skipped so far', 'rollbacks so far', 'steps lost so far'], changes))
   return ''.join(parts) or page.paragraph('None: no router collapsed, and no batch was skipped.')
 
 
 def collapses(series: dict[str, history.Series]) -> list[tuple[str, int, int | None, int, float]]:
-  """(layer, first step, step at which it had recovered or None, expert, its share of the choices) of every alarm."""
+  """(layer, first step, step of recovery or None, expert, its share of the choices) of every alarm."""
   found = []
   for name, alarm in series.items():
     if not name.startswith('alarm/collapse/'):

@@ -6,7 +6,7 @@
     for batch in pipeline.evaluate('test'): ...
 
 A source (`SOURCES`) gives examples by index, a tokenizer (`TOKENIZERS`) turns text into ids, and a pipeline
-(`PIPELINES`) orders, packs and batches them. Building one touches no file: those are opened by the first batch.
+(`PIPELINES`) shuffles, packs and batches them. Building a pipeline opens no file; the first batch does.
 """
 from collections.abc import Mapping
 
@@ -22,5 +22,5 @@ __all__ = ['PIPELINES', 'SOURCES', 'TOKENIZERS', 'DataError', 'Pipeline', 'Sourc
 
 
 def build(config: Mapping, where: str = 'config.data') -> Pipeline:
-  """The pipeline that `config` names. Raises `ConfigError`; opens nothing."""
+  """Builds the pipeline named in `config`. Raises `ConfigError`; opens no file."""
   return PIPELINES.build(config, where)

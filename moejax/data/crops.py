@@ -1,4 +1,4 @@
-"""From an image of any size to the size of the model."""
+"""Crops and resizes images to the size of the model."""
 import io
 import math
 from typing import Literal
@@ -8,15 +8,15 @@ from PIL import Image
 
 Crop = Literal['stretch', 'center', 'inception']
 
-# The usual margin at evaluation: 224 pixels out of 256.
+# The usual evaluation crop: 224 of 256 pixels.
 _CENTER_SHARE = 224 / 256
 
 
 def prepare(image, size: int, channels: int, crop: Crop, rng: np.random.Generator | None) -> np.ndarray:
   """<float32>[size,size,channels] in [0, 1] of an encoded image, or an array [H,W] or [H,W,C].
 
-  With `rng` (training) 'inception' cuts a random part; without, and with 'center', the middle is cut. Raises what its
-  decoder does where it is no image.
+  With `rng` (training) 'inception' takes a random crop; without, and with 'center', the central one. Raises the
+  exceptions of Pillow if the bytes are not an image.
   """
   if isinstance(image, bytes):
     image = Image.open(io.BytesIO(image))
@@ -37,10 +37,10 @@ def prepare(image, size: int, channels: int, crop: Crop, rng: np.random.Generato
 
 
 def to_unit(images: np.ndarray, channels: int) -> np.ndarray:
-  """Images [...,H,W,C] of bytes or of floats in [0, 1], as float32 with `channels` channels.
+  """Images [...,H,W,C], uint8 or float in [0, 1], as float32 with `channels` channels.
 
   Raises:
-    ValueError: neither are the channels those, nor is the image grey and can be repeated.
+    ValueError: the image has neither `channels` channels nor 1 (which is repeated).
   """
   images = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32)
   if images.shape[-1] == channels:
@@ -51,16 +51,16 @@ def to_unit(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def center_box(width: int, height: int, crop: Crop) -> tuple[float, float, float, float]:
-  """The largest square in the middle; for 'inception', as evaluation is done there, 7/8 of it."""
+  """The largest central square; for 'inception', 7/8 of it, its evaluation crop."""
   side = min(width, height) * (_CENTER_SHARE if crop == 'inception' else 1)
   left, top = (width - side) / 2, (height - side) / 2
   return left, top, left + side, top + side
 
 
 def inception_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-  """A part of 8% to 100% of the area with sides of 3:4 to 4:3 (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+  """A box of 8% to 100% of the area, aspect ratio 3:4 to 4:3 (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
-  Where ten draws do not fit into the image, the middle.
+  Falls back to the central square after ten draws that do not fit the image.
   """
   for _ in range(10):
     area = width * height * rng.uniform(.08, 1)

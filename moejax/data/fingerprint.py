@@ -1,7 +1,7 @@
-"""What tells whether data are still those that a run began with: cheap for any amount of them, and the same for copies.
+"""Fingerprints of data, to detect that they changed between the start of a run and its resumption.
 
-Times of files are left out, since copying changes them; what is read of large ones is a sample, so that a change in
-between can be missed.
+Cheap for any amount of data, and equal for copies: file times are ignored. Large files are only sampled, so a change
+between the samples goes unnoticed.
 """
 import os
 import zlib
@@ -14,7 +14,7 @@ _EXAMPLES, _FILES, _BLOCKS, _BLOCK = 8, 64, 4, 1 << 14
 
 
 def of_examples(examples: Any) -> dict[str, str]:
-  """How many there are, and a checksum of some, the first and the last among them."""
+  """The number of examples, and a checksum of a few, the first and the last included."""
   checksum = 0
   for index in _spread(len(examples), _EXAMPLES):
     checksum = _add(examples[index], checksum)
@@ -22,7 +22,7 @@ def of_examples(examples: Any) -> dict[str, str]:
 
 
 def of_files(paths: Sequence[str]) -> dict[str, str]:
-  """How many there are, their size in all, and of some the size and a checksum of blocks; small ones are read whole."""
+  """The number and total size of the files, and for some the size and a checksum of blocks (of all of a small file)."""
   sizes = [os.path.getsize(path) for path in paths]
   folder: str = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
   found = {'files': str(len(paths)), 'bytes': str(sum(sizes))}
@@ -42,7 +42,7 @@ def _blocks(path, size):
 
 
 def _spread(total: int, count: int) -> list[int]:
-  """At most `count` of the numbers below `total`, as far apart as they can be."""
+  """At most `count` evenly spaced ints below `total`."""
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist()
 
 
@@ -59,5 +59,5 @@ def _add(value, checksum):
     array = np.ascontiguousarray(value)
     if not array.dtype.hasobject:
       checksum = zlib.crc32(array.view(np.uint8).data, zlib.crc32(f'{array.dtype.str}{np.shape(value)}'.encode(), checksum))
-  # Other objects (None, pictures that are not decoded) have no bytes of their own.
+  # Other objects (None, undecoded pictures) contribute nothing.
   return checksum

@@ -1,4 +1,4 @@
-"""Data sets by name: TensorFlow Datasets and the Hugging Face hub. `fields` says which of theirs are ours."""
+"""Data sets by name: TensorFlow Datasets and the Hugging Face hub. `fields` maps our field names to theirs."""
 import copy
 import dataclasses
 import os
@@ -16,13 +16,13 @@ Names = Annotated[Mapping, NotEmpty()]
 
 @dataclasses.dataclass(frozen=True)
 class _Hub(Source):
-  """What both hubs share.
+  """The base class of both hubs.
 
   Attributes:
-    dataset: its name there.
-    fields: our names -> theirs: `dict(image='image', label='label')` or `dict(text='text')`.
-    partitions: our splits -> theirs, in their notation: `dict(train='train[:99%]', test='validation')`.
-    num_classes: of labelled data.
+    dataset: its name on the hub.
+    fields: our field names -> theirs: `dict(image='image', label='label')` or `dict(text='text')`.
+    partitions: our split names -> theirs, in their notation: `dict(train='train[:99%]', test='validation')`.
+    num_classes: number of classes of labelled data.
   """
   where: str
   dataset: Annotated[str, NotEmpty()]
@@ -54,8 +54,8 @@ class TensorFlowDatasets(_Hub):
   """A data set of tensorflow_datasets (no TensorFlow needed to read it), prepared as ArrayRecord.
 
   Attributes:
-    data_dir: where it is or will be prepared; TFDS's own folder if None.
-    download: prepare it at the first use, if it is not.
+    data_dir: folder of prepared data sets; TFDS's default if None.
+    download: download and prepare the data set on first use if it is missing.
   """
   data_dir: str | None = None
   download: bool = False
@@ -65,7 +65,7 @@ class TensorFlowDatasets(_Hub):
     tfds = require('tensorflow_datasets', 'tensorflow-datasets', 'The source tfds')
     builder = self._builder(tfds)
     self.check_fields(builder.info.features)
-    # Encoded images stay bytes: they are decoded together with the crop, by Pillow.
+    # Images stay encoded; Pillow decodes them when they are cropped.
     raw = {name: tfds.decode.SkipDecoding() for name in self.fields.values()
            if isinstance(builder.info.features[name], tfds.features.Image)}
     what = f'{self.dataset} split {self.partitions[split]!r}'
@@ -77,8 +77,8 @@ class TensorFlowDatasets(_Hub):
     try:
       builder = tfds.builder(self.dataset, data_dir=folder, file_format='array_record')
     except tfds.core.DatasetNotFoundError as error:
-      raise DataError(f'{self.where}.dataset: tensorflow_datasets knows no {self.dataset!r}, and '
-                      f'{folder or "its folder"} holds no prepared one.') from error
+      raise DataError(f'{self.where}.dataset: tensorflow_datasets has no builder for {self.dataset!r}, and '
+                      f'{folder or "its default folder"} holds no prepared copy.') from error
     if self.download:
       with decoding(f'{self.where}: {self.dataset}', 'cannot be downloaded'):
         builder.download_and_prepare()
@@ -96,8 +96,8 @@ class HuggingFace(_Hub):
   Attributes:
     subset: the hub's configuration name.
     files: local files or patterns by the hub's split names, with dataset='parquet', 'json', 'csv', ...
-    streaming: read over the network without storing, in order. Training then shuffles within a window only.
-    shuffle_window: that window, in examples.
+    streaming: read over the network in order, storing nothing. Training then shuffles only within a window.
+    shuffle_window: size of the window, in examples.
   """
   subset: str | None = None
   files: Mapping | None = None
@@ -123,7 +123,7 @@ class HuggingFace(_Hub):
 
 
 class Renamed:
-  """Examples whose fields are theirs, under our names; `what` is named in errors."""
+  """Examples with fields renamed from the hub's names to ours; `what` names the data set in errors."""
 
   def __init__(self, examples, fields: Mapping, what: str):
     self._examples, self._fields, self._what = examples, dict(fields), what
@@ -140,9 +140,9 @@ class Renamed:
 
 
 def rename(example, fields):
-  """An example with our names of fields instead of theirs; an encoded image as its bytes."""
+  """An example with our field names instead of theirs; an encoded image becomes its bytes."""
   renamed = {ours: example[theirs] for ours, theirs in fields.items()}
-  if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and where it came from
+  if isinstance(renamed.get('image'), dict):  # Hugging Face: an encoded image and its path
     renamed['image'] = renamed['image']['bytes'] or read_file(renamed['image']['path'])
   return renamed
 
@@ -171,7 +171,7 @@ class _StreamIterator(grain.DatasetIterator):
     self._restart()
 
   def _restart(self, state=None):
-    # `load_state_dict` is where every later pass begins, so each position gets a data set of its own.
+    # After `load_state_dict` every later pass starts there too, so each position gets its own copy of the data set.
     self._dataset = copy.deepcopy(self._pristine)
     if state is not None:
       self._dataset.load_state_dict(state)

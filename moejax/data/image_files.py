@@ -1,4 +1,4 @@
-"""Labelled images: scikit-learn's digits, and the IDX files of MNIST and its likes."""
+"""Labelled images: scikit-learn's digits, and IDX files (MNIST and data sets in its format)."""
 import dataclasses
 import functools
 import math
@@ -15,7 +15,7 @@ _MOST_DIMENSIONS = 64  # of a numpy array
 @SOURCES('digits')
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
-  """1,797 handwritten digits of 8x8 grey pixels, inside scikit-learn: 1,437 to train on and 360 to test."""
+  """The 1,797 handwritten digits of scikit-learn, 8x8 grey pixels: 1,437 to train on and 360 to test."""
   where: str
   test_examples: Count = 360
   split_seed: Natural = 0
@@ -61,7 +61,7 @@ class Idx(Source):
       raise DataError(f'{self.where}.path: there is no file {path} or {path}.gz. {self._advice()}')
     array = read_idx(found)
     if array.ndim != dimensions:
-      raise DataError(f'{found}: its header says {array.ndim} dimensions, and {name} have {dimensions}. '
+      raise DataError(f'{found}: its header declares {array.ndim} dimensions, but {name} have {dimensions}. '
                       'Download it again.')
     return array
 
@@ -84,17 +84,17 @@ def read_idx(path: str) -> np.ndarray:
   """The uint8 array in an IDX file: two zero bytes, the type 8, the number of dimensions, big-endian sizes, the bytes.
 
   Raises:
-    DataError: the file is no IDX file of bytes, or its length is not what its header says.
+    DataError: the file is not an IDX file of bytes, or its length does not match its header.
   """
   raw = read_file(path)
   if len(raw) < 4 or raw[:3] != b'\0\0\x08' or len(raw) < 4 + 4 * raw[3]:
     raise DataError(f'{path}: not an IDX file of bytes; it begins with {raw[:4]!r}.')
   if not 0 < raw[3] <= _MOST_DIMENSIONS:
-    raise DataError(f'{path}: its header says {raw[3]} dimensions, and there are 1 to {_MOST_DIMENSIONS}. '
+    raise DataError(f'{path}: its header declares {raw[3]} dimensions; 1 to {_MOST_DIMENSIONS} are allowed. '
                     'Download it again.')
   start = 4 + 4 * raw[3]
   shape = tuple(int(size) for size in np.frombuffer(raw, '>u4', raw[3], offset=4))
   if len(raw) - start != math.prod(shape):
-    raise DataError(f'{path}: its header says {shape}, {math.prod(shape)} bytes, but {len(raw) - start} follow. '
+    raise DataError(f'{path}: its header declares {shape}, {math.prod(shape)} bytes, but {len(raw) - start} follow. '
                     'Download it again.')
   return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

@@ -15,11 +15,11 @@ from moejax.ranges import Count, Natural, Positive
 
 @PIPELINES('image_text')
 class ImageText(Images):
-  """Batches of 'images', and of each caption tokens and segments <int32>[B,length]; segments are 0 for padding, else 1.
+  """Batches of 'images' plus tokens and segments <int32>[B,length] of the captions; segments are 1, and 0 for padding.
 
   Config keys:
-    tokenizer: of the captions.
-    length: tokens of a caption; what is longer is cut.
+    tokenizer: tokenizer of the captions.
+    length: tokens per caption; longer captions are cut.
   """
 
   def __init__(self, where, source: dict, image_size: Count, channels: Channels, tokenizer: dict, length: Count,
@@ -46,29 +46,29 @@ class ImageText(Images):
       if model_config.get(name, here) != here:
         raise ConfigError(f'{where}.{name} is {model_config[name]}, but {self.where} gives {here}. They must be equal.')
     if 'text_length' not in model_config:
-      raise ConfigError(f'{where}: config.data gives images with captions, and the model {model_config.get("name")!r} '
-                        'takes other batches. Choose data and a model that fit.')
+      raise ConfigError(f'{where}: config.data gives images with captions, which the model '
+                        f'{model_config.get("name")!r} does not take. Choose data and a model that fit.')
     if model_config.get('vocab_size', 0) < self.tokenizer.vocab_size:
-      raise ConfigError(f'{where}.vocab_size must be {self.tokenizer.vocab_size} or more, for the ids that '
-                        f'{self.where}.tokenizer gives.')
+      raise ConfigError(f'{where}.vocab_size must be at least {self.tokenizer.vocab_size}, the vocabulary size of '
+                        f'{self.where}.tokenizer.')
 
   def describe(self):
     return {**super().describe(), 'vocab_size': self.tokenizer.vocab_size, 'length': self.length}
 
   def class_captions(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Captions of classes, as tokens and segments <int32>[M,length], and the class of each <int32>[M]."""
-    source: Any = self.source  # one that has captions, as __init__ has seen
+    """Captions of all classes, as tokens and segments <int32>[M,length], and the class of each, <int32>[M]."""
+    source: Any = self.source  # has captions, as checked in __init__
     captions = source.class_captions
     classes = np.repeat(np.arange(len(captions), dtype=np.int32), [len(of_one) for of_one in captions])
     return self.encode([caption for of_one in captions for caption in of_one]), classes
 
   def encode(self, captions) -> dict[str, np.ndarray]:
-    """`{'tokens', 'segments'}` <int32>[n,length] of n texts. Raises DataError for a text without tokens."""
+    """`{'tokens', 'segments'}`, <int32>[n,length], of n texts. Raises DataError for a text without tokens."""
     tokens, segments = np.zeros((2, len(captions), self.length), np.int32)
     for row, caption in enumerate(captions):
       ids = self.tokenizer.encode({'text': str(caption)})[0][:self.length]
       if not len(ids):
-        raise DataError(f'{self.source.where}: an image has the caption {str(caption)!r}, without a token.')
+        raise DataError(f'{self.source.where}: the caption {str(caption)!r} of an image has no tokens.')
       tokens[row, :len(ids)], segments[row, :len(ids)] = ids, 1
     return {'tokens': tokens, 'segments': segments}
 

@@ -28,11 +28,11 @@ class Images(Pipeline):
   Config keys:
     image_size: H and W.
     channels: C: 1 for grey, 3 for RGB.
-    crop: how images of other sizes become [image_size, image_size]: 'stretch' the whole, the 'center' square, or as
-      Inception is trained: a random part in training, the center in evaluation.
-    augment: what the training step does to images, in order; names of `augment.AUGMENTATIONS`.
-    multi_label: an image has any number of labels.
-    mean, std: of pixels; one number, or one a channel.
+    crop: how images of other sizes become [image_size, image_size]: 'stretch' the whole image, crop the 'center'
+      square, or 'inception': a random crop in training, the central one in evaluation.
+    augment: augmentations that the training step applies in order; names of `augment.AUGMENTATIONS`.
+    multi_label: an image may have any number of labels.
+    mean, std: of pixels; a float, or one per channel.
   """
 
   def __init__(self, where, source: dict, image_size: Count, channels: Channels, batch_size: Count,
@@ -41,14 +41,14 @@ class Images(Pipeline):
                readers: PartOfBatch = 1):
     super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
     if self.source.num_classes is None:
-      raise ConfigError(f'{where}.source.num_classes is missing: images need labels. '
+      raise ConfigError(f'{where}.source.num_classes is missing: this pipeline requires labels. '
                         'Set it, or use another pipeline for data without labels.')
     for name, value in (('mean', mean), ('std', std)):
       if not isinstance(value, (int, float)) and len(value) != channels:
-        raise ConfigError(f'{where}.{name} must be one number or {channels}, one a channel, not {len(value)}.')
+        raise ConfigError(f'{where}.{name} must be a float or {channels} of them, one per channel, not {len(value)}.')
     self.image_size, self.channels, self.multi_label = image_size, channels, multi_label
     self.crop: crops.Crop = crop
-    number: Any = np.float32  # a number, or an array of them
+    number: Any = np.float32  # of a float or an array
     self.mean, self.std = number(mean), number(std)
     self.augmentations = augmentations.build(augment, f'{where}.augment', channels)
 
@@ -96,13 +96,13 @@ class Images(Pipeline):
 
   @property
   def num_classes(self) -> int:
-    """Labels are below it: a source without them is refused."""
+    """Labels are below it; sources without labels are refused."""
     return self.source.num_classes or 0
 
   def check(self, model_config, where='config.model'):
     classes = require_model_key(model_config, 'num_classes', where, 'labelled images')
     if classes < self.num_classes or (self.multi_label and classes != self.num_classes):
-      raise ConfigError(f'{where}.num_classes is {classes}, but {self.source.where} has labels of '
+      raise ConfigError(f'{where}.num_classes is {classes}, but {self.source.where} has '
                         f'{self.source.num_classes} classes. Set it to that.')
     for name, here in (('image_size', self.image_size), ('channels', self.channels)):
       if model_config.get(name, here) != here:
@@ -126,15 +126,16 @@ class Images(Pipeline):
   def _batch(self, fields, seeds=None, place=None):
     """One batch from columns of examples.
 
-    `seeds` of the random crops, one an image, in training; `place(row)`: where an example comes from.
+    `seeds`: of the random crops in training, one per image; `place(row)`: an example's origin, for errors.
     """
     place = place or (lambda row: f'{self.source.where}: an example')
     if fields and not {'image', 'label'} <= set(fields):
-      raise DataError(f'{self.source.where}: the source gives {", ".join(fields)}; images with labels are needed.')
+      raise DataError(f'{self.source.where}: the source gives {", ".join(fields)}, but this pipeline requires images '
+                      'with labels.')
     images = fields.get('image', ())
     count = len(images)
     if isinstance(images, np.ndarray) and images.shape[1:3] == 2 * (self.image_size,) and self.crop != 'inception':
-      with decoding(self.source.where, 'gives no images'):
+      with decoding(self.source.where, 'does not give images'):
         images = crops.to_unit(images if images.ndim == 4 else images[..., None], self.channels)
     else:
       images = [self._crop(image, None if seeds is None else seeds[row], functools.partial(place, row))
@@ -144,7 +145,7 @@ class Images(Pipeline):
     return {'image': (images - self.mean) / self.std, name: labels, 'valid': np.ones(count, bool)}
 
   def _crop(self, image, seed, place):
-    with decoding(place, 'not an image that can be decoded'):
+    with decoding(place, 'the image cannot be decoded'):
       rng = np.random.default_rng(seed) if self.crop == 'inception' and seed is not None else None
       return crops.prepare(image, self.image_size, self.channels, self.crop, rng)
 
@@ -167,7 +168,7 @@ class Images(Pipeline):
     return 'labels', hot
 
   def _label(self, label, place):
-    with decoding(place, 'not labelled with whole numbers', 'Correct the data.'):
+    with decoding(place, 'its labels are not ints', 'Correct the data.'):
       label = whole_numbers(label)
     if label.ndim and not self.multi_label:
       raise DataError(f'{place()} has a list of {label.size} labels. Set {self.where}.multi_label, or correct the '

@@ -1,4 +1,4 @@
-"""The pipeline 'language_model': documents as rows of tokens, each with the one that follows it."""
+"""The pipeline 'language_model': documents as rows of tokens, each with its next token as the target."""
 import numpy as np
 
 from moejax.data.packing import ConcatWindow
@@ -12,14 +12,14 @@ _NAMES = ('tokens', 'targets', 'target_bytes')
 @PIPELINES('language_model')
 class LanguageModel(TextPipeline):
   """Batches of tokens, targets, segments, positions, target_bytes <int32>[B,S] and loss_mask <float32>[B,S]; and, where
-  the source has them, tasks <int32>[B,S].
+  the source has tasks, tasks <int32>[B,S].
 
-  A document `a b c` is the tokens `start a b c` and the targets `a b c end`; documents follow one another and are cut
-  into rows of `length`, so that every token of the data is a target exactly once. `target_bytes` is how many bytes of
-  text a target stands for (0 for the end), so that the sum of losses over the sum of bytes is bits per byte of text.
+  A document `a b c` is the tokens `start a b c` and the targets `a b c end`; documents are concatenated and cut into
+  rows of `length`, so that every token of the data is a target exactly once. `target_bytes` is the number of bytes of
+  text that a target stands for (0 for the end), so that total loss over total bytes is bits per byte of text.
 
   Config keys:
-    length: tokens a row.
+    length: tokens per row.
   """
 
   def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,

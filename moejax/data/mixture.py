@@ -1,4 +1,4 @@
-"""Several sources as one, whose examples say which of them they are from; and text that every machine has."""
+"""Mixtures of sources whose examples carry the `task` they came from; and text that comes with installed software."""
 import bisect
 import dataclasses
 import functools
@@ -11,16 +11,16 @@ from moejax.data.source import SOURCES, DataError, Share, Source, Stream, decodi
 from moejax.data.text_files import Documents
 from moejax.ranges import Natural, NotEmpty
 
-# Three domains of text that people wrote, of about 12, 11 and 0.5 million characters, on any machine with moejax[data].
+# Three domains of human-written text, about 12, 11 and 0.5 million characters, on any machine with moejax[data].
 DOMAINS = dict(code=dict(name='python_library'), dialogue=dict(name='chitchat'), prose=dict(name='python_prose'))
 
 
 @SOURCES('mixture')
 class Mixture(Source):
-  """The examples of several sources, one source after the other, each with its `task`.
+  """The examples of several sources, concatenated, each with its `task`.
 
   Config keys:
-    sources: `{name: source}`; the default is `DOMAINS`. A task's id is the place of its name in alphabetical order.
+    sources: `{name: source}`; the default is `DOMAINS`. A task's id is the index of its name in alphabetical order.
   """
 
   def __init__(self, *, where: str, sources: Annotated[dict, NotEmpty()] = DOMAINS):
@@ -30,12 +30,12 @@ class Mixture(Source):
                         if all(split in source.splits for source in self._sources))
 
   def open(self, split: str) -> 'Mixed':
-    """Raises DataError also where one of the sources can only be read in order."""
+    """Also raises DataError where a source can only be read in order."""
     self.check_split(split)
     parts = [source.open(split) for source in self._sources]
     for source, part in zip(self._sources, parts):
       if isinstance(part, Stream) or not len(part):
-        raise DataError(f'{source.where}: a mixture needs sources with examples by index, and at least one in '
+        raise DataError(f'{source.where}: a mixture requires sources with random access, and at least one example in '
                         f'{split!r}.')
     return Mixed(parts)
 
@@ -46,7 +46,7 @@ class Mixture(Source):
 
 
 class Mixed:
-  """The examples of `parts` one after the other; `task` is which part an example is from."""
+  """The examples of `parts`, concatenated; `task` is the index of the part an example is from."""
 
   def __init__(self, parts: list):
     self.parts = [Labelled(part, task) for task, part in enumerate(parts)]
@@ -85,7 +85,7 @@ class Labelled:
 
 
 class _Installed(Source):
-  """Documents that came with installed software: `texts` in order, of which a part is held out."""
+  """Documents that came with installed software: `texts`, of which a part is held out."""
   where: str
   test_fraction: float
   split_seed: int
@@ -100,7 +100,7 @@ class _Installed(Source):
 @SOURCES('python_library')
 @dataclasses.dataclass(frozen=True)
 class PythonLibrary(_Installed):
-  """The modules of Python's standard library, about 700 of them, as the running interpreter has them; not its tests."""
+  """The modules of the running Python's standard library, about 700, without its tests."""
   where: str
   test_fraction: Share = 0.1
   split_seed: Natural = 0
@@ -115,7 +115,7 @@ class PythonLibrary(_Installed):
 @SOURCES('python_prose')
 @dataclasses.dataclass(frozen=True)
 class PythonProse(_Installed):
-  """English prose, paragraph by paragraph: Python's language reference, as `help` prints it, and scikit-learn's
+  """English prose in pieces of whole paragraphs: Python's language reference, as `help` prints it, and scikit-learn's
   descriptions of its data sets."""
   where: str
   test_fraction: Share = 0.1
@@ -139,12 +139,12 @@ def _foreign(path: str) -> bool:
 
 
 def _source_text(path: str) -> str:
-  with decoding(path), tokenize.open(path) as file:  # reads the encoding that the file declares
+  with decoding(path), tokenize.open(path) as file:  # uses the encoding that the file declares
     return file.read()
 
 
 def _paragraphs(text: str, least: int = 1000) -> list[str]:
-  """`text` in pieces of whole paragraphs, each of `least` characters or a little more but for the last."""
+  """`text` in pieces of whole paragraphs, each (but the last) of `least` characters or a little more."""
   pieces, piece = [], ''
   for paragraph in text.split('\n\n'):
     piece += paragraph + '\n\n'

@@ -1,14 +1,14 @@
-"""The bar that a language model has to clear: an interpolated n-gram model of the same documents."""
+"""A baseline for language models: an interpolated n-gram model of the same documents."""
 from collections.abc import Iterable
 
 import numpy as np
 
 
 def trigram_baseline(pipeline, split: str = 'test', order: int = 3) -> dict[str, float]:
-  """Bits per byte and per target of an n-gram model that is trained on `train`, over `split`.
+  """Bits per byte and per target on `split` of an n-gram model trained on `train`.
 
-  It predicts the targets of `language_model`: every token of a document from those before it in the document, and its
-  end.
+  It predicts the targets of `language_model`: every token of a document, and its end, from the tokens before it in the
+  document.
   """
   train = list(_padded(pipeline, 'train', order))
   test, num_bytes = list(_padded(pipeline, split, order)), sum(int(size.sum()) for _, size in pipeline.documents(split))
@@ -19,12 +19,12 @@ def trigram_baseline(pipeline, split: str = 'test', order: int = 3) -> dict[str,
 def target_bits(train: Iterable[np.ndarray], test: Iterable[np.ndarray], order: int, vocab_size: int) -> np.ndarray:
   """Bits of every target of `test` under an n-gram model of `train`, <float64>[targets].
 
-  Documents are ids whose first `order - 1` are only context. With c(h, w) how often w followed the history h, c(h) the
-  sum over w, n(h) the number of different w, and h' the history without its oldest id,
+  Documents are ids; the first `order - 1` of each are only context. With c(h, w) the count of w after the history h,
+  c(h) its sum over w, n(h) the number of distinct w, and h' the history without its oldest id,
 
-      p(w | h) = (c(h, w) + n(h) p(w | h')) / (c(h) + n(h)),    p(w | nothing older) = 1 / vocab_size at the bottom
+      p(w | h) = (c(h, w) + n(h) p(w | h')) / (c(h) + n(h)),    with 1 / vocab_size below the empty history
 
-  (Witten and Bell 1991, method C, interpolated as by Chen and Goodman 1999, section 2.5). No parameter is fitted.
+  (Witten and Bell 1991, method C, interpolated as by Chen and Goodman 1999, section 2.5). No parameters are fitted.
   """
   if vocab_size ** order >= 2 ** 63:
     raise ValueError(f'{order}-grams of {vocab_size} ids do not fit 64 bits; choose a lower order.')
@@ -46,7 +46,7 @@ def target_bits(train: Iterable[np.ndarray], test: Iterable[np.ndarray], order: 
 
 
 def _grams(documents, size, order, vocab_size):
-  """One number for every target and the `size - 1` ids before it."""
+  """One int code for every target and the `size - 1` ids before it."""
   grams = []
   for ids in documents:
     targets = len(ids) - (order - 1)

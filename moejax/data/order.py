@@ -1,6 +1,6 @@
-"""The order of training: an endless stream over the examples, in another order every epoch, with random access.
+"""The order of training: an endless stream over the examples, reshuffled every epoch, with random access.
 
-Nothing but the position needs to be remembered, and no permutation is stored, however many examples there are.
+The position is the whole state, and no permutation is stored, however many examples there are.
 """
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ _BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """Which example comes at which position of the stream.
+  """Maps positions of the stream to indices of examples.
 
   Positions `e * length` to `(e + 1) * length - 1` are epoch `e`, which holds every example once.
   """
@@ -22,7 +22,7 @@ class Order:
   seed: int
 
   def __call__(self, positions: np.ndarray) -> np.ndarray:
-    """<int64>[n] positions, of any epochs, to <int64>[n] indices below `length`."""
+    """<int64>[n] indices below `length`, of <int64>[n] positions of any epochs."""
     positions = np.asarray(positions, np.int64)
     epochs, places = np.divmod(positions, self.length)
     indices = np.empty_like(places)
@@ -32,7 +32,7 @@ class Order:
     return indices
 
   def at(self, position: int) -> int:
-    """One position; its neighbours are computed with it, and kept."""
+    """The index at one position; its neighbours are computed along with it and cached."""
     block, place = divmod(position, _BLOCK)
     return int(_indices(self, block)[place])
 
@@ -44,15 +44,15 @@ def _indices(order, block):
 
 @functools.lru_cache(maxsize=8)
 def epoch_keys(seed: int, epoch: int) -> tuple[int, ...]:
-  """One key a round."""
+  """One key per round."""
   return tuple(int(key) for key in np.random.SeedSequence([seed % 2**64, epoch]).generate_state(_ROUNDS, np.uint64))
 
 
 def permute(places: np.ndarray, length: int, keys: tuple[int, ...]) -> np.ndarray:
-  """The images of `places` under a permutation of `0..length-1` that `keys` choose, without writing it down.
+  """The images of `places` under a permutation of `0..length-1` chosen by `keys`, without storing it.
 
-  A Feistel network permutes the cells of a table that is as square as possible; cells past `length`, less than one row
-  of them, are permuted again until they are inside, which keeps it a permutation (Black and Rogaway 2002, "Ciphers with
+  A Feistel network permutes the cells of a table that is as square as possible; cells past `length` (less than one row)
+  are permuted again until they fall inside, which keeps it a permutation (Black and Rogaway 2002, "Ciphers with
   Arbitrary Finite Domains": generalized Feistel cipher and cycle walking).
   """
   columns = math.isqrt(length - 1) + 1

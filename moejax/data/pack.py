@@ -1,4 +1,4 @@
-"""Packs any source into ArrayRecord files, which are read by index, in any order, from any disk.
+"""Packs any source into ArrayRecord files, which allow random access from any disk.
 
     python -m moejax.data.pack --to=digits --source.name=digits
     python -m moejax.data.pack --to=packed --shards=64 --source.name=jsonl --source.files='{"train": "web/*.jsonl"}'
@@ -22,17 +22,17 @@ from moejax.data.source import DataError, Example, Source, Stream, decoding, loc
 
 
 def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = None) -> dict[str, int]:
-  """Writes all splits of `source` into `folder`, which is there when it is whole; returns the examples of each split.
+  """Writes all splits of `source` into `folder`, which appears only once it is complete; returns {split: examples}.
 
-  Raises DataError where something is at `folder`, or nothing can be written there.
+  Raises DataError if `folder` holds something already, or cannot be written.
   """
   if shards < 1:
     raise ConfigError(f'--shards must be 1 or more, not {shards}.')
   folder = os.path.abspath(local_path(folder, '--to'))
   if os.path.exists(os.path.join(folder, records.INFO)):
-    raise DataError(f'{folder} holds packed data already. Choose another folder, or delete it.')
+    raise DataError(f'{folder} already holds packed data. Choose another folder, or delete it.')
   if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-    raise DataError(f'{folder} is a file, or holds files that are not a whole packing. Choose another folder, or '
+    raise DataError(f'{folder} is a file, or holds files other than packed data. Choose another folder, or '
                     'delete it.')
   parent, name = os.path.split(folder)
   try:
@@ -45,7 +45,7 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
       with open(os.path.join(whole, records.INFO), 'w', encoding='utf-8') as file:
         json.dump(info, file, indent=2)
       os.rename(whole, folder)
-  except (OSError, RuntimeError) as error:  # RuntimeError: of ArrayRecord's writer
+  except (OSError, RuntimeError) as error:  # RuntimeError: from ArrayRecord's writer
     raise DataError(f'{folder} cannot be written ({(str(error).splitlines() or [""])[0]}).') from error
   return counts
 
@@ -69,7 +69,7 @@ def _length(examples) -> int | None:
 
 
 def _each(examples) -> Iterable[Example]:
-  # Iterating by index would go on forever: sources in memory have no end but their length.
+  # Iterating by index alone would never end: only the length of sources in memory ends them.
   return examples if isinstance(examples, Stream) else (examples[index] for index in range(len(examples)))
 
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command."""
   flags = command_line.Parser('moejax.data.pack', __doc__, keys='source')
   flags.add_argument('--to', metavar='FOLDER', help='folder to write')
-  flags.add_argument('--shards', metavar='N', type=int, default=1, help='files a split; %(default)s by default')
+  flags.add_argument('--shards', metavar='N', type=int, default=1, help='files per split; %(default)s by default')
   given = flags.parse(arguments, needs=['to'])
   config = config_files.override({}, given.overrides, 'source').to_dict()
   source = SOURCES.build(config, 'source')

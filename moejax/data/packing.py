@@ -1,10 +1,10 @@
-"""Packing: documents of any length into rows of one length, with segments and positions.
+"""Packs documents of any length into rows of one length, with segments and positions.
 
     segments   1, 2, ... for the documents of a row, 0 for padding
-    positions  0, 1, ... within what the row holds of a document
+    positions  0, 1, ... within the part of a document that the row holds
 
 Rows are made in windows of some batches and shuffled within the window, since neighbouring rows come from the same
-documents. The state is where the window began, so that it is small; restoring it packs one window again.
+documents. The state is only the start of the window, so it is small; restoring it packs one window again.
 """
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +15,16 @@ import numpy as np
 
 from moejax.data.source import DataError
 
-# Endless data without content would otherwise never end in a batch, nor in an error.
+# Without a limit, an endless stream of empty documents would give neither a batch nor an error.
 _PATIENCE = 10_000
 
 
 class Document:
-  """A document in parts, which are made when a window comes to them: memory does not grow with its length.
+  """A document in lazily made parts: memory does not grow with its length.
 
   Args:
-    parts: all parts from the first on, each with its size in the units that `offset` counts. The first is made at once,
-      in the thread that reads ahead; going back makes them again.
+    parts: makes all parts, each with its size in units of `offset`. The first is made at once, in the thread that reads
+      ahead; going back makes them again.
   """
 
   def __init__(self, parts: Callable[[], Iterator[tuple[int, Any]]]):
@@ -52,15 +52,15 @@ class Window(Protocol):
   """Rows being filled."""
 
   def add(self, document: Document, offset: int) -> int | None:
-    """Takes the document from `offset` on; returns from where on it did not fit, None if all of it did."""
+    """Adds the document from `offset` on; returns the offset of the rest that did not fit, None if all of it did."""
 
   def rows(self) -> dict[str, np.ndarray]:
-    """What was filled, [rows, length] each; rows in which there is nothing are left out; {} if all are."""
+    """The filled rows, [rows, length] each, without empty rows; {} if all are empty."""
     ...
 
 
 class ConcatWindow:
-  """Documents one after the other, cut where a row ends. No padding but at the very end.
+  """Concatenated documents, cut where a row ends. Only the very end is padded.
 
   Parts of documents are `{name: <int32>[n]}`; `offset` counts tokens.
   """
@@ -94,13 +94,13 @@ class ConcatWindow:
     values = {name: value.reshape(-1, self._length)[:used] for name, value in self._values.items()}
     document, position = values.pop('document'), values.pop('position')
     segments = np.where(document > 0, document - document[:, :1] + 1, 0)
-    # A document that began in an earlier row starts at 0 here: the row does not see what came before.
+    # A document that began in an earlier row starts at 0 here, since the row does not see its beginning.
     positions = position - np.where(segments == 1, position[:, :1], 0)
     return {**values, 'segments': segments, 'positions': positions}
 
 
 class FirstFitWindow:
-  """Whole pieces, each in the first row that has room for it on every side (encoder and decoder, say).
+  """Whole pieces, each in the first row with room for it on every side (encoder and decoder, say).
 
   Parts of documents are lists of pieces `{side: {name: <int32>[n]}}`; `offset` counts pieces. Every piece fits an empty
   row.
@@ -149,11 +149,11 @@ class Packing(grain.IterDataset):
   """Batches of `batch_size` packed rows.
 
   Args:
-    documents: `Document`s, as the windows take them.
-    window: makes an empty window of so many rows.
-    batch_size: rows a batch; the last batch of a finite data set is filled up with empty rows.
-    batches: batches a window.
-    seed: of the order of rows in a window; None leaves them in order.
+    documents: `Document`s of the parts that the windows take.
+    window: makes an empty window of the given number of rows.
+    batch_size: rows per batch; the last batch of a finite data set is padded with empty rows.
+    batches: batches per window.
+    seed: shuffles the rows of a window; None leaves them in order.
   """
 
   def __init__(self, documents: grain.IterDataset, window: Callable[[int], Window], batch_size: int, batches: int,
@@ -219,7 +219,7 @@ class _PackingIterator(grain.DatasetIterator):
         self._held = (state, document)
         break
       if read == _PATIENCE and not window.rows():
-        raise DataError(f'{_PATIENCE} documents in a row held nothing to pack: they are empty, or too short.')
+        raise DataError(f'{_PATIENCE} consecutive documents were empty or too short to pack.')
     self._rows = window.rows()
     if self._seed is not None:
       order = np.random.default_rng((*self._seed, self._index)).permutation(self._count())

@@ -1,4 +1,4 @@
-"""Pipelines: what a training run sees of its data."""
+"""Pipelines: training and evaluation batches of a data set."""
 import abc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
@@ -24,12 +24,12 @@ class Pipeline(abc.ABC):
 
   Attributes:
     where: config path, for errors.
-    source: what gives examples.
-    batch_size: examples (rows, for text) a batch, over all devices.
-    threads: that many threads read and decode ahead; 0 reads when the batch is asked for.
-    readers: what has to be read in order (a stream; documents, to pack them) is read in so many independent parts in
-      training, each of which makes an equal part of every batch. A process reads only those that make rows it feeds,
-      so with fewer readers than processes, several read the same. The batches depend on it.
+    source: of the examples.
+    batch_size: examples (rows, for text) per batch, over all devices.
+    threads: number of threads that read and decode ahead; 0 reads each batch on demand.
+    readers: number of independent readers of sequential data (a stream, or documents to pack) in training. Each fills
+      an equal share of every batch; changing it changes the batches. A process runs only the readers of its own rows,
+      so with fewer readers than processes several processes read the same data.
   """
 
   def __init__(self, where: str, source: Source, batch_size: int, threads: int, readers: int):
@@ -38,11 +38,11 @@ class Pipeline(abc.ABC):
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """The names that `evaluate` knows."""
+    """The splits that `evaluate` accepts."""
     return self.source.splits
 
-  def open(self, split: str) -> Any:  # Examples | Stream, as the source has them
-    """The examples of a split, opened once. Raises DataError where there are none."""
+  def open(self, split: str) -> Any:  # Examples | Stream, depending on the source
+    """The examples of a split, opened once. Raises DataError if it is empty."""
     if split not in self._opened:
       examples = self.source.open(split)
       if not isinstance(examples, Stream) and not len(examples):
@@ -51,23 +51,23 @@ class Pipeline(abc.ABC):
     return self._opened[split]
 
   def fingerprint(self) -> dict[str, str]:
-    """`{part of the training data: what tells it from any other}`, to see whether a run that resumes has the same."""
+    """`{part of the training data: its fingerprint}`, to detect a run that resumes with other data."""
     return self.source.fingerprint('train', self.open('train'))
 
   @abc.abstractmethod
   def batch_spec(self, batch_size: int | None = None) -> Spec:
-    """Shape and type of every array of a whole batch. Opens nothing."""
+    """Shape and dtype of every array of a full batch. Opens no file."""
 
   @abc.abstractmethod
   def train(self, seed: int, rows: np.ndarray | None = None) -> grain.DatasetIterator:
-    """Endless batches of the split `train`; every epoch has another order.
+    """Endless batches of the split `train`, reshuffled every epoch.
 
-    `get_state()` is a small dict that JSON can hold; after `set_state` the same batches follow. The states of iterators
-    over different rows, at the same batch, agree in what they share, and their union continues any rows.
+    `get_state()` is a small dict that JSON can hold; `set_state` resumes with the same batches. At the same batch, the
+    states of iterators over different rows agree on common keys, and their union resumes any rows.
 
     Args:
       seed: of the order.
-      rows: <int>[n], increasing: which rows of every batch to give; None: all. A row is the same whichever are given.
+      rows: <int>[n], increasing: rows of every batch to return; None: all. A row does not depend on the others chosen.
 
     Raises:
       DataError: the data cannot be read.
@@ -76,30 +76,30 @@ class Pipeline(abc.ABC):
   @abc.abstractmethod
   def evaluate(self, split: str = 'test', batch_size: int | None = None,
                rows: np.ndarray | None = None) -> Iterable[Batch]:
-    """All of a split once, in order, in batches of one shape; the rest of the last one is padding.
+    """One pass over a split, in order, in batches of one shape; the last one is padded.
 
-    `rows` as for `train`; there are as many batches whichever are given.
+    `rows` is as in `train`; it does not change the number of batches.
     """
 
   @abc.abstractmethod
   def check(self, model_config: Mapping, where: str = 'config.model') -> None:
-    """Raises ConfigError where a model of this config cannot take these batches. Opens nothing."""
+    """Raises ConfigError if a model of this config cannot take these batches. Opens no file."""
 
   @abc.abstractmethod
   def describe(self) -> dict:
-    """What there is in the data, by split. Opens it."""
+    """A summary of the data, by split. Opens the data."""
 
   def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """The batch of one training step with random changes; to be called inside the compiled step.
+    """Augments the batch of one training step; called inside the compiled step.
 
-    On the device, because there it costs next to nothing; and what is drawn depends on the key of the step alone, so
-    that no state has to be saved. Here: nothing is changed.
+    On the device this costs next to nothing, and the randomness depends only on the key of the step, so there is no
+    state to save. By default, returns the batch unchanged.
     """
     del key
     return batch
 
   def read_in_parts(self, start: Callable[[int], grain.DatasetIterator], rows: np.ndarray | None) -> Readers:
-    """The rows of training batches, where `start(reader)` gives the part of each that a reader makes."""
+    """Rows of training batches that are read in shares; `start(reader)` iterates over the share of one reader."""
     return Readers(start, self.readers, self.batch_size, np.arange(self.batch_size) if rows is None else rows)
 
   def place(self, examples: Examples, index: int) -> str:
@@ -111,15 +111,15 @@ class Pipeline(abc.ABC):
 
 
 def require_model_key(model_config: Mapping, key: str, where: str, what: str) -> int:
-  """`model_config[key]`. Raises ConfigError where such a model has no such key: it takes other batches."""
+  """`model_config[key]`. Raises ConfigError if the model has no such key, since it then takes other batches."""
   if key not in model_config:
-    raise ConfigError(f'{where}: config.data gives {what}, and the model {model_config.get("name")!r} has no '
+    raise ConfigError(f'{where}: config.data gives {what}, but the model {model_config.get("name")!r} has no '
                       f'{key}: it takes other batches. Choose data and a model that fit.')
   return model_config[key]
 
 
 def endless(stream: Stream, seed: int, reader: int, readers: int) -> grain.IterDataset:
-  """The part of a stream that is one reader's, over and over, shuffled within windows; random maps are seeded too."""
+  """One reader's part of a stream, repeated and shuffled within windows; also seeds later random maps."""
   part = grain.experimental.RepeatIterDataset(stream.shard(reader, readers))
   seed = (seed + reader) % 2**32
   return grain.experimental.WindowShuffleIterDataset(part, window_size=stream.shuffle_window, seed=seed).seed(seed)

@@ -1,4 +1,4 @@
-"""Readers: batches that are read in parts, so that nobody has to read rows that another one feeds."""
+"""Readers: batches are read in shares, so that a process need not read the rows of another."""
 from collections.abc import Callable
 
 import grain
@@ -6,17 +6,17 @@ import numpy as np
 
 
 class Readers(grain.DatasetIterator):
-  """Rows of batches of which each of `count` readers makes an equal part, one after the other.
+  """Rows of batches that are the concatenated equal shares of `count` readers.
 
-  What a batch holds depends on the number of readers, and not on who asks for which of its rows. A reader that makes
-  none of them is not started. The state is `{reader: its state}`: those of several processes together hold all readers,
-  and any process can start from them.
+  The contents of a batch depend on the number of readers, but not on the rows that a process requests. Readers of no
+  requested row are not started. The state is `{reader: its state}`: the states of all processes together cover all
+  readers, and any process can resume from them.
 
   Args:
-    start: (reader) -> iterator over its part of every batch.
-    count: of readers; divides `batch_size`.
-    batch_size: rows of a batch.
-    rows: <int>[n], increasing: those wanted.
+    start: (reader) -> iterator over its share of every batch.
+    count: number of readers; divides `batch_size`.
+    batch_size: rows per batch.
+    rows: <int>[n], increasing: the requested rows.
   """
 
   def __init__(self, start: Callable[[int], grain.DatasetIterator], count: int, batch_size: int, rows: np.ndarray):

@@ -1,4 +1,4 @@
-"""moejax's own files: ArrayRecord shards whose records are msgpack dicts. `pack.py` writes them."""
+"""moejax's own file format: ArrayRecord shards of msgpack dicts, written by `pack.py`."""
 import bisect
 import dataclasses
 import json
@@ -23,7 +23,7 @@ class ArrayRecord(Source):
 
   Config keys:
     path: the folder.
-    splits: those that are in it.
+    splits: the splits in it.
   """
   where: str
   path: Path
@@ -42,11 +42,11 @@ class ArrayRecord(Source):
     info = os.path.join(folder, INFO)
     if not os.path.exists(info):
       raise DataError(f'{folder} has no {INFO}: packing was interrupted. Delete the folder and pack again.')
-    with decoding(info, f'does not say how many examples there are in {split!r}', 'Pack or copy the data again.'):
+    with decoding(info, f'does not hold the number of examples in {split!r}', 'Pack or copy the data again.'):
       expected = json.loads(read_file(info))['examples'][split]
     if len(examples) != expected:
       raise DataError(f'{folder}: {len(examples)} examples in split {split!r}, but {INFO} says {expected}. '
-                      f'Shards are missing, or others are between them; pack or copy the data again.')
+                      f'Shards are missing, or foreign ones are among them; pack or copy the data again.')
     return examples
 
 
@@ -62,26 +62,26 @@ class Records:
     return len(self._records)
 
   def __getitem__(self, index):
-    with decoding(lambda: self.place(index), 'cannot be read; the file is broken', 'Pack or copy it again.'):
+    with decoding(lambda: self.place(index), 'cannot be read; the file is corrupt', 'Pack or copy it again.'):
       example = decode(self._records[index])
       if not isinstance(example, dict):
         raise TypeError(f'{type(example).__name__} in place of an example')
       return example
 
   def place(self, index: int) -> str:
-    """The shard, and the number of the record in it."""
+    """The shard, and the record's index in it."""
     shard = bisect.bisect_right(self._ends, index)
     return f'{self._paths[shard]}, record {index - (self._ends[shard - 1] if shard else 0)}'
 
 
 def writer(path: str):
-  """A writer with `write(bytes)` and `close()`. One record a chunk, for fast random access."""
+  """A writer with `write(bytes)` and `close()`. Each record is its own chunk, for fast random access."""
   module = require('array_record.python.array_record_module', 'array_record', 'Packing')
   return module.ArrayRecordWriter(path, 'group_size:1')
 
 
 def encode(example: Example) -> bytes:
-  """Arrays, numbers, strings and bytes of one example. Inverse of `decode`."""
+  """Serializes one example of arrays, numbers, strings and bytes. Inverse of `decode`."""
   packed: Any = msgpack.packb(example, default=_pack, use_bin_type=True)
   return packed
 
@@ -91,13 +91,13 @@ def decode(record: bytes) -> Example:
   return msgpack.unpackb(record, ext_hook=_unpack, raw=False)
 
 
-_ARRAY = 1  # msgpack's code of our extension type
+_ARRAY = 1  # our msgpack extension type
 
 
 def _pack(value):
   array = np.asarray(value)
   if array.dtype.hasobject:
-    raise TypeError(f'examples hold arrays, numbers, strings and bytes, not {type(value).__name__}')
+    raise TypeError(f'an example must hold arrays, numbers, strings or bytes, not {type(value).__name__}')
   return msgpack.ExtType(_ARRAY, msgpack.packb([array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()]))
 
 
@@ -110,9 +110,9 @@ def _unpack(code, data):
 
 
 def _count(path):
-  """Records in a file, which is read as far as its header and its index."""
+  """The number of records in a file; reads only its header and index."""
   module = require('array_record.python.array_record_module', 'array_record', 'The source array_record')
-  with decoding(path, 'not a whole ArrayRecord file', 'Pack or copy it again.'):
+  with decoding(path, 'not a complete ArrayRecord file', 'Pack or copy it again.'):
     reader = module.ArrayRecordReader(path)
     try:
       return reader.num_records()

@@ -1,17 +1,17 @@
-"""Sources: where examples come from, as random access by index.
+"""Sources: examples with random access by index.
 
 An example is a dict with either
     image  uint8 in [0, 255] or float in [0, 1], [H,W] or [H,W,C]; or the bytes of a JPEG or PNG file
-    label  a whole number, or a sequence of them (multi-label)
-    text   str, a caption, where the source has them
+    label  an int, or a sequence of ints (multi-label)
+    text   str, a caption, if the source has captions
 or  text   str, one document
-or  tokens <int32>[n], one document that is tokenized already
+or  tokens <int32>[n], one tokenized document
 or  frames <float32>[n,C], features of a recording
-    text   str, what is said in it
+    text   str, its transcript
 
-and, where the source has `tasks`, `task`: which of them the example is of.
+and `task`, the example's index into `tasks`, if the source has tasks.
 
-Constructing a source touches no file, so that configs whose data is elsewhere can be built and traced; `open` reads.
+Constructing a source touches no file, so configs can be built and traced where their data is missing; `open` reads.
 """
 import abc
 import functools
@@ -32,7 +32,7 @@ from moejax.ranges import Above, Below, NotEmpty
 
 SOURCES = Registry('source')
 
-# The part of the examples that is held out: neither split may be empty.
+# Share of the examples that is held out: neither split may be empty.
 Share = Annotated[float, Above(0), Below(1)]
 Path = Annotated[str, NotEmpty()]
 
@@ -40,22 +40,22 @@ Example = dict[str, Any]
 
 
 class DataError(Explained, ValueError):
-  """Data that cannot be read. The message names the file and the place in it, and what to do."""
+  """Unreadable data. The message names the file, the place in it, and what to do."""
 
 
 class MissingPackage(Explained, ImportError):
   """A package that a source needs is not installed. The message says how to install it."""
 
 
-class decoding:  # spelt like contextlib's context managers; a generator would take three times as long a record
-  """`with decoding(path):` whatever a decoder raises in here becomes a DataError that begins with what it decoded.
+class decoding:  # lower case like contextlib's; a generator would take three times as long per record
+  """`with decoding(path):` turns any exception of a decoder into a DataError that begins with the path.
 
-  What has been said already passes: errors of data and of the config, and packages that are missing.
+  Errors of data, of the config and of missing packages already explain themselves and pass unchanged.
 
   Args:
-    place: file and record; a function where it takes time to find.
-    broken: what the file or record then is.
-    advice: a sentence, what to do.
+    place: file and record, or a function that finds them when finding them is slow.
+    broken: the predicate of the error, such as 'cannot be read'.
+    advice: a sentence that says what to do.
   """
 
   def __init__(self, place: str | Callable[[], str], broken: str = 'cannot be read', advice: str = ''):
@@ -76,7 +76,7 @@ class decoding:  # spelt like contextlib's context managers; a generator would t
 
 
 class Examples(Protocol):
-  """Random access to the examples of one split. Those of files may have `place(index)`: file and record, for errors."""
+  """Random access to the examples of one split. May have `place(index)`: file and record, for errors."""
 
   def __len__(self) -> int: ...
 
@@ -87,13 +87,13 @@ class Stream(grain.IterDataset, abc.ABC):
   """One pass over the examples of a split that can only be read in order. Its iterators have exact states.
 
   Attributes:
-    shuffle_window: how many consecutive examples are shuffled among themselves in training.
+    shuffle_window: number of consecutive examples that are shuffled among themselves in training.
   """
   shuffle_window: int
 
   @abc.abstractmethod
   def shard(self, index: int, count: int) -> 'Stream':
-    """The part of process `index`; the `count` parts are disjoint and cover the stream."""
+    """Part `index` of `count` disjoint parts that cover the stream."""
 
 
 class Source(abc.ABC):
@@ -101,16 +101,16 @@ class Source(abc.ABC):
 
   Attributes:
     where: config path.
-    splits: names that `open` knows.
-    num_classes: labels are below it; None where there are no labels.
-    tasks: names of the tasks, domains or languages that the examples are of; () where they do not say.
+    splits: the splits that `open` accepts.
+    num_classes: labels are below it; None without labels.
+    tasks: names of the tasks, domains or languages of the examples; () if the examples have no `task`.
 
   Config keys that several sources have:
-    test_examples: how many examples are the test split.
-    test_fraction: which share of all examples is the test split.
-    split_seed: draws which ones those are, whatever the seed of a run.
-    train_examples: how many examples are made for the training split.
-    data_seed: draws what is made, whatever the seed of a run.
+    test_examples: number of examples in the test split.
+    test_fraction: share of all examples in the test split.
+    split_seed: seed of the split, independent of the seed of a run.
+    train_examples: number of examples generated for the training split.
+    data_seed: seed of the generated data, independent of the seed of a run.
   """
   where: str
   splits: tuple[str, ...] = ('train', 'test')
@@ -127,18 +127,18 @@ class Source(abc.ABC):
     """
 
   def fingerprint(self, split: str, examples: Examples | Stream) -> dict[str, str]:
-    """What tells whether a split, of which `examples` are what `open` gave, is still the same; {} for a stream."""
+    """A fingerprint of a split, to detect changes; `examples` come from `open(split)`. {} for a stream."""
     del split
     return {} if isinstance(examples, Stream) else fingerprint.of_examples(examples)
 
   def check_split(self, split: str) -> None:
-    """Raises ConfigError where there is no such split."""
+    """Raises ConfigError if there is no such split."""
     if split not in self.splits:
       raise ConfigError(f'{self.where}: there is no split {split!r}. Allowed: {", ".join(self.splits)}.')
 
 
 class Arrays:
-  """Examples as rows of arrays in memory; `rows` takes many at once."""
+  """Examples as rows of arrays in memory; `rows` returns many at once."""
 
   def __init__(self, **arrays: np.ndarray):
     self._arrays = arrays
@@ -155,7 +155,7 @@ class Arrays:
 
 
 class Subset:
-  """Those of `examples` that `indices` names."""
+  """The `examples` at `indices`."""
 
   def __init__(self, examples: Examples, indices: np.ndarray):
     self._examples, self._indices = examples, indices
@@ -171,40 +171,40 @@ class Subset:
 
 
 def place(examples: Examples, index: int) -> str:
-  """Where an example lies, for errors: in which file and where there, if `examples` can tell."""
+  """Where an example lies, for errors: the file and place in it if `examples` know them, else the index."""
   tell = getattr(examples, 'place', None)
   return f'example {index}' if tell is None else tell(index)
 
 
 def columns(examples: Examples, indices: np.ndarray) -> Mapping[str, Sequence | np.ndarray]:
-  """The named examples, field by field: arrays with a leading axis where the source has them, else lists."""
+  """The examples at `indices`, field by field: batched arrays where the source has arrays, else lists."""
   if isinstance(examples, Arrays):
     return examples.rows(indices)
   return transpose([examples[int(index)] for index in indices])
 
 
 def transpose(examples: Sequence[Example]) -> dict[str, list]:
-  """A list of dicts as a dict of lists. Raises DataError where not all have the fields of the first."""
+  """A list of dicts as a dict of lists. Raises DataError if one lacks a field of the first."""
   with decoding('an example', 'lacks a field that others have'):
     return {name: [example[name] for example in examples] for name in (examples[0] if examples else ())}
 
 
 def whole_numbers(values) -> np.ndarray:
-  """<int64>[...] of whole numbers. Raises TypeError for anything else: numpy would cut fractions off, and wrap."""
+  """<int64>[...] of ints. Raises TypeError for anything else, since numpy would truncate fractions and wrap."""
   array = np.asarray(values)
   if array.size and array.dtype.kind not in 'biu':
-    raise TypeError(f'{str(values)[:40]} is not made of whole numbers')
+    raise TypeError(f'{str(values)[:40]} is not made of ints')
   return array.astype(np.int64)
 
 
 def holdout(count: int, test: int | float, seed: int, key: str, advice: str = '') -> dict[str, np.ndarray]:
-  """Indices of `train` and `test`: `test` of `count` examples (or that share) drawn by `seed`, each in order.
+  """Sorted indices of `train` and `test`: `test` (an int) of the `count` examples, or that share, drawn with `seed`.
 
-  Raises DataError where one would be empty: `key` is the config path of `test`, `advice` what else can be done.
+  Raises DataError if a split would be empty: `key` is the config path of `test`, `advice` another remedy.
   """
   size = round(test * count) if isinstance(test, float) else test
   if not 0 < size < count:
-    remedy = f'Hold out 1 to {count - 1} of them' if count > 1 else 'Two examples are the least'
+    remedy = f'Hold out 1 to {count - 1} of them' if count > 1 else 'At least two examples are needed'
     raise DataError(f'{key} = {test} holds out {size} of {count} examples for the test split: one split would be '
                     f'empty. {remedy}{advice}.')
   order = np.random.default_rng(seed).permutation(count)
@@ -214,12 +214,11 @@ def holdout(count: int, test: int | float, seed: int, key: str, advice: str = ''
 class Files(Source):
   """Files of examples.
 
-  Subclasses are dataclasses with the fields `where`, `files`, `test_fraction` and `split_seed`, and read a list of
-  paths.
+  Subclasses are dataclasses with the fields `where`, `files`, `test_fraction` and `split_seed`, and implement `read`.
 
   Config keys:
     files: a file, a folder, or a pattern in which `*` stands for any part of a name (`**/` for any folders), whose
-      examples are split here; or `dict(train=..., test=...)`, one a split.
+      examples are split here; or `dict(train=..., test=...)`, one per split.
   """
   files: Path | Annotated[Mapping, NotEmpty()]
   test_fraction: float
@@ -257,16 +256,16 @@ class Files(Source):
 
 
 def check_strings(config: Mapping, where: str) -> None:
-  """Raises ConfigError where a value of `config` is not a string with something in it."""
+  """Raises ConfigError if a value of `config` is not a non-empty string."""
   for key, value in config.items():
     if not isinstance(value, str) or not value:
-      raise ConfigError(f'{where}.{key} must be a string that is not empty, not {shown(value)}.')
+      raise ConfigError(f'{where}.{key} must be a non-empty string, not {shown(value)}.')
 
 
 def local_path(path: str, where: str) -> str:
   """`path` on this machine; `~` is the home folder. Raises DataError for a URL."""
   if re.match(r'[A-Za-z][\w+.-]*://', path):
-    raise DataError(f'{where}: {path} is a URL, and only files of this machine are read. Copy the data to a disk '
+    raise DataError(f'{where}: {path} is a URL, but only local files can be read. Copy the data to a disk '
                     '(gcloud storage cp, aws s3 sync), mount the bucket (gcsfuse, s3fs), or use the source '
                     "'huggingface' or 'tfds'.")
   return os.path.expanduser(path)
@@ -288,9 +287,9 @@ def expand(pattern: str, where: str) -> list[str]:
 
 
 def read_file(path: str) -> bytes:
-  """All of a file, unpacked if it ends in `.gz`. Raises DataError where it cannot be read."""
+  """The contents of a file, decompressed if its name ends in `.gz`. Raises DataError if it cannot be read."""
   zipped = path.endswith('.gz')
-  with decoding(path, *(('broken gzip file', 'Download it again.') if zipped else ())):
+  with decoding(path, *(('corrupt gzip file', 'Download it again.') if zipped else ())):
     with (gzip.open if zipped else open)(path, 'rb') as file:
       return file.read()
 

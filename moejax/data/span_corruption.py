@@ -14,22 +14,22 @@ from moejax.ranges import AtLeast, Count, Natural
 
 @PIPELINES('span_corruption')
 class SpanCorruption(TextPipeline):
-  """Spans of the encoder's text are replaced by sentinels; the decoder writes each sentinel and what it stands for.
+  """The encoder reads text with spans replaced by sentinels; the decoder writes each sentinel and its span.
 
   Batches of encoder_tokens, encoder_segments, encoder_positions <int32>[B,length]; decoder_tokens, decoder_targets,
   decoder_segments, decoder_positions, target_bytes <int32>[B,target_length]; loss_mask <float32>[B,target_length]; and,
   where the source has tasks, encoder_tasks and decoder_tasks.
 
   Documents are cut into chunks of `chunk_length` tokens, the most whose corrupted form fits `length`; each is corrupted
-  anew every epoch, and whole chunks are packed. A last chunk of one token, in which nothing could be left, is dropped.
+  anew every epoch, and whole chunks are packed. A last chunk of one token, too short to corrupt, is dropped.
   As in T5, sentinels are the highest ids, in descending order: the first is `vocab_size - 1`, and
   `vocab_size = tokenizer.vocab_size + sentinels`. `target_bytes` is 0 for sentinels and the end.
 
   Config keys:
-    length: tokens of the encoder; `target_length`, those of the decoder, follows from it.
+    length: tokens of the encoder; `target_length`, the tokens of the decoder, follows from it.
     noise_density: share of tokens that the decoder writes.
     mean_span: mean length of a span.
-    sentinels: how many there are.
+    sentinels: number of sentinels.
   """
 
   def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,
@@ -42,7 +42,7 @@ class SpanCorruption(TextPipeline):
     spans = noise_counts(self.chunk_length, noise_density, mean_span)[1]
     if spans > sentinels:
       raise ConfigError(f'{where}.sentinels: a chunk of {self.chunk_length} tokens has {spans} spans, but there are '
-                        f'{sentinels} sentinels. Set it to {spans} or more.')
+                        f'{sentinels} sentinels. Set it to at least {spans}.')
     self.vocab_size = self.tokenizer.vocab_size + sentinels
 
   @property
@@ -58,13 +58,13 @@ class SpanCorruption(TextPipeline):
 
   def prepare(self, pieces, seed, task=None):
     if self.tokenizer.end is None:
-      raise ConfigError(f'{self.where}.tokenizer: span corruption ends its texts with an end token, and this tokenizer '
-                        'has none. Use another.')
+      raise ConfigError(f'{self.where}.tokenizer: span corruption requires an end token, which this tokenizer '
+                        'does not have. Use another.')
     rng = np.random.default_rng(seed)
     ids, num_bytes = np.zeros((2, 0), np.int32)
     for piece, last in with_last(pieces):
       ids, num_bytes = joined(ids, piece[0]), joined(num_bytes, piece[1])
-      # What does not fill a chunk waits for the next piece; nothing can be left out of a last token.
+      # The rest of an unfilled chunk waits for the next piece; a last chunk of one token is dropped.
       stop = len(ids) - 1 if last else len(ids) // self.chunk_length * self.chunk_length
       chunks = [slice(start, start + self.chunk_length) for start in range(0, stop, self.chunk_length)]
       yield len(chunks), [self._corrupt(ids[chunk], num_bytes[chunk], rng, task) for chunk in chunks]
@@ -90,27 +90,27 @@ class SpanCorruption(TextPipeline):
 
 
 def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
-  """Tokens that become noise, and the spans they are in, of a text of `length` tokens (2 or more).
+  """Numbers of noise tokens and of their spans in a text of `length` tokens (2 or more).
 
-  T5: both are rounded; at least one token is noise and at least one is not; spans touch neither one another nor the
-  beginning, so that there are no more of them than of either kind of token.
+  As in T5, both are rounded; at least one token is noise and at least one is not; spans touch neither each other nor
+  the beginning, so there are at most as many spans as tokens of either kind.
   """
   noise = min(max(round(length * density), 1), length - 1)
   return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
 
 
 def corrupted_lengths(length: int, density: float, mean_span: float, where: str) -> tuple[int, int]:
-  """The most tokens whose corrupted form fits an encoder of `length`, and the length of the decoder then.
+  """The most tokens whose corrupted form fits an encoder of `length`, and the resulting length of the decoder.
 
-  The encoder reads the other tokens, a sentinel a span, and the end; the decoder writes the noise, a sentinel a span,
-  and the end. T5's 512 gives 568 and 114.
+  The encoder reads the other tokens, a sentinel per span, and the end; the decoder writes the noise, a sentinel per
+  span, and the end. T5's 512 gives 568 and 114.
   """
   def encoder(tokens):
     noise, spans = noise_counts(tokens, density, mean_span)
     return tokens - noise + spans + 1
 
   if length < encoder(2):
-    raise ConfigError(f'{where}.length must be {encoder(2)} or more, not {length}.')
+    raise ConfigError(f'{where}.length must be at least {encoder(2)}, not {length}.')
   high = 4
   while encoder(high) <= length:
     high *= 2
@@ -122,7 +122,7 @@ def corrupted_lengths(length: int, density: float, mean_span: float, where: str)
 def noise_mask(length: int, density: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
   """<bool>[length], True in the spans to be replaced: the first token is not noise, the last is.
 
-  Lengths of spans, and of what is between them, are drawn uniformly among those with the counts of `noise_counts`.
+  Lengths of the spans and of the gaps between them are drawn uniformly, given the counts of `noise_counts`.
   """
   noise, spans = noise_counts(length, density, mean_span)
   lengths = np.stack([_composition(length - noise, spans, rng), _composition(noise, spans, rng)], -1).ravel()
@@ -137,7 +137,7 @@ def replace_spans(values: np.ndarray, replaced: np.ndarray, first: int | None) -
 
 
 def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-  """`parts` positive numbers with the sum `total`, uniformly among all such."""
+  """`parts` positive ints with the sum `total`, drawn uniformly."""
   cuts = rng.choice(total - 1, parts - 1, replace=False)
   cuts.sort()
   return np.diff(cuts + 1, prepend=0, append=total)

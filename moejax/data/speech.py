@@ -1,4 +1,4 @@
-"""The pipeline 'speech': recordings as frames of features, with the characters that are spoken in them."""
+"""The pipeline 'speech': recordings as frames of features, with the characters of their transcripts."""
 import functools
 import sys
 from typing import Annotated, Any, Literal
@@ -22,11 +22,11 @@ class Speech(Pipeline):
   and loss_mask <float32>[B,labels] (1; 0 for padding). Target 1 + i is character i of the alphabet; 0 is CTC's blank.
 
   Config keys:
-    length: frames of a recording; what is longer loses its end.
-    labels: the most characters of a transcript.
+    length: frames per recording; longer recordings are cut.
+    labels: maximum number of characters in a transcript.
     alphabet: the characters of transcripts.
-    normalize: features get mean 0 and deviation 1 over all frames of the training 'corpus', or of each 'utterance'
-      (which also takes away what is constant of a voice), or are left as they are: 'none'.
+    normalize: scale features to mean 0 and standard deviation 1 over all frames of the training 'corpus', or of each
+      'utterance' (which also removes the constant part of a voice); 'none' leaves them unchanged.
   """
 
   def __init__(self, where, source: dict, batch_size: Count, length: Count, labels: Count,
@@ -34,9 +34,9 @@ class Speech(Pipeline):
                normalize: Literal['corpus', 'utterance', 'none'] = 'corpus', threads: Natural = 0):
     super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers=1)
     if not hasattr(self.source, 'num_features'):
-      raise ConfigError(f'{where}.source {source["name"]!r} gives no speech. Choose spoken_digits or speakers.')
+      raise ConfigError(f'{where}.source {source["name"]!r} does not give speech. Choose spoken_digits or speakers.')
     if len(set(alphabet)) != len(alphabet):
-      raise ConfigError(f'{where}.alphabet must be different characters, not {alphabet!r}.')
+      raise ConfigError(f'{where}.alphabet must be distinct characters, not {alphabet!r}.')
     self.length, self.labels, self.alphabet, self.normalize = length, labels, alphabet, normalize
 
   @property
@@ -47,7 +47,7 @@ class Speech(Pipeline):
 
   @property
   def vocab_size(self) -> int:
-    """Of the targets and the blank."""
+    """The number of target ids, with the blank."""
     return len(self.alphabet) + 1
 
   def batch_spec(self, batch_size=None):
@@ -85,7 +85,7 @@ class Speech(Pipeline):
       raise ConfigError(f'{where}.num_features is {features}, but {self.source.where} gives '
                         f'{self.num_features}. They must be equal.')
     if model_config.get('vocab_size', 0) < self.vocab_size:
-      raise ConfigError(f'{where}.vocab_size must be {self.vocab_size} or more: the characters of '
+      raise ConfigError(f'{where}.vocab_size must be at least {self.vocab_size}: the characters of '
                         f'{self.where}.alphabet, and the blank.')
 
   def describe(self):
@@ -95,7 +95,7 @@ class Speech(Pipeline):
             'examples': {split: len(self.open(split)) for split in self.splits}}
 
   def ids(self, text: str) -> list[int]:
-    """The targets of a transcript. Raises DataError for one that is too long, or that has other characters."""
+    """The targets of a transcript. Raises DataError if it is too long or has unknown characters."""
     unknown = sorted(set(text) - set(self.alphabet))
     if unknown:
       raise DataError(f'{self.source.where}: the transcript {text!r} has {unknown[0]!r}, which is not in '
@@ -107,7 +107,7 @@ class Speech(Pipeline):
 
   @functools.cached_property
   def _scale(self):
-    """(mean, deviation) [C] of the training frames."""
+    """(mean, standard deviation), [C] each, of the training frames."""
     examples = self.open('train')
     return _moments(np.concatenate([examples[index]['frames'] for index in range(len(examples))]))
 
@@ -125,5 +125,5 @@ class Speech(Pipeline):
 
 
 def _moments(frames):
-  # A feature that never changes stays 0.
+  # A constant feature becomes 0.
   return frames.mean(0, dtype=np.float64), np.maximum(frames.std(0, dtype=np.float64), 1e-6)

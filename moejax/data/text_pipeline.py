@@ -1,4 +1,4 @@
-"""What the pipelines of text share: documents are tokenized, prepared, packed into rows and batched."""
+"""The base class of text pipelines: tokenizes, prepares, packs and batches documents."""
 import abc
 import functools
 import sys
@@ -24,22 +24,22 @@ class TextPipeline(Pipeline):
   """Attributes:
     tokenizer: text -> ids.
     vocab_size: all ids of batches are below it.
-    shuffle_batches: training shuffles the rows of that many batches among themselves.
-    balance: 'examples': training sees every document equally often; 'tasks': each of the source's tasks makes an equal
-      part of every training batch, in rows of its own (DEMix, section 3).
+    shuffle_batches: number of batches whose rows training shuffles among themselves.
+    balance: 'examples': training sees every document equally often; 'tasks': each of the source's tasks fills an equal
+      share of every training batch, in its own rows (DEMix, section 3).
   """
 
   def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int,
                readers: int, balance: Balance):
     built = SOURCES.build(source, f'{where}.source')
     if balance == 'tasks' and not built.tasks:
-      raise ConfigError(f"{where}.balance is 'tasks', but the source {source['name']!r} has none. Use the source "
+      raise ConfigError(f"{where}.balance is 'tasks', but the source {source['name']!r} has no tasks. Use the source "
                         "'mixture'.")
     self.balance, self._shares = balance, len(built.tasks) if balance == 'tasks' else 1
     if batch_size % (readers * self._shares):
       raise ConfigError(f'{where}.batch_size must be a multiple of {readers * self._shares}, the number of tasks that '
-                        f'share it equally times {where}.readers; not {batch_size}.')
-    # A task is read by readers of its own, so that where they stand is remembered like that of any reader.
+                        f'share it times {where}.readers, not {batch_size}.')
+    # Each task has its own readers, so its position is saved like any other reader's.
     super().__init__(where, built, batch_size, threads, readers * self._shares)
     self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
     self.vocab_size = self.tokenizer.vocab_size
@@ -48,24 +48,24 @@ class TextPipeline(Pipeline):
   @abc.abstractmethod
   def prepare(self, pieces: Iterable[Piece], seed: tuple[int, ...], task: int | None = None
               ) -> Iterator[tuple[int, Any]]:
-    """The parts of a `Document`, as `window` takes them, of a document in pieces; and the task where known.
+    """Turns the pieces of a document, and its task if known, into the parts of a `Document` that `window` takes.
 
-    However a document is cut into pieces, what it becomes is the same.
+    The result does not depend on how the document is cut into pieces.
     """
 
   @abc.abstractmethod
   def window(self, num_rows: int) -> Window:
-    """Empty rows."""
+    """A window of `num_rows` empty rows."""
 
   @property
   @abc.abstractmethod
   def lengths(self) -> dict[str, int]:
-    """The integer arrays of a batch and their lengths; `loss_mask` is added to them."""
+    """The int arrays of a batch and their lengths; `loss_mask` is added later."""
 
   @property
   @abc.abstractmethod
   def target_segments(self) -> str:
-    """The array that is 0 where a target is padding."""
+    """The name of the array that is 0 where a target is padding."""
 
   def fingerprint(self):
     return super().fingerprint() | self.tokenizer.fingerprint()
@@ -96,13 +96,13 @@ class TextPipeline(Pipeline):
 
   def evaluate(self, split='test', batch_size=None, rows=None):
     self.source.check_split(split)
-    # Everything is packed, whichever rows are wanted: what came before says where a document lies.
+    # Everything is packed, whichever rows are requested: the place of a document depends on all before it.
     documents = self._ordered(split, self._document)
     batches = Packing(documents, self.window, batch_size or self.batch_size, 1, None).map(self._with_loss_mask)
     return batches if rows is None else batches.map(lambda batch: {name: x[rows] for name, x in batch.items()})
 
   def documents(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and bytes of every document of a split, in order; without start and end."""
+    """Ids and bytes of every document of a split, in order, without start and end."""
     self.source.check_split(split)
     def encode(place, example, seed):
       with decoding(place, 'cannot be tokenized'):
@@ -117,7 +117,7 @@ class TextPipeline(Pipeline):
     for path, count in _entries(model_config, where, 'num_tasks'):
       if count < len(self.source.tasks) or not self.source.tasks:
         raise ConfigError(f'{path} is {count}, but {self.source.where} has {len(self.source.tasks)} tasks. Make them '
-                          "agree; sources without tasks can be mixed with the source 'mixture'.")
+                          "agree; the source 'mixture' makes each of its sources a task.")
 
   def describe(self):
     return {'vocab_size': self.vocab_size, 'lengths': self.lengths, 'tasks': self.source.tasks,
@@ -134,7 +134,7 @@ class TextPipeline(Pipeline):
     return function(functools.partial(self.place, examples, index), examples[index], seed)
 
   def _ordered(self, split, function) -> grain.IterDataset:
-    """`function(place, example, seed)` of all examples."""
+    """Maps `function(place, example, seed)` over all examples."""
     examples = self.open(split)
     if isinstance(examples, Stream):
       return examples.map(lambda example: function(self.source.where, example, (0,)))
@@ -147,7 +147,7 @@ class TextPipeline(Pipeline):
 
 
 def joined(*parts: np.ndarray | list) -> np.ndarray:
-  """<int32>[sum of lengths]. Not through numpy's common type, which of a list is 64 bits wide."""
+  """<int32>[sum of lengths]. Avoids numpy's common type, which is 64 bits wide for lists."""
   return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
@@ -162,7 +162,7 @@ def with_last(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, bool]]:
 
 
 def _entries(config, where, name):
-  """(path, value) of every key of `config`, or of a dict inside it, that is `name`."""
+  """(path, value) of every key `name` in `config` and the dicts inside it."""
   for key, value in config.items():
     if key == name:
       yield f'{where}.{key}', value

@@ -1,6 +1,6 @@
-"""Tokenizers: documents as ids, and how many bytes of text each id stands for.
+"""Tokenizers: documents as ids, with the number of bytes of text that each id stands for.
 
-`vocab_size` is part of the config, so that a model can be built where the tokenizer's file is not.
+`vocab_size` is part of the config, so that a model can be built without the tokenizer's file.
 """
 import abc
 import dataclasses
@@ -20,7 +20,7 @@ import itertools
 
 TOKENIZERS = Registry('tokenizer')
 
-# Of text, in characters: what it becomes takes some hundred times as many bytes until it is packed.
+# In characters; until a piece is packed, it takes about a hundred times as many bytes.
 _LONGEST_PIECE = 1 << 20
 
 Piece = tuple[np.ndarray, np.ndarray]
@@ -34,7 +34,7 @@ class Tokenizer(abc.ABC):
     path: file of the tokenizer.
     vocab_size: all ids are below it, `start` and `end` too.
     start: the id that the first token is predicted from.
-    end: the id predicted after the last token; None where documents do not end.
+    end: the id predicted after the last token; None if documents have no end token.
   """
   where: str
   vocab_size: int
@@ -43,13 +43,13 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def encode(self, document: Example) -> Piece:
-    """Ids <int32>[n] of a document, without start and end, and the bytes that each stands for <int32>[n].
+    """Ids <int32>[n] of a document, without start and end, and the number of bytes of each, <int32>[n].
 
-    The bytes sum to the length of the text in UTF-8. Text never becomes a special token, also where it spells one.
+    The bytes sum to the length of the text in UTF-8. Text never becomes a special token, even if it spells one.
     """
 
   def pieces(self, document: Example) -> Iterator[Piece]:
-    """`encode`, of a long text in pieces that begin with white space where there is some: one at a time."""
+    """Encodes a long text lazily, in pieces that begin with white space if possible."""
     text = document.get('text')
     if not isinstance(text, str):
       yield self.encode(document)
@@ -68,23 +68,23 @@ class Tokenizer(abc.ABC):
     """The text of ids; `start` and `end` are left out."""
 
   def fingerprint(self) -> dict[str, str]:
-    """As of a source: what tells whether the ids of a text are still the same. Here: they follow from the config."""
+    """A fingerprint, as `Source.fingerprint`, to detect changes; {} if the ids follow from the config alone."""
     return {}
 
   def text(self, document: Example) -> str:
     if 'text' not in document:
-      raise DataError(f'{self.where}: the source gives {", ".join(document)} and not text. '
-                      "Use the tokenizer 'ids' for documents that are tokenized already.")
+      raise DataError(f'{self.where}: the source gives {", ".join(document)}, not text. '
+                      "Use the tokenizer 'ids' for tokenized documents.")
     if not isinstance(document['text'], str):
-      raise TypeError(f'its text is {document["text"]!r:.40} and not a string')
-    # Half of a surrogate pair, which JSON can spell, is no character of UTF-8.
+      raise TypeError(f'its text is {document["text"]!r:.40}, not a string')
+    # JSON can spell half of a surrogate pair, which UTF-8 cannot encode.
     return document['text'].encode('utf-8', errors='replace').decode('utf-8')
 
 
 @TOKENIZERS('bytes')
 @dataclasses.dataclass(frozen=True)
 class Bytes(Tokenizer):
-  """UTF-8: ids 0 to 255 are the bytes themselves, 256 is the start, 257 the end."""
+  """UTF-8 bytes: ids 0 to 255 are the bytes, 256 is the start, 257 the end."""
   where: str
   vocab_size = 258
   start = 256
@@ -102,12 +102,12 @@ class Bytes(Tokenizer):
 @TOKENIZERS('ids')
 @dataclasses.dataclass(frozen=True)
 class Ids(Tokenizer):
-  """Documents that are ids already, below `num_ids`; `num_ids` itself is the start, and documents do not end.
+  """Tokenized documents of ids below `num_ids`; `num_ids` is the start, and there is no end.
 
   Every id counts as one byte, so that bits per byte are bits per id.
 
   Config keys:
-    num_ids: how many ids there are.
+    num_ids: number of ids.
   """
   where: str
   num_ids: Count
@@ -123,10 +123,10 @@ class Ids(Tokenizer):
 
   def encode(self, document):
     if 'tokens' not in document:
-      raise DataError(f'{self.where}: the source gives {", ".join(document)} and not tokens. Use another tokenizer.')
+      raise DataError(f'{self.where}: the source gives {", ".join(document)}, not tokens. Use another tokenizer.')
     ids = whole_numbers(document['tokens'])
     if ids.ndim != 1:
-      raise ValueError(f'its tokens have the shape {ids.shape} and are not a list')
+      raise ValueError(f'its tokens have the shape {ids.shape}, not [n]')
     if ids.size and not 0 <= ids.min() <= ids.max() < self.num_ids:
       raise DataError(f'{self.where}.num_ids is {self.num_ids}, but a document has ids from {ids.min()} to '
                       f'{ids.max()}. Set it above the largest.')
@@ -137,10 +137,10 @@ class Ids(Tokenizer):
 
 
 class _FromFile(Tokenizer):
-  """Tokenizers whose file is read at the first use.
+  """Tokenizers whose file is read on first use.
 
   Config keys:
-    vocab_size: the largest id in the file and one.
+    vocab_size: the largest id in the file plus one.
   """
   path: str
 
@@ -149,12 +149,12 @@ class _FromFile(Tokenizer):
 
   @abc.abstractmethod
   def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids <int>[n] of a text, and the character that each ends before <int>[n]."""
+    """Ids <int>[n] of a text, and the (exclusive) end of each in characters, <int>[n]."""
 
   @property
   @abc.abstractmethod
   def special(self) -> np.ndarray:
-    """<int>[n]: ids that text must not become."""
+    """<int>[n]: ids that must not encode text."""
 
   def encode(self, document):
     text = self.text(document)
@@ -164,7 +164,7 @@ class _FromFile(Tokenizer):
     return ids.astype(np.int32), byte_counts(np.append(0, np.cumsum(sizes))[ends], int(sizes.sum()))
 
   def _plain(self, text):
-    """`spans`; what spells a special token is cut after its first character, until nothing is one."""
+    """`spans`, where text that spells a special token is cut after its first character until none is left."""
     ids, ends = self.spans(text)
     found = np.flatnonzero(np.isin(ids, self.special))
     if not found.size:
@@ -172,7 +172,7 @@ class _FromFile(Tokenizer):
     begins = np.append(0, ends)[found]
     cuts = [0, *sorted({int(begin) + 1 for begin in begins if begin + 1 < len(text)}), len(text)]
     if len(cuts) == 2:
-      raise ValueError(f'{self.path} makes {text!r:.40} the special token {ids[found[0]]}, and it cannot be cut')
+      raise ValueError(f'{self.path} encodes {text!r:.40} as the special token {ids[found[0]]}, and it cannot be split')
     parts = [(start, *self._plain(text[start:stop])) for start, stop in itertools.pairwise(cuts)]
     return tuple(np.concatenate(arrays) for arrays in zip(*((part, ends + start) for start, part, ends in parts)))
 
@@ -184,7 +184,7 @@ class _FromFile(Tokenizer):
 
   def _check_size(self, size):
     if size != self.vocab_size:
-      raise DataError(f'{self.where}.vocab_size is {self.vocab_size}, but the largest of the ids in {self.path} is '
+      raise DataError(f'{self.where}.vocab_size is {self.vocab_size}, but the largest id in {self.path} is '
                       f'{size - 1}. Set it to {size}.')
 
 
@@ -235,8 +235,8 @@ class HuggingFace(_FromFile):
   """A `tokenizer.json` of Hugging Face's tokenizers.
 
   Config keys:
-    end_token: the token in it that ends documents.
-    start_token: the token in it that documents start from; None: the end token, as GPT-2's do.
+    end_token: the token that ends documents.
+    start_token: the token that documents start from; None: the end token, as in GPT-2.
   """
   where: str
   path: Path
@@ -253,7 +253,7 @@ class HuggingFace(_FromFile):
       self._check_size(max(model.get_vocab().values()) + 1)
     model.no_padding()
     model.no_truncation()
-    model.encode_special_tokens = True  # as the text that they are
+    model.encode_special_tokens = True  # as ordinary text
     return model
 
   @property
@@ -266,7 +266,7 @@ class HuggingFace(_FromFile):
 
   @functools.cached_property
   def special(self):
-    # A vocabulary may spell special tokens by itself, and start and end may not be called special in the file.
+    # A vocabulary may contain special tokens itself, and the file may not mark start and end as special.
     special = {id for id, token in self._model.get_added_tokens_decoder().items() if token.special}
     return np.array(sorted((special - {self._unknown()}) | {self.start, self.end}))
 
@@ -292,10 +292,10 @@ class HuggingFace(_FromFile):
 
 
 def byte_counts(ends: np.ndarray, total: int) -> np.ndarray:
-  """How many of `total` bytes each token stands for, <int32>[n], from the byte that each ends before.
+  """The number of the `total` bytes that each token stands for, <int32>[n], from its (exclusive) end in bytes.
 
-  Bytes that several tokens cover go to the first of them, those that none covers to the next, and at the end of the
-  text to the last: every byte is counted once.
+  Bytes covered by several tokens count for the first of them, bytes covered by none for the next token, or for the last
+  at the end of the text: every byte is counted once.
   """
   if not len(ends):
     return np.zeros(0, np.int32)

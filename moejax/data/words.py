@@ -13,12 +13,12 @@ from moejax.ranges import AtLeast
 @TOKENIZERS('hashed_words')
 @dataclasses.dataclass(frozen=True)
 class HashedWords(Tokenizer):
-  """A word is its CRC-32 modulo the ids there are: the same id everywhere, though two words may share one.
+  """The id of a word is its CRC-32 modulo the number of ids: the same everywhere, though words may collide.
 
-  Ids 0 and 1 are the start and the end. Case does not count. A hash cannot be undone: `decode` spells ids.
+  Ids 0 and 1 are the start and the end. Case is ignored. A hash cannot be inverted: `decode` spells ids.
 
   Config keys:
-    vocab_size: how many ids there are, with the start and the end.
+    vocab_size: number of ids, including the start and the end.
   """
   where: str
   vocab_size: Annotated[int, AtLeast(3)]
@@ -27,7 +27,7 @@ class HashedWords(Tokenizer):
 
   def encode(self, document):
     text = self.text(document)
-    # A word takes the white space around it, so that all bytes are counted.
+    # A word includes the white space around it, so that all bytes are counted.
     words = re.findall(r'^\s*\S+\s*|\S+\s*', text)
     ids = [2 + zlib.crc32(word.strip().lower().encode('utf-8')) % (self.vocab_size - 2) for word in words]
     return np.array(ids, np.int32), np.array([len(word.encode('utf-8')) for word in words], np.int32)

@@ -1,6 +1,6 @@
-"""'domains': a language model measured domain by domain, and mixtures of its experts where no domain is given (DEMix).
+"""'domains': metrics of a language model per domain, and mixtures of its experts for unknown domains (DEMix).
 
-Mixtures are over the probabilities of whole models, one pass for each expert (arXiv 2108.05036, section 4).
+Mixtures average the probabilities of whole models, with one pass per expert (arXiv 2108.05036, section 4).
 """
 import math
 from collections.abc import Callable, Sequence
@@ -29,25 +29,26 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
   """The metrics of 'language_model', and `<domain>/loss` and `<domain>/perplexity` of each of the source's tasks.
 
   Config:
-    mixture: 'oracle': the experts of the domain that a document is of; 'uniform': mean of the probabilities of all
-      experts; 'posterior': weighted by `mixture_weights`.
-    evidence: of the posterior: as in kernelmachine/demix, or Bayes' rule (see `mixture_weights`).
-    prior: of the posterior, for each domain that is measured: 'uniform'; 'updating': a moving average over its rows so
-      far (`moving_prior`), as the paper has it (the published code computes it, and evaluates with a uniform prior);
-      'cached': that average after `cached_rows` of the domain's rows in `cache_split`.
-    decay: weight of the newest row in that average.
-    removed: names of domains whose experts are taken out: their prior is zero.
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
-    cache_split: where the 'cached' prior reads.
-    cached_rows: how many rows of each domain it reads there.
+    mixture: 'oracle': the experts of the document's own domain; 'uniform': the mean probability over all experts;
+      'posterior': weighted by `mixture_weights`.
+    evidence: likelihood of the posterior: 'previous_token' as in kernelmachine/demix, or 'all_tokens', Bayes' rule
+      (see `mixture_weights`).
+    prior: prior of each measured domain: 'uniform'; 'updating': a moving average over its rows so far (`moving_prior`),
+      as in the paper (the published code computes it, but evaluates with a uniform prior); 'cached': the average after
+      `cached_rows` of the domain's rows in `cache_split`.
+    decay: weight of the newest row in the moving average.
+    removed: names of domains whose experts are removed, by a prior of zero.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
+    cache_split: split of the 'cached' prior.
+    cached_rows: number of rows per domain for the 'cached' prior.
   """
   tasks = pipeline.source.tasks
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'tasks', 'loss_mask'))
   unknown = sorted(set(removed) - set(tasks))
   if unknown or (removed and (mixture == 'oracle' or len(removed) >= len(tasks))):
-    raise ConfigError(f'{where}.removed: cannot take {", ".join(removed)} out of the domains {", ".join(tasks)} of a '
-                      f'mixture {mixture!r}. Name some of them, and another mixture than "oracle".')
+    raise ConfigError(f'{where}.removed: cannot remove {", ".join(removed)} from the domains {", ".join(tasks)} of the '
+                      f'mixture {mixture!r}. Name some but not all of them, and a mixture other than "oracle".')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
   measure = passes.Program(
       lambda params, router_state, batch: target_log_probs(
@@ -107,10 +108,10 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
 
 
 def target_log_probs(apply: Callable, params, router_state, batch: dict, experts: Sequence[int] | None):
-  """What the mixtures are made of.
+  """The inputs of the mixtures.
 
   Returns:
-    log_probs <float32>[B,J,S] of the targets under each of the J `experts`, which all tokens are sent to; None: one, of
+    log_probs <float32>[B,J,S] of the targets when all tokens are sent to each of the J `experts`; if None, J = 1, with
     the tokens' own domains. Then starts <bool>[B,S], loss_mask, tasks and target_bytes of the batch.
   """
   def of(tasks):
@@ -118,7 +119,7 @@ def target_log_probs(apply: Callable, params, router_state, batch: dict, experts
     return jnp.take_along_axis(log_probs, batch['targets'][..., None], axis=-1)[..., 0]
   tasks, counted = batch['tasks'], batch['loss_mask'] > 0
   passes = [tasks] if experts is None else [jnp.full_like(tasks, expert) for expert in experts]
-  # What is not counted is no evidence either.
+  # Masked targets are not evidence either.
   log_probs = jnp.stack([jnp.where(counted, of(tasks), 0.) for tasks in passes], axis=1)
   return (log_probs, batch['positions'] == 0, batch['loss_mask'], tasks,
           batch.get('target_bytes', jnp.zeros_like(tasks)))
@@ -127,13 +128,13 @@ def target_log_probs(apply: Callable, params, router_state, batch: dict, experts
 def mixture_weights(log_probs: np.ndarray, starts: np.ndarray, prior: np.ndarray, evidence: Evidence) -> np.ndarray:
   """Weights of the experts at every token of a row: `prior` times likelihood, normalised (DEMix, equation 4).
 
-  'all_tokens': the likelihood is that of all earlier targets of the document, which is Bayes' rule; a document starts
-  from the prior. 'previous_token': that of the last target alone, and a document starts from equal weights of all
-  experts that have a prior, as in kernelmachine/demix.
+  'all_tokens': the likelihood of all earlier targets of the document, which is Bayes' rule; a document starts from the
+  prior. 'previous_token': the likelihood of the last target alone; a document starts from equal weights of all experts
+  with a nonzero prior, as in kernelmachine/demix.
 
   Args:
     log_probs: <float>[J,S] of the targets.
-    starts: <bool>[S] whether the token is the first of its document.
+    starts: <bool>[S]: whether the token is the first of its document.
     prior: <float>[J].
     evidence: one of the above.
 
@@ -160,10 +161,10 @@ def mixture_log_probs(log_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def moving_prior(prior: np.ndarray, posterior: np.ndarray, decay: float) -> np.ndarray:
-  """`(1 - decay) prior + decay posterior`: the next prior, of the posterior at the last token of a row."""
+  """`(1 - decay) prior + decay posterior`: the next prior, from the posterior at the last token of a row."""
   return (1 - decay) * prior + decay * posterior
 
 
 def _domain(task: np.ndarray, mask: np.ndarray) -> int:
-  # Of a row in which documents of two domains meet: that of most tokens.
+  # A row of documents of several domains counts for the domain with the most tokens.
   return int(np.bincount(task[mask > 0]).argmax())

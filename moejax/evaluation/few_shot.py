@@ -1,9 +1,9 @@
-"""'few_shot': how linearly separable are the features, from a few labelled examples a class.
+"""'few_shot': linear separability of the features, from a few labelled examples per class.
 
-A ridge regression in closed form on frozen features: targets +1 for the class and -1 for the others, features
-standardised on the support examples, a constant feature for the bias. This is the probe of V-MoE (Riquelme et al. 2021,
-arXiv 2106.05974, section 4) and of ViT before it, with one difference: they choose the regulariser on test accuracies
-over nine datasets; here leave-one-out on the support examples chooses it, so no test label is used.
+Ridge regression in closed form on frozen features: targets +1 for the class and -1 for the others, features
+standardised on the support examples, and a constant feature for the bias. This is the probe of V-MoE (Riquelme et al.
+2021, arXiv 2106.05974, section 4) and of ViT before it, with one difference: they choose the regulariser by test
+accuracy over nine datasets; here leave-one-out on the support examples chooses it, so no test labels are used.
 """
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -20,7 +20,7 @@ from moejax.parallel import processes
 from moejax.ranges import Count, Natural, NotEmpty
 
 REGULARISERS = 2. ** np.arange(-10, 20)
-# Large against standardised features, so that the regulariser hardly shrinks the bias.
+# Large compared to standardised features, so that the regulariser hardly shrinks the bias.
 BIAS = 100.
 
 
@@ -28,22 +28,22 @@ BIAS = 100.
 def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
              shots: Annotated[tuple[Count, ...], NotEmpty()] = (1, 5, 10, 25), support_split: str = 'train',
              split: str = 'test', seed: Natural = 0, batch_size: Count | None = None) -> Evaluator:
-  """`<n>_shot_accuracy` on `split` for every n of `shots`, from the first n examples a class of a shuffled support.
+  """`<n>_shot_accuracy` on `split` for every n of `shots`, from the first n examples per class of the shuffled support.
 
   Config:
-    shots: examples a class, each number a measurement of its own.
-    support_split: where the examples come from.
-    seed: of their order.
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    shots: examples per class; one measurement for each int.
+    support_split: split of the support examples.
+    seed: seed of their order.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
 
   Raises:
-    ConfigError: at the first call, when the split is read: a class with fewer examples than shots.
+    ConfigError: at the first call, which reads the split: a class has fewer examples than shots.
   """
   support = passes.Split(pipeline, mesh, support_split, batch_size, f'{where}.support_split', needs=('label', 'valid'))
   test = passes.Split(pipeline, mesh, split, batch_size, where, needs=('label', 'valid'))
   features = passes.Program(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
-  chosen = []  # read once, at the first evaluation
+  chosen = []  # read at the first evaluation
 
   def evaluate(params, router_state):
     if not chosen:
@@ -57,14 +57,14 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
 
 
 def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh: Mesh) -> list[dict[str, jax.Array]]:
-  """Batches of the first `shots` examples of every class in a shuffled order, which a larger `shots` only extends."""
+  """Batches of the first `shots` examples of every class in shuffled order; a larger `shots` only extends them."""
   labels = np.concatenate([np.where(b['valid'], b['label'], -1) for b in split.host_batches(whole=True)])
   order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
   order = order[rank_in_class(labels[order]) < shots]
   classes, counts = np.unique(labels[order], return_counts=True)
   if counts.min() < shots:
     raise ConfigError(f'{where}.shots: class {classes[counts.argmin()]} has {counts.min()} examples, fewer than '
-                      f'{shots} shots. Ask for fewer.')
+                      f'{shots} shots. Set fewer.')
   examples = _pick(split, order)
   rows = processes.local_rows(mesh, split.batch_size)
   return [processes.place(mesh, {name: padded(x[start:start + split.batch_size], split.batch_size)[rows]
@@ -73,7 +73,7 @@ def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh:
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:
-  """<int>[N]: how many earlier entries have the same label."""
+  """<int>[N]: number of earlier entries with the same label."""
   rank = np.zeros(len(labels), int)
   for label in np.unique(labels):
     rank[labels == label] = np.arange((labels == label).sum())
@@ -81,7 +81,7 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def ridge_accuracy(rows: np.ndarray, labels: np.ndarray, test_rows: np.ndarray, test_labels: np.ndarray) -> float:
-  """Accuracy on `test_rows: [M,D]` of the ridge classifier of `rows: [N,D]`, in float64."""
+  """Accuracy on `test_rows: [M,D]` of the ridge classifier fitted to `rows: [N,D]`, in float64."""
   rows, test_rows = standardise(rows, test_rows)
   classes = np.unique(labels)
   targets = np.where(labels[:, None] == classes, 1., -1.)
@@ -90,7 +90,7 @@ def ridge_accuracy(rows: np.ndarray, labels: np.ndarray, test_rows: np.ndarray, 
 
 
 def standardise(rows: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-  """All with the mean and deviation of `rows`, and the constant feature appended."""
+  """All arrays standardised by the mean and standard deviation of `rows`, with the constant feature appended."""
   mean, std = rows.astype(np.float64).mean(0), rows.astype(np.float64).std(0)
   std = np.where(std > 0, std, 1.)
   return [np.concatenate([(x - mean) / std, np.full((len(x), 1), BIAS)], 1) for x in (rows, *others)]
@@ -100,11 +100,11 @@ def ridge(rows: np.ndarray, targets: np.ndarray, regularisers: Sequence[float] |
   """argmin_w |rows w - targets|^2 + r |w|^2 as [D,N], for the r with the least squared leave-one-out residual.
 
   With rows = U S V', the residual of example i in a fit without it is e_i / (1 - h_i): e the residual of the full fit,
-  h the diagonal of U S^2/(S^2+r) U'. Both are computed as what the fit leaves, which stays exact where h is almost 1.
+  h the diagonal of U S^2/(S^2+r) U'. Both are computed from the unfitted part, which stays exact where h is almost 1.
   """
   u, s, vt = np.linalg.svd(rows, full_matrices=False)
   coordinates = u.T @ targets
-  outside = targets - u @ coordinates  # what no choice of weights can fit
+  outside = targets - u @ coordinates  # what no weights can fit
   slack = np.clip(1 - (u**2).sum(1), 0, None)
 
   def left_out(r):
@@ -127,7 +127,7 @@ def _collect(features, params, router_state, batches):
 
 
 def _pick(split, indices):
-  """`{name: [len(indices), ...]}` of the examples with these positions in the split."""
+  """`{name: [len(indices), ...]}`: the examples at these positions of the split."""
   found, position = {}, 0
   wanted = set(indices.tolist())
   for batch in split.host_batches(whole=True):
@@ -139,5 +139,5 @@ def _pick(split, indices):
 
 
 def padded(rows: np.ndarray, size: int) -> np.ndarray:
-  """`rows: [n,...]` and zeros up to `size`: padding, as `valid` is False there."""
+  """`rows: [n,...]` padded to `size` with zeros, so `valid` is False there."""
   return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

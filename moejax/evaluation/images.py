@@ -22,13 +22,13 @@ def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 
   summed over classes, and `precision_at_1` the share of examples whose highest logit is one of their classes.
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   spec = pipeline.batch_spec(batch_size)
   if 'label' not in spec and 'labels' not in spec:
-    raise ConfigError(f'{where}: the accuracy evaluator needs batches with label or labels, and config.data gives '
-                      f'{", ".join(sorted(spec))}. Text is measured by language_model or seq2seq.')
+    raise ConfigError(f'{where}: the accuracy evaluator requires batches with label or labels, but config.data gives '
+                      f'{", ".join(sorted(spec))}. For text, use language_model or seq2seq.')
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('valid',))
   run, program = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
 
@@ -59,5 +59,5 @@ def multi_label(output, batch) -> dict[str, jax.Array]:
 
 
 def _sums(values, valid):
-  # `where` rather than a product: a padding example may have a loss that is not finite.
+  # `where` rather than a product: the loss of a padding example may not be finite.
   return {'examples': valid.sum().astype(jnp.float32), **{k: jnp.where(valid, v, 0.).sum() for k, v in values.items()}}

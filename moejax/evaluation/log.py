@@ -1,4 +1,4 @@
-"""evaluations.jsonl in the folder of a run: what was measured from its checkpoints, one JSON object a line.
+"""evaluations.jsonl in the folder of a run: metrics measured from its checkpoints, one JSON object per line.
 
     {"step": 2000, "overrides": {"model.moe.router.select.k": 1}, "metrics": {"test/accuracy": 0.96}}
 """
@@ -12,14 +12,14 @@ FILE = 'evaluations.jsonl'
 
 
 def append(workdir: str | Path, step: int, overrides: dict, metrics: dict[str, float]) -> Path:
-  """Adds a line; returns the path of the file."""
+  """Appends a line; returns the path of the file."""
   path = Path(workdir) / FILE
   json_lines.append(path, {'step': step, 'overrides': overrides, 'metrics': metrics})
   return path
 
 
 def read(workdir: str | Path, say: Callable[[str], None] = print) -> list[dict]:
-  """All lines in order; [] if there are none. `say` hears of lines that cannot be read."""
+  """All lines in order; [] if there are none. `say` reports lines that cannot be read."""
   return json_lines.read(Path(workdir) / FILE, _is_evaluation, say)
 
 

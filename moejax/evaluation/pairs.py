@@ -1,6 +1,6 @@
-"""'retrieval' and 'zero_shot': what a model that puts images and texts into one space is good for.
+"""'retrieval' and 'zero_shot': evaluators of models that embed images and texts in one space.
 
-Each modality is encoded without the other: in a tower with shared experts they would compete for capacity.
+Each modality is encoded without the other, since with shared experts they would compete for capacity.
 """
 from collections.abc import Callable
 
@@ -21,11 +21,11 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
               batch_size: Count | None = None) -> Evaluator:
   """`image_to_text_recall_at_1` and `text_to_image_recall_at_1`, among all pairs of `split`.
 
-  A hit is a pair with the same caption: where several images are described alike, none of them is wrong.
+  Any pair with the same caption is a hit: images with equal captions are all correct.
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
   encode = passes.Program(lambda params, state, batch: (
@@ -41,15 +41,15 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
 @EVALUATORS('zero_shot')
 def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
               batch_size: Count | None = None) -> Evaluator:
-  """`accuracy` of the class whose captions are nearest to the image: the mean of their vectors, at length 1 (CLIP's
-  prompt ensembles, 2103.00020, section 3.1.4). The captions are those of the data's source.
+  """`accuracy` of the class whose captions are nearest to the image, by the normalised mean of their vectors (CLIP's
+  prompt ensembles, 2103.00020, section 3.1.4). The captions come from the data's source.
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   if not hasattr(pipeline, 'class_captions'):
-    raise ConfigError(f"{where}: zero-shot classification needs captions of classes; the pipeline 'image_text' has them.")
+    raise ConfigError(f"{where}: zero-shot classification requires captions of classes. Use the pipeline 'image_text'.")
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))
   encode_images = passes.Program(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), batch['label'], batch['valid']), mesh)
@@ -67,7 +67,7 @@ def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
 
 
 def recalls_at_1(images: np.ndarray, texts: np.ndarray, captions: np.ndarray) -> dict[str, float]:
-  """Recalls of N pairs: unit vectors <float>[N,D] of each modality, and captions <int>[N,n] by which pairs are alike."""
+  """Recalls of N pairs: unit vectors <float>[N,D] of each modality, and captions <int>[N,n]; equal ones are hits."""
   _, alike = np.unique(captions, axis=0, return_inverse=True)
   similarity, alike = images.astype(np.float64) @ texts.T.astype(np.float64), alike.reshape(-1)
   return {'image_to_text_recall_at_1': float((alike[similarity.argmax(1)] == alike).mean()),
@@ -89,7 +89,7 @@ def _encode(apply, modality, params, state, batch):
 
 
 def _collect(encode, params, state, batches) -> list[np.ndarray]:
-  """All that `encode` gives but the last, which says what is valid, over all batches."""
+  """The valid rows of all outputs of `encode` but the last, which is their validity, over all batches."""
   parts = [jax.device_get(encode(params, state, batch)) for batch in batches]
   *arrays, valid = (np.concatenate(x) for x in zip(*parts))
   return [array[valid] for array in arrays]

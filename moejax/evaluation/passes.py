@@ -1,8 +1,7 @@
-"""One pass over a split: the model runs on every batch, and sums over valid examples are added up exactly.
+"""One pass over a split: runs the model on every batch and adds up exact sums over valid examples.
 
-Evaluators say what is summed. Batches have one shape, so the model is compiled once; what a batch was padded with is
-excluded by the sums themselves, and so metrics do not depend on the batch size where the model's outputs do not
-(see `groups`).
+Evaluators define the sums. Batches have one shape, so the model is compiled once; the sums exclude padding, so metrics
+do not depend on the batch size unless the model's outputs do (see `groups`).
 """
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes, rules
 
-# (model output, batch) -> {name: sum over what is valid in the batch}
+# (model output, batch) -> {name: sum over the valid part of the batch}
 Statistics = Callable[[object, dict], dict[str, jax.Array]]
 
 ROUTER_METRICS = ('load', 'dropped', 'confidence', 'entropy', 'experts_per_token')
@@ -27,14 +26,14 @@ class Split:
 
   Args:
     pipeline: of `moejax.data`.
-    mesh: the batch is spread over it.
+    mesh: shards the batch.
     split: one of `pipeline.splits`.
     batch_size: rows over all devices; the pipeline's own if None.
     where: config path of the evaluator.
-    needs: batch keys without which there is nothing to measure.
+    needs: required batch keys.
 
   Raises:
-    ConfigError: the split does not exist, the batch lacks what is needed, or its size does not divide over the mesh.
+    ConfigError: the split does not exist, a required key is missing, or the batch does not divide over the mesh.
   """
 
   def __init__(self, pipeline, mesh: Mesh, split: str, batch_size: int | None, where: str, needs: tuple[str, ...] = ()):
@@ -42,7 +41,7 @@ class Split:
     if split not in pipeline.splits:
       raise ConfigError(f'{where}: there is no split {split!r}. Allowed: {", ".join(pipeline.splits)}.')
     if not set(needs) <= set(self.spec):
-      raise ConfigError(f'{where} needs batches with {" and ".join(needs)}, and config.data gives '
+      raise ConfigError(f'{where} requires batches with {" and ".join(needs)}, but config.data gives '
                         f'{", ".join(sorted(self.spec))}. Choose an evaluator that fits the data.')
     self.batch_size = next(iter(self.spec.values())).shape[0]
     if self.batch_size % rules.batch_shards(mesh):
@@ -51,7 +50,7 @@ class Split:
     self._pipeline, self._mesh, self._split = pipeline, mesh, split
 
   def host_batches(self, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of every batch that this process feeds, or with `whole` all of it."""
+    """This process's rows of every batch, or with `whole` all rows."""
     rows = None if whole else processes.local_rows(self._mesh, self.batch_size)
     yield from self._pipeline.evaluate(self._split, self.batch_size, rows)
 
@@ -61,7 +60,7 @@ class Split:
 
 
 class Program:
-  """`function` compiled under `mesh` when it is first called, its results whole on every device."""
+  """`function`, compiled under `mesh` at the first call, with results replicated on every device."""
 
   def __init__(self, function: Callable, mesh: Mesh):
     self._function, self._mesh, self._compiled = function, mesh, None
@@ -73,7 +72,7 @@ class Program:
       return self._compiled(*args)
 
   def trace(self, *shapes: Any) -> None:
-    """Raises what tracing the function with arguments of these shapes does."""
+    """Traces the function with arguments of these shapes, to raise its errors."""
     with rules.use(self._mesh):
       jax.eval_shape(self._function, *shapes)
 
@@ -82,7 +81,7 @@ def totals(split: Split, apply: Callable, mesh: Mesh,
            statistics: Statistics) -> tuple[Callable[[Tree, Tree], dict], Program]:
   """A function `(params, router_state) -> {name: float64 sum over the split}`, and the program that it runs.
 
-  Besides what `statistics` sums: `router/<layer>/<metric>`, already means over the valid tokens of the split.
+  The sums of `statistics`, plus `router/<layer>/<metric>`, which are means over the valid tokens of the split.
   """
   def batch_sums(params, router_state, batch):
     output = apply(params, router_state, batch)
@@ -92,13 +91,13 @@ def totals(split: Split, apply: Callable, mesh: Mesh,
 
   def run(params, router_state):
     total = None
-    pending = None  # one batch is in flight while the sums of the one before are fetched
+    pending = None  # one batch is in flight while the sums of the previous one are fetched
     for batch in split:
       running, pending = pending, sums(params, router_state, batch)
       total = _add(total, running)
     total = _add(total, pending)
     if total is None:
-      raise ValueError('the split has no batches: nothing was measured.')
+      raise ValueError('the split has no batches.')
     statistics_total, router_total = total
     return {**statistics_total, **_router_means(router_total)}
   return run, sums
@@ -112,7 +111,7 @@ def _add(total, sums):
 
 
 def valid_tokens(batch: dict, layer: str) -> jax.Array:
-  """<bool>[B] or [B,S]: what is not padding among the tokens (or whole images) that `layer` routes."""
+  """<bool>[B] or [B,S]: False for padding among the tokens (or whole images) that `layer` routes."""
   if 'valid' in batch:
     return batch['valid'].astype(bool)
   if 'segments' in batch:
@@ -125,7 +124,7 @@ def _router_sums(routers, batch):
   sums = {}
   for layer, router in routers.items():
     tokens = valid_tokens(batch, layer).sum().astype(jnp.float32)
-    # A batch of nothing but padding has no meaningful metrics, and 0 * nan would not be 0.
+    # A batch of only padding has no meaningful metrics, and 0 * nan is not 0.
     sums[layer] = {name: jnp.where(tokens > 0, router.metrics[name] * tokens, 0.)
                    for name in ROUTER_METRICS if name in router.metrics}
     sums[layer]['tokens'] = tokens
@@ -142,7 +141,7 @@ def _router_means(sums):
 
 
 def router_scalars(totals: dict[str, np.ndarray]) -> dict[str, float]:
-  """The router metrics in `totals` as scalars; the load as `busiest` and `idlest` expert, in multiples of 1/E."""
+  """The router metrics in `totals` as scalars; `busiest` and `idlest` are the extreme loads, in multiples of 1/E."""
   scalars = {}
   for path, value in totals.items():
     layer, _, metric = path.rpartition('/')

@@ -1,4 +1,4 @@
-"""The names of evaluators, and how all those of a config are built and run."""
+"""The registry of evaluators; builds and runs the evaluators of a config."""
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from moejax.functional import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """What is measured.
+  """A measurement of a model.
 
   Attributes:
     measure: (params, router_state) -> {metric: float}.
-    passes: what that computes on the devices: programs of (params, router_state, batch), each with the
-      `{name: jax.ShapeDtypeStruct}` of its batches.
+    passes: its programs on the devices, of (params, router_state, batch), each with the `{name: jax.ShapeDtypeStruct}`
+      of its batches.
   """
   measure: Callable[[Tree, Tree], dict[str, float]]
   passes: tuple[tuple[Program, dict[str, jax.ShapeDtypeStruct]], ...]
@@ -26,7 +26,7 @@ class Evaluator:
     return self.measure(params, router_state)
 
   def trace(self, params: Tree, router_state: Tree) -> None:
-    """Raises what `measure` would while it traces the model; arguments are shapes, and nothing is read or compiled."""
+    """Traces the model as `measure` does, to raise its errors; arguments are shapes, nothing is read or compiled."""
     for program, spec in self.passes:
       program.trace(params, router_state, spec)
 
@@ -38,11 +38,11 @@ def build(config: Mapping, where: str = 'config.evaluation.evaluators', *, batch
           **context: Any) -> dict[str, Evaluator]:
   """`{name: evaluator}` for `config = {name: dict(name='accuracy', ...)}`.
 
-  `context` is `pipeline`, `apply` (of `functional.Functional`) and `mesh`; `batch_size` that of evaluators whose config
-  has none. Nothing is read or compiled yet.
+  `context` is `pipeline`, `apply` (of `functional.Functional`) and `mesh`; `batch_size` is the default for evaluators
+  whose config has none. Nothing is read or compiled yet.
 
   Raises:
-    ConfigError: an evaluator, a key or a split that does not exist, or batches the evaluator cannot measure.
+    ConfigError: an evaluator, key or split does not exist, or an evaluator does not fit the batches.
   """
   def completed(one):
     return one if batch_size is None or one.get('batch_size') is not None else {**one, 'batch_size': batch_size}

@@ -1,4 +1,4 @@
-"""'label_error_rate': what the most probable path spells, against what was said."""
+"""'label_error_rate': the most probable path against the transcript."""
 from collections.abc import Callable
 
 import jax
@@ -14,12 +14,12 @@ from moejax.ranges import Count
 @EVALUATORS('label_error_rate')
 def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
                      batch_size: Count | None = None) -> Evaluator:
-  """`label_error_rate` is edits over labels of the whole split, with greedy decoding and no language model; `accuracy`
-  the share of utterances without an error; `loss` the CTC loss, a mean over utterances.
+  """`label_error_rate` is total edits over total labels of the split, with greedy decoding and no language model;
+  `accuracy` is the share of utterances without an error; `loss` is the CTC loss, averaged over utterances.
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('frames', 'segments', 'targets', 'loss_mask'))
   run, program = passes.totals(examples, apply, mesh, sums)

@@ -16,14 +16,14 @@ from moejax.ranges import Count
 @EVALUATORS('language_model')
 def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
                    batch_size: Count | None = None) -> Evaluator:
-  """`loss` in nats a token, `perplexity`, `accuracy` and `bits_per_byte` over the tokens with `loss_mask` 1.
+  """`loss` in nats per token, `perplexity`, `accuracy` and `bits_per_byte` over the tokens with `loss_mask` 1.
 
-  Bits per byte compare models with different tokenizers: the loss in bits over the bytes of raw text that the tokens
-  stand for (batch key `target_bytes`).
+  Bits per byte compares models with different tokenizers: the total loss in bits over the bytes of raw text that the
+  tokens stand for (batch key `target_bytes`).
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'loss_mask'))
   return _evaluator(examples, apply, mesh, 'targets')
@@ -32,11 +32,11 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
 @EVALUATORS('seq2seq')
 def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
             batch_size: Count | None = None) -> Evaluator:
-  """As 'language_model', over the decoder's targets; `bits_per_byte` only where targets stand for bytes of text.
+  """As 'language_model', over the decoder's targets; `bits_per_byte` only if targets stand for bytes of text.
 
   Config:
-    split: what is measured.
-    batch_size: examples at a time; None: as many as in training.
+    split: split to evaluate.
+    batch_size: examples per batch; None: as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('decoder_targets', 'loss_mask'))
   return _evaluator(examples, apply, mesh, 'decoder_targets')
@@ -53,7 +53,7 @@ def token_sums(output, batch, targets: str) -> dict[str, jax.Array]:
 
 
 def text_metrics(totals: dict[str, np.ndarray]) -> dict[str, float]:
-  """Metrics from sums of `loss` (nats), `accuracy` (hits), `tokens` and, where known, `bytes`."""
+  """Metrics from sums of `loss` (nats), `accuracy` (hits), `tokens` and, if known, `bytes`."""
   loss = totals['loss'] / totals['tokens']
   metrics = {'loss': loss, 'perplexity': np.exp(loss), 'accuracy': totals['accuracy'] / totals['tokens']}
   if totals.get('bytes', 0) > 0:

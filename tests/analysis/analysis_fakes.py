@@ -1,4 +1,4 @@
-"""A model whose routers are given, and the rest of what a report is written from."""
+"""A model with given routers, and the other inputs of a report."""
 import dataclasses
 import types
 
@@ -18,7 +18,7 @@ CLASSES, SIDE = 4, 3  # classes; patches along each side of an image
 
 
 class Images:
-  """Ten images of one constant pixel value each, their class, in batches of four: the last one is half padding."""
+  """Ten constant images and their classes, in batches of four: the last one is half padding."""
   splits = ('train', 'test')
 
   def batch_spec(self, batch_size=None):
@@ -35,7 +35,7 @@ class Images:
 
 
 def output(plan, load):
-  """What a router returns that says this."""
+  """The output of a router with these values."""
   metrics = dict(load=load, dropped=jnp.float32(0.25), confidence=jnp.float32(0.6), entropy=jnp.float32(0.9),
                  importance_loss=jnp.float32(0.1))
   return RouterOutput(plan, {}, metrics, {})
@@ -53,7 +53,7 @@ def by_class(experts):
 
 
 def soft(experts, slots=2):
-  """A router whose every slot is the mean of all tokens, and every token the mean of all slots."""
+  """A router in which each slot is the mean of all tokens, and each token the mean of all slots."""
   def route(batch):
     shape = (4, SIDE * SIDE, experts, slots)
     return output(SoftPlan(jnp.full(shape, 1 / (SIDE * SIDE)), jnp.full(shape, 1 / (experts * slots))),
@@ -62,13 +62,13 @@ def soft(experts, slots=2):
 
 
 def dense(experts):
-  """A router that weighs all experts equally."""
+  """A router that weights all experts equally."""
   return lambda batch: output(DensePlan(jnp.full((4, SIDE * SIDE, experts), 1 / experts)),
                               jnp.full(experts, 1 / experts))
 
 
 def model(**routers):
-  """A model with these routers by layer, and parameters by the usual paths."""
+  """A model with these routers by layer, and parameters at the usual paths."""
   shapes = {'blocks': {'0': {'mlp': {'wi': jax.ShapeDtypeStruct((8, 16), np.float32)}}}}
   axes = {'blocks': {'0': {'mlp': {'wi': ('embed', 'mlp')}}}}
   if routers:
@@ -94,7 +94,7 @@ def split():
 
 
 def setup(**routers):
-  """What `training.setup.prepare` returns, as far as a report needs it."""
+  """The part of `training.setup.prepare`'s result that a report needs."""
   config = ConfigDict(dict(model=dict(moe=dict(router=dict(select=dict(name='top_k', k=2)))),
                            evaluation=dict(evaluators=dict(test=dict(name='accuracy', split='test')))))
   return types.SimpleNamespace(config=config, model=model(**routers), pipeline=Images(), mesh=MESH)

@@ -1,10 +1,10 @@
-"""Reports of models of two modalities: tokens are told apart, and only the patches are drawn as a picture."""
+"""Reports of two-modality models: tokens are separated by modality, and only patches are drawn."""
 import numpy as np
 
 from moejax.analysis import specialisation, specialisation_report
 from moejax.analysis.routes import Layer, Routes
 
-IMAGES, PATCHES, WORDS = 2, 4, 5  # nine tokens, which are no square of patches
+IMAGES, PATCHES, WORDS = 2, 4, 5  # nine tokens, not a square of patches
 
 
 def routes():
@@ -19,13 +19,13 @@ def routes():
   return Routes({'block_01': layer}, batch)
 
 
-def test_patches_and_words_are_told_apart_and_padding_is_neither():
+def test_patches_and_words_are_separated_and_padding_is_neither():
   labels = specialisation_report.modality_labels(routes())
-  # Rows are modalities, columns experts: 2 x 3 patches and 5 + 4 words, and one patch an image to expert 2.
+  # Rows are modalities, columns experts: 2 x 3 patches and 5 + 4 words, and one patch per image to expert 2.
   np.testing.assert_array_equal(specialisation.table(labels.members, labels.shares['block_01']), [[6, 0, 2], [0, 9, 0]])
 
 
-def test_the_picture_is_of_the_patches_alone(monkeypatch, tmp_path):
+def test_the_picture_shows_only_the_patches(monkeypatch, tmp_path):
   drawn = {}
   monkeypatch.setattr(specialisation_report.plots, 'patches', lambda images, maps, *rest: drawn.update(maps))
   monkeypatch.setattr(specialisation_report.page, 'picture', lambda folder, name, draw, **kwargs: draw() or name)
@@ -39,7 +39,7 @@ def test_the_section_shows_modalities_and_classes(tmp_path):
   assert 'modality' in text
 
 
-def test_a_model_of_another_kind_is_said_to_have_no_such_view(tmp_path):
+def test_a_model_of_another_kind_has_no_such_view(tmp_path):
   found = routes()
   speech = Routes(found.layers, dict(frames=np.zeros((IMAGES, 9, 3)), segments=np.ones((IMAGES, 9))))
-  assert 'no view' in specialisation_report.section(tmp_path, speech, None)
+  assert 'not shown for this kind of model' in specialisation_report.section(tmp_path, speech, None)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything, whatever the model and however little was logged."""
+"""The report: one self-contained HTML file, for any model and however little was logged."""
 import html.parser
 import json
 import re
@@ -41,7 +41,7 @@ class Document(html.parser.HTMLParser):
 
 
 def rows(layers=('block_01',), experts=4, steps=(1, 2, 3)):
-  """metrics.jsonl of a run made by hand."""
+  """A hand-written metrics.jsonl of a run."""
   for step in steps:
     row = {'step': step, 'train/loss': 2. / step, 'train/cross_entropy': 1.9 / step, 'train/accuracy': step / 4}
     for layer in layers:
@@ -69,7 +69,7 @@ def run(tmp_path_factory):
   return path, path.read_text(encoding='utf-8')
 
 
-def test_every_picture_is_inside_the_page_and_says_what_it_shows(run):
+def test_every_picture_is_embedded_and_described(run):
   path, text = run
   images = Document(text).all('img')
   names = {'learning', 'load', 'load_over_time', 'routing_over_time', 'class_information', 'class_by_expert', 'patches'}
@@ -101,14 +101,14 @@ def test_every_picture_has_a_caption_and_the_page_its_sections(run):
   assert {a['href'].removeprefix('#') for a in document.all('a')} == sections
 
 
-def test_numbers_are_those_of_the_run(run):
+def test_numbers_come_from_the_run(run):
   _, text = run
   assert '<b>3</b><span>training steps' in text
   assert '<b>0.6</b><span>test accuracy' in text      # the last evaluation, 3/5
   assert 'model.moe.router.select.k=1' in text and '0.55' in text and 'not finite' in text
   assert 'python -m moejax.evaluate --workdir=' in text
-  assert 'block_01: 25% of the choices are not computed' in text
-  # A class decides the expert, but for the dropped patch: all information.
+  assert 'block_01: 25% of the choices are dropped' in text
+  # The class determines the expert, except for the dropped patch: full information.
   assert 'the highest is 1.000 in block_01' in text
 
 
@@ -135,13 +135,13 @@ def test_more_experts_than_colours_are_shown_as_heat_maps_only(tmp_path):
   assert not (tmp_path / 'report' / 'patches.png').exists()
 
 
-def test_text_is_escaped_where_it_could_be_markup():
+def test_markup_in_text_is_escaped():
   assert page.table(['<a>'], [['&"']]).count('&lt;a&gt;') == 1
   colours = page.coloured_tokens(['<b>', 'x'], [0, -1], 2)
   assert '<b>' not in colours and 'no expert' in colours
 
 
-def test_series_take_the_later_of_two_rows_of_a_step_and_keep_what_is_not_finite_as_nan():
+def test_series_keep_the_later_of_two_rows_of_a_step_and_nan_for_non_finite_values():
   series = history.series([{'step': 1, 'a': 1.}, {'step': 3, 'a': 9.}, {'step': 2, 'a': None}, {'step': 3, 'a': 5.},
                            {'step': 3, 'router/block_01/load': [0.5, 0.5]}])
   np.testing.assert_array_equal(series['a'].steps, [1, 2, 3])
@@ -162,14 +162,14 @@ def test_colours_of_experts_are_distinct_also_without_red_green_vision():
   for matrix in (np.eye(3), np.array(deuteranopia), np.array(protanopia)):
     seen = np.clip(rgb**2.2 @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + 9 * np.eye(8)
-    assert distance.min() > 0.15  # of 1.73 from black to white
+    assert distance.min() > 0.15  # black to white is 1.73
 
 
 @pytest.mark.parametrize('steps', [[5], [0, 1], [1, 10, 100]])
 def test_heat_maps_over_time_take_any_steps(steps):
   with style.theme('light'):
     figure = plots.load_over_time({'block_01': (np.array(steps), np.full((len(steps), 3), 1 / 3))})
-  # As expected is the middle of the scale, wherever it is drawn.
+  # The expected value is the middle of the scale in every figure.
   np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), 0, atol=1e-12)
 
 
@@ -190,7 +190,7 @@ def test_a_browser_shows_the_page_without_errors_or_requests(run):
       widths = tab.eval_on_selector_all('img', 'images => images.map(image => image.complete && image.naturalWidth)')
       assert len(widths) == 7 and all(widths)
       assert tab.locator('h2').all_inner_texts()[:4] == ['Learning', 'Trouble', 'Balance', 'Specialisation']
-      # Nothing is wider than the screen, also on a phone.
+      # Nothing is wider than the screen, even on a phone.
       assert tab.evaluate('document.documentElement.scrollWidth') <= width
       tab.screenshot(path=path.parent / f'page_{theme}.png', full_page=True)
     browser.close()

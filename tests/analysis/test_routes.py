@@ -1,4 +1,4 @@
-"""What is collected about routing, against plans that are known because the routers are given."""
+"""Collected routes against the known plans of given routers."""
 import numpy as np
 import pytest
 
@@ -28,10 +28,10 @@ def test_metrics_and_load_are_means_over_valid_tokens():
   assert layer.metrics == pytest.approx(dict(dropped=0.25, confidence=0.6, entropy=0.9, importance_loss=0.1))
 
 
-def test_soft_plans_give_what_experts_write_and_what_they_read():
+def test_soft_plans_give_the_write_and_read_shares_of_experts():
   layer = collected(block_01=soft(3)).layers['block_01']
   np.testing.assert_allclose(layer.weight, np.full((10, SIDE * SIDE, 3), 1 / 3), rtol=1e-6)
-  np.testing.assert_allclose(layer.read, 2 / (SIDE * SIDE), rtol=1e-6)  # two slots an expert, each a mean of 9 tokens
+  np.testing.assert_allclose(layer.read, 2 / (SIDE * SIDE), rtol=1e-6)  # two slots per expert, each a mean of 9 tokens
 
 
 def test_layers_are_in_the_order_of_depth_with_the_encoder_first():
@@ -40,7 +40,7 @@ def test_layers_are_in_the_order_of_depth_with_the_encoder_first():
   assert order == ['encoder_block_03', 'encoder_block_11', 'decoder_block_03']
 
 
-def test_no_more_batches_are_run_than_asked_for():
+def test_no_more_batches_are_run_than_needed():
   assert len(collected(max_tokens=1, block_01=dense(2)).batch['label']) == 4
 
 
@@ -54,13 +54,13 @@ def test_a_dense_model_has_examples_and_no_layers():
     (dense(5), 5),           # all experts
     (soft(3), 3 * 2 / 9),    # 3 experts x 2 slots for 9 tokens
 ])
-def test_rows_of_expert_computation_a_token(router, rows):
+def test_rows_of_expert_computation_per_token(router, rows):
   functional = model(block_01=router)
   assert routes.experts_per_token(functional, split().spec)['block_01'] == pytest.approx(rows)
 
 
-def test_active_parameters_count_the_share_of_experts_that_a_token_is_sent_to():
-  # 4 experts of 8 x 16 parameters, of which a token sees one.
+def test_active_parameters_count_only_the_selected_share_of_experts():
+  # 4 experts of 8 x 16 parameters, one of them active per token.
   parts = parameters.count(model(block_01=by_class(4)), expert_share=1 / 4)
   assert {name: (part.total, part.active) for name, part in parts.items()} == {
       'blocks': (128, 128), 'experts': (512, 128), 'routers': (32, 32)}

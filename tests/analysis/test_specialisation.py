@@ -1,4 +1,4 @@
-"""Tables of labels by experts and their mutual information, against cases whose values are known by hand."""
+"""Tables of labels by experts and their mutual information, against values worked out by hand."""
 import math
 
 import numpy as np
@@ -8,7 +8,7 @@ from moejax.analysis import specialisation, token_kinds
 from moejax.data.tokenizers import Bytes
 
 
-def test_an_expert_that_names_the_label_has_all_its_information():
+def test_an_expert_per_label_has_all_information():
   assert specialisation.normalised_mutual_information(np.diag([3., 1., 2.])) == pytest.approx(1)
 
 
@@ -29,7 +29,7 @@ def test_a_single_label_or_nothing_at_all_shares_nothing():
   assert specialisation.normalised_mutual_information(np.zeros((2, 2))) == 0
 
 
-def test_shuffling_leaves_far_less_than_a_real_relation_has_and_as_much_as_none_has():
+def test_shuffling_leaves_the_information_of_an_unrelated_label():
   rng = np.random.default_rng(0)
   labels = rng.integers(4, size=400)
   members, related, unrelated = (specialisation.membership(x, 4) for x in (labels, labels, rng.integers(4, size=400)))
@@ -43,7 +43,7 @@ def test_shares_scale_the_weights_of_a_token_and_leave_dropped_tokens_out():
   np.testing.assert_array_equal(specialisation.shares(np.array([[1., 3.], [0., 0.]])), [[0.25, 0.75], [0., 0.]])
 
 
-def test_lift_is_1_without_preference_and_nan_where_there_is_nothing_to_say():
+def test_lift_is_1_without_preference_and_nan_without_data():
   np.testing.assert_allclose(specialisation.lift(np.outer([1., 2.], [3., 4.])), 1)
   # Label 0: all 2 of 2 to expert 0, which gets 2 of 4 overall: twice. Label 2 never occurs.
   lift = specialisation.lift(np.array([[2., 0.], [0., 2.], [0., 0.]]))

@@ -32,7 +32,7 @@ def code_cells(notebook):
 
 
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-# Two of them train.
+# Two notebooks train a model.
 run_notebook = pytest.mark.parametrize('path', [
     pytest.param(path, id=path.stem, marks=[] if path == NOTEBOOKS[0] else [pytest.mark.slow]) for path in NOTEBOOKS])
 
@@ -41,7 +41,7 @@ run_notebook = pytest.mark.parametrize('path', [
 def test_every_cell_works_and_the_last_one_is_a_picture(path, tmp_path, monkeypatch):
   monkeypatch.setenv('MOEJAX_FAST', '1')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  # No file of the person who runs the tests changes what the kernel does, and none is left behind.
+  # No file of the user changes what the kernel does, and none is left behind.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   notebook = read(path)
@@ -71,7 +71,7 @@ def test_a_badge_opens_it_in_colab(path):
 
 
 @each_notebook
-def test_prose_comes_before_the_first_machinery(path):
+def test_prose_comes_before_the_first_code_cell(path):
   assert [cell.cell_type for cell in read(path).cells[:2]] == ['markdown', 'code']
 
 

@@ -1,4 +1,4 @@
-"""Data in clusters: what each patch is, recovered from the patches; digits and their quarter turns."""
+"""Data in clusters: the role of each patch, recovered from the patches; digits and their quarter turns."""
 import numpy as np
 
 from moejax import data
@@ -30,7 +30,7 @@ def test_every_example_has_a_feature_a_centre_a_decoy_and_noise():
   np.testing.assert_allclose(np.bincount(cluster) / 500, 1 / 4, atol=0.08)
 
 
-def test_places_of_patches_tell_nothing():
+def test_patch_positions_carry_no_information():
   generator = np.random.default_rng(0)
   basis = np.eye(50)[:8]
   patches, _, _ = cluster_patches(4000, basis, generator)
@@ -38,7 +38,7 @@ def test_places_of_patches_tell_nothing():
   np.testing.assert_allclose(np.bincount(centre) / 4000, 1 / 4, atol=0.03)
 
 
-def test_rotated_digits_are_digits_and_their_quarter_turns():
+def test_rotated_digits_are_the_digits_and_their_quarter_turns():
   config = dict(name='images', image_size=8, channels=1, batch_size=4)
   digits = data.build(config | dict(source=dict(name='digits'))).source.open('test')
   source = data.build(config | dict(source=dict(name='rotated_digits'))).source
@@ -47,7 +47,7 @@ def test_rotated_digits_are_digits_and_their_quarter_turns():
   for index in (0, 17, count - 1):
     upright, turned = rotated[index], rotated[count + index]
     np.testing.assert_array_equal(upright['image'], digits[index]['image'])
-    # Row i of what is turned counterclockwise is column W-1-i of what was upright.
+    # Row i of the image turned counterclockwise is column W-1-i of the upright one.
     for i in range(8):
       np.testing.assert_array_equal(turned['image'][i], digits[index]['image'][:, 7 - i])
     assert (upright['label'], turned['label']) == (0, 1)

@@ -1,4 +1,4 @@
-"""Crops and augmentations: what they keep, worked out by hand on small images."""
+"""Crops and augmentations: their invariants, worked out by hand on small images."""
 import io
 
 import jax
@@ -30,7 +30,7 @@ def test_an_encoded_image_and_its_array_are_the_same_image():
                                   crops.prepare(RAMP, 4, 1, crop, None))
 
 
-def test_the_center_is_the_largest_square_in_the_middle():
+def test_the_center_is_the_largest_central_square():
   # Height 6, width 8: columns 1 to 6.
   cut = crops.prepare(RAMP, 6, 1, 'center', None)
   np.testing.assert_allclose(cut[..., 0] * 255, RAMP[:, 1:7], atol=1e-4)
@@ -45,7 +45,7 @@ def test_stretching_keeps_all_of_the_image():
 
 
 @given(width=st.integers(1, 400), height=st.integers(1, 400), seed=st.integers(0, 1000))
-def test_an_inception_crop_is_inside_with_its_share_of_the_area_and_ratio(width, height, seed):
+def test_an_inception_crop_is_inside_and_within_its_ranges_of_area_and_ratio(width, height, seed):
   box = crops.inception_box(width, height, np.random.default_rng(seed))
   left, top, right, bottom = box
   slack = 1e-9 * max(width, height)
@@ -66,8 +66,8 @@ def test_channels_are_converted_or_refused():
 
 
 @pytest.mark.parametrize('raw', [b'', b'not an image', encoded(np.zeros((40, 40), np.uint8), 'JPEG')[:200]])
-def test_bytes_that_are_no_whole_image_are_refused(raw):
-  with pytest.raises(OSError):  # which the pipeline makes a DataError that says which image
+def test_bytes_that_are_not_a_whole_image_are_refused(raw):
+  with pytest.raises(OSError):  # which the pipeline turns into a DataError that names the image
     crops.prepare(raw, 4, 1, 'stretch', None)
 
 
@@ -81,7 +81,7 @@ def apply(images, *configs, seed=0):
 IMAGES = jnp.tile(jnp.linspace(.1, .9, 48).reshape(1, 4, 4, 3), (64, 1, 1, 1))
 
 
-def test_a_flip_exchanges_left_and_right_of_about_half_of_the_images():
+def test_a_flip_mirrors_about_half_of_the_images():
   flipped = apply(IMAGES, dict(name='flip'))
   mirrored = np.asarray(IMAGES)[:, :, ::-1]
   changed = [np.array_equal(image, mirror) for image, mirror in zip(flipped, mirrored)]
@@ -98,14 +98,14 @@ def test_a_padded_crop_is_a_shifted_image_with_zeros_from_outside():
   assert len(set(found)) == 9
 
 
-def test_brightness_adds_one_number_within_its_range_to_an_image():
+def test_brightness_adds_one_offset_within_its_range_to_an_image():
   difference = apply(IMAGES, dict(name='brightness', max_delta=.1)) - np.asarray(IMAGES)
   assert np.ptp(difference, axis=(1, 2, 3)).max() < 1e-6  # float32
   assert -.1 <= difference.min() < -.05 and .05 < difference.max() <= .1 + 1e-6
 
 
-def test_contrast_scales_distances_from_the_mean_of_the_channel():
-  images = .4 + .2 * IMAGES  # so that nothing is cut off at 0 or 1
+def test_contrast_scales_deviations_from_the_channel_mean():
+  images = .4 + .2 * IMAGES  # so that nothing is clipped at 0 or 1
   centred = lambda x: x - x.mean((1, 2), keepdims=True)
   ratio = centred(apply(images, dict(name='contrast', lower=.5, upper=1.5))) / centred(np.asarray(images))
   assert np.ptp(ratio, axis=(1, 2, 3)).max() < 1e-4  # float32 over small distances
@@ -124,7 +124,7 @@ def test_a_rotation_keeps_the_middle_and_moves_the_rest():
   assert np.abs(turned - np.asarray(images)).max(axis=(1, 2, 3)).min() > 0
 
 
-def test_a_pipeline_augments_what_it_normalized_and_the_key_decides():
+def test_a_pipeline_augments_normalized_images_as_the_key_decides():
   config = dict(name='images', source=dict(name='digits'), image_size=8, channels=1, batch_size=16)
   changes = (dict(name='pad_crop', padding=2), dict(name='brightness', max_delta=.2))
   pipeline = data.build({**config, 'augment': changes})

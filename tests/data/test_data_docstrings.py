@@ -1,4 +1,4 @@
-"""Every key of data has a line that says what it means, where a reader of the class finds it."""
+"""Every key of data has a line in its class's docstring that says what it means."""
 import inspect
 import re
 

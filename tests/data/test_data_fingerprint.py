@@ -1,6 +1,6 @@
-"""Data that changed have another fingerprint, and copies of the same data have the same.
+"""Changed data have another fingerprint; copies have the same.
 
-What is changed is what a person or a failed copy changes: a file grows, shrinks, is edited, added, lost, or swapped.
+The changes are those a person or a failed copy makes: a file grows, shrinks, is edited, added, lost, or swapped.
 """
 import json
 import os
@@ -32,7 +32,7 @@ def of(folder, document='file'):
   return source.fingerprint('train', source.open('train'))
 
 
-def test_a_copy_with_other_times_is_the_same(folder, tmp_path):
+def test_a_copy_with_other_times_has_the_same_fingerprint(folder, tmp_path):
   before = of(folder)
   copy = shutil.copytree(folder, tmp_path / 'copy')
   for number, path in enumerate(sorted(copy.iterdir())):
@@ -70,7 +70,7 @@ def test_the_file_that_changed_is_named(folder, change, named):
 
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(size=st.integers(1, 1 << 16), place=st.floats(0, 1, exclude_max=True))
-def test_of_a_small_file_every_byte_counts(tmp_path, size, place):
+def test_every_byte_of_a_small_file_counts(tmp_path, size, place):
   content = bytearray(size)
   (tmp_path / 'a').write_bytes(content)
   before = fingerprint.of_files([str(tmp_path / 'a')])
@@ -79,7 +79,7 @@ def test_of_a_small_file_every_byte_counts(tmp_path, size, place):
   assert fingerprint.of_files([str(tmp_path / 'a')]) != before
 
 
-def test_of_a_large_file_the_first_and_the_last_byte_count_and_little_is_read(tmp_path):
+def test_the_first_and_last_byte_of_a_large_file_count_and_little_is_read(tmp_path):
   path = tmp_path / 'a'
   path.write_bytes(bytes(10**6))
   found = [fingerprint.of_files([str(path)])]
@@ -91,7 +91,7 @@ def test_of_a_large_file_the_first_and_the_last_byte_count_and_little_is_read(tm
   assert found[0] != found[1] != found[2]
 
 
-def test_of_a_million_files_some_are_looked_into(tmp_path, monkeypatch):
+def test_only_some_of_a_million_files_are_read(tmp_path, monkeypatch):
   paths = [str(tmp_path / f'{number:03}') for number in range(200)]
   for path in paths:
     open(path, 'w').close()
@@ -99,13 +99,13 @@ def test_of_a_million_files_some_are_looked_into(tmp_path, monkeypatch):
   assert found['files'] == '200' and {'000', '199'} < found.keys() and len(found) < 70
 
 
-# ---- sources that are no files --------------------------------------------------------------------------------------
+# ---- sources without files ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('config', [
     dict(name='digits'), dict(name='digits_with_captions'), dict(name='clusters'), dict(name='chitchat'),
     dict(name='mixture', sources=dict(a=dict(name='chitchat'), b=dict(name='python_prose')))])
-def test_the_same_source_has_the_same_fingerprint_and_its_splits_have_others(config):
+def test_a_source_keeps_its_fingerprint_and_each_split_has_its_own(config):
   def of(split):
     source = SOURCES.build(config, 'config.data.source')
     return source.fingerprint(split, source.open(split))
@@ -118,19 +118,19 @@ def test_the_same_source_has_the_same_fingerprint_and_its_splits_have_others(con
     lambda examples: [*examples[:-1], dict(examples[-1], text='another')],
     lambda examples: [dict(one, image=one['image'].astype(np.float64)) for one in examples],
     lambda examples: [dict(one, image=one['image'].reshape(4, 1)) for one in examples]])
-def test_examples_that_were_added_lost_or_changed_are_others(change):
+def test_added_lost_or_changed_examples_change_the_fingerprint(change):
   examples = [dict(image=np.full((2, 2), number, np.float32), label=number, text=f'number {number}', tags=['a', None])
               for number in range(5)]
   assert fingerprint.of_examples(examples) == fingerprint.of_examples(list(examples))
   assert fingerprint.of_examples(change(examples)) != fingerprint.of_examples(examples)
 
 
-def test_objects_without_bytes_of_their_own_are_the_same_in_every_process():
+def test_objects_without_bytes_have_one_fingerprint_in_every_process():
   one, other = ([{'image': object(), 'label': 3}] for _ in range(2))
   assert fingerprint.of_examples(one) == fingerprint.of_examples(other)
 
 
-def test_the_tokenizer_s_file_is_part_of_what_a_run_of_text_begins_with(folder, tmp_path):
+def test_the_tokenizer_file_is_part_of_the_fingerprint_of_text(folder, tmp_path):
   tokenizers = pytest.importorskip('tokenizers')
   path = tmp_path / 'tokenizer.json'
 

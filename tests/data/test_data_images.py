@@ -1,4 +1,4 @@
-"""The pipeline 'images': order, shares, resuming and padding, and that batches are what the config says they are."""
+"""The pipeline 'images': order, shares, resuming, padding, and batches that match the config."""
 import dataclasses
 import itertools
 import json
@@ -18,7 +18,7 @@ DIGITS = dict(name='images', source=dict(name='digits', test_examples=90), image
 
 @dataclasses.dataclass
 class Held(Source):
-  """Examples written in a test, the same in both splits."""
+  """Examples given by a test, the same in both splits."""
   examples: object
   where: str = 'config.data.source'
   num_classes: int = 10
@@ -36,7 +36,7 @@ def build(examples=None, **changes):
 
 
 def numbered(count, **changes):
-  """A pipeline over 1x1 images whose only pixel, in 1/1000, is the number of the example; the label is its parity."""
+  """A pipeline over 1x1 images whose pixel is the index of the example / 1000; the label is its parity."""
   numbers = np.arange(count)
   examples = Arrays(image=(numbers / 1000).astype(np.float32).reshape(-1, 1, 1), label=(numbers % 2).astype(np.int32))
   return build(examples, image_size=1, mean=0, std=.001, **changes)
@@ -57,7 +57,7 @@ def assert_spec(pipeline, batch, batch_size=None):
   assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {n: (s.shape, s.dtype) for n, s in spec.items()}
 
 
-def test_batches_are_what_batch_spec_says():
+def test_batches_match_batch_spec():
   pipeline = build()
   assert_spec(pipeline, next(pipeline.train(0)))
   for batch in pipeline.evaluate('test', batch_size=32):
@@ -70,7 +70,7 @@ def test_a_config_dict_builds_the_same_pipeline():
 
 
 @pytest.mark.parametrize('threads', [0, 2])
-def test_every_example_is_seen_once_an_epoch_with_its_label(threads):
+def test_every_example_is_seen_once_per_epoch_with_its_label(threads):
   batches = numbered(24, batch_size=10, threads=threads).train(5)
   taken = list(itertools.islice(batches, 12))  # five epochs
   numbers = sum(map(numbers_of, taken), [])
@@ -100,7 +100,7 @@ def test_a_restored_state_continues_with_the_same_batches_and_any_threads(steps,
 
 
 @pytest.mark.parametrize('rows', [[0, 1, 2, 3, 4], [7, 8, 9], [0, 3, 5]])
-def test_any_rows_of_a_batch_can_be_had_without_the_others(rows):
+def test_any_rows_of_a_batch_can_be_read_without_the_others(rows):
   whole, some = (numbered(24, batch_size=10).train(5, wanted) for wanted in (None, np.array(rows)))
   for _ in range(6):
     batch = next(whole)
@@ -150,14 +150,14 @@ def test_images_of_another_size_are_resized():
   np.testing.assert_allclose(batch['image'][..., 0], np.stack(expected) / 255, atol=1e-6)
 
 
-def test_random_crops_of_a_row_are_the_same_whichever_others_are_read():
+def test_random_crops_of_a_row_do_not_depend_on_the_other_rows_read():
   config = dict(image_size=6, crop='inception', batch_size=4)
   whole = next(build(**config).train(0))
   parts = [next(build(**config).train(0, rows)) for rows in (np.arange(2), np.arange(2, 4))]
   assert_equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
 
 
-def test_several_labels_an_image_are_a_row_of_zeros_and_ones():
+def test_several_labels_per_image_are_a_row_of_zeros_and_ones():
   examples = [{'image': np.zeros((8, 8), np.uint8), 'label': label} for label in ([1, 9], [], [0])]
   pipeline = build(examples, multi_label=True, batch_size=3)
   batch, = pipeline.evaluate()
@@ -183,12 +183,13 @@ def test_a_split_without_examples_is_refused():
     (dict(threads=-1), 'config.data.threads must be an int of at least 0, not -1'),
     (dict(readers=3), 'config.data.readers must be an int of at least 1 and that divides batch_size, not 3'),
     (dict(image_size=0), 'config.data.image_size must be an int of at least 1, not 0'),
-    (dict(mean=(0, 0, 0)), 'config.data.mean must be one number or 1, one a channel, not 3'),
+    (dict(mean=(0, 0, 0)), 'config.data.mean must be a float or 1 of them, one per channel, not 3'),
     (dict(source=dict(name='digit')), "config.data.source.name: there is no source 'digit'. Did you mean 'digits'"),
     (dict(source=dict(name='digits', seed=1)), 'config.data.source.seed: Digits has no such key'),
     (dict(source=dict(name='array_record', path='x')), 'config.data.source.num_classes is missing'),
     (dict(augment=(dict(name='flop'),)), r'config.data.augment\[0\].name: there is no augmentation .flop'),
-    (dict(augment=(dict(name='flip'), dict(name='saturation', lower=0., upper=1.))), r'augment\[1\]: saturation needs'),
+    (dict(augment=(dict(name='flip'), dict(name='saturation', lower=0., upper=1.))),
+     r'augment\[1\]: saturation requires images of 3'),
     (dict(crop='centre'), "config.data.crop must be one of 'stretch', 'center', 'inception'"),
 ])
 def test_configs_that_cannot_work_are_refused(changes, message):
@@ -206,7 +207,7 @@ def test_a_model_that_does_not_fit_is_refused():
                            (dict(channels=3), 'config.model.channels is 3, but config.data.channels is 1')):
     with pytest.raises(ConfigError, match=message):
       pipeline.check({**fits, **changes})
-  with pytest.raises(ConfigError, match="gives labelled images, and the model 'decoder' has no num_classes"):
+  with pytest.raises(ConfigError, match="gives labelled images, but the model 'decoder' has no num_classes"):
     pipeline.check(dict(name='decoder', vocab_size=3))
 
 

@@ -1,4 +1,4 @@
-"""The pipeline 'language_model': rows and targets against the text of the documents they come from."""
+"""The pipeline 'language_model': rows and targets against the text of their documents."""
 import itertools
 import json
 
@@ -30,7 +30,7 @@ def build(folder):
 
 
 def documents_in(batches):
-  """What the rows hold, cut at segments: lists of (tokens, targets)."""
+  """The contents of rows, cut at segments: lists of (tokens, targets)."""
   pieces = []
   for batch in batches:
     for row in range(len(batch['tokens'])):
@@ -41,11 +41,11 @@ def documents_in(batches):
 
 
 def stream_of(texts):
-  """The targets that documents give, one after the other: their bytes, then 257."""
+  """The concatenated targets of documents: their bytes, then 257."""
   return [value for text in texts for value in (*text.encode(), 257)]
 
 
-def test_batches_are_what_batch_spec_says(build):
+def test_batches_match_batch_spec(build):
   pipeline = build()
   for batch, size in ((next(pipeline.train(0)), None), *((batch, 6) for batch in pipeline.evaluate('test', 6))):
     spec = pipeline.batch_spec(size)
@@ -57,7 +57,7 @@ def test_evaluation_predicts_every_byte_and_every_end_once_in_order(build):
   targets = np.concatenate([batch['targets'].ravel()[batch['loss_mask'].ravel() > 0] for batch in batches])
   expected = stream_of(['één', 'two', 'x' * 40])
   assert targets.tolist() == expected
-  # 5 + 3 + 40 bytes of text; the ends stand for none, padding is masked and stands for none.
+  # 5 + 3 + 40 bytes of text; the ends stand for no bytes, padding is masked and stands for none.
   num_bytes = np.concatenate([batch['target_bytes'].ravel() for batch in batches])
   assert num_bytes.sum() == 48 and num_bytes[:len(expected)].tolist() == [int(value != 257) for value in expected]
   assert not num_bytes[len(expected):].any()
@@ -67,7 +67,7 @@ def test_every_target_is_the_token_that_comes_next_in_its_document(build):
   previous = 257
   for tokens, targets in documents_in(build().evaluate('test')):
     assert tokens[1:] == targets[:-1]
-    # A document starts from 256, or goes on in the next row from the last target of the row before.
+    # A document starts from 256, or continues in the next row from the last target of the previous one.
     assert tokens[0] == (256 if previous == 257 else previous)
     previous = targets[-1]
 
@@ -81,8 +81,8 @@ def test_positions_restart_with_each_segment(build):
         np.testing.assert_array_equal(held, np.arange(len(held)))
 
 
-def test_training_sees_every_document_once_an_epoch_whatever_the_packing(build):
-  # Without shuffling rows, the stream of targets is the documents in their order: cut it at the ends.
+def test_training_sees_every_document_once_per_epoch_whatever_the_packing(build):
+  # Without shuffling rows, the stream of targets is the documents in order: cut it at the ends.
   epoch = len(stream_of(TEXTS))
   batches = build(shuffle_batches=1, batch_size=1).train(0)
   stream = []
@@ -118,7 +118,7 @@ def test_a_restored_state_continues_with_the_same_batches_and_any_threads(build,
       np.testing.assert_array_equal(value, batch[name])
 
 
-def test_readers_read_different_documents_and_together_all(build):
+def test_readers_read_disjoint_documents_and_together_all(build):
   epochs = []
   for row in range(3):
     batches = build(batch_size=3, readers=3, shuffle_batches=1).train(0, np.array([row]))
@@ -126,14 +126,14 @@ def test_readers_read_different_documents_and_together_all(build):
     while stream.count(257) < 14:
       stream += next(batches)['targets'].ravel().tolist()
     epochs.append(''.join(chr(value) if value < 256 else '|' for value in stream).split('|')[:14])
-  # 21 documents over 3 readers are 7 an epoch each.
+  # 21 documents over 3 readers are 7 each per epoch.
   for start in (0, 7):
     assert sorted(sum((documents[start:start + 7] for documents in epochs), [])) == sorted(TEXTS)
 
 
 @pytest.mark.parametrize('readers', [1, 2, 4])
 @pytest.mark.parametrize('rows', [[0, 1], [2, 3], [1, 2, 3]])
-def test_any_rows_of_a_batch_can_be_had_without_the_others(build, readers, rows):
+def test_any_rows_of_a_batch_can_be_read_without_the_others(build, readers, rows):
   whole, some = (build(batch_size=4, readers=readers).train(5, wanted) for wanted in (None, np.array(rows)))
   for _ in range(9):
     batch, part = next(whole), next(some)
@@ -141,7 +141,7 @@ def test_any_rows_of_a_batch_can_be_had_without_the_others(build, readers, rows)
       np.testing.assert_array_equal(part[name], batch[name][rows])
 
 
-def test_the_states_of_some_rows_together_continue_any_others(build):
+def test_the_states_of_all_processes_resume_any_rows(build):
   def start(rows):
     return build(batch_size=4, readers=4).train(5, np.array(rows))
   halves, whole = [start([0, 1]), start([2, 3])], start(range(4))
@@ -158,7 +158,7 @@ def test_the_states_of_some_rows_together_continue_any_others(build):
       np.testing.assert_array_equal(next(resumed)['tokens'], next(expected)['tokens'])
 
 
-def test_shares_of_an_evaluation_are_the_whole_batch(build):
+def test_shares_of_an_evaluation_make_up_the_whole_batch(build):
   whole = list(build().evaluate('train'))
   half = len(whole[0]['tokens']) // 2
   shares = [list(build().evaluate('train', rows=rows)) for rows in (np.arange(half), np.arange(half, 2 * half))]
@@ -184,7 +184,7 @@ def test_a_model_that_does_not_fit_is_refused(build):
   build().check(dict(name='decoder', vocab_size=258))
   with pytest.raises(ConfigError, match='config.model.vocab_size is 256, but config.data gives ids below 258'):
     build().check(dict(name='decoder', vocab_size=256))
-  with pytest.raises(ConfigError, match="config.data gives tokens, and the model 'vision' has no vocab_size"):
+  with pytest.raises(ConfigError, match="config.data gives tokens, but the model 'vision' has no vocab_size"):
     build().check(dict(name='vision', num_classes=10))
 
 

@@ -1,4 +1,4 @@
-"""Long documents are tokenized in pieces of bounded size, and nothing of what is learnt from shows it."""
+"""Long documents are tokenized in pieces of bounded size, with the same batches as if whole."""
 import itertools
 import json
 import tracemalloc
@@ -33,7 +33,7 @@ def batches(built, count):
 
 
 @pytest.mark.parametrize('name', ['language_model', 'span_corruption'])
-def test_batches_are_those_of_whole_documents(tmp_path, monkeypatch, name):
+def test_pieces_give_the_same_batches_as_whole_documents(tmp_path, monkeypatch, name):
   (tmp_path / 'a.txt').write_text(text(12))
   cut = batches(pipeline(tmp_path, name), 20)
   monkeypatch.setattr(tokenizers, '_LONGEST_PIECE', 1 << 20)
@@ -68,7 +68,7 @@ def test_pieces_are_the_text_and_begin_with_white_space_where_there_is_some(text
     assert piece[0].isspace() or not any(map(str.isspace, before[1:]))
 
 
-def test_words_are_the_same_in_pieces():
+def test_words_keep_their_ids_in_pieces():
   built = TOKENIZERS.build(dict(name='hashed_words', vocab_size=1000), 'x')
   document = {'text': 'some words, and more of them than fit a piece'}
   ids, num_bytes = built.encode(document)

@@ -1,4 +1,4 @@
-"""Mixtures: what batches say of the source of every token, against the texts, which give their source away."""
+"""Mixtures: the task of every token against its text, which reveals its source."""
 import itertools
 import json
 
@@ -9,10 +9,10 @@ from moejax import data
 from moejax.config import ConfigError
 from moejax.data import mixture
 
-# Letters of its own for each source, and more documents in one than in the others.
+# Each source has its own letters, and one has more documents than the others.
 TEXTS = {'beta': ['b' * n for n in range(3, 30)], 'alpha': ['a' * n for n in (5, 40, 9)],
          'gamma': ['g' * n for n in (11, 7, 13, 2)]}
-LETTERS = np.array([ord('a'), ord('b'), ord('g')])  # of the tasks, which are in alphabetical order
+LETTERS = np.array([ord('a'), ord('b'), ord('g')])  # of the tasks, in alphabetical order
 
 
 @pytest.fixture(scope='module')
@@ -52,13 +52,13 @@ def test_the_encoder_and_the_decoder_name_the_source_too(build):
       np.testing.assert_array_equal(LETTERS[batch[f'{side}_tasks']][letters], batch[tokens][letters])
 
 
-def test_balanced_batches_have_equally_many_rows_of_every_source_each_of_one(build):
+def test_balanced_batches_have_equally_many_rows_of_each_source(build):
   for batch in itertools.islice(build(balance='tasks').train(0), 20):
     assert (batch['tasks'] == batch['tasks'][:, :1]).all()
     assert np.bincount(batch['tasks'][:, 0]).tolist() == [2, 2, 2]
 
 
-def test_a_balanced_source_gives_each_of_its_documents_once_an_epoch(build):
+def test_a_balanced_source_gives_each_document_once_per_epoch(build):
   streams = dict.fromkeys(range(3), '')
   batches = build(balance='tasks', batch_size=3, shuffle_batches=1).train(0)
   for batch in itertools.islice(batches, 60):
@@ -84,7 +84,7 @@ def test_a_restored_state_continues_with_the_same_batches(build, balance, steps)
       np.testing.assert_array_equal(batch[name], expected[name])
 
 
-def test_any_rows_of_a_balanced_batch_can_be_had_without_the_others(build):
+def test_any_rows_of_a_balanced_batch_can_be_read_without_the_others(build):
   rows = np.array([1, 4])
   whole, some = (build(balance='tasks').train(3, wanted) for wanted in (None, rows))
   for _ in range(5):
@@ -93,18 +93,18 @@ def test_any_rows_of_a_balanced_batch_can_be_had_without_the_others(build):
       np.testing.assert_array_equal(part[name], batch[name][rows])
 
 
-def test_what_cannot_be_mixed_or_balanced_is_refused(build, folder):
+def test_sources_that_cannot_be_mixed_or_balanced_are_refused(build, folder):
   with pytest.raises(ConfigError, match='config.data.source.sources must be a dict that is not empty'):
     build(sources=())
   with pytest.raises(ConfigError, match='batch_size must be a multiple of 3, the number of tasks'):
     build(balance='tasks', batch_size=4)
-  with pytest.raises(ConfigError, match="the source 'text' has none. Use the source 'mixture'"):
+  with pytest.raises(ConfigError, match="the source 'text' has no tasks. Use the source 'mixture'"):
     build(balance='tasks', source=dict(name='text', files=str(folder / 'beta')))
   with pytest.raises(ConfigError, match=r'sources.beta.file: .* Did you mean .files.'):
     build(source=dict(name='mixture', sources=dict(beta=dict(name='text', file='x'))))
 
 
-def test_the_default_domains_are_there_and_unlike_each_other():
+def test_the_default_domains_exist_and_differ():
   source = mixture.Mixture(where='config.data.source')
   assert source.tasks == ('code', 'dialogue', 'prose')
   examples = {split: source.open(split) for split in source.splits}

@@ -13,7 +13,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=9), min_si
 
 
 def witten_bell(word, history, train, vocab_size, order):
-  """The recursion as it is written, over a list of (history, word) pairs."""
+  """The recursion as written, over a list of (history, word) pairs."""
   pairs = [(tuple(ids[at - order + 1:at]), ids[at]) for ids in train for at in range(order - 1, len(ids))]
 
   def p(history):
@@ -38,7 +38,7 @@ def test_bigrams_of_abab_by_hand():
 
 
 @given(train=DOCUMENTS, test=DOCUMENTS, order=st.integers(1, 3))
-def test_probabilities_are_those_of_the_recursion(train, test, order):
+def test_probabilities_match_the_recursion(train, test, order):
   bits = target_bits([np.array(ids) for ids in train], [np.array(ids) for ids in test], order, 4)
   expected = [witten_bell(ids[at], ids[at - order + 1:at], train, 4, order)
               for ids in test for at in range(order - 1, len(ids))]
@@ -62,13 +62,13 @@ def test_a_markov_chain_is_learnt_up_to_its_entropy():
   assert pipeline.source.component_bits - .02 < bits['bits_per_byte'] < pipeline.source.component_bits + .03
 
 
-def test_bits_per_byte_count_the_ends_but_no_bytes_for_them(tmp_path):
+def test_bits_per_byte_include_the_bits_of_ends_but_no_bytes(tmp_path):
   (tmp_path / 'a.txt').write_text('ab\nab\n')
   files = dict(train=str(tmp_path / 'a.txt'), test=str(tmp_path / 'a.txt'))
   pipeline = data.build(dict(name='language_model', length=8, batch_size=1, tokenizer=dict(name='bytes'),
                              source=dict(name='text', files=files, document='line')))
   bits = trigram_baseline(pipeline)
-  # 4 bytes, and 2 ends besides.
+  # 4 bytes, plus 2 ends.
   assert bits['bits_per_byte'] * 4 == pytest.approx(bits['bits_per_target'] * 6)
 
 

@@ -1,4 +1,4 @@
-"""The training order against what a shuffle must be: a permutation every epoch, without visible structure."""
+"""The training order as a shuffle: a permutation every epoch, without visible structure."""
 import itertools
 
 import numpy as np
@@ -15,7 +15,7 @@ def test_every_epoch_holds_every_example_once(length, seed, epoch):
 
 
 @given(start=st.integers(0, 5000), count=st.integers(1, 600))
-def test_a_position_gives_the_same_example_whichever_way_it_is_asked_for(start, count):
+def test_a_position_gives_the_same_example_by_any_access(start, count):
   order = Order(700, 3)
   positions = np.arange(start, start + count)
   together = order(positions)

@@ -1,4 +1,4 @@
-"""Packed records: what goes in comes out, and files that are not whole are refused."""
+"""Packed records: examples survive the round trip, and incomplete files are refused."""
 import json
 import subprocess
 import sys
@@ -80,13 +80,13 @@ def test_a_truncated_shard_is_refused_by_name(tmp_path, keep):
   source = packed(tmp_path)
   path = tmp_path / 'packed' / 'train-00001-of-00002.array_record'
   path.write_bytes(path.read_bytes()[:keep])
-  with pytest.raises(DataError, match='train-00001-of-00002.array_record: not a whole ArrayRecord file'):
+  with pytest.raises(DataError, match='train-00001-of-00002.array_record: not a complete ArrayRecord file'):
     source.open('train')
 
 
-def test_a_missing_shard_an_interrupted_packing_and_a_second_one_are_refused(tmp_path):
+def test_missing_shards_and_interrupted_or_repeated_packing_are_refused(tmp_path):
   source = packed(tmp_path)
-  with pytest.raises(DataError, match='holds packed data already'):
+  with pytest.raises(DataError, match='already holds packed data'):
     packed(tmp_path)
   (tmp_path / 'packed' / 'train-00001-of-00002.array_record').unlink()
   with pytest.raises(DataError, match="25 examples in split 'train', but info.json says 50"):
@@ -113,12 +113,12 @@ def test_wrong_arguments_are_refused_in_a_sentence(tmp_path, flags, sentence):
   assert not (tmp_path / 'x').exists()
 
 
-def test_a_package_that_a_source_lacks_is_a_sentence_too():
+def test_a_missing_package_is_refused_in_a_sentence():
   with pytest.raises(Explained, match="needs the package no-such-thing.*pip install 'moejax\\[hub\\]'"):
     source.require('no_such_thing', 'no-such-thing', 'The source x', 'hub')
 
 
-# what is at the folder already
+# existing contents of the folder
 
 def lines(tmp_path):
   (tmp_path / 'a.txt').write_text('\n'.join(map(str, range(7))))
@@ -147,7 +147,7 @@ def test_an_interrupted_packing_leaves_nothing_and_can_be_repeated_with_other_sh
 def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path, name):
   (tmp_path / 'packed').mkdir()
   (tmp_path / 'packed' / name).write_text('x')
-  with pytest.raises(DataError, match='packed is a file, or holds files that are not a whole packing. Choose another'):
+  with pytest.raises(DataError, match='packed is a file, or holds files other than packed data. Choose another'):
     pack.pack(lines(tmp_path), str(tmp_path / 'packed'))
   assert [path.name for path in (tmp_path / 'packed').iterdir()] == [name]
 
@@ -160,19 +160,19 @@ def test_an_empty_folder_is_filled_and_folders_above_are_made(tmp_path):
 
 
 @pytest.mark.parametrize('inside', ['', '/packed'])
-def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path, inside):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path, inside):
   (tmp_path / 'file').write_text('x')
   with pytest.raises(DataError, match='file(/packed cannot be written| is a file, or)'):
     pack.pack(lines(tmp_path), f'{tmp_path}/file{inside}')
 
 
 @pytest.mark.parametrize('shards', [0, -1, -2**40])
-def test_fewer_shards_than_one_are_refused(tmp_path, shards):
+def test_less_than_one_shard_is_refused(tmp_path, shards):
   with pytest.raises(ConfigError, match=f'--shards must be 1 or more, not {shards}'):
     pack.pack(lines(tmp_path), str(tmp_path / 'packed'), shards=shards)
 
 
-def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, monkeypatch):
   def full(path):
     raise RuntimeError('write failed: No space left on device\nstack trace')
   monkeypatch.setattr(records, 'writer', full)

@@ -1,4 +1,4 @@
-"""Packing against what it must keep: every document, whole and in order, and exact resuming anywhere."""
+"""Packing: every document stays whole and in order, and resuming is exact anywhere."""
 import functools
 import json
 
@@ -13,7 +13,7 @@ LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=30)
 
 
 def documents_of(lengths):
-  """Documents of distinct values, so that each token says where it is from: 100 * document + place, from 100."""
+  """Documents of distinct values, so that each token reveals its origin: 100 * document + place, from 100."""
   return [100 * index + np.arange(length) for index, length in enumerate(lengths, 1)]
 
 
@@ -61,7 +61,7 @@ def test_concatenated_rows_hold_all_documents_in_order_with_padding_only_at_the_
 
 
 @given(lengths=LENGTHS, length=st.integers(1, 17), part=st.integers(1, 24), batches=st.integers(1, 3))
-def test_the_parts_that_documents_are_made_in_do_not_show(lengths, length, part, batches):
+def test_rows_do_not_depend_on_the_parts_of_documents(lengths, length, part, batches):
   whole, cut = (rows_of(concat(lengths, length, 2, batches, part=size)) for size in (24, part))
   assert (whole is None) == (cut is None)
   for name in whole or ():
@@ -85,7 +85,7 @@ def test_segments_number_the_documents_of_a_row_and_positions_count_within_them(
 
 @given(lengths=st.lists(st.integers(1, 23), min_size=1, max_size=30), batch_size=st.integers(1, 4),
        batches=st.integers(1, 3))
-def test_first_fit_keeps_every_piece_whole_and_its_sides_in_one_row_and_segment(lengths, batch_size, batches):
+def test_first_fit_keeps_pieces_whole_and_both_sides_in_one_row_and_segment(lengths, batch_size, batches):
   rows = rows_of(first_fit(lengths, batch_size, batches))
   found = []
   for row in range(len(rows['tokens'])):
@@ -118,7 +118,7 @@ def test_a_restored_state_continues_with_the_same_batches(lengths, batch_size, b
     next(iterator)
   state = json.loads(json.dumps(iterator.get_state()))
   resumed = iter(packing)
-  next(resumed, None)  # the state replaces whatever was going on
+  next(resumed, None)  # the state replaces the current one
   resumed.set_state(state)
   rest = list(resumed)
   assert len(rest) == len(whole) - min(stop, len(whole))

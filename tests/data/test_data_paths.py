@@ -1,4 +1,4 @@
-"""Where data is: paths are taken as they are written, but for `*` and `~`; what is elsewhere is refused."""
+"""Paths of data: taken literally except for `*` and `~`; URLs are refused."""
 import os
 
 import pytest
@@ -31,7 +31,7 @@ def test_packed_data_are_found_in_a_folder_of_any_name(tmp_path, name):
   assert sorted(packed[index]['text'] for index in range(len(packed))) == ['one', 'two']
 
 
-def test_splits_whose_names_begin_alike_are_told_apart(tmp_path):
+def test_splits_with_a_common_prefix_are_distinguished(tmp_path):
   for name, text in (('a', 'one\ntwo'), ('b', 'three')):
     (tmp_path / name).write_text(text)
   files = {'train': str(tmp_path / 'a'), 'train-2': str(tmp_path / 'b')}
@@ -57,7 +57,7 @@ def test_a_url_is_refused_by_every_source_of_files_and_never_a_folder_of_that_na
   for config in (dict(name='text', files=url), dict(name='jsonl', files=dict(train=url)),
                  dict(name='array_record', path=url), dict(name='idx', path=url, num_classes=2),
                  dict(name='spoken_digits', path=url)):
-    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, and only files of this machine are'):
+    with pytest.raises(DataError, match=r'source\.(files|path).*: .* is a URL, but only local files can'):
       SOURCES.build(config, 'source').open('train')
   for config in (dict(name='sentencepiece'), dict(name='huggingface', end_token='x')):
     with pytest.raises(DataError, match='tokenizer.path: .* is a URL'):

@@ -1,4 +1,4 @@
-"""Numbers that no data set can have are refused, each by its key, before a file is opened."""
+"""Values out of range are refused, each by its key, before a file is opened."""
 import inspect
 import re
 
@@ -32,7 +32,7 @@ AUGMENTATION = {'flip': {}, 'pad_crop': dict(padding=1), 'brightness': dict(max_
                 'rotate': dict(max_degrees=9.)}
 ROOMS = {'source': (SOURCES, SOURCE), 'tokenizer': (TOKENIZERS, TOKENIZER), 'pipeline': (PIPELINES, PIPELINE),
          'augmentation': (AUGMENTATIONS, AUGMENTATION)}
-# What may be 0: everything else that is a number may not.
+# Keys that may be 0; no other numeric key may.
 ZERO = {'threads', 'split_seed', 'data_seed', 'padding', 'max_delta', 'lower', 'max_degrees', 'noise', 'mean'}
 
 
@@ -42,7 +42,7 @@ def build(room, name, **changes):
 
 
 def numbers():
-  """(room, name, key) of every key that takes numbers."""
+  """(room, name, key) of every numeric key."""
   for room, (registry, _) in ROOMS.items():
     for name in registry:
       for key, parameter in inspect.signature(registry[name]).parameters.items():
@@ -51,7 +51,7 @@ def numbers():
 
 
 @pytest.mark.parametrize('room', ROOMS)
-def test_every_name_is_built_by_these_tests(room):
+def test_these_tests_build_every_name(room):
   registry, configs = ROOMS[room]
   assert set(registry) == set(configs)
   for name in registry:
@@ -59,12 +59,12 @@ def test_every_name_is_built_by_these_tests(room):
 
 
 @pytest.mark.parametrize('room, name, key', list(numbers()))
-def test_numbers_that_cannot_be_are_refused_by_their_key(room, name, key):
+def test_numbers_out_of_range_are_refused_by_their_key(room, name, key):
   for value in (-3, 0, 2**31, 1e400, float('nan')):
     if value == 0 and key in ZERO or value == -3 and key == 'mean':
       build(room, name, **{key: value})
     else:
-      # Bounds are judged together: a `lower` that is above `upper` is said of the one or the other.
+      # Bounds are checked together: a `lower` above `upper` may be reported for either key.
       with pytest.raises(ConfigError, match=rf'^config\.here\.({key}|{"upper" if key == "lower" else key})\b'):
         build(room, name, **{key: value})
 
@@ -80,19 +80,19 @@ def test_numbers_that_cannot_be_are_refused_by_their_key(room, name, key):
     (dict(source=dict(name='text', files={})), 'source.files must be a string that is not empty or a dict that is not'),
     (dict(source=dict(name='text', files='')), 'source.files must be a string that is not empty'),
     (dict(source=dict(name='jsonl', files=dict(train=3))),
-     'source.files.train must be a string that is not empty, not 3'),
+     'source.files.train must be a non-empty string, not 3'),
     (dict(source=dict(name='huggingface', dataset='x', fields=dict(text=['a']), partitions=dict(train='x'))),
-     'source.fields.text must be a string'),
+     'source.fields.text must be a non-empty string'),
     (dict(source=dict(name='tfds', dataset='x', fields=dict(text='a'), partitions=dict(train=None))),
-     'source.partitions.train must be a string'),
+     'source.partitions.train must be a non-empty string'),
     (dict(source=dict(name='array_record', path='x', splits=())), 'source.splits must be a tuple'),
     (dict(source=dict(name='array_record', path='x', splits=(3,))), 'source.splits must be a tuple')])
-def test_what_cannot_be_is_refused_in_a_sentence(changes, sentence):
+def test_invalid_values_are_refused_in_a_sentence(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     data.build({'name': 'images', **PIPELINE['images'], **changes})
 
 
-def test_the_longest_text_to_corrupt_is_found_at_once():
+def test_the_longest_text_to_corrupt_is_found_fast():
   from moejax.data.span_corruption import corrupted_lengths, noise_counts
   tokens, targets = corrupted_lengths(2**31 - 1, 0.15, 3.0, 'config.data')
   for more, fits in ((0, True), (1, False)):

@@ -1,4 +1,4 @@
-"""Sources of files against bytes written here by hand, and against the packages that hold them."""
+"""Sources of files against hand-written bytes, and against the packages that hold them."""
 import gzip
 import json
 import struct
@@ -42,7 +42,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones():
 
 # digits
 
-def test_digits_are_those_of_scikit_learn_in_two_disjoint_splits():
+def test_the_digits_of_scikit_learn_are_in_two_disjoint_splits():
   built = source(name='digits')
   train, test = everything(built.open('train')), everything(built.open('test'))
   assert (len(train), len(test)) == (1437, 360)
@@ -76,12 +76,12 @@ def test_a_folder_of_idx_files_is_a_source(tmp_path, zipped):
 
 
 @pytest.mark.parametrize('raw, message', [
-    (IMAGES[:-1], r'says \(2, 1, 3\), 6 bytes, but 5 follow'),
+    (IMAGES[:-1], r'declares \(2, 1, 3\), 6 bytes, but 5 follow'),
     (IMAGES + b'x', '6 bytes, but 7 follow'),
     (b'\0\0\x0d\x01' + struct.pack('>I', 1) + b'1234', 'not an IDX file of bytes'),
     (b'', 'not an IDX file of bytes'),
 ])
-def test_an_idx_file_that_is_not_what_its_header_says_is_refused(tmp_path, raw, message):
+def test_an_idx_file_that_contradicts_its_header_is_refused(tmp_path, raw, message):
   (tmp_path / 'x').write_bytes(raw)
   with pytest.raises(DataError, match=message):
     read_idx(str(tmp_path / 'x'))
@@ -92,9 +92,9 @@ ZIPPED = gzip.compress(IMAGES, mtime=0)
 
 @pytest.mark.parametrize('broken', [ZIPPED[:-9], b'not gzip', ZIPPED[:12] + b'\xff' * 20],
                          ids=['cut short', 'not gzip', 'damaged'])
-def test_a_broken_gzip_file_is_refused(tmp_path, broken):
+def test_a_corrupt_gzip_file_is_refused(tmp_path, broken):
   (tmp_path / 'x.gz').write_bytes(broken)
-  with pytest.raises(DataError, match='x.gz: broken gzip file'):
+  with pytest.raises(DataError, match='x.gz: corrupt gzip file'):
     read_idx(str(tmp_path / 'x.gz'))
 
 
@@ -107,7 +107,7 @@ def test_different_numbers_of_images_and_labels_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_fashion_mnist_as_debian_installs_it():
-  # apt-get install dataset-fashion-mnist; 6,000 and 1,000 examples a class (Xiao et al. 2017, section 2).
+  # apt-get install dataset-fashion-mnist; 6,000 and 1,000 examples per class (Xiao et al. 2017, section 2).
   for split, size in (('train', 6000), ('test', 1000)):
     examples = source(name='fashion_mnist').open(split)
     assert examples[0]['image'].shape == (28, 28)
@@ -116,12 +116,12 @@ def test_fashion_mnist_as_debian_installs_it():
 
 # text
 
-def test_a_dialogue_is_one_line_a_turn():
+def test_a_dialogue_is_one_line_per_turn():
   turns = [[{'text': 'Hello'}, {'text': 'how are\nyou?'}], [{'text': ' '}], [{'text': 'fine'}]]
   assert dialogue_text(turns) == 'Hello how are you?\nfine'
 
 
-def test_chitchat_dialogues_are_in_one_split_each():
+def test_each_chitchat_dialogue_is_in_one_split():
   built = source(name='chitchat')
   train, test = ([example['text'] for example in everything(built.open(split))] for split in ('train', 'test'))
   # 7,168 conversations are in the package; one in ten is for testing.
@@ -181,7 +181,7 @@ def test_a_broken_json_line_is_refused_with_its_number(tmp_path, line, message):
 
 def test_a_truncated_gzip_of_json_lines_is_refused(tmp_path):
   (tmp_path / 'a.jsonl.gz').write_bytes(gzip.compress(b'{"text": "x"}\n' * 100)[:-10])
-  with pytest.raises(DataError, match='a.jsonl.gz: broken gzip'):
+  with pytest.raises(DataError, match='a.jsonl.gz: corrupt gzip'):
     source(name='jsonl', files=dict(train=str(tmp_path / 'a.jsonl.gz'))).open('train')
 
 

@@ -1,4 +1,4 @@
-"""Span corruption: the text comes back from encoder and decoder, and counts are those of T5's formula."""
+"""Span corruption: encoder and decoder restore the text, and counts follow T5's formula."""
 import itertools
 import json
 
@@ -34,7 +34,7 @@ def texts_of(folder):
 
 
 def reconstruct(encoder, decoder, vocab_size):
-  """Puts what the decoder says after each sentinel in the sentinel's place. Written from the definition alone."""
+  """Replaces each sentinel by the decoder's text after it. Written from the definition alone."""
   spans, current = {}, None
   for token in decoder[:-1]:
     if token > END:
@@ -67,14 +67,14 @@ def test_the_text_comes_back_from_encoder_and_decoder(text, density, mean_span, 
     recovered += reconstruct(encoder.tolist(), targets.tolist(), 258 + 300)
     assert piece['decoder']['decoder_tokens'].tolist() == [START, *targets[:-1]]
     np.testing.assert_array_equal(piece['decoder']['target_bytes'], targets < 256)
-    # What the packing relies on: every chunk, short ones too, fits an empty row.
+    # The packing relies on this: every chunk, even a short one, fits an empty row.
     assert len(encoder) <= 64 and len(targets) <= pipeline.target_length
   dropped = len(text) - len(recovered)
   assert recovered == text[:len(text) - dropped] and dropped == (len(text) % pipeline.chunk_length == 1)
 
 
 @given(length=st.integers(2, 600), density=st.floats(.01, .99), mean_span=st.floats(1, 10), seed=st.integers(0, 99))
-def test_noise_has_the_tokens_and_spans_of_t5s_formula(length, density, mean_span, seed):
+def test_noise_follows_t5s_formula(length, density, mean_span, seed):
   mask = noise_mask(length, density, mean_span, np.random.default_rng(seed))
   noise = min(max(round(length * density), 1), length - 1)
   spans = min(max(round(noise / mean_span), 1), length - noise, noise)
@@ -83,7 +83,7 @@ def test_noise_has_the_tokens_and_spans_of_t5s_formula(length, density, mean_spa
   assert not mask[0] and mask[-1]
 
 
-def test_lengths_are_those_of_t5():
+def test_lengths_match_t5():
   # 568 * 0.15 = 85.2 -> 85 noise tokens in round(85 / 3) = 28 spans. The encoder reads 568 - 85 + 28 + 1 = 512, the
   # decoder writes 85 + 28 + 1 = 114, as in the T5 code's documentation of its pretraining lengths.
   assert noise_counts(568, .15, 3.) == (85, 28)
@@ -92,7 +92,7 @@ def test_lengths_are_those_of_t5():
   assert corrupted_lengths(8, .15, 3., 'x') == (7, 3)
 
 
-def test_every_way_to_cut_spans_is_as_likely():
+def test_all_ways_to_cut_spans_are_equally_likely():
   # 6 tokens, half noise in 2 spans: 3 = 1 + 2 = 2 + 1 on both sides, so 4 masks. Chi-squared with 3 degrees of freedom
   # has its 1 - 1e-6 quantile at 30.7.
   assert noise_counts(6, .5, 1.5) == (3, 2)
@@ -102,7 +102,7 @@ def test_every_way_to_cut_spans_is_as_likely():
   assert len(counts) == 4 and ((counts - 500) ** 2 / 500).sum() < 30.7
 
 
-def test_batches_are_what_batch_spec_says(folder):
+def test_batches_match_batch_spec(folder):
   pipeline = build(folder)
   for batch in (next(pipeline.train(0)), *pipeline.evaluate('test')):
     assert {n: (x.shape, x.dtype) for n, x in batch.items()} == {
@@ -160,17 +160,17 @@ def test_a_restored_state_continues_with_the_same_batches(folder, steps):
 def test_configs_that_cannot_work_are_refused():
   for changes, message in ((dict(noise_density=1.), 'noise_density must be a float above 0 and below 1, not 1.0'),
                            (dict(mean_span=.5), 'mean_span must be a float of at least 1, not 0.5'),
-                           (dict(length=2), 'config.data.length must be 3 or more, not 2'),
-                           (dict(sentinels=1), 'sentinels: a chunk of 34 tokens has 2 spans, but .* Set it to 2')):
+                           (dict(length=2), 'config.data.length must be at least 3, not 2'),
+                           (dict(sentinels=1), 'sentinels: a chunk of 34 tokens has 2 spans, .* to at least 2')):
     with pytest.raises(ConfigError, match=message):
       build(**changes)
-  with pytest.raises(ConfigError, match='span corruption ends its texts with an end token'):
+  with pytest.raises(ConfigError, match='span corruption requires an end token'):
     list(build(tokenizer=dict(name='ids', num_ids=9)).prepare([(np.arange(5), np.ones(5))], (0,)))
 
 
-def test_documents_with_nothing_to_corrupt_are_refused_and_not_waited_for(tmp_path):
+def test_documents_too_short_to_corrupt_are_refused_without_waiting(tmp_path):
   (tmp_path / 'a.txt').write_text('x\ny\n')
-  with pytest.raises(DataError, match='10000 documents in a row held nothing to pack'):
+  with pytest.raises(DataError, match='10000 consecutive documents were empty or too short to pack'):
     next(build(tmp_path).train(0))
   assert list(build(tmp_path).evaluate('test')) == []
 

@@ -26,7 +26,7 @@ def saved(model, folder, **changes):
 
 
 def byte_level():
-  """Every byte is a token, and there is one that ends documents."""
+  """Every byte is a token, plus one that ends documents."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   model = tokenizers.Tokenizer(models.BPE({letter: id for id, letter in enumerate(alphabet)}, []))
   model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -51,7 +51,7 @@ def test_text_that_spells_a_special_token_stays_text_and_comes_back(tmp_path, sp
 
 
 def unigram(folder):
-  """Like T5's: the vocabulary itself spells `</s>`, and would choose it."""
+  """Like T5's: the vocabulary itself contains `</s>`, and would choose it."""
   letters = 'abcdefghijklmnopqrstuvwxyzT</>▁.'
   model = tokenizers.Tokenizer(models.Unigram([('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.),
                                                *((letter, -5.) for letter in letters)], unk_id=2))
@@ -69,7 +69,7 @@ def test_a_vocabulary_that_spells_its_special_tokens_gets_them_in_parts(tmp_path
   assert built.decode(ids).replace(' ', '') == text.replace(' ', '')
 
 
-def test_what_a_vocabulary_does_not_know_is_unknown_and_not_cut(tmp_path):
+def test_text_outside_the_vocabulary_is_unknown_and_not_cut(tmp_path):
   built = unigram(tmp_path)
   ids, num_bytes = built.encode({'text': 'a 日本'})
   assert ids.tolist().count(2) == 1 and num_bytes.tolist()[-1] == 6
@@ -78,7 +78,7 @@ def test_what_a_vocabulary_does_not_know_is_unknown_and_not_cut(tmp_path):
 def test_a_special_token_of_one_character_cannot_be_text(tmp_path):
   path = saved(byte_level(), tmp_path, added_tokens=[added('\u2402', False)])
   built = build('huggingface', path=path, vocab_size=257, end_token='\u2402')
-  with pytest.raises(ValueError, match='the special token 256, and it cannot be cut'):
+  with pytest.raises(ValueError, match='the special token 256, and it cannot be split'):
     built.encode({'text': 'a\u2402b'})
 
 
@@ -87,7 +87,7 @@ def test_unknown_words_that_would_end_a_document_are_refused(tmp_path):
   model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   built = build('huggingface', path=saved(model, tmp_path), vocab_size=2, end_token='</s>')
   assert built.encode({'text': 'a a'})[0].tolist() == [1, 1]
-  with pytest.raises(ValueError, match='the special token 0, and it cannot be cut'):
+  with pytest.raises(ValueError, match='the special token 0, and it cannot be split'):
     built.encode({'text': 'a zebra'})
 
 
@@ -120,7 +120,7 @@ def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path, vocab, e
   config = dict(path=saved(model, tmp_path), end_token='</s>')
   entries = len(vocab)
   if entries != largest + 1:
-    with pytest.raises(DataError, match=f'vocab_size is {entries}, but the largest of the ids in .* is {largest}. '
+    with pytest.raises(DataError, match=f'vocab_size is {entries}, but the largest id in .* is {largest}. '
                                         f'Set it to {largest + 1}'):
       build('huggingface', vocab_size=entries, **config).encode({'text': 'a b'})
   ids, _ = build('huggingface', vocab_size=largest + 1, **config).encode({'text': ' '.join(set(vocab) - {'</s>'})})
@@ -128,12 +128,12 @@ def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path, vocab, e
 
 
 @pytest.mark.parametrize('tokens', [np.array([2**32 + 1]), [5], [-1]])
-def test_documents_of_ids_beyond_the_bound_are_refused_and_do_not_wrap(tokens):
+def test_ids_out_of_bounds_are_refused_and_do_not_wrap(tokens):
   with pytest.raises(DataError, match='num_ids is 5, but a document has ids from'):
     build('ids', num_ids=5).encode({'tokens': tokens})
 
 
 @pytest.mark.parametrize('tokens', [[1.5], ['a'], [None], [[1, 2]], 3])
-def test_documents_of_what_are_no_ids_are_refused(tokens):
-  with pytest.raises((TypeError, ValueError), match='its tokens have the shape|not made of whole numbers'):
+def test_documents_that_are_not_ids_are_refused(tokens):
+  with pytest.raises((TypeError, ValueError), match='its tokens have the shape|not made of ints'):
     build('ids', num_ids=5).encode({'tokens': tokens})

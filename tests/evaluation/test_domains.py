@@ -1,5 +1,5 @@
-"""Mixtures of experts at test time: posteriors against products of probabilities, the identities of Bayes' rule, and the
-evaluator against the passes of one expert that it mixes."""
+"""Mixtures of experts at test time: posteriors against products of probabilities and identities of Bayes' rule, and the
+evaluator against the single-expert passes that it mixes."""
 import functools
 import math
 
@@ -25,7 +25,7 @@ def log_probs(seed=0):
   return np.log(np.random.default_rng(seed).uniform(0.05, 0.9, size=(J, S)))
 
 
-def test_the_posterior_of_all_tokens_is_bayes_rule():
+def test_the_posterior_of_all_tokens_follows_bayes_rule():
   found, p = domains.mixture_weights(log_probs(), STARTS, PRIOR, 'all_tokens'), np.exp(log_probs())
   for document in DOCUMENTS:
     for position in range(document.start, document.stop):
@@ -40,7 +40,7 @@ def test_the_posterior_of_the_previous_token_forgets_all_others_and_starts_from_
     np.testing.assert_allclose(found[:, position], weight / weight.sum(), rtol=1e-10)
 
 
-def test_with_bayes_rule_a_document_has_the_mean_of_its_probabilities_under_the_experts():
+def test_bayes_rule_gives_a_document_its_mean_probability_over_experts():
   weights = domains.mixture_weights(log_probs(), STARTS, PRIOR, 'all_tokens')
   mixed = domains.mixture_log_probs(log_probs(), weights)
   for document in DOCUMENTS:
@@ -58,7 +58,7 @@ def test_bayes_is_never_worse_than_one_expert_by_more_than_its_prior():
 
 
 @pytest.mark.parametrize('evidence', ['previous_token', 'all_tokens'])
-def test_an_expert_without_prior_is_not_there(evidence):
+def test_an_expert_without_prior_has_no_weight(evidence):
   without = domains.mixture_weights(log_probs(), STARTS, np.array([0.4, 0., 0.6]), evidence)
   assert (without[1] == 0).all()
   others = domains.mixture_weights(log_probs()[[0, 2]], STARTS, np.array([0.4, 0.6]), evidence)
@@ -78,14 +78,14 @@ def test_the_moving_prior_is_an_exponential_average_of_posteriors():
   prior = PRIOR
   for posterior in posteriors:
     prior = domains.moving_prior(prior, posterior, 0.3)
-  # 0.7^6 of the start, and 0.3 * 0.7^k of the k-th last.
+  # 0.7^6 of the start, and 0.3 * 0.7^k of the k-th last row.
   expected = 0.7**6 * PRIOR + sum(0.3 * 0.7**k * posteriors[-1 - k] for k in range(6))
   np.testing.assert_allclose(prior, expected, rtol=1e-12)
 
 
 # ---- the evaluator --------------------------------------------------------------------------------------------------
 
-NAMES = ('one', 'three', 'two')  # in alphabetical order, which is that of their tasks
+NAMES = ('one', 'three', 'two')  # in alphabetical order, as their tasks
 MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
 
 
@@ -117,13 +117,13 @@ def measure(pipeline, apply=None, **config):
 
 
 def sent_to(expert):
-  """The model whose every token goes to one expert."""
+  """The model with every token sent to one expert."""
   def apply(params, state, batch, **kwargs):
     return model()[0].apply(params, state, {**batch, 'tasks': jnp.full_like(batch['tasks'], expert)}, **kwargs)
   return apply
 
 
-def test_the_oracle_is_the_language_model_that_is_told_the_domain_and_domains_add_up(pipeline):
+def test_the_oracle_is_the_language_model_given_the_domain_and_domains_add_up(pipeline):
   found, whole = measure(pipeline, name='domains'), measure(pipeline, name='language_model')
   for name in ('loss', 'perplexity', 'bits_per_byte', 'tokens'):
     assert found[name] == pytest.approx(whole[name], rel=1e-5)  # float32 sums on the device
@@ -156,7 +156,7 @@ def passes(pipeline):
         yield chosen[:, np.arange(12), batch['targets'][row]][:, mask], batch['positions'][row][mask] == 0
 
 
-def test_mixtures_are_those_of_the_probabilities_of_whole_passes(pipeline):
+def test_mixtures_average_the_probabilities_of_whole_passes(pipeline):
   rows = list(passes(pipeline))
   count = sum(len(starts) for _, starts in rows)
   uniform = -sum(np.log(np.exp(p).mean(0)).sum() for p, _ in rows) / count
@@ -170,10 +170,10 @@ def test_mixtures_are_those_of_the_probabilities_of_whole_passes(pipeline):
   assert found == pytest.approx(posterior / count, rel=1e-5)
 
 
-def test_what_cannot_be_taken_out_is_refused(pipeline):
-  for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot take four out of the domains one, three'),
-                          (dict(removed=('one',)), 'another mixture than "oracle"'),
-                          (dict(removed=NAMES, mixture='uniform'), 'Name some of them'),
+def test_invalid_removals_are_refused(pipeline):
+  for config, message in ((dict(removed=('four',), mixture='uniform'), 'cannot remove four from the domains one'),
+                          (dict(removed=('one',)), 'a mixture other than "oracle"'),
+                          (dict(removed=NAMES, mixture='uniform'), 'Name some but not all of them'),
                           (dict(decay=0.), 'decay must be a float above 0 and of at most 1')):
     with pytest.raises(ConfigError, match=message):
       measure(pipeline, name='domains', **config)

@@ -1,4 +1,4 @@
-"""Evaluation from a checkpoint alone: other graphs over the same parameters, and changes that are refused."""
+"""Evaluation from a checkpoint alone: other models of the same parameters, and refused changes."""
 import dataclasses
 import json
 import subprocess
@@ -31,7 +31,7 @@ def tiny_config():
 
 @pytest.fixture(scope='module')
 def run_dir(tmp_path_factory):
-  """The folder of a run with checkpoints of steps 1 and 2, of which 1 was better; nothing was trained."""
+  """The folder of a run with checkpoints of steps 1 and 2, of which step 1 is better; nothing was trained."""
   folder = tmp_path_factory.mktemp('run')
   setup = prepare(tiny_config())
   workdir.claim(folder, setup.config)
@@ -46,7 +46,7 @@ def run_dir(tmp_path_factory):
   return folder
 
 
-def test_without_changes_it_measures_what_training_measures(run_dir):
+def test_without_changes_it_repeats_the_measurement_of_training(run_dir):
   config, _, params, router_state = checkpoint.restore_for_evaluation(run_dir)
   expected = evaluation.measure(prepare(config).evaluators, params, router_state)
   said = []
@@ -54,7 +54,7 @@ def test_without_changes_it_measures_what_training_measures(run_dir):
   assert 'evaluations.jsonl' in said[-2]
 
 
-def test_a_larger_capacity_drops_nothing_and_fewer_experts_a_token_are_another_result(run_dir):
+def test_a_larger_capacity_drops_nothing_and_fewer_experts_per_token_change_the_result(run_dir):
   dropped = 'test/router/block_01/dropped'
   base = evaluate.run(run_dir)
   roomy = evaluate.run(run_dir, {'model.moe.router.place.eval_capacity_factor': 4.0})
@@ -82,17 +82,17 @@ def test_an_evaluator_can_be_added(run_dir):
     ({'model.dim': 16}, r'The parameter blocks/0/.* is \(8, 2, 4\) in the checkpoint and \(16, 2, 8\) in the model'),
     ({'model.sparse': {'name': 'none'}}, 'The parameter blocks/1/.*absent'),
 ])
-def test_a_change_that_cannot_be_is_refused_in_a_sentence(run_dir, overrides, message):
+def test_an_invalid_change_is_refused_in_a_sentence(run_dir, overrides, message):
   with pytest.raises(ConfigError, match=message):
     evaluate.run(run_dir, overrides)
 
 
 @pytest.mark.parametrize('asked, found', [('last', None), ('best', 1), ('2', 2), (2, 2)])
-def test_the_step_that_a_word_or_number_names(run_dir, asked, found):
+def test_a_word_or_an_int_names_a_step(run_dir, asked, found):
   assert evaluate.find_step(run_dir, asked) == found
 
 
-def test_a_step_that_is_no_step_is_refused(run_dir):
+def test_an_invalid_step_is_refused(run_dir):
   with pytest.raises(ConfigError, match="must be an int, 'last' or 'best', not 'first'"):
     evaluate.find_step(run_dir, 'first')
 

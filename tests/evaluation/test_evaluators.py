@@ -1,4 +1,4 @@
-"""Metrics of evaluators against float64 numpy loops over the valid examples, and against conversions by hand.
+"""Metrics of evaluators against float64 numpy loops over valid examples, and against values by hand.
 
 The model is a fake whose logits are the batch's own: what is tested is what evaluators sum, exclude and divide by.
 """
@@ -20,7 +20,7 @@ MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
 
 @dataclasses.dataclass
 class ArrayPipeline:
-  """Serves arrays of examples; what the last batch lacks is padded with zeros, so `valid` is False there."""
+  """Serves arrays of examples; pads the last batch with zeros, so `valid` is False there."""
   examples: dict
   batch_size: int = 4
   splits: tuple = ('train', 'test')
@@ -37,7 +37,7 @@ class ArrayPipeline:
 
 
 def echo(params, state, batch, routers=None):
-  """Logits are the batch's own, not a number on padding: any use of a padding example shows."""
+  """Returns the batch's own logits, nan on padding, so that any use of a padding example shows."""
   valid = batch['valid'] if 'valid' in batch else batch['loss_mask'] > 0
   return types.SimpleNamespace(logits=jnp.where(valid[..., None], batch['logits'], jnp.nan), routers=routers or {})
 
@@ -85,7 +85,7 @@ def test_top_5_is_left_out_where_it_would_always_be_1():
   assert 'top_5_accuracy' not in run('accuracy', labelled(classes=5))
 
 
-def test_examples_marked_as_padding_count_nowhere():
+def test_padding_examples_count_nowhere():
   pipeline = labelled(count=8)
   pipeline.examples['valid'][[1, 5]] = False
   kept = ArrayPipeline({k: x[pipeline.examples['valid']] for k, x in pipeline.examples.items()})
@@ -98,10 +98,10 @@ def test_metrics_do_not_depend_on_the_batch_size(name, pipeline):
   assert metrics[0] == pytest.approx(metrics[1], rel=1e-6) and metrics[0] == pytest.approx(metrics[2], rel=1e-6)
 
 
-def test_several_labels_an_example_give_precision_at_1_and_a_loss_summed_over_classes():
+def test_several_labels_per_example_give_precision_at_1_and_a_loss_summed_over_classes():
   # sigmoid cross-entropy of logit z: log(1 + e^-z) for a positive, log(1 + e^z) for a negative.
   logits = np.array([[2., -1., 0.], [0., 3., 1.]], np.float32)
-  labels = np.array([[1., 0., 1.], [1., 0., 0.]], np.float32)  # best class: right in the first, wrong in the second
+  labels = np.array([[1., 0., 1.], [1., 0., 0.]], np.float32)  # the top class is right in row 0, wrong in row 1
   loss = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log(2)
           + math.log(2) + math.log1p(math.exp(3)) + math.log1p(math.exp(1))) / 2
   metrics = run('accuracy', ArrayPipeline(dict(logits=logits, labels=labels, valid=np.ones(2, bool))))
@@ -109,7 +109,7 @@ def test_several_labels_an_example_give_precision_at_1_and_a_loss_summed_over_cl
 
 
 def test_language_model_loss_is_a_mean_over_unmasked_tokens_of_the_whole_split():
-  # Sequences of different numbers of tokens: a mean of batch means would be another number.
+  # Sequences of different lengths: a mean of batch means would differ.
   pipeline = text()
   metrics = run('language_model', pipeline)
   nll, hits, tokens = 0., 0, 0
@@ -125,7 +125,7 @@ def test_language_model_loss_is_a_mean_over_unmasked_tokens_of_the_whole_split()
   assert metrics['bits_per_byte'] == pytest.approx(nll / math.log(2) / (3 * tokens), rel=1e-6)
 
 
-def test_uniform_predictions_over_bytes_cost_8_bits_a_byte_and_have_perplexity_256():
+def test_uniform_predictions_over_bytes_cost_8_bits_per_byte_and_have_perplexity_256():
   pipeline = ArrayPipeline(dict(logits=np.zeros((2, 3, 256), np.float32), targets=np.zeros((2, 3), np.int32),
                                 loss_mask=np.ones((2, 3), np.float32), segments=np.ones((2, 3), np.int32),
                                 target_bytes=np.ones((2, 3), np.int32)))
@@ -181,10 +181,10 @@ def test_a_batch_spread_over_eight_devices_gives_the_same_metrics():
     (dict(name='acuracy'), "evaluators.test.name: there is no evaluator 'acuracy'. Did you mean 'accuracy'"),
     (dict(name='accuracy', spilt='test'), "config.evaluation.evaluators.test.spilt.*Did you mean 'split'"),
     (dict(name='accuracy', split='validation'), "there is no split 'validation'. Allowed: train, test"),
-    (dict(name='language_model'), 'needs batches with targets and loss_mask, and config.data gives label, logits'),
+    (dict(name='language_model'), 'requires batches with targets and loss_mask, but config.data gives label, logits'),
     (dict(name='few_shot', shots=(0,)), 'shots must be a tuple whose items are each an int of at least 1'),
 ])
-def test_what_cannot_be_measured_is_refused_when_evaluators_are_built(config, message):
+def test_evaluators_that_do_not_fit_the_data_are_refused_when_built(config, message):
   with pytest.raises(ConfigError, match=message):
     evaluation.build({'test': config}, pipeline=labelled(), apply=echo, mesh=MESH)
 

@@ -1,4 +1,4 @@
-"""The few-shot probe against the normal equations, leave-one-out by really leaving one out, and a separable toy."""
+"""The few-shot probe against the normal equations, explicit leave-one-out fits, and a separable toy."""
 import types
 
 import hypothesis
@@ -53,7 +53,7 @@ def test_constant_features_and_shifts_change_nothing():
 
 
 class Clusters:
-  """Three classes around three corners; the label is never in the features. Padded by one invalid example a split."""
+  """Three classes around three corners; the features never contain the label. One padding example per split."""
   splits = ('train', 'test')
 
   def __init__(self, noise, per_class=12):
@@ -82,11 +82,11 @@ def probe(pipeline, **config):
   return evaluators['probe']({'w': np.eye(3, dtype=np.float32)}, {})
 
 
-def test_separated_clusters_are_told_apart_from_one_example_a_class():
+def test_one_example_per_class_separates_distinct_clusters():
   assert probe(Clusters(noise=0.1), shots=(1, 5)) == {'1_shot_accuracy': 1., '5_shot_accuracy': 1.}
 
 
-def test_features_without_information_give_chance():
+def test_uninformative_features_give_chance_accuracy():
   accuracy = probe(Clusters(noise=1e6, per_class=100), shots=(10,))['10_shot_accuracy']
   assert abs(accuracy - 1 / 3) < 4 * np.sqrt(2 / 9 / 300)  # four standard deviations of 300 guesses among three
 

@@ -1,5 +1,5 @@
-"""Retrieval, zero-shot classification and label error rates against counts by hand. The models are fakes that answer
-with what the batch says."""
+"""Retrieval, zero-shot classification and label error rates against counts by hand. Fake models answer from the
+batch."""
 import dataclasses
 import types
 
@@ -33,7 +33,7 @@ class Fake:
 
 
 class Pairs(Fake):
-  """With captions of two classes: word 1 and word 2, and for the second also word 3."""
+  """Has captions of two classes: word 1, and words 2 and 3."""
 
   def class_captions(self):
     tokens = np.array([[1], [2], [3]], np.int32)
@@ -60,7 +60,7 @@ def run(name, pipeline, apply, **config):
 
 
 def pairs():
-  # Three pairs, of which two are described by the same word. The second image points to the wrong word.
+  # Three pairs, two of them with the same caption. The second image points to the wrong word.
   image = np.array([[.9, .1], [.2, .8], [.1, .9]], np.float32).reshape(3, 1, 2, 1)
   tokens = np.array([[1], [1], [2]], np.int32)
   return Pairs(dict(image=image, tokens=tokens, segments=np.ones_like(tokens), valid=np.ones(3, bool),
@@ -69,12 +69,12 @@ def pairs():
 
 def test_recall_counts_pairs_with_the_same_caption_as_hits():
   # Nearest words: 1 for image 0 (its own), 2 for images 1 (wrong) and 2 (right). Nearest images: 0 for both texts
-  # 'word 1', of which the second is described alike, and 2 for 'word 2'.
+  # 'word 1', the second of which has the same caption, and 2 for 'word 2'.
   assert run('retrieval', pairs(), encoder) == dict(
       image_to_text_recall_at_1=pytest.approx(2 / 3), text_to_image_recall_at_1=1., examples=3.)
 
 
-def test_recalls_of_unlike_captions_are_those_of_the_diagonal():
+def test_recalls_of_distinct_captions_count_the_diagonal():
   similar = np.array([[3., 1., 2.], [1., 2., 4.], [5., 1., 3.]])
   # Rows' best columns are 0, 2, 0: one of three on the diagonal. Columns' best rows are 2, 1, 1: one of three.
   recalls = recalls_at_1(similar, np.eye(3), np.arange(3)[:, None])
@@ -90,7 +90,7 @@ def test_zero_shot_takes_the_class_with_the_nearest_mean_caption():
 
 
 def speech():
-  # Frames carry the logits. 0 is the blank; said are 'ab', 'a' and 'bb'.
+  # The frames are the logits. 0 is the blank; the transcripts are 'ab', 'a' and 'bb'.
   paths = [[1, 1, 0, 2], [1, 0, 1, 0], [2, 2, 2, 2]]
   frames = 10 * np.eye(3, dtype=np.float32)[np.array(paths)]
   segments = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]], np.int32)
@@ -103,7 +103,7 @@ def echo(params, state, batch):
 
 
 def test_the_label_error_rate_is_edits_over_labels():
-  # Heard: 'ab' (right), 'aa' for 'a' (one insertion), 'b' for 'bb' (one deletion): 2 edits of 5 labels.
+  # Decoded: 'ab' (right), 'aa' for 'a' (one insertion), 'b' for 'bb' (one deletion): 2 edits of 5 labels.
   metrics = run('label_error_rate', speech(), echo)
   assert metrics['label_error_rate'] == pytest.approx(2 / 5)
   assert metrics['accuracy'] == pytest.approx(1 / 3) and metrics['examples'] == 3

@@ -75,7 +75,7 @@ def test_if_one_of_two_processes_is_interrupted_both_save_and_a_single_one_resum
   folder, log = tmp_path / 'run', tmp_path / 'log'
   script = host_port(folder, log, cache)
   wait_for_step(folder, 10, script)
-  os.kill(int(re.search(r'Process 1 of 2 has the number (\d+)', log.read_text())[1]), signal.SIGTERM)
+  os.kill(int(re.search(r'Process 1 of 2 has PID (\d+)', log.read_text())[1]), signal.SIGTERM)
   assert script.wait(timeout=500) == 128 + signal.SIGTERM, log.read_text()
   step = stopped_at(log.read_text(), 2)
   assert 10 <= step < STEPS

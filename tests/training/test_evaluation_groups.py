@@ -33,19 +33,19 @@ def test_a_batch_size_that_would_make_other_groups_is_refused(router, size):
     prepared(router, batch_size=size)
   assert str(error.value).startswith(
       f'config.evaluation.evaluators.test.batch_size = {size}: the router of block_00 would see groups of {size * 4} '
-      'tokens, and in training it sees 64')
+      'tokens, but of 64 in training')
 
 
 def test_groups_of_a_fixed_number_of_tokens_are_compared_by_how_they_divide_the_batch():
   prepared(group=16, batch_size=24)  # 16 tokens divide 24 x 4 as they do 16 x 4
-  with pytest.raises(ConfigError, match='would see groups of 20 tokens, and in training it sees 16'):
+  with pytest.raises(ConfigError, match='would see groups of 20 tokens, but of 16 in training'):
     prepared(group=20, batch_size=20)
 
 
 def test_routers_that_sample_in_evaluation_require_the_training_batch_size():
   router = papers.top_k_dropless(k=1)
   router['score'] = dict(name='random')
-  with pytest.raises(ConfigError, match='draw random numbers by the place in the batch'):
+  with pytest.raises(ConfigError, match='draw random numbers by position in the batch'):
     prepared(router, group='sequence', batch_size=8)
 
 
@@ -77,5 +77,5 @@ def test_by_default_evaluation_takes_the_rows_that_training_routes_together():
   (_, spec), = made.evaluators['test'].passes
   assert spec['image'].shape[0] == 8
   prepared(accumulate=2, batch_size=8)
-  with pytest.raises(ConfigError, match='groups of 64 tokens, and in training it sees 32'):
+  with pytest.raises(ConfigError, match='groups of 64 tokens, but of 32 in training'):
     prepared(accumulate=2, batch_size=16)
