@@ -165,9 +165,10 @@ def _entries(plan: Any, probability: Any) -> tuple[Any, ...]:
     group, expert, slot = np.indices(plan.token.shape)
     columns = (group, plan.token, slot, expert, plan.weight, plan.filled, probability)
     return tuple(column[plan.filled] for column in columns)
-  weight = np.asarray(plan.combine.sum(-1) if isinstance(plan, SoftPlan) else plan.weight)
+  weight: Any = plan.combine.sum(-1) if isinstance(plan, SoftPlan) else plan.weight
   expert: Any = np.argsort(-weight, axis=-1, kind='stable')
-  weight, probability = (np.take_along_axis(values, expert, axis=-1) for values in (weight, probability))
+  weight = np.take_along_axis(weight, expert, axis=-1)
+  probability = np.take_along_axis(probability, expert, axis=-1)
   group, token, choice = np.indices(weight.shape)
   return tuple(column[weight > 0] for column in (group, token, choice, expert, weight, weight > 0, probability))
 
