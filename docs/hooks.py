@@ -15,7 +15,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
   packages = [path.parent for path in sorted((ROOT / 'moejax').rglob('__init__.py'))]
   names = {package: '.'.join(package.relative_to(ROOT / 'moejax').parts) or 'moejax' for package in packages}
   lines = [f'- [`{dotted(package)}`]({name}.md): {first_line(package / "__init__.py")}' for package, name in names.items()]
-  pages = {'index': '# API\n\nMade of docstrings, a page for each package.\n\n' + '\n'.join(lines) + '\n'}
+  index = ['# API', '', 'What `moejax` itself exports:', '', exports(), '', 'Packages:', '', *lines, '']
+  pages = {'index': '\n'.join(index)}
   for package, name in names.items():
     modules = [package, *(path for path in sorted(package.glob('*.py')) if not path.stem.startswith('_'))]
     pages[name] = f'# {name}\n\n' + '\n'.join(f'::: {dotted(module)}\n' for module in modules if docstring(module))
@@ -35,6 +36,14 @@ def on_page_markdown(markdown: str, **_) -> str:
       return f'{picture}](pictures/{path.parent.name}_{path.name})'
     return f'](https://github.com/moejax/moejax/blob/main/{path}{anchor})'
   return LINK.sub(rewritten, markdown)
+
+
+def exports() -> str:
+  """Links to all that `moejax` exports."""
+  stub = ast.parse((ROOT / 'moejax/__init__.pyi').read_text(encoding='utf-8'))
+  names = sorted((alias.name, f'{node.module}.{alias.name}')
+                 for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names)
+  return ', '.join(f'[`{name}`][{target}]' for name, target in names)
 
 
 def dotted(module: pathlib.Path) -> str:
