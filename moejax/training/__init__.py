@@ -1,0 +1,1 @@
+"""Training: the loop, its step, optimizers and objectives, checkpoints, and recovery."""
