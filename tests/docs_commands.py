@@ -9,9 +9,8 @@ import textwrap
 
 from experiments.runner import ROOT
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'experiments/README.md',
-         ROOT / 'experiments/launch/README.md', ROOT / 'colabs/README.md',
-         *(path for path in [ROOT / 'CONTRIBUTING.md'] if path.exists())]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')),
+         *sorted(ROOT.glob('colabs/README.md')), *sorted(ROOT.glob('experiments/**/README.md'))]
 COPIED = ('moejax', 'configs', 'experiments', 'tests', 'docs', 'colabs', 'README.md', 'setup.py', 'pyproject.toml',
           'mkdocs.yml')
 
