@@ -3,6 +3,7 @@ import ast
 import pathlib
 import re
 
+import moejax
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -40,10 +41,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 def exports() -> str:
   """Links to all that `moejax` exports."""
-  stub = ast.parse((ROOT / 'moejax/__init__.pyi').read_text(encoding='utf-8'))
-  names = sorted((alias.name, f'{node.module}.{alias.name}')
-                 for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names)
-  return ', '.join(f'[`{name}`][{target}]' for name, target in names)
+  return ', '.join(f'[`{name}`][{module}.{name}]' for name, module in sorted(moejax.SOURCES.items()))
 
 
 def dotted(module: pathlib.Path) -> str:

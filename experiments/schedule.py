@@ -16,6 +16,7 @@ import tqdm
 from experiments import runner
 from experiments.checks import Machine, Place
 from moejax.config import ConfigError, Explained
+from moejax.training.workdir import write_atomically
 
 
 class Stopped(Explained):
@@ -155,9 +156,7 @@ class Schedule:
         peak_memory_mib=round(mebibytes), cores=len(going.place.cores or range(os.cpu_count())),
         **dict(resumed=going.resumed) if going.resumed else {}, **here, metrics=metrics))
     self.results['runs'].sort(key=lambda row: self.order.get(row['key'], len(self.order)))
-    path = self.study.folder / 'results.json'
-    path.with_suffix('.new').write_text(json.dumps(self.results, indent=1) + '\n')
-    path.with_suffix('.new').replace(path)
+    write_atomically(self.study.folder / 'results.json', json.dumps(self.results, indent=1) + '\n')
     self._path(run, '.begun').unlink()
     to_do = len(self.waiting) + len(self.going)
     return (f'{run.key}: {_long(seconds)}, {mebibytes:.0f} MiB'

@@ -53,9 +53,10 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
       needs other parameters.
     NoCheckpoint: there is no checkpoint to evaluate.
   """
+  from moejax.parallel import processes
   from moejax.training import workdir as workdirs
   from moejax.training.checkpoint import restore_for_evaluation
-  workdir, say = workdirs.find(workdir), _by_the_first(say)
+  workdir, say = workdirs.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
   results = measure(*restore_for_evaluation(workdir, find_step(workdir, step)))
   say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
@@ -87,7 +88,7 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
   from moejax.training import workdir as workdirs
   from moejax.training.checkpoint import restore_for_evaluation
   from moejax.training.recovery import NoCheckpoint
-  workdir, say = workdirs.find(workdir), _by_the_first(say)
+  workdir, say = workdirs.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
   if (workdir / 'config.json').exists():
     measure.prepared(workdirs.load_config(workdir))  # a wrong key is refused now, not at the first checkpoint
@@ -147,11 +148,6 @@ class _Measure:
       raise ConfigError('config.evaluation.evaluators is empty: there is nothing to measure. Name one, e.g. '
                         '--config.evaluation.evaluators.test.name=accuracy.')
     return setup
-
-
-def _by_the_first(say: Callable[[str], None]) -> Callable[[str], None]:
-  import jax
-  return say if jax.process_index() == 0 else (lambda text: None)
 
 
 def override(config: Mapping | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

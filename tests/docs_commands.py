@@ -22,8 +22,8 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 
 def commands(page: pathlib.Path) -> list[str]:
   """The commands of bash blocks, and those after the prompt in console blocks: one line each, continuations joined."""
-  shell = [line for block in blocks(page, 'bash') for line in _joined(block)]
-  console = [line[2:] for block in blocks(page, 'console') for line in _joined(block) if line.startswith('$ ')]
+  shell = [line for block in blocks(page, 'bash') for line in _commands(block)]
+  console = [line[2:] for block in blocks(page, 'console') for line in _commands(block) if line.startswith('$ ')]
   return shell + console
 
 
@@ -36,15 +36,18 @@ def run(page: pathlib.Path, folder: pathlib.Path) -> None:
                  'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'}
   environment.pop('XLA_FLAGS', None)
   for block in blocks(page, 'bash'):
-    script = '\n'.join(_short(line) for line in re.sub(r'\\\n\s*', '', block).splitlines())
+    script = '\n'.join(map(_short, _lines(block)))
     ended = subprocess.run(['bash', '-euo', 'pipefail', '-c', script], cwd=folder, env=environment, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert ended.returncode == 0, f'{script}\n{ended.stdout[-3000:]}'
 
 
-def _joined(block):
-  lines = re.sub(r'\\\n\s*', '', block).splitlines()
-  return [line for line in lines if line.strip() and not line.lstrip().startswith('#')]
+def _lines(block):
+  return re.sub(r'\\\n\s*', '', block).splitlines()
+
+
+def _commands(block):
+  return [line for line in _lines(block) if line.strip() and not line.lstrip().startswith('#')]
 
 
 def _short(line):

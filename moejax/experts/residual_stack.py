@@ -1,6 +1,4 @@
 """Residual experts: each a stack of pre-norm feed-forward branches with its own residual stream."""
-import functools
-import operator
 from typing import Annotated
 
 import jax
@@ -53,7 +51,7 @@ class ResidualStack(nnx.Module):
       if updates:
         stream = stream + layout.whole(updates[-1])
       updates.append(sublayer(stream, layout, key=derive(key, depth), train=train))
-    return functools.reduce(operator.add, updates)
+    return sum(updates[1:], updates[0])
 
 
 class Sublayer(FeedForward):

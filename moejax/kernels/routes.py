@@ -1,6 +1,4 @@
 """The inputs of an expert block: its weights, and the routes between tokens and rows."""
-import functools
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,7 +102,7 @@ _UNROLLED = 16
 def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
   """of_choice(0) + ... + of_choice(choices - 1)."""
   if choices <= _UNROLLED:
-    return functools.reduce(operator.add, map(of_choice, range(choices)))
+    return sum((of_choice(k) for k in range(1, choices)), of_choice(0))
   return jax.lax.fori_loop(1, choices, lambda k, total: total + of_choice(k), of_choice(0))
 
 

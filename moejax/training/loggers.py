@@ -10,13 +10,14 @@ import csv
 import dataclasses
 import importlib
 import importlib.util
+import io
 import math
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
@@ -97,10 +98,22 @@ def scalars(row: Row) -> dict[str, float]:
   return {name: value if value is not None and math.isfinite(value) else math.nan for name, value in flat.items()}
 
 
-@LOGGERS('jsonl')
-class JsonLines:
-  """metrics.jsonl: one object per line, with lists in full; always written."""
+class _File:
+  # A logger that appends to `_file`, which is open at `_path`.
   needs = None
+  _path: Path
+  _file: TextIO
+
+  def close(self, failed):
+    self._file.close()
+
+  def where(self):
+    return str(self._path)
+
+
+@LOGGERS('jsonl')
+class JsonLines(_File):
+  """metrics.jsonl: one object per line, with lists in full; always written."""
   FILE = 'metrics.jsonl'
 
   def __init__(self, opening: Opening):
@@ -116,21 +129,14 @@ class JsonLines:
     """Returns when all rows are on disk."""
     os.fsync(self._file.fileno())
 
-  def close(self, failed):
-    self._file.close()
-
-  def where(self):
-    return str(self._path)
-
 
 @LOGGERS('csv')
-class Csv:
+class Csv(_File):
   """metrics.csv: one column per number, in order of first appearance.
 
   When a row has new columns (the first evaluation), the file is rewritten with the longer header. A missing value is
   empty, a non-finite one is nan.
   """
-  needs = None
 
   def __init__(self, opening: Opening):
     self._path = opening.folder / 'metrics.csv'
@@ -151,19 +157,11 @@ class Csv:
     self._file.flush()
 
   def _begin(self, rows: Iterable[list]):
-    partial = self._path.with_name(self._path.name + '.partial')
-    self._file = open(partial, 'w', newline='')
+    whole = io.StringIO()
+    csv.writer(whole, lineterminator='\n').writerows([self._columns, *rows])
+    write_atomically(self._path, whole.getvalue())
+    self._file = open(self._path, 'a', newline='')
     self._writer = csv.writer(self._file, lineterminator='\n')
-    self._writer.writerow(self._columns)
-    self._writer.writerows(rows)
-    self._file.flush()
-    os.replace(partial, self._path)  # the open file is renamed, and still appended to
-
-  def close(self, failed):
-    self._file.close()
-
-  def where(self):
-    return str(self._path)
 
 
 @LOGGERS('tensorboard')

@@ -23,8 +23,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
     recovery.Stopped: the run stopped early, for a reason that the message explains.
   """
   streams.outlive_readers()
-  if jax.process_index() > 0:
-    say = lambda line: None
+  say = processes.by_the_first(say)
   folder = workdir.find(folder)
   setup = prepare(config)
   room.check(setup)
