@@ -1,1 +1,1 @@
-"""Layers: the mixture of experts, attention, feed-forwards, norms, positions, and the stack of blocks."""
+"""Layers: blocks as lists of branches, the sublayers in them (`mixers`, `feed_forwards`), and the stack of blocks."""

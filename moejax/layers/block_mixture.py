@@ -1,5 +1,4 @@
 """Whole layers as experts: attention and feed-forward with their norms and residuals (CrossTaskMoE, 2205.12701)."""
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,23 +8,16 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError, call
-from moejax.layers.blocks import Block, Context
-from moejax.layers.moe import ExpertCount, MoEConfig
+from moejax.layers.block import Block, BranchSpec
+from moejax.layers.feed_forwards.moe import ExpertCount
+from moejax.layers.sublayer import Cache, Context, Left
 from moejax.random import derive
-from moejax.routing import router
+from moejax.routing import router as routers
+from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 
-
-@dataclasses.dataclass(frozen=True)
-class LayersConfig:
-  """The keys of `config.moe` with `sparse_form='layer'`.
-
-  Attributes:
-    num_experts: E.
-    router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
-  """
-  num_experts: ExpertCount
-  router: dict
+# Keys of `MoE` for experts that are feed-forwards.
+_OF_FEED_FORWARDS = {'experts', 'dispatch', 'group', 'shared', 'shared_gate'}
 
 
 class LayerMixture(nnx.Module):
@@ -33,20 +25,20 @@ class LayerMixture(nnx.Module):
 
   All layers compute all tokens, because attention also reads tokens with other experts. If the weights of a token sum
   to one, so do the residual streams. A token without any weight (padding, or dropped) passes through unchanged.
+
+  Config keys:
+    num_experts: E.
+    router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
   """
 
-  def __init__(self, config: Mapping, where: str, *, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block]):
-    """`block` builds one layer. Raises ConfigError for keys of `MoEConfig` that do not apply."""
-    known = [{field.name for field in dataclasses.fields(keys)} for keys in (MoEConfig, LayersConfig)]
-    if useless := sorted(set(config) & (known[0] - known[1])):
-      raise ConfigError(f"{where}.{useless[0]}: with sparse_form='layer' every expert is a whole layer, built from the "
-                        f"model's attention and feed_forward, and computes all tokens. Remove {', '.join(useless)}.")
-    config = call(LayersConfig, config, where)
-    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
+  def __init__(self, *, where: str, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block],
+               num_experts: ExpertCount, router: Mapping):
+    """`block` builds one layer."""
+    self.router = routers.build(router, f'{where}.router', dim=dim, num_experts=num_experts, rngs=rngs)
     if self.router.select.reads_slots:
       raise ConfigError(f"{where}.router: the slots of Soft MoE are mixtures of tokens, which have no positions for "
                         "attention. Choose a router that weighs experts per token, or another sparse_form.")
-    self.layers = functional.stack_modules(block, config.num_experts, rngs, axis='expert')
+    self.layers = functional.stack_modules(block, num_experts, rngs, axis='expert')
 
   def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any,
                train: bool) -> tuple[jax.Array, RouterOutput]:
@@ -66,14 +58,22 @@ class LayerMixture(nnx.Module):
 
 
 class BlockMixture(nnx.Module):
-  """A block that is a mixture of layers."""
+  """A block that is a mixture of layers. Raises ConfigError for keys of `MoE` that do not apply."""
 
-  def __init__(self, moe: Mapping, where: str, **build):
-    self.moe = LayerMixture(moe, f'{where}.moe', **build)
+  def __init__(self, spec: BranchSpec, *, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block]):
+    config = {key: value for key, value in spec.config.items() if key != 'name'}
+    if useless := sorted(set(config) & _OF_FEED_FORWARDS):
+      raise ConfigError(f"{spec.where}.{useless[0]}: with sparse_form='layer' every expert is a whole layer, built from "
+                        f"the model's attention and feed_forward, and computes all tokens. Remove {', '.join(useless)}.")
+    self.where = spec.where
+    self.moe = call(LayerMixture, config, spec.where, dim=dim, rngs=rngs, block=block)
 
-  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any, train: bool,
-               norms: None = None) -> tuple[jax.Array, RouterOutput]:
+  def leaks(self, train: bool) -> dict[str, Leak]:
+    """See `Block.leaks`."""
+    return {self.where: self.moe.router.leak(train)}
+
+  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Cache] | None = None, *, key: jax.Array | None,
+               depth: Any, train: bool, norms: None = None) -> tuple[jax.Array, dict[str, Left]]:
     """See `Block`; layers keep their norms."""
-    y, output = self.moe(x, context, key=derive(key, 'moe'), depth=depth, train=train)
-    updates = dict(moe=dict(router=output.updates)) if output.updates else {}
-    return y, dataclasses.replace(output, updates=updates)
+    y, routed = self.moe(x, context, key=derive(key, 'moe'), depth=depth, train=train)
+    return y, dict(moe=Left(routed))

@@ -15,6 +15,8 @@ from flax import nnx
 
 from moejax import functional
 from moejax.functional import Tree
+from moejax.layers import sublayer
+from moejax.layers.sublayer import Left
 from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
@@ -28,8 +30,8 @@ _POLICIES = {
     'dots_with_no_batch_dims': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-# `(block, x, key, depth) -> (x, RouterOutput or None)`; `depth` may be traced.
-Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any], tuple[jax.Array, RouterOutput | None]]
+# `(block, x, key, depth) -> (x, what each of its branches leaves)`; `depth` may be traced.
+Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any], tuple[jax.Array, dict[str, Left]]]
 
 
 @functools.lru_cache
@@ -93,16 +95,17 @@ class Stack:
 
     Returns:
       x: output of the last block.
-      routers: `{'block_03': RouterOutput}` for each block that returns one, in order; the same names and shapes whether
-        scanned or not.
+      routers: `{'block_03': RouterOutput}` for each router, in order; the same names and shapes whether scanned or not.
       updates: updates of router state, nested by the paths of `blocks`.
     """
     step = self._rematerialised(step)
     depths = jnp.arange(len(self.kinds))
     keys = None if key is None else jax.vmap(lambda depth: jax.random.fold_in(key, depth))(depths)
     run = self._scan if self.layers == 'scan' else self._unroll
-    x, outputs, updates = run(blocks, step, x, keys, depths)
-    routers = {f'block_{depth:02d}': dataclasses.replace(outputs[depth], updates={}) for depth in sorted(outputs)}
+    x, left, updates = run(blocks, step, x, keys, depths)
+    routers = {}
+    for depth in sorted(left):
+      routers |= sublayer.routers(f'block_{depth:02d}', left[depth])
     return x, routers, updates
 
   def unrolled(self, scanned: Tree) -> Tree:
@@ -132,36 +135,33 @@ class Stack:
           depth += 1
 
   def _unroll(self, blocks, step, x, keys, depths):
-    outputs, updates = {}, {}
+    left, updates = {}, {}
     for depth, block in enumerate(blocks):
-      x, output = step(block, x, None if keys is None else keys[depth], depths[depth])
-      if output is not None:
-        outputs[depth] = output
-        if output.updates:
-          updates[str(depth)] = output.updates
-    return x, outputs, updates
+      x, left[depth] = step(block, x, None if keys is None else keys[depth], depths[depth])
+      if changed := sublayer.updates(left[depth]):
+        updates[str(depth)] = changed
+    return x, left, updates
 
   def _scan(self, blocks, step, x, keys, depths):
     def body(unit, x, per_layer):
-      outputs = []
+      left = []
       for position, block in enumerate(unit):
         key, depth = jax.tree.map(lambda a: a[position], per_layer)
-        x, output = step(block, x, key, depth)
-        outputs.append(output)
-      return x, outputs
+        x, of_block = step(block, x, key, depth)
+        left.append(of_block)
+      return x, left
 
     stacked, updates, first = [], {}, 0
     for segment, ((unit, repeats), modules) in enumerate(zip(factor(self.kinds), blocks)):
       take = lambda a: a[first:first + repeats * len(unit)].reshape(repeats, len(unit))
-      x, outputs = functional.scan_modules(modules, body, x, jax.tree.map(take, (keys, depths)))
-      stacked.append(outputs)
-      changed = {str(position): output.updates for position, output in enumerate(outputs) if output and output.updates}
-      if changed:
+      x, left = functional.scan_modules(modules, body, x, jax.tree.map(take, (keys, depths)))
+      stacked.append(left)
+      if changed := {str(position): new for position, one in enumerate(left) if (new := sublayer.updates(one))}:
         updates[str(segment)] = changed
       first += repeats * len(unit)
-    outputs = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
-               for depth, segment, repeat, position in self._places() if stacked[segment][position] is not None}
-    return x, outputs, updates
+    left = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
+            for depth, segment, repeat, position in self._places()}
+    return x, left, updates
 
   def _rematerialised(self, step: Step) -> Step:
     if self.remat == 'none':

@@ -1,4 +1,5 @@
-"""A stack of blocks and a final norm, the common part of all models."""
+"""A stack of blocks and a final norm, the trunk of all models but the recurrent one."""
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -9,14 +10,21 @@ from flax import nnx
 
 from moejax.config import ConfigError
 from moejax.functional import Tree, add_updates
-from moejax.layers import placement
+from moejax.layers import pattern as patterns
+from moejax.layers.block import Block, BranchSpec, Norms
 from moejax.layers.block_mixture import BlockMixture
-from moejax.layers.blocks import Block, Context, Norms, SparseForm
+from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Depth, Layers, Remat, Stack
+from moejax.layers.sublayer import Context
+from moejax.parallel import rules
+from moejax.random import derive
 from moejax.ranges import Rate
 from moejax.routing.router import RouterOutput
 
+# The mixture of a sparse block replaces the dense feed-forward, is inserted after it, or replaces the whole block, with
+# blocks as experts (`block_mixture`).
+SparseForm = Literal['replace', 'insert', 'layer']
 
 # Parameters shared by all layers. 'all': one block, used at every depth (ALBERT, 1909.11942); 'all_but_norms': one
 # attention, one router and one set of experts, but each layer has its own norms, so a token may be routed to different
@@ -27,61 +35,91 @@ Sharing = Literal['none', 'all', 'all_but_norms']
 _MOST_TRACED = 100
 
 
-class Transformer(nnx.Module):
-  """`num_layers` pre-norm blocks, dense or sparse, and a final norm.
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The keys of a `Transformer`, which its model's config holds.
 
-  Config keys:
+  Attributes:
     num_layers: L.
-    attention: for every block; see `Attention`.
+    attention: for every block; see `Attention`. Needed without `blocks`, as is `feed_forward`.
     feed_forward: for dense blocks; see `FeedForward`.
+    norm: for every branch and at the end; see `norms`.
     moe: for sparse blocks; see `MoE`. May be None if no layer is sparse. Its `num_experts` may be a list with one int
       for each sparse layer.
-    sparse: which layers are sparse; see `placement`.
+    sparse: which layers are sparse; see `pattern`.
     extra_feed_forward: one more dense branch after each mixture of experts (ST-MoE), or None.
     sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or
       mixes whole layers (`LayerMixture`).
-    norm: for every branch and at the end; see `norms`.
-    dropout: on every branch.
+    blocks: kinds of blocks by name, each with its branches by name, in order, in place of the keys above; see `pattern`.
+    pattern: the kind of each layer; may be None if there is only one.
+    dropout: on every branch, and on the input.
     stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
-    sharing: the parameters shared by all layers; see `Sharing`. The state of a shared router is updated once per step,
-      from the tokens of all layers.
     layers: scanned (only distinct blocks are compiled) or unrolled.
     remat: the residuals of each block saved for the backward pass.
+    sharing: the parameters shared by all layers; see `Sharing`. The state of a shared router is updated once per step,
+      from the tokens of all layers.
+  """
+  num_layers: Depth
+  attention: Mapping | None = None
+  feed_forward: Mapping | None = None
+  norm: Mapping = dataclasses.field(default_factory=lambda: dict(name='rms_norm'))
+  moe: Mapping | None = None
+  sparse: Mapping = dataclasses.field(default_factory=lambda: dict(name='none'))
+  extra_feed_forward: Mapping | None = None
+  sparse_form: SparseForm = 'replace'
+  blocks: Mapping | None = None
+  pattern: Mapping | None = None
+  dropout: Rate = 0.
+  stochastic_depth: Rate = 0.
+  layers: Layers = 'unrolled'
+  remat: Remat = 'none'
+  sharing: Sharing = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """What a `Transformer` returns.
+
+  Attributes:
+    x: <float>[B,S,D].
+    routers: the output of each router, by depth ('block_03'), and by branch where a block has several.
+    updates: updates of router state, by the paths of its variables.
+  """
+  x: jax.Array
+  routers: dict[str, RouterOutput]
+  updates: Tree
+
+
+class Transformer(nnx.Module):
+  """`num_layers` blocks and a final norm.
+
+  Args:
+    config: see `TransformerConfig`.
+    where: its config path.
+    cross_attention: whether blocks attend to a memory; only in the shorthand.
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_layers: Depth, attention: Mapping,
-               feed_forward: Mapping, norm: Mapping, moe: Mapping | None = None,
-               sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
-               sparse_form: SparseForm = 'replace', dropout: Rate = 0., stochastic_depth: Rate = 0.,
-               layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
+  def __init__(self, config: TransformerConfig, where: str, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
-    kinds, mixtures = placement.mixtures(moe, f'{where}.moe', placement.kinds(sparse, f'{where}.sparse', num_layers))
-    if sharing != 'none' and len(set(kinds)) > 1:
-      raise ConfigError(f'{where}.sharing = {sharing!r} needs layers of one kind, but {where}.sparse and {where}.moe '
-                        f"make {' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or use 'none'.")
-    if moe is None and 'sparse' in kinds:
-      raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
-    if sparse_form == 'layer' and (sharing == 'all_but_norms' or extra_feed_forward is not None):
-      key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
-                  if extra_feed_forward is None else
-                  ('extra_feed_forward', 'there is no mixture branch to add it after. Remove it'))
-      raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
-    self.stack, self.sharing = Stack(kinds, layers, remat), sharing
+    kinds, contents = _kinds(config, where, cross_attention)
+    if config.sharing != 'none' and len(set(kinds)) > 1:
+      raise ConfigError(f'{where}.sharing = {config.sharing!r} needs layers of one kind, but {where}.sparse and '
+                        f"{where}.moe make {' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or "
+                        "use 'none'.")
+    self.stack, self.sharing, self.dropout = Stack(kinds, config.layers, config.remat), config.sharing, config.dropout
     if self.stack.traced > _MOST_TRACED:
-      raise ConfigError(f'{where}.num_layers = {num_layers} makes {self.stack.traced} blocks to trace and compile '
-                        f"separately, more than the maximum of {_MOST_TRACED}. Use layers='scan' and a periodic "
+      raise ConfigError(f'{where}.num_layers = {config.num_layers} makes {self.stack.traced} blocks to trace and '
+                        f"compile separately, more than the maximum of {_MOST_TRACED}. Use layers='scan' and a periodic "
                         f'{where}.sparse, or fewer layers.')
 
     def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
-      if kind != 'dense' and sparse_form == 'layer':
-        return BlockMixture(mixtures[kind], where, dim=dim, rngs=rngs, block=functools.partial(block, 'dense'))
-      return Block('dense' if kind == 'dense' else 'sparse', where=where, dim=dim, num_layers=num_layers, dtype=dtype,
-                   rngs=rngs, attention=attention, feed_forward=feed_forward, moe=mixtures.get(kind), norm=norm,
-                   extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
-                   stochastic_depth=stochastic_depth, cross_attention=cross_attention)
+      if kind != 'dense' and config.sparse_form == 'layer':
+        return BlockMixture(contents[kind]['moe'], dim=dim, rngs=rngs, block=functools.partial(block, 'dense'))
+      return Block(contents[kind], where=where, dim=dim, dtype=dtype, rngs=rngs, norm=config.norm,
+                   dropout=config.dropout, drop_step=config.stochastic_depth / max(config.num_layers - 1, 1))
 
     def own(kind: str, rngs: nnx.Rngs) -> nnx.Module:
-      match sharing:
+      match config.sharing:
         case 'none':
           return block(kind, rngs)
         case 'all':
@@ -90,25 +128,77 @@ class Transformer(nnx.Module):
           return Norms(block(kind, rngs))
 
     self.blocks = self.stack.build(own, rngs)
-    self.shared = None if sharing == 'none' else block(kinds[0], rngs)
-    if sharing == 'all_but_norms':
+    self.shared = None if config.sharing == 'none' else block(kinds[0], rngs)
+    if config.sharing == 'all_but_norms':
       Norms(self.shared)  # removes them from the shared block
-    self.final_norm = NORMS.build(norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
+    self.final_norm = NORMS.build(config.norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
 
-  def transform(self, x: jax.Array, context: Context, *, key: jax.Array | None,
-                train: bool) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:
-    """x: <float>[B,S,D] -> (the same shape, router outputs by depth, updates of router state)."""
+  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, train: bool) -> Encoded:
+    """x: <float>[B,S,D] embeddings."""
+    x = drop(x, self.dropout, key=derive(key, 'embedding'), train=train)
+    x = rules.constrain(x, ('batch', 'sequence', 'embed'))
+
     def step(own, x, key, depth):
       norms = own if self.sharing == 'all_but_norms' else None
       block = own if self.sharing == 'none' else self.shared
       return block(x, context, key=key, depth=depth, train=train, norms=norms)
 
-    x, routers, updates = self.stack.run(self.blocks, step, x, key)
+    x, routers, updates = self.stack.run(self.blocks, step, x, derive(key, 'blocks'))
     if updates and self.sharing != 'none':
       by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
-      return self.final_norm(x), routers, dict(shared=functools.reduce(add_updates, by_layer.values()))
-    return self.final_norm(x), routers, dict(blocks=updates) if updates else {}
+      updates = dict(shared=functools.reduce(add_updates, by_layer.values()))
+    elif updates:
+      updates = dict(blocks=updates)
+    return Encoded(self.final_norm(x), routers, updates)
 
   def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
     yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]
+
+
+def _kinds(config: TransformerConfig, where: str,
+           cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
+  """The kind of each layer, and the branches of each kind."""
+  if config.blocks is None:
+    return _dense_and_sparse(config, where, cross_attention)
+  shorthand = [name for name in ('attention', 'feed_forward', 'moe', 'extra_feed_forward')
+               if getattr(config, name) is not None]
+  if shorthand:
+    raise ConfigError(f'{where}.{shorthand[0]}: {where}.blocks says what each kind of block is made of. Remove '
+                      f'{", ".join(shorthand)}.')
+  return patterns.named_kinds(config.blocks, config.pattern, where, config.num_layers)
+
+
+def _dense_and_sparse(config: TransformerConfig, where: str,
+                      cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
+  """The shorthand: attention (then cross-attention), then a feed-forward or a mixture of experts."""
+  for name in ('attention', 'feed_forward'):
+    if getattr(config, name) is None:
+      raise ConfigError(f'{where}.{name} is missing: a Transformer needs attention and feed_forward, or blocks.')
+  kinds, mixtures = patterns.mixtures(config.moe, f'{where}.moe',
+                                      patterns.dense_or_sparse(config.sparse, f'{where}.sparse', config.num_layers))
+  if config.moe is None and 'sparse' in kinds:
+    raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
+  if config.sparse_form == 'layer' and (config.sharing == 'all_but_norms' or config.extra_feed_forward is not None):
+    key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
+                if config.extra_feed_forward is None else
+                ('extra_feed_forward', 'there is no mixture branch to add it after. Remove it'))
+    raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
+
+  def branch(name: str, key: str, keys: Mapping | None = None, **more) -> BranchSpec:
+    keys = getattr(config, key) if keys is None else keys
+    return BranchSpec({'name': name, **keys}, f'{where}.{key}', **more)
+
+  mixed = dict(attention=branch('attention', 'attention'))
+  if cross_attention:
+    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{where}.attention')
+  dense = dict(feed_forward=branch('feed_forward', 'feed_forward'))
+  contents = {'dense': {**mixed, **dense}}
+  for kind, moe in mixtures.items():
+    if config.sparse_form == 'insert':  # without a norm: experts have their own
+      contents[kind] = {**mixed, **dense, 'moe': branch('moe', 'moe', {'pre_norm': None, **moe})}
+    else:  # takes the norm of the feed-forward that it replaces, so that a dense model's parameters fit it
+      contents[kind] = {**mixed, 'moe': branch('moe', 'moe', moe, norm='feed_forward_norm')}
+    if config.extra_feed_forward is not None:
+      contents[kind]['extra_feed_forward'] = branch('feed_forward', 'extra_feed_forward', norm='extra_norm')
+  return kinds, contents

@@ -1,5 +1,4 @@
 """The mixture-of-experts layer: group, route, dispatch to experts, combine; optionally with a shared expert."""
-import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -8,28 +7,30 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from moejax import dispatch
-from moejax import experts
-from moejax.config import ConfigError, call
+from moejax import dispatch as dispatchers
+from moejax import experts as all_experts
+from moejax.config import ConfigError
 from moejax.dispatch.layouts import Dense
 from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
+from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import LARGEST, Between, Count
-from moejax.routing import router
+from moejax.routing import router as routers
 from moejax.routing.features import RouterInputs, without_padding
+from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 
 # The largest number trained so far (2407.04153); 32-bit indices still allow a hundred slots each.
 ExpertCount = Annotated[int, Between(1, 2**20)]
 
 
-@dataclasses.dataclass(frozen=True)
-class MoEConfig:
-  """The keys of `config.moe`.
+@SUBLAYERS('moe')
+class MoE(Sublayer):
+  """A mixture of experts.
 
-  Attributes:
+  Config keys:
     num_experts: E.
     experts: the expert (`moejax.experts`).
     router: the stages of the router (`moejax.routing`).
@@ -42,41 +43,37 @@ class MoEConfig:
     shared_gate: how the two are added: 'sum' (as drawn in DeepSpeed-MoE, 2201.05596, section 4.1.1), or 'softmax': with
       two weights per token, the softmax of a linear map of the token (DeepSpeed's code: `use_residual`).
   """
-  num_experts: ExpertCount
-  experts: dict
-  router: dict
-  dispatch: dict
-  group: Literal['batch', 'sequence'] | Count = 'batch'
-  shared: dict | None = None
-  shared_gate: Literal['sum', 'softmax'] = 'sum'
 
-
-class MoE(nnx.Module):
-  """A sparse layer that replaces a feed-forward."""
-
-  def __init__(self, config: Mapping, where: str, *, dim: int, dtype, rngs: nnx.Rngs):
-    """Builds the layer from `config` (the keys of `MoEConfig`).
-
-    Raises:
-      ConfigError: an invalid config, or a number of experts that the active mesh does not divide.
-    """
-    keys: MoEConfig = call(MoEConfig, config, where)
-    check_experts(keys.num_experts, rules.active(), where)
-    self.group, self.where = keys.group, where
-    self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
-    self.dispatch = dispatch.build(keys.dispatch, f'{where}.dispatch')
-    self.experts = experts.build(keys.experts, f'{where}.experts', dim=dim, num_experts=keys.num_experts,
-                                 dtype=dtype, rngs=rngs)
-    self.shared = None if keys.shared is None else experts.build(
-        keys.shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
-    if keys.shared_gate == 'softmax' and self.shared is None:
+  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_experts: ExpertCount,
+               experts: Mapping, router: Mapping, dispatch: Mapping, group: Literal['batch', 'sequence'] | Count = 'batch',
+               shared: Mapping | None = None, shared_gate: Literal['sum', 'softmax'] = 'sum'):
+    """Raises ConfigError for a number of experts that the active mesh does not divide."""
+    check_experts(num_experts, rules.active(), where)
+    self.group, self.where = group, where
+    self.router = routers.build(router, f'{where}.router', dim=dim, num_experts=num_experts, rngs=rngs)
+    self.dispatch = dispatchers.build(dispatch, f'{where}.dispatch')
+    self.experts = all_experts.build(experts, f'{where}.experts', dim=dim, num_experts=num_experts, dtype=dtype,
+                                     rngs=rngs)
+    self.shared = None if shared is None else all_experts.build(
+        shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+    if shared_gate == 'softmax' and self.shared is None:
       raise ConfigError(f'{where}.shared_gate = "softmax" requires a shared expert: set {where}.shared.')
-    self.shared_gate = None if keys.shared_gate == 'sum' else Linear(
+    self.shared_gate = None if shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, RouterOutput]:
+  def leak(self, train: bool) -> Leak:
+    """Whether the router sees later tokens, or lets them compete for slots."""
+    return self.router.leak(train)
+
+  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, Left]:
+    """See `mix`."""
+    y, routed = self.mix(x, context.inputs, key=key, train=train)
+    return y, Left(routed)
+
+  def mix(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
+          train: bool = False) -> tuple[jax.Array, RouterOutput]:
     """Applies the layer.
 
     Args:

@@ -1,16 +1,71 @@
-"""The pattern of sparse layers, and their numbers of experts.
+"""The kind of each layer: patterns of kinds of blocks, and the shorthand of dense and sparse layers.
 
-The config names a layout: `sparse=dict(name='every', n=2)`; layers are numbered from 0.
+    blocks=dict(local=dict(mixer=dict(name='attention', window=128), ffn=...), full=...),
+    pattern=dict(name='cycle', kinds=('local', 'full'))
+
+names the kinds, each with its branches in order, and the kind of every layer. Models whose layers are all attention and
+a feed-forward, dense or a mixture of experts, need not write that out: `attention`, `feed_forward`, `moe` and the
+layout `sparse=dict(name='every', n=2)` stand for two kinds, 'dense' and 'sparse'. Layers are numbered from 0.
 """
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 from moejax.config import ConfigError, Registry
+from moejax.layers.block import BranchSpec
 from moejax.ranges import Count, Natural
 
+PATTERNS = Registry('pattern of layers')
 LAYOUTS = Registry('sparse layer layout')
 
+# The branches of a kind of block, by name, in order.
+Kind = dict[str, BranchSpec]
 
-def kinds(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
+
+@PATTERNS('cycle')
+def cycle(*, num_layers: int, kinds: tuple[str, ...]) -> tuple[str, ...]:
+  """The kinds in order, again and again.
+
+  Config:
+    kinds: names of `blocks`.
+  """
+  return tuple(itertools.islice(itertools.cycle(kinds), num_layers)) if kinds else ()
+
+
+@PATTERNS('runs')
+def runs(*, runs: Sequence) -> tuple[str, ...]:
+  """Some layers of one kind, then some of the next.
+
+  Config:
+    runs: kinds of `blocks`, each with its number of layers: (('dense', 1), ('sparse', 26)).
+  """
+  return tuple(kind for kind, count in runs for _ in range(count))
+
+
+def named_kinds(blocks: Mapping, pattern: Mapping | None, where: str,
+                num_layers: int) -> tuple[tuple[str, ...], dict[str, Kind]]:
+  """The kind of each layer, and what each is made of, from `blocks` and `pattern`.
+
+  Raises:
+    ConfigError: the pattern does not name a kind of `blocks` for each layer.
+  """
+  kinds = {name: {branch: BranchSpec(config, f'{where}.blocks.{name}.{branch}') for branch, config in block.items()}
+           for name, block in blocks.items()}
+  if pattern is None and len(kinds) > 1:
+    raise ConfigError(f'{where}.pattern is missing: {where}.blocks has the kinds {", ".join(kinds)}. Set e.g. '
+                      f"pattern=dict(name='cycle', kinds={tuple(kinds)}).")
+  chosen = (tuple(kinds) * num_layers if pattern is None else
+            PATTERNS.build(pattern, f'{where}.pattern', num_layers=num_layers))
+  if unknown := sorted(set(chosen) - set(kinds)):
+    raise ConfigError(f'{where}.pattern: there is no kind {unknown[0]!r} in {where}.blocks. '
+                      f'Allowed: {", ".join(kinds)}.')
+  if len(chosen) != num_layers:
+    raise ConfigError(f'{where}.pattern names {len(chosen)} layers, and {where}.num_layers is {num_layers}.')
+  if unused := sorted(set(kinds) - set(chosen)):
+    raise ConfigError(f'{where}.blocks.{unused[0]} is not used: no layer of {where}.pattern is of this kind. Remove it.')
+  return chosen, kinds
+
+
+def dense_or_sparse(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
   """'sparse' or 'dense' for each of `num_layers` layers.
 
   Raises:

@@ -15,11 +15,12 @@ from moejax.layers import initializers
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
+from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
 from moejax.ranges import Count, Divides, Rate
 
 
-class Attention(nnx.Module):
+class Attention(Sublayer):
   """Scaled dot-product attention with projections.
 
   Config keys:
@@ -65,9 +66,9 @@ class Attention(nnx.Module):
                                                             rngs=rngs)
     self.query_norm, self.key_norm = norm(), norm()
 
-  def __call__(self, x: jax.Array, memory: jax.Array | None = None, *, mask: jax.Array | None = None,
-               bias: jax.Array | None = None, encoding: PositionEncoding | None = None,
-               positions: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def attend(self, x: jax.Array, memory: jax.Array | None = None, *, mask: jax.Array | None = None,
+             bias: jax.Array | None = None, encoding: PositionEncoding | None = None,
+             positions: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Attends from `x` to `memory`, or to `x`.
 
     Args:
@@ -101,6 +102,27 @@ class Attention(nnx.Module):
   def _project(self, equation, x, kernel, bias):
     y = jnp.einsum(equation, x.astype(self.dtype), kernel[...].astype(self.dtype))
     return y if bias is None else y + bias[...].astype(self.dtype)
+
+
+@SUBLAYERS('attention')
+class SelfAttention(Attention):
+  """Attention within a sequence."""
+
+  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, Left]:
+    """x: <float>[B,S,D] -> <float>[B,S,D], with the mask, bias and positions of the context."""
+    return self.attend(x, mask=context.mask, bias=context.bias, encoding=context.encoding,
+                       positions=context.inputs.positions, key=key, train=train), Left()
+
+
+@SUBLAYERS('cross_attention')
+class CrossAttention(Attention):
+  """Attention to the memory of the context, without positions."""
+
+  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, Left]:
+    """x: <float>[B,S,D] -> <float>[B,S,D]."""
+    return self.attend(x, context.memory, mask=context.memory_mask, key=key, train=train), Left()
 
 
 def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, scale: float, mask: jax.Array | None = None,

@@ -5,6 +5,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.layers import initializers
+from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 
 State = tuple[jax.Array, jax.Array]
 
@@ -28,7 +29,8 @@ def lstm_step(state: State, projected: jax.Array, recurrent: jax.Array) -> State
   return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
-class LSTM(nnx.Module):
+@SUBLAYERS('lstm')
+class LSTM(Sublayer):
   """An LSTM over sequences, as wide as its input. The forget gate's bias starts at 1 (Jozefowicz et al. 2015)."""
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -39,7 +41,12 @@ class LSTM(nnx.Module):
     ones_to_forget = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[dim:2 * dim].set(1)
     self.bias = functional.parameter(rngs, ones_to_forget, (4 * dim,), (None,))
 
-  def __call__(self, x: jax.Array, starts: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, Left]:
+    """x: <float>[B,S,D] -> <dtype>[B,S,D]; a document starts at position 0 of the router's inputs."""
+    return self.run(x, context.inputs.positions == 0), Left()
+
+  def run(self, x: jax.Array, starts: jax.Array) -> jax.Array:
     """x: <float>[B,S,D], starts: <bool>[B,S] starts of documents, where the state is reset to 0 -> <dtype>[B,S,D]."""
     cast = lambda w: w[...].astype(self.dtype)
     projected = x.astype(self.dtype) @ cast(self.kernel) + cast(self.bias)

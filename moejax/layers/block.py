@@ -1,0 +1,133 @@
+"""The transformer block: a list of residual branches, each with a sublayer that its config names."""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.config import call
+from moejax.layers import feed_forwards, mixers  # noqa: F401  (whose sublayers are registered)
+from moejax.layers.dropout import dropout as drop
+from moejax.layers.norms import NORMS
+from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
+from moejax.parallel import rules
+from moejax.random import derive
+from moejax.routing.plans import Leak
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchConfig:
+  """Keys of a branch, beside those of its sublayer.
+
+  Attributes:
+    pre_norm: norm of the sublayer's input: 'model' is the model's `norm`, None omits it.
+    post_norm: norm of the sublayer's output, or None.
+    residual_scale: multiplies the branch before it is added (GraniteMoE's `residual_multiplier`).
+  """
+  pre_norm: Mapping | Literal['model'] | None = 'model'
+  post_norm: Mapping | None = None
+  residual_scale: float = 1.
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchSpec:
+  """A branch of a kind of block.
+
+  Attributes:
+    config: the `name` and keys of a sublayer, and those of `BranchConfig`.
+    where: its config path.
+    norm: the attribute of the block that holds `pre_norm`, '<branch>_norm' if empty.
+  """
+  config: Mapping
+  where: str
+  norm: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+  """A built branch: attributes of its block, and how its result is added.
+
+  Attributes:
+    name: attribute of the sublayer.
+    pre_norm, post_norm: attributes of its norms; None without.
+    scale: multiplies the branch.
+    where: config path of the sublayer.
+  """
+  name: str
+  pre_norm: str | None
+  post_norm: str | None
+  scale: float
+  where: str
+
+
+class Norms(nnx.Module):
+  """The norms of a block, held per layer while all other parameters are shared. Removes them from `block`."""
+
+  def __init__(self, block: 'Block'):
+    for branch in block.branches:
+      for name in filter(None, (branch.pre_norm, branch.post_norm)):
+        setattr(self, name, getattr(block, name))
+        setattr(block, name, None)
+
+
+class Block(nnx.Module):
+  """Adds the branches to `x`, one after the other: `x + scale * drop(post_norm(sublayer(pre_norm(x))))`.
+
+  The sublayer of the branch `moe` is the attribute `moe`, its norm `moe_norm` (and `moe_post_norm`). Every branch has
+  dropout, and stochastic depth at a rate that grows by `drop_step` a layer, from 0 at the first.
+
+  Args:
+    branches: by name, in order.
+    norm: the model's norm.
+  """
+
+  def __init__(self, branches: Mapping[str, BranchSpec], *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
+               norm: Mapping, dropout: float = 0., drop_step: float = 0.):
+    self.dropout, self.drop_step = dropout, drop_step
+    options = {field.name for field in dataclasses.fields(BranchConfig)}
+    new_norm = lambda config, where: NORMS.build(config, where, dim=dim, axis='norm', rngs=rngs)
+    built = []
+    for name, spec in branches.items():
+      own: BranchConfig = call(BranchConfig, {k: v for k, v in spec.config.items() if k in options}, spec.where)
+      pre_norm, post_norm = spec.norm or f'{name}_norm', f'{name}_post_norm'
+      if own.pre_norm is not None:
+        setattr(self, pre_norm, new_norm(norm, f'{where}.norm') if own.pre_norm == 'model' else
+                new_norm(own.pre_norm, f'{spec.where}.pre_norm'))
+      setattr(self, name, SUBLAYERS.build({k: v for k, v in spec.config.items() if k not in options}, spec.where,
+                                          beside=options, dim=dim, dtype=dtype, rngs=rngs))
+      if own.post_norm is not None:
+        setattr(self, post_norm, new_norm(own.post_norm, f'{spec.where}.post_norm'))
+      built.append(Branch(name, None if own.pre_norm is None else pre_norm,
+                          None if own.post_norm is None else post_norm, own.residual_scale, spec.where))
+    self.branches = tuple(built)
+
+  def sublayer(self, branch: Branch) -> Sublayer:
+    """The sublayer of a branch."""
+    return getattr(self, branch.name)
+
+  def leaks(self, train: bool) -> dict[str, Leak]:
+    """Whether the sublayer at each config path sees later tokens."""
+    return {branch.where: self.sublayer(branch).leak(train) for branch in self.branches}
+
+  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Cache] | None = None, *,
+               key: jax.Array | None, depth: Any, train: bool,
+               norms: Norms | None = None) -> tuple[jax.Array, dict[str, Left]]:
+    """x: <float>[B,S,D] -> the same shape, and what each branch leaves.
+
+    `cache`: of the branches that remember. `norms`: used instead of the block's own, if those were removed.
+    """
+    left = {}
+    normed = lambda name, x: x if name is None else getattr(norms or self, name)(x)
+    for branch in self.branches:
+      name = branch.name
+      y, left[name] = self.sublayer(branch)(normed(branch.pre_norm, x), context, (cache or {}).get(name),
+                                            key=derive(key, name), train=train)
+      y = normed(branch.post_norm, y)
+      y = drop(y, self.dropout, key=derive(key, f'{name}_dropout'), train=train)
+      if self.drop_step:
+        y = drop(y, self.drop_step * depth, key=derive(key, f'{name}_depth'), train=train, shared_axes=(1, 2))
+      y = y if branch.scale == 1 else branch.scale * y
+      x = rules.constrain(x + y.astype(x.dtype), ('batch', 'sequence', 'embed'))
+    return x, left

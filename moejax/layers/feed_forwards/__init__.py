@@ -1,0 +1,3 @@
+"""Sublayers that transform each token."""
+# Importing a sublayer registers it.
+from moejax.layers.feed_forwards import dense, moe

@@ -1,0 +1,91 @@
+"""What a block is made of: sublayers, by name, and what they receive and return.
+
+A sublayer mixes tokens (`mixers`: attention, recurrence) or transforms each token (`feed_forwards`: dense, mixture of
+experts). Both follow one protocol, so that a block can hold any of them in any order.
+"""
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from moejax.config import Registry
+from moejax.layers.positions import PositionEncoding
+from moejax.routing.features import RouterInputs
+from moejax.routing.plans import Leak
+from moejax.routing.router import RouterOutput
+
+SUBLAYERS = Registry('sublayer')
+
+# What a sublayer remembers of earlier tokens: arrays by name.
+Cache = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """Inputs of all blocks of a stack besides the activations.
+
+  Attributes:
+    inputs: for routers, with fields [B,S]; self-attention and recurrence use its positions too.
+    encoding: rotates queries and keys of self-attention.
+    mask: <bool>[B|1,1,S,S] for self-attention; None: no mask.
+    bias: <float32>[1,H,S,S] for self-attention, or None.
+    memory: <float>[B,T,D] for cross-attention, or None.
+    memory_mask: <bool>[B,1,S,T] for cross-attention.
+  """
+  inputs: RouterInputs
+  encoding: PositionEncoding
+  mask: jax.Array | None = None
+  bias: jax.Array | None = None
+  memory: jax.Array | None = None
+  memory_mask: jax.Array | None = None
+
+
+class Left(NamedTuple):
+  """What a sublayer leaves besides its activations.
+
+  Attributes:
+    router: the output of its router, which is its attribute `router`.
+    cache: what it remembers for the next tokens; None if it was given none.
+  """
+  router: RouterOutput | None = None
+  cache: Cache | None = None
+
+
+class Sublayer(nnx.Module):
+  """The base class of mixers and feed-forwards."""
+
+  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
+               train: bool = False) -> tuple[jax.Array, Left]:
+    """Applies the sublayer.
+
+    Args:
+      x: <float>[B,S,D].
+      context: the inputs that all blocks share.
+      cache: what it remembers of earlier tokens, or None for whole sequences.
+      key: for noise and dropout.
+      train: whether to apply noise and dropout.
+
+    Returns:
+      <float>[B,S,D], and what it leaves.
+    """
+    raise NotImplementedError
+
+  def leak(self, train: bool) -> Leak:
+    """Whether an output depends on later tokens, beyond what the mask of the context allows."""
+    del train
+    return 'causal'
+
+
+def updates(left: dict[str, Left]) -> dict[str, Any]:
+  """Updates of the state of all routers of a block, by the paths of its variables."""
+  return {branch: dict(router=one.router.updates)
+          for branch, one in left.items() if one.router is not None and one.router.updates}
+
+
+def routers(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
+  """The outputs of the routers of the block `name`, without updates: `{'block_03': ...}` for a single one,
+  `{'block_03/attention': ..., 'block_03/moe': ...}` for several."""
+  found = {branch: dataclasses.replace(one.router, updates={})
+           for branch, one in left.items() if one.router is not None}
+  return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
