@@ -12,6 +12,16 @@ and builds one from `dict(name='linear', init_std=0.01)`. Arguments supplied by 
 `num_experts`, `rngs`) are *context*: passed by parameter name, never written in a config. All other parameters are
 config keys; their annotations give their types and ranges (`moejax.ranges`). An unknown or missing key, or a value of
 the wrong type or out of range, raises a `ConfigError` with the config path.
+
+Constructors do not know their path. A path, or the message of a `ConfigError`, that begins with a dot, a colon, a
+bracket or a space continues the path of the group that is being built:
+
+    self.score = SCORES.build(score, '.score', dim=dim, ...)             # config.model.moe.router.score
+    raise ConfigError(f'.k: a token cannot choose {k} of {num_experts} experts.')
+    raise ConfigError(': needs vectors, but the features are ids.')
+
+All others are complete: `config.data`, 'The mesh has ...'. What can also fail later, when the model is traced, keeps
+`path()` when it is built, and calls its parts within `at(that path)`.
 """
 import contextlib
 import contextvars
@@ -41,7 +51,40 @@ class Explained(Exception):
 
 
 class ConfigError(Explained, ValueError):
-  """An invalid config. The message names the key, what is wrong, and what is allowed."""
+  """An invalid config. The message names the key, what is wrong, and what is allowed.
+
+  A message that begins with a dot, a colon, a bracket or a space continues the path of the group being built.
+  """
+
+
+_path: contextvars.ContextVar[str] = contextvars.ContextVar('path', default='')
+
+
+def path() -> str:
+  """The config path of the group being built; '' outside of any."""
+  return _path.get()
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+  """Within this context `where` is the path, and is put before messages of `ConfigError` that continue it.
+
+  Args:
+    where: a path; one that begins with a dot or a bracket continues the present one.
+  """
+  where = _continued(where)
+  token = _path.set(where)
+  try:
+    yield
+  except ConfigError as error:
+    error.args = (_continued(str(error)),)
+    raise
+  finally:
+    _path.reset(token)
+
+
+def _continued(text: str) -> str:
+  return path() + text if text[:1] in ('.', ':', '[', ' ') else text
 
 
 class Registry:
@@ -70,6 +113,7 @@ class Registry:
 
   def constructor(self, config: Mapping, where: str) -> Callable:
     """The constructor called `config['name']`. Raises `ConfigError` if the name is missing or unknown."""
+    where = _continued(where)
     if not isinstance(config, (Mapping, ConfigDict)):
       raise ConfigError(f'{where} must be a dict with a `name` ({", ".join(self)}), not {config!r}.')
     if 'name' not in config:
@@ -87,7 +131,7 @@ class Registry:
 
     Args:
       config: a `name` and the constructor's keys.
-      where: the config path, for errors.
+      where: the config path, e.g. '.score', which continues that of the group being built.
       beside: keys of the same group that other code reads, for errors.
       context: arguments supplied by the surrounding code.
     """
@@ -100,7 +144,12 @@ def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
   """Calls `constructor` with every key of `config`, and with each item of `context` that it has a parameter for.
 
   A group without a `name` inherits the name and the other keys of the parameter's default.
-  A parameter called `where` receives the config path, from which nested parts derive theirs.
+
+  Args:
+    constructor: a class or function. A parameter called `where` receives the config path.
+    config: its keys.
+    where: the config path, e.g. '.score', which continues that of the group being built.
+    context: arguments supplied by the surrounding code.
 
   Raises:
     ConfigError: a key of `config` is not a parameter (the message suggests the nearest), a required key is missing, a
@@ -142,6 +191,7 @@ def recorded() -> Iterator[list[Consumed]]:
 
 
 def _call(constructor, config, where, context, registry=None, name=None, beside=()):
+  where = _continued(where)
   context = dict(context, where=where)
   parameters = _parameters(constructor)
   allowed = [name for name in parameters if name not in context]
@@ -170,7 +220,8 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
       raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)}{default}.')
   if (found := _record.get()) is not None:
     found.append(Consumed(where, constructor, {key: parameters[key] for key in allowed}, config, registry, name))
-  return constructor(**arguments)
+  with at(where):
+    return constructor(**arguments)
 
 
 def _completed(value, default):

@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 from flax import nnx
 
-from moejax.config import ConfigError, Registry, call, recorded
+from moejax.config import ConfigError, Registry, at, call, path, recorded
 from moejax.ranges import AtLeast, Count, Divides, Fraction, NotEmpty, Positive, Rate
 
 FRUIT = Registry('fruit')
@@ -207,3 +207,80 @@ def test_keys_are_recorded_with_their_readers_outermost_first():
   assert list(outer.keys) == ['first', 'words']
   assert (inner.where, inner.given) == ('config.fruit.first', dict(weight=1))
   assert set(inner.keys) == {'weight', 'kind', 'seeds', 'rings', 'extra'}  # not `dim`, which is context
+
+
+# ---- paths ----------------------------------------------------------------------------------------------------------
+
+TREE = Registry('tree')
+
+
+@TREE('leaf')
+class Leaf:
+
+  def __init__(self, *, size: Count = 1, message: str = ''):
+    if message:
+      raise ConfigError(message)
+    self.path = path()
+
+  def fall(self, message):
+    with at(self.path):
+      with at('.fall'):
+        raise ConfigError(message)
+
+
+@TREE('branch')
+class Branch:
+
+  def __init__(self, *, leaves: tuple[dict, ...], message: str = ''):
+    self.leaves = [TREE.build(leaf, f'.leaves[{i}]') for i, leaf in enumerate(leaves)]
+    if message:
+      raise ConfigError(message)
+
+
+def grow(*leaves, **keys):
+  return TREE.build(dict(name='branch', leaves=leaves, **keys), 'config.tree')
+
+
+def test_a_constructor_knows_its_path_and_nothing_has_one_outside():
+  inner = grow(dict(name='leaf'), dict(name='branch', leaves=(dict(name='leaf'),))).leaves[1].leaves[0]
+  assert inner.path == 'config.tree.leaves[1].leaves[0]' and path() == ''
+
+
+@pytest.mark.parametrize('message, complete', [
+    ('.size: 3 is odd.', 'config.tree.leaves[0].size: 3 is odd.'),
+    (': the tree is bare.', 'config.tree.leaves[0]: the tree is bare.'),
+    (' needs light.', 'config.tree.leaves[0] needs light.'),
+    ('[2]: no.', 'config.tree.leaves[0][2]: no.'),
+    ('config.mesh: too small.', 'config.mesh: too small.'),
+])
+def test_a_message_that_continues_the_path_gets_it_once(message, complete):
+  with pytest.raises(ConfigError) as error:
+    grow(dict(name='leaf', message=message))
+  assert str(error.value) == complete
+
+
+def test_a_message_after_a_part_was_built_has_the_path_of_the_whole():
+  with pytest.raises(ConfigError, match='^config.tree.leaves: too few.$'):
+    grow(dict(name='leaf'), message='.leaves: too few.')
+
+
+@pytest.mark.parametrize('leaf, sentence', [
+    (dict(name='leaf', size=0), r'config.tree.leaves\[0\].size must be an int of at least 1, not 0.'),
+    (dict(name='leaf', sise=1), r"config.tree.leaves\[0\].sise: Leaf has no such key. Did you mean 'size'?"),
+    (dict(name='laef'), r"config.tree.leaves\[0\].name: there is no tree 'laef'."),
+])
+def test_what_is_wrong_with_the_keys_of_a_part_has_its_whole_path(leaf, sentence):
+  with pytest.raises(ConfigError, match=f'^{sentence}'):
+    grow(leaf)
+
+
+def test_what_fails_after_building_continues_the_path_that_was_kept():
+  leaf = grow(dict(name='leaf')).leaves[0]
+  with pytest.raises(ConfigError, match=r'^config.tree.leaves\[0\].fall.size: too far.$'):
+    leaf.fall('.size: too far.')
+
+
+def test_keys_of_parts_are_recorded_under_their_whole_path():
+  with recorded() as found:
+    grow(dict(name='leaf'))
+  assert [one.where for one in found] == ['config.tree', 'config.tree.leaves[0]']
