@@ -84,7 +84,7 @@ def at(where: str) -> Iterator[None]:
 
 
 def _continued(text: str) -> str:
-  return path() + text if text[:1] in ('.', ':', '[', ' ') else text
+  return path() + text if text[:1] in ('', '.', ':', '[', ' ') else text
 
 
 class Registry:
@@ -143,7 +143,8 @@ class Registry:
 def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
   """Calls `constructor` with every key of `config`, and with each item of `context` that it has a parameter for.
 
-  A group without a `name` inherits the name and the other keys of the parameter's default.
+  A group without a `name` inherits the name and the other keys of the parameter's default. A parameter
+  `**keys: Keys`, of a dataclass `Keys`, takes the keys of a part that the constructor builds: `call(Keys, keys, '')`.
 
   Args:
     constructor: a class or function. A parameter called `where` receives the config path.
@@ -193,15 +194,16 @@ def recorded() -> Iterator[list[Consumed]]:
 def _call(constructor, config, where, context, registry=None, name=None, beside=()):
   where = _continued(where)
   context = dict(context, where=where)
-  parameters = _parameters(constructor)
+  parameters, passed_on = _parameters(constructor), _passed_on(constructor)
   allowed = [name for name in parameters if name not in context]
   arguments = {name: context[name] for name in parameters if name in context}
+  further = {key: value for key, value in config.items() if key in passed_on and key not in parameters}
   config = {key: _completed(value, parameters[key].default if key in allowed else None)
-            for key, value in config.items()}
+            for key, value in config.items() if key not in further}
   for key, value in config.items():
     if key not in allowed:
       raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. '
-                        f'{nearest(key, [*allowed, *beside])}')
+                        f'{nearest(key, {*allowed, *passed_on, *beside})}')
     annotation = parameters[key].annotation
     if not _matches(value, annotation):
       raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)} ({type(value).__name__}).')
@@ -221,7 +223,7 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
   if (found := _record.get()) is not None:
     found.append(Consumed(where, constructor, {key: parameters[key] for key in allowed}, config, registry, name))
   with at(where):
-    return constructor(**arguments)
+    return constructor(**arguments, **further)
 
 
 def _completed(value, default):
@@ -258,6 +260,15 @@ def _parameters(constructor) -> dict[str, inspect.Parameter]:
       continue
     parameters[name] = parameter.replace(annotation=hints.get(name, Any))
   return parameters
+
+
+def _passed_on(constructor) -> set[str]:
+  # Keys that the constructor takes as `**keys: Keys` for a part that it builds in the same group.
+  function = constructor.__init__ if inspect.isclass(constructor) else constructor
+  keys = [parameter.name for parameter in inspect.signature(function).parameters.values()
+          if parameter.kind is parameter.VAR_KEYWORD]
+  annotation = typing.get_type_hints(function).get(keys[0]) if keys else None
+  return {field.name for field in dataclasses.fields(annotation)} if dataclasses.is_dataclass(annotation) else set()
 
 
 def _label(config, constructor):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]
+# The attribute that holds the transformer of a model; paths leave it out: `blocks/3/moe/experts/wi`.
+TRUNK = 'transformer'
 # Makes a module with the parameters that its `rngs` draw: an `nnx.Rngs`, or `Keys`.
 Build = Callable[[Any], nnx.Module]
 
@@ -180,7 +182,7 @@ def add_updates(one: Tree, other: Tree) -> Tree:
 
 
 def _path(path) -> str:
-  return '/'.join(str(part) for part in path)
+  return '/'.join(str(part) for part in path if part != TRUNK)
 
 
 def _to_dict(variables) -> Tree:

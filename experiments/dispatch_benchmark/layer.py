@@ -12,7 +12,7 @@ from experiments.dispatch_benchmark.programs import Program
 from moejax import functional, kernels
 from moejax.experts import EXPERTS
 from moejax.kernels.activations import activate
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 
 GROUP = 512  # tokens per group of einsum, whose cost grows with the group size

@@ -31,6 +31,14 @@ class BranchConfig:
   residual_scale: float = 1.
 
 
+_OPTIONS = {field.name for field in dataclasses.fields(BranchConfig)}
+
+
+def without_branch_keys(config: Mapping) -> dict[str, Any]:
+  """The keys of the sublayer alone."""
+  return {key: value for key, value in config.items() if key not in _OPTIONS}
+
+
 @dataclasses.dataclass(frozen=True)
 class BranchSpec:
   """A branch of a kind of block.
@@ -83,20 +91,19 @@ class Block(nnx.Module):
     norm: the model's norm.
   """
 
-  def __init__(self, branches: Mapping[str, BranchSpec], *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
+  def __init__(self, branches: Mapping[str, BranchSpec], *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                norm: Mapping, dropout: float = 0., drop_step: float = 0.):
     self.dropout, self.drop_step = dropout, drop_step
-    options = {field.name for field in dataclasses.fields(BranchConfig)}
     new_norm = lambda config, where: NORMS.build(config, where, dim=dim, axis='norm', rngs=rngs)
     built = []
     for name, spec in branches.items():
-      own: BranchConfig = call(BranchConfig, {k: v for k, v in spec.config.items() if k in options}, spec.where)
+      own: BranchConfig = call(BranchConfig, {k: v for k, v in spec.config.items() if k in _OPTIONS}, spec.where)
       pre_norm, post_norm = spec.norm or f'{name}_norm', f'{name}_post_norm'
       if own.pre_norm is not None:
-        setattr(self, pre_norm, new_norm(norm, f'{where}.norm') if own.pre_norm == 'model' else
+        setattr(self, pre_norm, new_norm(norm, '.norm') if own.pre_norm == 'model' else
                 new_norm(own.pre_norm, f'{spec.where}.pre_norm'))
-      setattr(self, name, SUBLAYERS.build({k: v for k, v in spec.config.items() if k not in options}, spec.where,
-                                          beside=options, dim=dim, dtype=dtype, rngs=rngs))
+      setattr(self, name, SUBLAYERS.build(without_branch_keys(spec.config), spec.where, beside=_OPTIONS, dim=dim,
+                                          dtype=dtype, rngs=rngs))
       if own.post_norm is not None:
         setattr(self, post_norm, new_norm(own.post_norm, f'{spec.where}.post_norm'))
       built.append(Branch(name, None if own.pre_norm is None else pre_norm,

@@ -31,12 +31,12 @@ class LayerMixture(nnx.Module):
     router: the stages of the router (`moejax.routing`). Its groups are the rows of a batch.
   """
 
-  def __init__(self, *, where: str, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block],
-               num_experts: ExpertCount, router: Mapping):
+  def __init__(self, *, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block], num_experts: ExpertCount,
+               router: Mapping):
     """`block` builds one layer."""
-    self.router = routers.build(router, f'{where}.router', dim=dim, num_experts=num_experts, rngs=rngs)
+    self.router = routers.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
     if self.router.select.reads_slots:
-      raise ConfigError(f"{where}.router: the slots of Soft MoE are mixtures of tokens, which have no positions for "
+      raise ConfigError(".router: the slots of Soft MoE are mixtures of tokens, which have no positions for "
                         "attention. Choose a router that weighs experts per token, or another sparse_form.")
     self.layers = functional.stack_modules(block, num_experts, rngs, axis='expert')
 

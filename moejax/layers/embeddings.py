@@ -13,9 +13,9 @@ from moejax.parallel import rules
 class Embedding(nnx.Module):
   """A vector per token; `attend` uses the transposed table as an output layer with tied weights."""
 
-  def __init__(self, *, vocab_size: int, dim: int, init: Mapping, where: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, *, vocab_size: int, dim: int, init: Mapping, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dtype = dtype
-    initializer = initializers.build(init, where, in_axis=0, out_axis=1)
+    initializer = initializers.build(init, '.embedding_init', in_axis=0, out_axis=1)
     self.table = functional.parameter(rngs, initializer, (vocab_size, dim), ('vocab', 'embed'))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, at, path
 from moejax.functional import Tree, add_updates
 from moejax.layers import pattern as patterns
 from moejax.layers.block import Block, BranchSpec, Norms
@@ -41,12 +41,12 @@ class TransformerConfig:
 
   Attributes:
     num_layers: L.
+    norm: for every branch and at the end; see `norms`.
     attention: for every block; see `Attention`. Needed without `blocks`, as is `feed_forward`.
     feed_forward: for dense blocks; see `FeedForward`.
-    norm: for every branch and at the end; see `norms`.
     moe: for sparse blocks; see `MoE`. May be None if no layer is sparse. Its `num_experts` may be a list with one int
       for each sparse layer.
-    sparse: which layers are sparse; see `pattern`.
+    sparse: which layers are sparse; see `pattern`. None: no layer.
     extra_feed_forward: one more dense branch after each mixture of experts (ST-MoE), or None.
     sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or
       mixes whole layers (`LayerMixture`).
@@ -60,11 +60,11 @@ class TransformerConfig:
       from the tokens of all layers.
   """
   num_layers: Depth
+  norm: Mapping
   attention: Mapping | None = None
   feed_forward: Mapping | None = None
-  norm: Mapping = dataclasses.field(default_factory=lambda: dict(name='rms_norm'))
   moe: Mapping | None = None
-  sparse: Mapping = dataclasses.field(default_factory=lambda: dict(name='none'))
+  sparse: Mapping | None = None
   extra_feed_forward: Mapping | None = None
   sparse_form: SparseForm = 'replace'
   blocks: Mapping | None = None
@@ -93,14 +93,16 @@ class Encoded:
 class Transformer(nnx.Module):
   """`num_layers` blocks and a final norm.
 
+  As the trunk of a model it is the attribute `transformer`, which the paths of parameters leave out.
+
   Args:
     config: see `TransformerConfig`.
-    where: its config path.
-    cross_attention: whether blocks attend to a memory; only in the shorthand.
+    cross_attention: whether blocks of the shorthand attend to a memory.
   """
 
-  def __init__(self, config: TransformerConfig, where: str, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
+  def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
+    where = path()
     kinds, contents = _kinds(config, where, cross_attention)
     if config.sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f'{where}.sharing = {config.sharing!r} needs layers of one kind, but {where}.sparse and '
@@ -115,8 +117,9 @@ class Transformer(nnx.Module):
     def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
       if kind != 'dense' and config.sparse_form == 'layer':
         return BlockMixture(contents[kind]['moe'], dim=dim, rngs=rngs, block=functools.partial(block, 'dense'))
-      return Block(contents[kind], where=where, dim=dim, dtype=dtype, rngs=rngs, norm=config.norm,
-                   dropout=config.dropout, drop_step=config.stochastic_depth / max(config.num_layers - 1, 1))
+      with at(where):  # blocks that are experts are built inside of another group
+        return Block(contents[kind], dim=dim, dtype=dtype, rngs=rngs, norm=config.norm, dropout=config.dropout,
+                     drop_step=config.stochastic_depth / max(config.num_layers - 1, 1))
 
     def own(kind: str, rngs: nnx.Rngs) -> nnx.Module:
       match config.sharing:
@@ -131,7 +134,7 @@ class Transformer(nnx.Module):
     self.shared = None if config.sharing == 'none' else block(kinds[0], rngs)
     if config.sharing == 'all_but_norms':
       Norms(self.shared)  # removes them from the shared block
-    self.final_norm = NORMS.build(config.norm, f'{where}.norm', dim=dim, axis='norm', rngs=rngs)
+    self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
   def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, train: bool) -> Encoded:
     """x: <float>[B,S,D] embeddings."""
@@ -150,6 +153,13 @@ class Transformer(nnx.Module):
     elif updates:
       updates = dict(blocks=updates)
     return Encoded(self.final_norm(x), routers, updates)
+
+  @property
+  def heads(self) -> int | None:
+    """H of its attention; None without any."""
+    found = (getattr(block, branch.name).heads for block in self.distinct_blocks() if isinstance(block, Block)
+             for branch in block.branches if hasattr(getattr(block, branch.name), 'heads'))
+    return next(found, None)
 
   def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
@@ -176,7 +186,8 @@ def _dense_and_sparse(config: TransformerConfig, where: str,
     if getattr(config, name) is None:
       raise ConfigError(f'{where}.{name} is missing: a Transformer needs attention and feed_forward, or blocks.')
   kinds, mixtures = patterns.mixtures(config.moe, f'{where}.moe',
-                                      patterns.dense_or_sparse(config.sparse, f'{where}.sparse', config.num_layers))
+                                      patterns.dense_or_sparse(config.sparse or dict(name='none'), f'{where}.sparse',
+                                                               config.num_layers))
   if config.moe is None and 'sparse' in kinds:
     raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
   if config.sparse_form == 'layer' and (config.sharing == 'all_but_norms' or config.extra_feed_forward is not None):

@@ -1,10 +1,9 @@
 """Checks that the routers of a decoder do not see later tokens."""
-from collections.abc import Iterable
 from typing import Literal
 
-from flax import nnx
-
 from moejax.config import ConfigError
+from moejax.layers.transformer import Transformer
+from moejax.routing.plans import Leak
 
 # 'slots' also accepts routers whose only leak is that later tokens compete for buffer slots, as in published top-2
 # decoders; 'train' accepts routers that leak in training only, as in BASE layers. 'oracle' accepts any router, to
@@ -21,17 +20,22 @@ _REMEDY = {
 }
 
 
-def check(blocks: Iterable[nnx.Module], where: str, accepted: RoutingLeak):
-  """Checks the routers of all sparse `blocks`, in training and in evaluation.
+def check(transformer: Transformer, accepted: RoutingLeak) -> None:
+  """Checks the blocks of a decoder, in training and in evaluation.
 
   Raises:
     ConfigError: a router leaks more than `accepted`.
   """
+  for block in transformer.distinct_blocks():
+    for train in (True, False):
+      for where, leak in block.leaks(train).items():
+        refuse(leak, f'{where}.router', train, accepted)
+
+
+def refuse(leak: Leak, where: str, train: bool, accepted: RoutingLeak) -> None:
+  """Raises ConfigError if `leak`, of the router at `where`, is more than `accepted`."""
   fine = {'refuse': ('causal',), 'slots': ('causal', 'slots'), 'train': ('causal',),
           'oracle': ('causal', 'slots', 'future')}[accepted]
-  for block in blocks:
-    for train in (False,) if accepted == 'train' else (True, False):
-      leak = 'causal' if block.moe is None else block.moe.router.leak(train)
-      if leak not in fine:
-        raise ConfigError(f'{where}.moe.router cannot be used in a decoder: in {"training" if train else "evaluation"} '
-                          f'it {_WHY[leak]}. {_REMEDY[leak]}')
+  if leak not in fine and not (train and accepted == 'train'):
+    raise ConfigError(f'{where} cannot be used in a decoder: in {"training" if train else "evaluation"} it '
+                      f'{_WHY[leak]}. {_REMEDY[leak]}')

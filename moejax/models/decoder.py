@@ -5,28 +5,26 @@ from typing import Literal
 import jax
 from flax import nnx
 
+from moejax.config import call
 from moejax.functional import Tree
-from moejax.layers.attention import attention_mask
-from moejax.layers.blocks import Context, SparseForm
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
+from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import position_encoding
-from moejax.layers.stack import Depth, Layers, Remat
-from moejax.layers.transformer import Sharing, Transformer
+from moejax.layers.sublayer import Context
+from moejax.layers.transformer import Transformer, TransformerConfig
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
-from moejax.parallel import rules
-from moejax.random import derive
-from moejax.ranges import Count, Rate
+from moejax.ranges import Count
 
 
 @MODELS('decoder')
-class Decoder(Transformer):
+class Decoder(nnx.Module):
   """Tokens to next-token logits; a token attends to itself and earlier tokens of its segment.
 
-  Config keys besides those of `Transformer`:
+  Config keys besides those of `TransformerConfig`:
     vocab_size, dim: sizes.
+    norm: for every branch and at the end; see `norms`.
     positions: see `positions`.
     embedding_init: initialisation of the embedding table.
     head: see `TokenHead`.
@@ -35,35 +33,29 @@ class Decoder(Transformer):
     dtype: compute dtype of activations; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, num_layers: Depth,
-               attention: Mapping, feed_forward: Mapping, moe: Mapping | None = None,
-               sparse: Mapping = dict(name='none'), extra_feed_forward: Mapping | None = None,
-               sparse_form: SparseForm = 'replace', norm: Mapping = dict(name='rms_norm'),
+  def __init__(self, *, rngs: nnx.Rngs, vocab_size: Count, dim: Count, norm: Mapping = dict(name='rms_norm'),
                positions: Mapping = dict(name='rope'), embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
-               routing_leak: causality.RoutingLeak = 'refuse', dropout: Rate = 0., stochastic_depth: Rate = 0.,
-               layers: Layers = 'unrolled', remat: Remat = 'none', sharing: Sharing = 'none',
-               dtype: Dtype = 'float32'):
-    dtype = compute_dtype(dtype)
-    super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
-                     feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse,
-                     extra_feed_forward=extra_feed_forward, sparse_form=sparse_form, dropout=dropout,
-                     stochastic_depth=stochastic_depth, layers=layers, remat=remat, sharing=sharing)
-    causality.check(self.distinct_blocks(), where, routing_leak)
-    self.dropout = dropout
-    self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',
-                               dtype=dtype, rngs=rngs)
-    self.encoding = position_encoding(positions, f'{where}.positions', dim=dim, rngs=rngs,
-                                      heads=attention.get('heads'), bidirectional=False)
-    self.head = TokenHead(head, vocab_size=vocab_size, dim=dim, dtype=dtype, rngs=rngs)
+               routing_leak: causality.RoutingLeak = 'refuse', dtype: Dtype = 'float32',
+               **transformer: TransformerConfig):
+    build = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
+    self.transformer = Transformer(call(TransformerConfig, transformer, '', norm=norm), **build)
+    causality.check(self.transformer, routing_leak)
+    self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)
+    self.encoding = position_encoding(positions, '.positions', dim=dim, rngs=rngs, heads=self.transformer.heads,
+                                      bidirectional=False)
+    self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
     """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents."""
+    x, context = self.embed(batch)
+    encoded = self.transformer(x, context, key=key, train=train)
+    return ModelOutput(self.head(encoded.x, self.embedding), encoded.x, encoded.routers, encoded.updates)
+
+  def embed(self, batch: Tree) -> tuple[jax.Array, Context]:
+    """The embedded tokens <float>[B,S,D], and what all blocks read."""
     tokens = sequences.read(batch)
     length = tokens.ids.shape[1]
     x = self.encoding.embed(self.embedding(tokens.ids), tokens.positions)
-    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'sequence', 'embed'))
-    context = Context(tokens.router_inputs, self.encoding, bias=self.encoding.bias(length, length),
+    return x, Context(tokens.router_inputs, self.encoding, bias=self.encoding.bias(length, length),
                       mask=attention_mask(tokens.segments, tokens.segments, causal=True))
-    features, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)
-    return ModelOutput(self.head(features, self.embedding), features, routers, updates)

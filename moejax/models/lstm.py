@@ -1,5 +1,4 @@
 """The language model of the first sparsely-gated MoE: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
-import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
@@ -7,11 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax.config import call, path
 from moejax.functional import Tree
+from moejax.layers import sublayer
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
-from moejax.layers.moe import MoE
-from moejax.layers.recurrent import LSTM
+from moejax.layers.feed_forwards.moe import MoE
+from moejax.layers.mixers.lstm import LSTM
+from moejax.layers.sublayer import Left
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -19,34 +21,33 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Count, Rate
 from moejax.routing.features import RouterInputs
-from moejax.routing.router import RouterOutput
 
 MixtureOutput = Literal['sigmoid', 'linear']
 
 
-class Block(nnx.Module):
+class LSTMBlock(nnx.Module):
   """`x + dropout(layer(x))`, where the layer is an LSTM, or a mixture of experts with a sigmoid on its output.
 
   `moe`: keys of `MoE`, or None for an LSTM.
   """
 
-  def __init__(self, moe: Mapping | None, *, where: str, dim: int, dropout: float, mixture_output: MixtureOutput,
+  def __init__(self, moe: Mapping | None, *, dim: int, dropout: float, mixture_output: MixtureOutput,
                dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dropout, self.mixture_output = dropout, mixture_output
     self.lstm = LSTM(dim=dim, dtype=dtype, rngs=rngs) if moe is None else None
-    self.moe = None if moe is None else MoE(moe, f'{where}.moe', dim=dim, dtype=dtype, rngs=rngs)
+    self.moe = None if moe is None else call(MoE, moe, '.moe', dim=dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None,
-               train: bool) -> tuple[jax.Array, RouterOutput | None]:
-    """x: <float>[B,S,D] -> the same shape, and the router's output."""
+               train: bool) -> tuple[jax.Array, dict[str, Left]]:
+    """x: <float>[B,S,D] -> the same shape, and what the layer leaves."""
     output = None
     if self.moe is None:
-      y = self.lstm(x, inputs.positions == 0)
+      y = self.lstm.run(x, inputs.positions == 0)
     else:
-      y, output = self.moe(x, inputs, key=derive(key, 'moe'), train=train)
+      y, output = self.moe.mix(x, inputs, key=derive(key, 'moe'), train=train)
       y = jax.nn.sigmoid(y) if self.mixture_output == 'sigmoid' else y
     y = drop(y, self.dropout, key=derive(key, 'dropout'), train=train)
-    return rules.constrain(x + y.astype(x.dtype), ('batch', 'sequence', 'embed')), output
+    return rules.constrain(x + y.astype(x.dtype), ('batch', 'sequence', 'embed')), dict(moe=Left(output))
 
 
 @MODELS('lstm')
@@ -65,19 +66,20 @@ class RecurrentModel(nnx.Module):
     dtype: compute dtype of activations; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, vocab_size: Count, dim: Count, moe: Mapping | None = None,
+  def __init__(self, *, rngs: nnx.Rngs, vocab_size: Count, dim: Count, moe: Mapping | None = None,
                mixture_output: MixtureOutput = 'sigmoid', dropout: Rate = 0.,
                embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dtype: Dtype = 'float32'):
     dtype = compute_dtype(dtype)
     self.dropout = dropout
-    self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, where=f'{where}.embedding_init',
-                               dtype=dtype, rngs=rngs)
+    self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, dtype=dtype, rngs=rngs)
     layers = [None, moe, None] if moe is not None else [None, None]
-    self.blocks = nnx.List([Block(layer, where=where, dim=dim, dropout=dropout, mixture_output=mixture_output,
-                                  dtype=dtype, rngs=rngs) for layer in layers])
-    causality.check(self.blocks, where, routing_leak)
+    self.blocks = nnx.List([LSTMBlock(layer, dim=dim, dropout=dropout, mixture_output=mixture_output, dtype=dtype,
+                                      rngs=rngs) for layer in layers])
+    for block in self.blocks:
+      for train in (True, False) if block.moe is not None else ():
+        causality.refuse(block.moe.leak(train), f'{path()}.moe.router', train, routing_leak)
     self.head = TokenHead(head, vocab_size=vocab_size, dim=dim, dtype=dtype, rngs=rngs)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
@@ -86,9 +88,8 @@ class RecurrentModel(nnx.Module):
     x = drop(self.embedding(tokens.ids), self.dropout, key=derive(key, 'embedding'), train=train)
     inputs, routers, updates = tokens.router_inputs, {}, {}
     for depth, block in enumerate(self.blocks):
-      x, output = block(x, inputs, key=derive(key, depth), train=train)
-      if output is not None:
-        routers[f'block_{depth:02d}'] = dataclasses.replace(output, updates={})
-        if output.updates:
-          updates[str(depth)] = dict(moe=dict(router=output.updates))
+      x, left = block(x, inputs, key=derive(key, depth), train=train)
+      routers |= sublayer.routers(f'block_{depth:02d}', left)
+      if changed := sublayer.updates(left):
+        updates[str(depth)] = changed
     return ModelOutput(self.head(x, self.embedding), x, routers, dict(blocks=updates) if updates else {})

@@ -14,59 +14,50 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
+from moejax.config import call, path
 from moejax.functional import Tree
 from moejax.layers import initializers
-from moejax.layers.attention import attention_mask
-from moejax.layers.blocks import Context
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, Linear
+from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import Learned, PositionEncoding
-from moejax.layers.stack import Depth, Layers, Remat
-from moejax.layers.transformer import Transformer
+from moejax.layers.sublayer import Context
+from moejax.layers.transformer import Transformer, TransformerConfig
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.models.vision import Side, patchify
-from moejax.parallel import rules
-from moejax.random import derive
-from moejax.ranges import Count, Divides, Positive, Rate
+from moejax.ranges import Count, Divides, Positive
 from moejax.routing.features import RouterInputs
 from moejax.routing.modality_entropy import MODALITIES
 from moejax.routing.router import RouterOutput
 
 
 @MODELS('two_modalities')
-class TwoModalities(Transformer):
+class TwoModalities(nnx.Module):
   """Images and texts to unit vectors; the logits are their products times a learned scale.
 
-  Config keys besides those of `Transformer`:
+  Config keys besides those of `TransformerConfig`:
     image_size, channels, patch_size: of the images; patch_size divides image_size.
     vocab_size, text_length: of the texts.
     dim, embedding_dim: widths of the tower and of the unit vectors.
+    norm: for every branch and at the end; see `norms`.
     embedding_init: initialisation of the texts' embedding table.
     scale: initial value of the learned scale (the inverse temperature).
     dtype: compute dtype of activations; parameters are float32.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
-               patch_size: Annotated[Count, Divides('image_size')], vocab_size: Count, text_length: Count, dim: Count,
-               embedding_dim: Count, num_layers: Depth, attention: Mapping, feed_forward: Mapping, channels: Count = 3,
-               moe: Mapping | None = None, sparse: Mapping = dict(name='none'),
+  def __init__(self, *, rngs: nnx.Rngs, image_size: Side, patch_size: Annotated[Count, Divides('image_size')],
+               vocab_size: Count, text_length: Count, dim: Count, embedding_dim: Count, channels: Count = 3,
                norm: Mapping = dict(name='layer_norm'), embedding_init: Mapping = dict(name='normal', std=0.02),
-               scale: Positive = 10., dropout: Rate = 0., stochastic_depth: Rate = 0., layers: Layers = 'unrolled',
-               remat: Remat = 'none', dtype: Dtype = 'float32'):
-    dtype = compute_dtype(dtype)
-    super().__init__(where=where, dim=dim, dtype=dtype, rngs=rngs, num_layers=num_layers, attention=attention,
-                     feed_forward=feed_forward, norm=norm, moe=moe, sparse=sparse, dropout=dropout,
-                     stochastic_depth=stochastic_depth, layers=layers, remat=remat)
-    self.patch_size, self.dropout = patch_size, dropout
+               scale: Positive = 10., dtype: Dtype = 'float32', **transformer: TransformerConfig):
+    build = dict(dtype=compute_dtype(dtype), rngs=rngs)
+    self.transformer = Transformer(call(TransformerConfig, transformer, '', norm=norm), dim=dim, **build)
+    self.patch_size = patch_size
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
-    build = dict(dtype=dtype, rngs=rngs)
     self.image_embedding = Linear(shape=(patch_size**2 * channels, dim), axes=(None, 'embed'), init=fan_in,
                                   bias_init=nnx.initializers.zeros, **build)
-    self.image_positions = Learned(where=where, dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
-    self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init,
-                                    where=f'{where}.embedding_init', **build)
-    self.text_positions = Learned(where=where, dim=dim, rngs=rngs, length=text_length)
+    self.image_positions = Learned(where=path(), dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
+    self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, **build)
+    self.text_positions = Learned(where=path(), dim=dim, rngs=rngs, length=text_length)
     head = lambda: Linear(shape=(dim, embedding_dim), axes=('embed', None), init=fan_in, **build)
     self.image_head, self.text_head = head(), head()
     self.log_scale = functional.parameter(rngs, nnx.initializers.constant(math.log(scale)), (), ())
@@ -95,10 +86,10 @@ class TwoModalities(Transformer):
       segments = jnp.where(batch['valid'][:, None], segments, 0)
     modalities = jnp.broadcast_to(jnp.array(modalities, jnp.int32), segments.shape)
 
-    x = rules.constrain(drop(x, self.dropout, key=derive(key, 'embedding'), train=train), ('batch', 'sequence', 'embed'))
     context = Context(RouterInputs(valid=segments > 0, modalities=modalities), PositionEncoding(),
                       mask=attention_mask(segments, segments, causal=False))
-    x, routers, updates = self.transform(x, context, key=derive(key, 'blocks'), train=train)
+    encoded = self.transformer(x, context, key=key, train=train)
+    x, routers = encoded.x, encoded.routers
 
     pooled, extras = {}, {}
     for number, (name, head) in enumerate(zip(MODALITIES, (self.image_head, self.text_head))):
@@ -110,7 +101,7 @@ class TwoModalities(Transformer):
       logits = jnp.exp(self.log_scale[...]) * jnp.einsum('ie,te->it', extras['image'], extras['text'],
                                                          precision=jax.lax.Precision.HIGHEST)
       routers = {depth: with_success(router, modalities, segments > 0) for depth, router in routers.items()}
-    return ModelOutput(logits, next(iter(pooled.values())), routers, updates, extras)
+    return ModelOutput(logits, next(iter(pooled.values())), routers, encoded.updates, extras)
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import nnx
 from moejax import functional
 from moejax.config import call
 from moejax.functional import Tree
-from moejax.layers.moe import ExpertCount
+from moejax.layers.feed_forwards.moe import ExpertCount
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS
 from moejax.models.vision import Side, patchify
@@ -54,7 +54,7 @@ class Filters:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureConfig:
+class FilterMixtureConfig:
   """config.model.moe.
 
   Attributes:
@@ -67,7 +67,7 @@ class MixtureConfig:
   router: dict
 
 
-class Experts(nnx.Module):
+class FilterExperts(nnx.Module):
   """The filters of all experts. Every expert computes every example: they are too small to be worth dispatching."""
 
   def __init__(self, config: Mapping, where: str, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs):
@@ -84,13 +84,13 @@ class Experts(nnx.Module):
     return filter_experts(patches, self.kernel[...], self.bias[...], self.activation)
 
 
-class Mixture(nnx.Module):
+class FilterMixture(nnx.Module):
   """Routes whole examples by the sum of their patches."""
 
   def __init__(self, config: Mapping, where: str, *, dim: int, num_classes: int, rngs: nnx.Rngs):
-    config = call(MixtureConfig, config, where)
+    config = call(FilterMixtureConfig, config, where)
     self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
-    self.experts = Experts(config.experts, f'{where}.experts', num_experts=config.num_experts, dim=dim,
+    self.experts = FilterExperts(config.experts, f'{where}.experts', num_experts=config.num_experts, dim=dim,
                            num_classes=num_classes, rngs=rngs)
 
   def __call__(self, patches: jax.Array, valid: jax.Array | None, *, key: jax.Array | None,
@@ -103,10 +103,10 @@ class Mixture(nnx.Module):
     return jnp.einsum('be,bey->by', output.plan.to_dense().weight[0], scores), output
 
 
-class Layer(nnx.Module):
+class OneLayer(nnx.Module):
   """Holds the mixture, so that its parameters have the same paths as in other models."""
 
-  def __init__(self, moe: Mixture):
+  def __init__(self, moe: FilterMixture):
     self.moe = moe
 
 
@@ -116,7 +116,7 @@ class PatchMixture(nnx.Module):
 
   Config keys:
     image_size, channels, patch_size, num_classes: sizes; patch_size divides image_size.
-    moe: see `MixtureConfig`.
+    moe: see `FilterMixtureConfig`.
     output: 'probabilities' applies a softmax to the scores, in addition to the objective's, as in the published code:
       with two classes the loss cannot fall below log(1 + 1/e) = 0.3133. 'logits' does not.
   """
@@ -125,8 +125,8 @@ class PatchMixture(nnx.Module):
                patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, moe: Mapping,
                channels: Count = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
     self.patch_size, self.output = patch_size, output
-    mixture = Mixture(moe, f'{where}.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
-    self.blocks = nnx.List([Layer(mixture)])
+    mixture = FilterMixture(moe, f'{where}.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
+    self.blocks = nnx.List([OneLayer(mixture)])
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
     """batch: image <float>[B,H,W,C], and optionally valid <bool>[B]."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from moejax.layers.moe import tokens_per_group
+from moejax.layers.feed_forwards.moe import tokens_per_group
 from moejax.parallel import rules
 from moejax.routing.plans import group_size, has_slots
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.dispatch import ragged
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.routing import papers

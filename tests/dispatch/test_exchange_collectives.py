@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from moejax import functional
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules, topologies
 from moejax.parallel.collectives import collectives, count

@@ -11,7 +11,7 @@ import pytest
 from moejax import experts, functional
 from moejax.config import ConfigError
 from moejax.dispatch.layouts import Buffers, Dense, Ragged
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 
 E, N, D, F = 3, 4, 5, 6

@@ -9,7 +9,7 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.layers.moe import MoE, check_experts, tokens_per_group
+from moejax.layers.feed_forwards.moe import MoE, check_experts, tokens_per_group
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.routing import papers

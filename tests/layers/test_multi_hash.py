@@ -10,7 +10,7 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 from moejax.routing.features import RouterInputs
 from moejax.routing.hashing import hash_table

@@ -10,7 +10,7 @@ import pytest
 from moejax import functional, models
 from moejax.config import ConfigError
 from moejax.layers import placement
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.layers.stack import Stack
 from moejax.routing import papers
 

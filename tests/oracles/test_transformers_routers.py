@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers, router
 from moejax.routing.features import RouterInputs
 

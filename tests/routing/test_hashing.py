@@ -9,7 +9,7 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import features, hashing, papers, router
 from moejax.routing.features import RouterInputs
 from moejax.routing.scores import SCORES

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.paper_effects.programs import command
 from moejax import functional
-from moejax.layers.moe import MoE
+from moejax.layers.feed_forwards.moe import MoE
 from moejax.random import derive
 from moejax.routing import papers
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from moejax import dispatch as dispatchers
 from moejax import experts as all_experts
-from moejax.config import ConfigError
+from moejax.config import ConfigError, path
 from moejax.dispatch.layouts import Dense
 from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
@@ -44,20 +44,20 @@ class MoE(Sublayer):
       two weights per token, the softmax of a linear map of the token (DeepSpeed's code: `use_residual`).
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_experts: ExpertCount,
+  def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_experts: ExpertCount,
                experts: Mapping, router: Mapping, dispatch: Mapping, group: Literal['batch', 'sequence'] | Count = 'batch',
                shared: Mapping | None = None, shared_gate: Literal['sum', 'softmax'] = 'sum'):
     """Raises ConfigError for a number of experts that the active mesh does not divide."""
-    check_experts(num_experts, rules.active(), where)
-    self.group, self.where = group, where
-    self.router = routers.build(router, f'{where}.router', dim=dim, num_experts=num_experts, rngs=rngs)
-    self.dispatch = dispatchers.build(dispatch, f'{where}.dispatch')
-    self.experts = all_experts.build(experts, f'{where}.experts', dim=dim, num_experts=num_experts, dtype=dtype,
+    check_experts(num_experts, rules.active())
+    self.group, self.where = group, path()
+    self.router = routers.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
+    self.dispatch = dispatchers.build(dispatch, '.dispatch')
+    self.experts = all_experts.build(experts, '.experts', dim=dim, num_experts=num_experts, dtype=dtype,
                                      rngs=rngs)
     self.shared = None if shared is None else all_experts.build(
-        shared, f'{where}.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
+        shared, '.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
     if shared_gate == 'softmax' and self.shared is None:
-      raise ConfigError(f'{where}.shared_gate = "softmax" requires a shared expert: set {where}.shared.')
+      raise ConfigError(f'.shared_gate = "softmax" requires a shared expert: set {path()}.shared.')
     self.shared_gate = None if shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
@@ -129,10 +129,10 @@ def tokens_per_group(group: str | int, batch: int, length: int, where: str) -> i
   return tokens
 
 
-def check_experts(num_experts: int, mesh: Mesh | None, where: str) -> None:
+def check_experts(num_experts: int, mesh: Mesh | None) -> None:
   """Raises ConfigError unless the mesh axis `expert` divides the number of experts, if they are at least as many."""
   devices = 1 if mesh is None else mesh.shape['expert']
   if mesh is not None and num_experts > devices and num_experts % devices:
     nearest = max(n for n in range(1, devices + 1) if num_experts % n == 0 and mesh.size % n == 0)
-    raise ConfigError(f'{where}.num_experts = {num_experts} is not a multiple of the {devices} devices of the mesh '
+    raise ConfigError(f'.num_experts = {num_experts} is not a multiple of the {devices} devices of the mesh '
                       f'axis `expert`: make it a multiple of {devices}, or set config.mesh.expert = {nearest}.')

@@ -34,21 +34,21 @@ class Attention(Sublayer):
     init: initialisation of the projections.
   """
 
-  def __init__(self, *, where: str, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: Count,
+  def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: Count,
                kv_heads: Annotated[Count, Divides('heads')] | None = None, head_dim: Count | None = None,
                use_bias: bool = False, qk_norm: Mapping | None = None, scale: Literal['sqrt', 'none'] = 'sqrt',
                dropout: Rate = 0., init: Mapping = dict(name='fan_in')):
     kv_heads = heads if kv_heads is None else kv_heads
     if head_dim is None and dim % heads:
-      raise ConfigError(f'{where}.heads = {heads} does not divide the model width {dim}: use a divisor, or set '
+      raise ConfigError(f'.heads = {heads} does not divide the model width {dim}: use a divisor, or set '
                         'head_dim.')
     head_dim = head_dim or dim // heads
     self.heads, self.kv_heads, self.dropout, self.dtype = heads, kv_heads, dropout, dtype
     self.scale = head_dim ** -0.5 if scale == 'sqrt' else 1.
 
-    project = initializers.build(init, f'{where}.init', in_axis=0, out_axis=(1, 2))
+    project = initializers.build(init, '.init', in_axis=0, out_axis=(1, 2))
     smaller = lambda *args: project(*args) * (head_dim ** -0.5 / self.scale)
-    merge = initializers.build(init, f'{where}.init', in_axis=(0, 1), out_axis=2)
+    merge = initializers.build(init, '.init', in_axis=(0, 1), out_axis=2)
     query, key = (dim, heads, head_dim), (dim, kv_heads, head_dim)
     query_axes, key_axes = ('embed', 'heads', 'head_dim'), ('embed', 'kv_heads', 'head_dim')
     self.query = functional.parameter(rngs, smaller, query, query_axes)
@@ -62,8 +62,7 @@ class Attention(Sublayer):
     self.value_bias = zeros(key[1:], key_axes[1:])
     self.out_bias = zeros((dim,), ('embed',))
 
-    norm = lambda: None if qk_norm is None else NORMS.build(qk_norm, f'{where}.qk_norm', dim=head_dim, axis='head_dim',
-                                                            rngs=rngs)
+    norm = lambda: None if qk_norm is None else NORMS.build(qk_norm, '.qk_norm', dim=head_dim, axis='head_dim', rngs=rngs)
     self.query_norm, self.key_norm = norm(), norm()
 
   def attend(self, x: jax.Array, memory: jax.Array | None = None, *, mask: jax.Array | None = None,
