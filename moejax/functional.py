@@ -83,8 +83,11 @@ class Functional:
     return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def functionalize(build: Build) -> Functional:
-  """`build(rngs)` constructs the module; it is traced once here, without allocating anything."""
+def functionalize(build: Build, method: Callable | None = None) -> Functional:
+  """`build(rngs)` constructs the module; it is traced once here, without allocating anything.
+
+  `method`: what `apply` calls, e.g. `MoE.mix`; the module itself by default.
+  """
   abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
 
@@ -94,7 +97,7 @@ def functionalize(build: Build) -> Functional:
 
   def apply(params, state, *args, **kwargs):
     module = nnx.merge(graph, _from_dict(abstract_params, params), _from_dict(abstract_state, state))
-    return module(*args, **kwargs)
+    return module(*args, **kwargs) if method is None else method(module, *args, **kwargs)
 
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
 

@@ -10,6 +10,7 @@ from flax import nnx
 from experiments.dispatch_benchmark import peers
 from experiments.dispatch_benchmark.programs import Program
 from moejax import functional, kernels
+from moejax.config import call
 from moejax.experts import EXPERTS
 from moejax.kernels.activations import activate
 from moejax.layers.feed_forwards.moe import MoE
@@ -85,7 +86,7 @@ def _function(program):
   # The function (variables, constants) -> <float>[T,D] and its arguments; gradients are taken for the variables.
   x = jax.random.normal(jax.random.key(1), (1, program.tokens, program.dim))
   if program.what in LAYERS:
-    layer = functional.functionalize(functools.partial(_layer, program))
+    layer = functional.functionalize(functools.partial(_layer, program), MoE.mix)
     params = _params(program.num_experts, program.dim, program.hidden, program.activation)
     params = {name: params[name] for name in layer.shapes()[0]}
     return (lambda variables, state: layer.apply(variables[0], state, variables[1])[0]), (params, x), {}
@@ -119,7 +120,7 @@ def _layer(program, rngs):
   config = dict(num_experts=program.num_experts, group=min(kind.get('group', program.tokens), program.tokens),
                 dispatch=kind['dispatch'], router=router, experts=kind.get('experts', dict(
                     name='feed_forward', hidden=program.hidden, activation=program.activation)))
-  return MoE(config, program.what, dim=program.dim, dtype=jnp.float32, rngs=rngs)
+  return call(MoE, config, program.what, dim=program.dim, dtype=jnp.float32, rngs=rngs)
 
 
 @functools.cache

@@ -98,6 +98,9 @@ class Transformer(nnx.Module):
   Args:
     config: see `TransformerConfig`.
     cross_attention: whether blocks of the shorthand attend to a memory.
+
+  Attributes:
+    heads: H of the first attention; None without any.
   """
 
   def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
@@ -130,6 +133,8 @@ class Transformer(nnx.Module):
         case 'all_but_norms':
           return Norms(block(kind, rngs))
 
+    self.heads = next((branch.config['heads'] for kind in contents.values() for branch in kind.values()
+                       if 'heads' in branch.config), None)
     self.blocks = self.stack.build(own, rngs)
     self.shared = None if config.sharing == 'none' else block(kinds[0], rngs)
     if config.sharing == 'all_but_norms':
@@ -153,13 +158,6 @@ class Transformer(nnx.Module):
     elif updates:
       updates = dict(blocks=updates)
     return Encoded(self.final_norm(x), routers, updates)
-
-  @property
-  def heads(self) -> int | None:
-    """H of its attention; None without any."""
-    found = (getattr(block, branch.name).heads for block in self.distinct_blocks() if isinstance(block, Block)
-             for branch in block.branches if hasattr(getattr(block, branch.name), 'heads'))
-    return next(found, None)
 
   def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""

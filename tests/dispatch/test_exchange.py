@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.dispatch import ragged
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.parallel import mesh as meshes
@@ -41,7 +41,8 @@ RAGGED = dict(name='grouped', exchange='ragged_all_to_all')
 def build(dispatch, router, **config):
   config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=F), dispatch=dispatch, router=router,
                 group='sequence') | config
-  return functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  return functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
 
 
 def loss_and_gradients(layer, train):

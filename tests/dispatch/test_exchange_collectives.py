@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from moejax import functional
+from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules, topologies
@@ -65,7 +66,8 @@ def program(method, mesh, backward, devices, zero):
     router = papers.vmoe(k=K) | dict(place=dict(name='capacity', capacity_factor=0.75))
   config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=F), dispatch=DISPATCH[method], router=router,
                 group='sequence')
-  layer = functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
   params, _ = layer.shapes()
   placed = rules.shardings(built, layer.axes, params, sharding.parameters)
   params = jax.tree.map(lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, placed)

@@ -9,7 +9,7 @@ import pytest
 from moejax import experts, functional
 from moejax.config import ConfigError
 from moejax.dispatch.layouts import Buffers, Ragged
-from moejax.layers.feed_forward import FeedForward
+from moejax.layers.feed_forwards.dense import DenseFeedForward
 
 E, N, D, F = 3, 4, 5, 6
 
@@ -78,10 +78,10 @@ def test_equals_its_formula_in_buffers_in_sorted_rows_and_dense(activation, use_
   y = layer.apply(params, {}, np.concatenate([rows[0], rows[2]]), ragged)
   np.testing.assert_allclose(y[:N + 2], np.concatenate([expected[0], expected[2, :2]]), **close)
 
-  dense = functional.functionalize(lambda rngs: FeedForward(
+  dense = functional.functionalize(lambda rngs: DenseFeedForward(
       dim=D, hidden=F, activation=activation, use_bias=use_bias, dtype=jnp.float32, rngs=rngs))
   own = {name: value[1] for name, value in params.items()}
-  np.testing.assert_allclose(dense.apply(own, {}, rows), formula(own, None, rows, activation, use_bias), **close)
+  np.testing.assert_allclose(dense.apply(own, {}, rows)[0], formula(own, None, rows, activation, use_bias), **close)
 
 
 def test_parameters_their_shapes_and_logical_axes():

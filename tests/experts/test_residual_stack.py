@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moejax import experts, functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.dispatch.layouts import Buffers, Dense, Ragged
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
@@ -75,7 +75,8 @@ def test_added_to_its_input_the_layer_mixes_the_expert_with_the_identity(dispatc
   """`a F(x) + (1-a) x` with fairseq's names: a is the combine weight, and 0 where the token is dropped."""
   config = dict(num_experts=E, experts=dict(name='residual_stack', hidden=F), dispatch=dict(name=dispatch),
                 router=papers.switch(capacity_factor=0.5, eval_capacity_factor=None))
-  layer = functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
   params = random_params(layer)
   x = np.random.RandomState(1).randn(2, 12, D).astype(np.float32)
   y, output = jax.jit(lambda params, x: layer.apply(params, {}, x))(params, x)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError, call
-from moejax.layers.attention import Attention, attend, attention_mask
+from moejax.layers.mixers.attention import Attention, attend, attention_mask
 from moejax.layers.norms import LayerNorm
 
 RNG = np.random.default_rng(0)
@@ -16,7 +16,7 @@ B, S, T, H, N, K, D = 2, 4, 5, 4, 2, 3, 8
 
 @jax.jit
 def apply(attention, *args, **kwargs):
-  return attention(*args, **kwargs)
+  return attention.attend(*args, **kwargs)
 
 
 def arrays(*shapes):
@@ -94,13 +94,13 @@ def test_masks_separate_segments_and_the_future():
 def test_dropout_drops_weights_in_training_only():
   attention, (x,) = build(heads=2, dropout=0.5), arrays((B, S, D))
   key = jax.random.key(0)
-  np.testing.assert_array_equal(attention(x, key=key), attention(x))
-  assert not np.allclose(attention(x, key=key, train=True), attention(x))
+  np.testing.assert_array_equal(attention.attend(x, key=key), attention.attend(x))
+  assert not np.allclose(attention.attend(x, key=key, train=True), attention.attend(x))
 
 
 def test_bfloat16_computes_the_softmax_in_float32_and_returns_bfloat16():
   attention, (x,) = build(heads=2, dtype=jnp.bfloat16), arrays((B, S, D))
-  assert attention(x).dtype == jnp.bfloat16 and attention.query.dtype == jnp.float32
+  assert attention.attend(x).dtype == jnp.bfloat16 and attention.query.dtype == jnp.float32
   q, k, v = (a.astype(jnp.bfloat16) for a in arrays((B, S, 1, K), (B, T, 1, K), (B, T, 1, K)))
   jaxpr = str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, 1.))(q, k, v))
   assert not any('exp' in line and 'bf16' in line for line in jaxpr.splitlines())

@@ -12,9 +12,10 @@ from drawn_parameters import draw_parameters
 from moejax import functional, models
 from moejax.config import ConfigError
 from moejax.functional import flatten
-from moejax.layers.attention import attention_mask
 from moejax.layers.block_mixture import BlockMixture
-from moejax.layers.blocks import Block, Context
+from moejax.layers.block import Block, BranchSpec
+from moejax.layers.mixers.attention import attention_mask
+from moejax.layers.sublayer import Context
 from moejax.layers.positions import POSITIONS
 from moejax.layers.stack import Stack
 from moejax.models.sequences import Tokens
@@ -42,9 +43,10 @@ close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
 
 
 def dense_block(rngs, dropout):
-  return Block('dense', where='config', dim=D, num_layers=2, dtype=jnp.float32, rngs=rngs, attention=dict(heads=2),
-               feed_forward=dict(hidden=F, activation='gelu'), moe=None, norm=dict(name='rms_norm'), dropout=dropout,
-               stochastic_depth=dropout)
+  branches = dict(attention=dict(name='attention', heads=2),
+                  feed_forward=dict(name='feed_forward', hidden=F, activation='gelu'))
+  return Block({name: BranchSpec(config, f'config.{name}') for name, config in branches.items()}, dim=D,
+               dtype=jnp.float32, rngs=rngs, norm=dict(name='rms_norm'), dropout=dropout, drop_step=dropout)
 
 
 def context():
@@ -59,11 +61,13 @@ def mixture(name, dropout=0.):
   """(params, state, compiled (params, x, train) -> (y, RouterOutput))"""
   block = functools.partial(dense_block, dropout=dropout)
   model = functional.functionalize(lambda rngs: BlockMixture(
-      dict(num_experts=E, router=globals()[name]), 'config', dim=D, rngs=rngs, block=block))
+      BranchSpec(dict(num_experts=E, router=globals()[name]), 'config.moe'), dim=D, rngs=rngs, block=block))
   params, state = draw_parameters(model, router_deviation=1.)
-  run = jax.jit(lambda params, x, train: model.apply(params, state, x, context(), key=KEY, depth=DEPTH, train=train),
-                static_argnums=2)
-  return params, state, run
+
+  def run(params, x, train):
+    y, left = model.apply(params, state, x, context(), key=KEY, depth=DEPTH, train=train)
+    return y, left['moe'].router
+  return params, state, jax.jit(run, static_argnums=2)
 
 
 @functools.cache

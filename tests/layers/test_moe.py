@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE, check_experts, tokens_per_group
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
@@ -22,7 +22,8 @@ PLACED = ['reference', 'einsum', 'gather', 'grouped']
 def build(dispatch='gather', router=None, **config):
   config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=F), dispatch=dict(name=dispatch),
                 router=papers.vmoe(k=2) if router is None else router) | config
-  return functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  return functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
 
 
 def random_params(layer, identical=False):
@@ -282,5 +283,5 @@ def test_a_forward_pass_communicates_by_two_all_to_alls_alone(dispatch, mesh):
 def test_experts_that_the_mesh_cannot_share_out_are_refused_when_built(mesh):
   with rules.use(mesh), pytest.raises(ConfigError, match='config.moe.num_experts = 6 .* multiple of 4'):
     build(num_experts=6)
-  check_experts(8, mesh, 'config.moe')
-  check_experts(6, None, 'config.moe')
+  check_experts(8, mesh)
+  check_experts(6, None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 from moejax.routing.features import RouterInputs
@@ -24,7 +24,8 @@ VALID = jnp.ones((B, S), bool).at[1, 6:].set(False)
 def build(hashes=2, router=None, experts=None, dispatch='segments'):
   config = dict(num_experts=E, experts=experts or dict(name='segments', hidden=F, segments=hashes),
                 router=router or papers.multi_hash(V, hashes), dispatch=dict(name=dispatch))
-  return functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  return functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
 
 
 def run(layer, params):

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 from moejax.config import ConfigError
-from moejax.layers.attention import attend
+from moejax.layers.mixers.attention import attend
 from moejax.layers.positions import POSITIONS, position_encoding, relative_position_bucket, rotate
 
 RNG = np.random.default_rng(0)

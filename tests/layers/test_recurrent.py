@@ -8,7 +8,7 @@ from flax import nnx
 from moejax import functional as functional_lib
 from moejax import models
 from moejax.config import ConfigError
-from moejax.layers.recurrent import LSTM
+from moejax.layers.mixers.lstm import LSTM
 from moejax.routing import papers
 
 B, S, D = 2, 6, 4
@@ -24,7 +24,7 @@ def lstm():
   return layer
 
 
-run = jax.jit(lambda x, starts: lstm()(x, starts))
+run = jax.jit(lambda x, starts: lstm().run(x, starts))
 
 
 def test_the_lstm_equals_flax():
@@ -104,7 +104,7 @@ def test_it_is_embedding_lstm_mixture_lstm_softmax_with_residuals(built, mixture
   assert list(out.routers) == ['block_01']
 
   def recurrent(x, weights):
-    layer = functional_lib.functionalize(lambda rngs: LSTM(dim=8, dtype=jnp.float32, rngs=rngs))
+    layer = functional_lib.functionalize(lambda rngs: LSTM(dim=8, dtype=jnp.float32, rngs=rngs), LSTM.run)
     return layer.apply(weights, {}, x, jnp.broadcast_to(jnp.arange(6) == 0, TOKENS.shape))
 
   x = params['embedding']['table'][TOKENS]

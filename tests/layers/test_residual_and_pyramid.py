@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moejax import functional, models
-from moejax.config import ConfigError
-from moejax.layers import placement
+from moejax.config import ConfigError, call
+from moejax.layers import pattern
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.layers.stack import Stack
 from moejax.routing import papers
@@ -23,7 +23,8 @@ def residual(gate, shared=True):
   config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=F), router=papers.deepspeed(),
                 dispatch=dict(name='gather'), shared=dict(name='feed_forward', hidden=5) if shared else None,
                 shared_gate=gate)
-  layer = functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
   return layer, jax.jit(lambda params: layer.apply(params, {}, X)[0])
 
 
@@ -101,7 +102,7 @@ def test_a_pyramid_costs_the_flops_of_a_uniform_model_but_for_its_routers():
 def test_a_pyramid_scanned_is_the_pyramid_unrolled():
   """[2, 2, 8]: the first two sparse layers are one segment of the scan, the last is another."""
   unrolled, scanned = (models.build(decoder([2, 2, 8], layers=layers)) for layers in ('unrolled', 'scan'))
-  kinds, _ = placement.mixtures(dict(num_experts=[2, 2, 8]), 'moe', ('dense', 'sparse') * 3)
+  kinds, _ = pattern.mixtures(dict(num_experts=[2, 2, 8]), 'moe', ('dense', 'sparse') * 3)
   assert kinds == ('dense', 'sparse of 2', 'dense', 'sparse of 2', 'dense', 'sparse of 8')
   draw = np.random.default_rng(0)
   params = functional.unflatten({

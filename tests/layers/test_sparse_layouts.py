@@ -2,11 +2,11 @@
 import pytest
 
 from moejax.config import ConfigError
-from moejax.layers import placement
+from moejax.layers import pattern
 
 
 def sparse_layers(num_layers, **config):
-  kinds = placement.kinds(config, 'config.model.sparse', num_layers)
+  kinds = pattern.dense_or_sparse(config, 'config.model.sparse', num_layers)
   assert len(kinds) == num_layers
   return [layer for layer, kind in enumerate(kinds) if kind == 'sparse']
 

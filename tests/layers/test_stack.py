@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from moejax import functional
 from moejax.layers.stack import Stack, factor
+from moejax.layers.sublayer import Left
 from moejax.random import derive
 from moejax.routing.plans import DensePlan
 from moejax.routing.router import RouterOutput
@@ -40,22 +41,35 @@ def test_patterns_of_papers_need_few_blocks(kinds, segments):
   assert factor(kinds) == segments
 
 
+class Counter(nnx.Module):
+  """Router state."""
+
+  def __init__(self):
+    self.count = functional.router_state(jnp.zeros(()), ())
+
+
+class Mixture(nnx.Module):
+  """A sublayer with a router."""
+
+  def __init__(self):
+    self.router = Counter()
+
+
 class Toy(nnx.Module):
   """A block with a parameter, router state, and noise from its key."""
 
   def __init__(self, kind, rngs):
-    self.kind = kind
     self.w = functional.parameter(rngs, nnx.initializers.normal(1.), (3, 3), ('embed', 'mlp'))
-    self.count = functional.router_state(jnp.zeros(()), ()) if kind == S else None
+    self.moe = Mixture() if kind == S else None
 
 
 def step(block, x, key, depth):
   x = jnp.tanh(x @ block.w[...] + 0.1 * depth + 0.1 * jax.random.normal(derive(key, 'noise'), x.shape))
-  if block.kind == D:
-    return x, None
+  if block.moe is None:
+    return x, {}
   output = RouterOutput(DensePlan(x), losses=dict(aux=jnp.square(x).sum()), metrics=dict(depth=depth),
-                        updates=dict(count=block.count[...] + depth))
-  return x, output
+                        updates=dict(count=block.moe.router.count[...] + depth))
+  return x, dict(moe=Left(output))
 
 
 X, KEY = jnp.ones((2, 3)) * 0.3, jax.random.key(1)
@@ -130,7 +144,7 @@ def test_losses_inside_a_scan_reach_the_gradient():
 def test_updates_mirror_the_state(runs):
   for run in runs.values():
     counts = {path: float(leaf) for path, leaf in functional.flatten(run['state']).items()}
-    assert counts == {'blocks/3/count': 3., 'blocks/5/count': 5.}
+    assert counts == {'blocks/3/moe/router/count': 3., 'blocks/5/moe/router/count': 5.}
 
 
 def test_every_layer_gets_a_key_of_its_own():

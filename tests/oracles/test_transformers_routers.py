@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
+from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers, router
 from moejax.routing.features import RouterInputs
@@ -34,9 +35,9 @@ def test_switch_equals_its_sparse_layer(capacity):
   # A factor of 1 is S/E slots. Their capacity is a number of slots of each sequence.
   config = papers.switch(capacity_factor=1., eval_capacity_factor=capacity * E / S)
   config['place'] |= dict(min_capacity=0)
-  layer = functional.functionalize(lambda rngs: MoE(
-      dict(num_experts=E, experts=dict(name='feed_forward', hidden=F, activation='relu'), router=config,
-           dispatch=dict(name='gather'), group='sequence'), 'moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(lambda rngs: call(
+      MoE, dict(num_experts=E, experts=dict(name='feed_forward', hidden=F, activation='relu'), router=config,
+           dispatch=dict(name='gather'), group='sequence'), 'moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
   stacked = lambda name: np.stack([getattr(module.experts[f'expert_{e}'], name).weight.detach().numpy().T
                                    for e in range(E)])
   params = dict(router=dict(score=dict(kernel=module.router.classifier.weight.detach().numpy().T)),

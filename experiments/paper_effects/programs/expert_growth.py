@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from experiments.paper_effects.programs import command
 from moejax import functional
+from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.random import derive
 from moejax.routing import papers
@@ -20,7 +21,8 @@ def seconds(dispatch: str, num_experts: int, seed: int) -> float:
   """Of one layer, forward and backward."""
   config = dict(num_experts=num_experts, experts=dict(name='feed_forward', hidden=HIDDEN), group='batch',
                 router=papers.fastmoe(gate='naive'), dispatch=dict(name=dispatch))
-  layer = functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=DIM, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(
+      lambda rngs: call(MoE, config, 'config.moe', dim=DIM, dtype=jnp.float32, rngs=rngs), MoE.mix)
   key = jax.random.key(seed)
   params, state = layer.init(derive(key, 'init'))
   x = jax.random.normal(derive(key, 'tokens'), (1, TOKENS, DIM))
