@@ -39,6 +39,9 @@ from ml_collections import ConfigDict
 from moejax import ranges
 
 
+Built = typing.TypeVar('Built')
+
+
 class Explained(Exception):
   """An error the user can act on. A command prints its message without a traceback and exits.
 
@@ -140,7 +143,7 @@ class Registry:
                  beside)
 
 
-def call(constructor: Callable, config: Mapping, where: str, **context) -> Any:
+def call(constructor: Callable[..., Built], config: Mapping, where: str, **context) -> Built:
   """Calls `constructor` with every key of `config`, and with each item of `context` that it has a parameter for.
 
   A group without a `name` inherits the name and the other keys of the parameter's default. A parameter

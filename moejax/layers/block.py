@@ -71,13 +71,11 @@ class Branch:
 
 
 class Norms(nnx.Module):
-  """The norms of a block, held per layer while all other parameters are shared. Removes them from `block`."""
+  """The norms of a block alone, held per layer while all other parameters are shared."""
 
   def __init__(self, block: 'Block'):
-    for branch in block.branches:
-      for name in filter(None, (branch.pre_norm, branch.post_norm)):
-        setattr(self, name, getattr(block, name))
-        setattr(block, name, None)
+    for name in block.norm_names():
+      setattr(self, name, getattr(block, name))
 
 
 class Block(nnx.Module):
@@ -114,13 +112,22 @@ class Block(nnx.Module):
     """The sublayer of a branch."""
     return getattr(self, branch.name)
 
+  def norm_names(self) -> list[str]:
+    """The attributes that hold norms."""
+    return [name for branch in self.branches for name in (branch.pre_norm, branch.post_norm) if name is not None]
+
+  def remove_norms(self) -> None:
+    """For a block whose layers have norms of their own."""
+    for name in self.norm_names():
+      setattr(self, name, None)
+
   def leaks(self, train: bool) -> dict[str, Leak]:
     """Whether the sublayer at each config path sees later tokens."""
     return {branch.where: self.sublayer(branch).leak(train) for branch in self.branches}
 
   def __call__(self, x: jax.Array, context: Context, cache: dict[str, Cache] | None = None, *,
                key: jax.Array | None, depth: Any, train: bool,
-               norms: Norms | None = None) -> tuple[jax.Array, dict[str, Left]]:
+               norms: nnx.Module | None = None) -> tuple[jax.Array, dict[str, Left]]:
     """x: <float>[B,S,D] -> the same shape, and what each branch leaves.
 
     `cache`: of the branches that remember. `norms`: used instead of the block's own, if those were removed.

@@ -10,7 +10,7 @@ layout `sparse=dict(name='every', n=2)` stand for two kinds, 'dense' and 'sparse
 import itertools
 from collections.abc import Mapping, Sequence
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, path
 from moejax.layers.block import BranchSpec
 from moejax.ranges import Count, Natural
 
@@ -41,45 +41,45 @@ def runs(*, runs: Sequence) -> tuple[str, ...]:
   return tuple(kind for kind, count in runs for _ in range(count))
 
 
-def named_kinds(blocks: Mapping, pattern: Mapping | None, where: str,
+def named_kinds(blocks: Mapping, pattern: Mapping | None,
                 num_layers: int) -> tuple[tuple[str, ...], dict[str, Kind]]:
   """The kind of each layer, and what each is made of, from `blocks` and `pattern`.
 
   Raises:
     ConfigError: the pattern does not name a kind of `blocks` for each layer.
   """
-  kinds = {name: {branch: BranchSpec(config, f'{where}.blocks.{name}.{branch}') for branch, config in block.items()}
+  kinds = {name: {branch: BranchSpec(config, f'{path()}.blocks.{name}.{branch}') for branch, config in block.items()}
            for name, block in blocks.items()}
   if pattern is None and len(kinds) > 1:
-    raise ConfigError(f'{where}.pattern is missing: {where}.blocks has the kinds {", ".join(kinds)}. Set e.g. '
+    raise ConfigError(f'.pattern is missing: {path()}.blocks has the kinds {", ".join(kinds)}. Set e.g. '
                       f"pattern=dict(name='cycle', kinds={tuple(kinds)}).")
   chosen = (tuple(kinds) * num_layers if pattern is None else
-            PATTERNS.build(pattern, f'{where}.pattern', num_layers=num_layers))
+            PATTERNS.build(pattern, '.pattern', num_layers=num_layers))
   if unknown := sorted(set(chosen) - set(kinds)):
-    raise ConfigError(f'{where}.pattern: there is no kind {unknown[0]!r} in {where}.blocks. '
+    raise ConfigError(f'.pattern: there is no kind {unknown[0]!r} in {path()}.blocks. '
                       f'Allowed: {", ".join(kinds)}.')
   if len(chosen) != num_layers:
-    raise ConfigError(f'{where}.pattern names {len(chosen)} layers, and {where}.num_layers is {num_layers}.')
+    raise ConfigError(f'.pattern names {len(chosen)} layers, and {path()}.num_layers is {num_layers}.')
   if unused := sorted(set(kinds) - set(chosen)):
-    raise ConfigError(f'{where}.blocks.{unused[0]} is not used: no layer of {where}.pattern is of this kind. Remove it.')
+    raise ConfigError(f'.blocks.{unused[0]} is not used: no layer of {path()}.pattern is of this kind. Remove it.')
   return chosen, kinds
 
 
-def dense_or_sparse(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
+def dense_or_sparse(config: Mapping, num_layers: int) -> tuple[str, ...]:
   """'sparse' or 'dense' for each of `num_layers` layers.
 
   Raises:
     ConfigError: the layout has layers that do not exist.
   """
-  sparse = set(LAYOUTS.build(config, where, num_layers=num_layers))
+  sparse = set(LAYOUTS.build(config, '.sparse', num_layers=num_layers))
   outside = sorted(layer for layer in sparse if not 0 <= layer < num_layers)
   if outside:
-    raise ConfigError(f'{where}: there is no layer {outside[0]} to make sparse; the {num_layers} layers are numbered '
+    raise ConfigError(f'.sparse: there is no layer {outside[0]} to make sparse; the {num_layers} layers are numbered '
                       'from 0.')
   return tuple('sparse' if layer in sparse else 'dense' for layer in range(num_layers))
 
 
-def mixtures(moe: Mapping | None, where: str, kinds: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Mapping]]:
+def mixtures(moe: Mapping | None, kinds: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Mapping]]:
   """(kinds, `moe` of each sparse kind). `moe.num_experts` may be a list with an int for each sparse layer, in order.
 
   Layers with different numbers are then different kinds: 'sparse of 32', 'sparse of 64' (the pyramid of DeepSpeed-MoE,
@@ -92,7 +92,7 @@ def mixtures(moe: Mapping | None, where: str, kinds: tuple[str, ...]) -> tuple[t
     return kinds, {} if moe is None else {'sparse': moe}
   numbers = list(moe['num_experts'])
   if len(numbers) != kinds.count('sparse') or not all(type(number) is int for number in numbers):
-    raise ConfigError(f'{where}.num_experts = {numbers} must have one int for each of the {kinds.count("sparse")} '
+    raise ConfigError(f'.moe.num_experts = {numbers} must have one int for each of the {kinds.count("sparse")} '
                       'sparse layers, or be a single int.')
   rest = iter(numbers)
   named = tuple(f'sparse of {next(rest)}' if kind == 'sparse' else kind for kind in kinds)
@@ -127,47 +127,47 @@ def every(*, num_layers: int, n: Count, first: Natural | None = None):
 
 
 @LAYOUTS('last')
-def last(*, num_layers: int, n: Natural, where: str):
+def last(*, num_layers: int, n: Natural):
   """The last n of layers 1, 3, 5, ...: V-MoE "Last-n" (2106.05974).
 
   Config:
     n: number of sparse layers.
   """
-  return _at_most(n, range(1, num_layers, 2)[-n or num_layers:], where)
+  return _at_most(n, range(1, num_layers, 2)[-n or num_layers:])
 
 
 @LAYOUTS('top')
-def top(*, num_layers: int, n: Natural, where: str):
+def top(*, num_layers: int, n: Natural):
   """The last n layers: Soft MoE; flaxformer's TOP.
 
   Config:
     n: number of sparse layers.
   """
-  return _at_most(n, range(num_layers)[-n or num_layers:], where)
+  return _at_most(n, range(num_layers)[-n or num_layers:])
 
 
 @LAYOUTS('bottom')
-def bottom(*, num_layers: int, n: Natural, where: str):
+def bottom(*, num_layers: int, n: Natural):
   """The first n layers: flaxformer's BOTTOM.
 
   Config:
     n: number of sparse layers.
   """
-  return _at_most(n, range(num_layers)[:n], where)
+  return _at_most(n, range(num_layers)[:n])
 
 
 @LAYOUTS('middle')
-def middle(*, num_layers: int, n: Natural, where: str):
+def middle(*, num_layers: int, n: Natural):
   """n layers in the middle, shifted towards the end if they cannot be centred: flaxformer's MIDDLE.
 
   Config:
     n: number of sparse layers.
   """
   first = (num_layers - n + 1) // 2
-  return _at_most(n, range(num_layers)[first:first + n] if n <= num_layers else (), where)
+  return _at_most(n, range(num_layers)[first:first + n] if n <= num_layers else ())
 
 
-def _at_most(n, chosen, where):
+def _at_most(n, chosen):
   if len(chosen) != n:
-    raise ConfigError(f'{where}.n = {n}, but there are fewer such layers: lower n or add layers.')
+    raise ConfigError(f'.n = {n}, but there are fewer such layers: lower n or add layers.')
   return chosen

@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -106,23 +106,25 @@ class Transformer(nnx.Module):
   def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
     where = path()
-    kinds, contents = _kinds(config, where, cross_attention)
+    kinds, contents = _kinds(config, cross_attention)
     if config.sharing != 'none' and len(set(kinds)) > 1:
-      raise ConfigError(f'{where}.sharing = {config.sharing!r} needs layers of one kind, but {where}.sparse and '
-                        f"{where}.moe make {' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or "
-                        "use 'none'.")
+      raise ConfigError(f".sharing = {config.sharing!r} needs layers of one kind, and there are "
+                        f"{' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or use 'none'.")
     self.stack, self.sharing, self.dropout = Stack(kinds, config.layers, config.remat), config.sharing, config.dropout
     if self.stack.traced > _MOST_TRACED:
-      raise ConfigError(f'{where}.num_layers = {config.num_layers} makes {self.stack.traced} blocks to trace and '
+      raise ConfigError(f'.num_layers = {config.num_layers} makes {self.stack.traced} blocks to trace and '
                         f"compile separately, more than the maximum of {_MOST_TRACED}. Use layers='scan' and a periodic "
-                        f'{where}.sparse, or fewer layers.')
+                        'pattern of layers, or fewer layers.')
+
+    def of_branches(kind: str, rngs: nnx.Rngs) -> Block:
+      with at(where):  # a block that is an expert is built inside of another group
+        return Block(contents[kind], dim=dim, dtype=dtype, rngs=rngs, norm=config.norm, dropout=config.dropout,
+                     drop_step=config.stochastic_depth / max(config.num_layers - 1, 1))
 
     def block(kind: str, rngs: nnx.Rngs) -> Block | BlockMixture:
       if kind != 'dense' and config.sparse_form == 'layer':
-        return BlockMixture(contents[kind]['moe'], dim=dim, rngs=rngs, block=functools.partial(block, 'dense'))
-      with at(where):  # blocks that are experts are built inside of another group
-        return Block(contents[kind], dim=dim, dtype=dtype, rngs=rngs, norm=config.norm, dropout=config.dropout,
-                     drop_step=config.stochastic_depth / max(config.num_layers - 1, 1))
+        return BlockMixture(contents[kind]['moe'], dim=dim, rngs=rngs, block=functools.partial(of_branches, 'dense'))
+      return of_branches(kind, rngs)
 
     def own(kind: str, rngs: nnx.Rngs) -> nnx.Module:
       match config.sharing:
@@ -131,14 +133,14 @@ class Transformer(nnx.Module):
         case 'all':
           return nnx.Module()
         case 'all_but_norms':
-          return Norms(block(kind, rngs))
+          return Norms(of_branches(kind, rngs))
 
     self.heads = next((branch.config['heads'] for kind in contents.values() for branch in kind.values()
                        if 'heads' in branch.config), None)
     self.blocks = self.stack.build(own, rngs)
     self.shared = None if config.sharing == 'none' else block(kinds[0], rngs)
-    if config.sharing == 'all_but_norms':
-      Norms(self.shared)  # removes them from the shared block
+    if isinstance(self.shared, Block) and config.sharing == 'all_but_norms':
+      self.shared.remove_norms()
     self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
   def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, train: bool) -> Encoded:
@@ -146,9 +148,9 @@ class Transformer(nnx.Module):
     x = drop(x, self.dropout, key=derive(key, 'embedding'), train=train)
     x = rules.constrain(x, ('batch', 'sequence', 'embed'))
 
-    def step(own, x, key, depth):
+    def step(own: Any, x, key, depth):
       norms = own if self.sharing == 'all_but_norms' else None
-      block = own if self.sharing == 'none' else self.shared
+      block = own if self.shared is None else self.shared
       return block(x, context, key=key, depth=depth, train=train, norms=norms)
 
     x, routers, updates = self.stack.run(self.blocks, step, x, derive(key, 'blocks'))
@@ -159,49 +161,45 @@ class Transformer(nnx.Module):
       updates = dict(blocks=updates)
     return Encoded(self.final_norm(x), routers, updates)
 
-  def distinct_blocks(self) -> Iterator[Block | BlockMixture]:
+  def distinct_blocks(self) -> Iterator[Any]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
     yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]
 
 
-def _kinds(config: TransformerConfig, where: str,
-           cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
+def _kinds(config: TransformerConfig, cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
   """The kind of each layer, and the branches of each kind."""
   if config.blocks is None:
     return _dense_and_sparse(config, where, cross_attention)
   shorthand = [name for name in ('attention', 'feed_forward', 'moe', 'extra_feed_forward')
                if getattr(config, name) is not None]
   if shorthand:
-    raise ConfigError(f'{where}.{shorthand[0]}: {where}.blocks says what each kind of block is made of. Remove '
+    raise ConfigError(f'.{shorthand[0]}: {path()}.blocks says what each kind of block is made of. Remove '
                       f'{", ".join(shorthand)}.')
-  return patterns.named_kinds(config.blocks, config.pattern, where, config.num_layers)
+  return patterns.named_kinds(config.blocks, config.pattern, config.num_layers)
 
 
-def _dense_and_sparse(config: TransformerConfig, where: str,
-                      cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
+def _dense_and_sparse(config: TransformerConfig, cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
   """The shorthand: attention (then cross-attention), then a feed-forward or a mixture of experts."""
-  for name in ('attention', 'feed_forward'):
-    if getattr(config, name) is None:
-      raise ConfigError(f'{where}.{name} is missing: a Transformer needs attention and feed_forward, or blocks.')
-  kinds, mixtures = patterns.mixtures(config.moe, f'{where}.moe',
-                                      patterns.dense_or_sparse(config.sparse or dict(name='none'), f'{where}.sparse',
-                                                               config.num_layers))
+  if config.attention is None or config.feed_forward is None:
+    missing = 'attention' if config.attention is None else 'feed_forward'
+    raise ConfigError(f'.{missing} is missing: a Transformer needs attention and feed_forward, or blocks.')
+  kinds, mixtures = patterns.mixtures(
+      config.moe, patterns.dense_or_sparse(config.sparse or dict(name='none'), config.num_layers))
   if config.moe is None and 'sparse' in kinds:
-    raise ConfigError(f'{where}.moe is missing: {where}.sparse makes some layers sparse. Set moe, or sparse=none.')
+    raise ConfigError(f'.moe is missing: {path()}.sparse makes some layers sparse. Set moe, or sparse=none.')
   if config.sparse_form == 'layer' and (config.sharing == 'all_but_norms' or config.extra_feed_forward is not None):
     key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
                 if config.extra_feed_forward is None else
                 ('extra_feed_forward', 'there is no mixture branch to add it after. Remove it'))
-    raise ConfigError(f"{where}.{key}: with sparse_form='layer' {why}.")
+    raise ConfigError(f".{key}: with sparse_form='layer' {why}.")
 
-  def branch(name: str, key: str, keys: Mapping | None = None, **more) -> BranchSpec:
-    keys = getattr(config, key) if keys is None else keys
-    return BranchSpec({'name': name, **keys}, f'{where}.{key}', **more)
+  def branch(key: str, name: str, keys: Mapping, norm: str = '') -> BranchSpec:
+    return BranchSpec({'name': name, **keys}, f'{path()}.{key}', norm)
 
-  mixed = dict(attention=branch('attention', 'attention'))
+  mixed = dict(attention=branch('attention', 'attention', config.attention))
   if cross_attention:
-    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{where}.attention')
-  dense = dict(feed_forward=branch('feed_forward', 'feed_forward'))
+    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{path()}.attention')
+  dense = dict(feed_forward=branch('feed_forward', 'feed_forward', config.feed_forward))
   contents = {'dense': {**mixed, **dense}}
   for kind, moe in mixtures.items():
     if config.sparse_form == 'insert':  # without a norm: experts have their own
@@ -209,5 +207,6 @@ def _dense_and_sparse(config: TransformerConfig, where: str,
     else:  # takes the norm of the feed-forward that it replaces, so that a dense model's parameters fit it
       contents[kind] = {**mixed, 'moe': branch('moe', 'moe', moe, norm='feed_forward_norm')}
     if config.extra_feed_forward is not None:
-      contents[kind]['extra_feed_forward'] = branch('feed_forward', 'extra_feed_forward', norm='extra_norm')
+      contents[kind]['extra_feed_forward'] = branch('extra_feed_forward', 'feed_forward', config.extra_feed_forward,
+                                                    norm='extra_norm')
   return kinds, contents

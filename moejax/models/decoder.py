@@ -1,6 +1,6 @@
 """The decoder-only language model, dense or with mixtures of experts (GPT, Llama 2302.13971, Mixtral 2401.04088)."""
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -38,7 +38,7 @@ class Decoder(nnx.Module):
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dtype: Dtype = 'float32',
                **transformer: TransformerConfig):
-    build = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
+    build: dict[str, Any] = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
     self.transformer = Transformer(call(TransformerConfig, transformer, '', norm=norm), **build)
     causality.check(self.transformer, routing_leak)
     self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)

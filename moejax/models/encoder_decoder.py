@@ -1,6 +1,6 @@
 """The encoder-decoder of T5 1.1 (1910.10683) and its sparse relatives: Switch (2101.03961), ST-MoE (2202.08906)."""
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -41,7 +41,7 @@ class EncoderDecoder(nnx.Module):
                embedding_init: Mapping = dict(name='normal', std=1.),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dropout: Rate = 0., dtype: Dtype = 'float32'):
-    build = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
+    build: dict[str, Any] = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
     self.dropout = dropout
     self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)
 

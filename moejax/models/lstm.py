@@ -1,6 +1,6 @@
 """The language model of the first sparsely-gated MoE: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class LSTMBlock(nnx.Module):
                train: bool) -> tuple[jax.Array, dict[str, Left]]:
     """x: <float>[B,S,D] -> the same shape, and what the layer leaves."""
     output = None
-    if self.moe is None:
+    if self.lstm is not None:
       y = self.lstm.run(x, inputs.positions == 0)
     else:
       y, output = self.moe.mix(x, inputs, key=derive(key, 'moe'), train=train)
@@ -71,16 +71,15 @@ class RecurrentModel(nnx.Module):
                embedding_init: Mapping = dict(name='normal', std=0.02),
                head: Literal['untied', 'tied', 'tied_scaled'] = 'untied',
                routing_leak: causality.RoutingLeak = 'refuse', dtype: Dtype = 'float32'):
-    dtype = compute_dtype(dtype)
+    build: dict[str, Any] = dict(dim=dim, dtype=compute_dtype(dtype), rngs=rngs)
     self.dropout = dropout
-    self.embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, dtype=dtype, rngs=rngs)
+    self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)
     layers = [None, moe, None] if moe is not None else [None, None]
-    self.blocks = nnx.List([LSTMBlock(layer, dim=dim, dropout=dropout, mixture_output=mixture_output, dtype=dtype,
-                                      rngs=rngs) for layer in layers])
-    for block in self.blocks:
-      for train in (True, False) if block.moe is not None else ():
-        causality.refuse(block.moe.leak(train), f'{path()}.moe.router', train, routing_leak)
-    self.head = TokenHead(head, vocab_size=vocab_size, dim=dim, dtype=dtype, rngs=rngs)
+    self.blocks = nnx.List([LSTMBlock(layer, dropout=dropout, mixture_output=mixture_output, **build) for layer in layers])
+    for mixture in [block.moe for block in self.blocks if block.moe is not None]:
+      for train in (True, False):
+        causality.refuse(mixture.leak(train), f'{path()}.moe.router', train, routing_leak)
+    self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
     """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents."""

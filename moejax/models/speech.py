@@ -1,6 +1,7 @@
 """Speech recognition: an encoder with a CTC head, and a shared embedding network for its routers (SpeechMoE,
 2105.03036)."""
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ class AcousticEncoder(nnx.Module):
   def __init__(self, keys: TransformerConfig, *, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype,
                dim: int, positions: Mapping):
     self.transformer = Transformer(keys, dim=dim, dtype=dtype, rngs=rngs)
-    build = dict(init=initializers.fan_in(in_axis=0, out_axis=1), bias_init=nnx.initializers.zeros, dtype=dtype,
+    build: dict[str, Any] = dict(init=initializers.fan_in(in_axis=0, out_axis=1), bias_init=nnx.initializers.zeros, dtype=dtype,
                  rngs=rngs)
     self.embedding = Linear(shape=(num_features, dim), axes=(None, 'embed'), **build)
     self.encoding = position_encoding(positions, '.positions', dim=dim, rngs=rngs, heads=self.transformer.heads,
@@ -85,7 +86,7 @@ class Speech(AcousticEncoder):
   def __init__(self, *, rngs: nnx.Rngs, num_features: Count, vocab_size: Count, dim: Count,
                shared: Mapping | None = None, norm: Mapping = dict(name='layer_norm'),
                positions: Mapping = dict(name='rope'), dtype: Dtype = 'float32', **transformer: TransformerConfig):
-    common = dict(rngs=rngs, num_features=num_features, vocab_size=vocab_size, dtype=compute_dtype(dtype),
+    common: dict[str, Any] = dict(rngs=rngs, num_features=num_features, vocab_size=vocab_size, dtype=compute_dtype(dtype),
                   positions=positions)
     super().__init__(call(TransformerConfig, transformer, '', norm=norm), dim=dim, **common)
     self.shared_network = None if shared is None else call(SharedNetwork, shared, '.shared', norm=norm, **common)

@@ -7,7 +7,7 @@ keeps attention within each modality.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class TwoModalities(nnx.Module):
                vocab_size: Count, text_length: Count, dim: Count, embedding_dim: Count, channels: Count = 3,
                norm: Mapping = dict(name='layer_norm'), embedding_init: Mapping = dict(name='normal', std=0.02),
                scale: Positive = 10., dtype: Dtype = 'float32', **transformer: TransformerConfig):
-    build = dict(dtype=compute_dtype(dtype), rngs=rngs)
+    build: dict[str, Any] = dict(dtype=compute_dtype(dtype), rngs=rngs)
     self.transformer = Transformer(call(TransformerConfig, transformer, '', norm=norm), dim=dim, **build)
     self.patch_size = patch_size
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)

@@ -71,11 +71,11 @@ class FilterExperts(nnx.Module):
   """The filters of all experts. Every expert computes every example: they are too small to be worth dispatching."""
 
   def __init__(self, config: Mapping, where: str, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs):
-    config = call(Filters, config, where)
-    self.activation = config.activation
-    limit = config.init_scale * dim**-0.5
+    keys = call(Filters, config, where)
+    self.activation: Activation = keys.activation
+    limit = keys.init_scale * dim**-0.5
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
-    shape, axes = (num_classes, config.filters), (None, 'expert_mlp')
+    shape, axes = (num_classes, keys.filters), (None, 'expert_mlp')
     self.kernel = functional.parameter(rngs, uniform, (num_experts, dim, *shape), ('expert', 'expert_embed', *axes))
     self.bias = functional.parameter(rngs, uniform, (num_experts, *shape), ('expert', *axes))
 
@@ -88,9 +88,9 @@ class FilterMixture(nnx.Module):
   """Routes whole examples by the sum of their patches."""
 
   def __init__(self, config: Mapping, where: str, *, dim: int, num_classes: int, rngs: nnx.Rngs):
-    config = call(FilterMixtureConfig, config, where)
-    self.router = router.build(config.router, f'{where}.router', dim=dim, num_experts=config.num_experts, rngs=rngs)
-    self.experts = FilterExperts(config.experts, f'{where}.experts', num_experts=config.num_experts, dim=dim,
+    keys = call(FilterMixtureConfig, config, where)
+    self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
+    self.experts = FilterExperts(keys.experts, f'{where}.experts', num_experts=keys.num_experts, dim=dim,
                            num_classes=num_classes, rngs=rngs)
 
   def __call__(self, patches: jax.Array, valid: jax.Array | None, *, key: jax.Array | None,

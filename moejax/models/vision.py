@@ -1,7 +1,7 @@
 """The vision transformer, dense or with mixtures of experts (ViT 2010.11929, V-MoE 2106.05974, Soft MoE 2308.00951)."""
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class VisionTransformer(nnx.Module):
                head_init: Literal['zeros', 'fan_in'] = 'zeros', head_bias: float | Literal['-log(num_classes)'] = 0.,
                dtype: Dtype = 'float32', **transformer: TransformerConfig):
     keys = call(TransformerConfig, transformer, '', norm=norm)
-    build = dict(dtype=compute_dtype(dtype), rngs=rngs)
+    build: dict[str, Any] = dict(dtype=compute_dtype(dtype), rngs=rngs)
     self.transformer = Transformer(keys, dim=dim, **build)
     self.pool, self.patch_size, self.image_shape = pool, patch_size, (image_size, image_size, channels)
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
@@ -102,7 +102,7 @@ class MapPool(nnx.Module):
     if keys.attention is None or keys.feed_forward is None:
       raise ConfigError(".pool = 'map' is built from attention and feed_forward, which are missing: set them in place of "
                         "blocks, or choose pool='gap' or 'token'.")
-    build = dict(dim=dim, dtype=dtype, rngs=rngs)
+    build: dict[str, Any] = dict(dim=dim, dtype=dtype, rngs=rngs)
     self.query = functional.parameter(rngs, nnx.initializers.xavier_uniform(), (1, dim), (None, 'embed'))
     self.attention = call(SelfAttention, without_branch_keys(keys.attention), '.attention', **build)
     self.norm = NORMS.build(keys.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
