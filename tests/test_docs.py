@@ -35,7 +35,7 @@ def test_modules_and_configs_that_a_page_names_exist(page):
   assert not [name for name in re.findall(r'python3? -m ((?:moejax|experiments|tests)[\w.]*)', text)
               if importlib.util.find_spec(name.rstrip('.')) is None]
   if page.name != 'add_a_router.md':  # whose files are the reader's
-    assert not [path for path in re.findall(r'\b(?:configs|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
+    assert not [path for path in re.findall(r'\b(?:configs|examples|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
                 if not (ROOT / path).exists()]
 
 
