@@ -65,6 +65,12 @@ def without_none(fragment):
           if value is not None}
 
 
+def test_code_that_follows_a_token_is_the_example_s():
+  example = {line.strip() for line in (ROOT / 'examples/mixtral.py').read_text().splitlines()}
+  quoted = [line for code in blocks(ROOT / 'docs/one_token.md', 'python') for line in code.splitlines()]
+  assert quoted and set(quoted) <= example
+
+
 def test_every_published_config_is_listed_and_every_listed_config_exists():
   published = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py') if 'Paper: Unpublished' not in path.read_text()}
   table = (ROOT / 'docs/configs.md').read_text().split('| config | paper |')[1].split('\n\n')[0]
