@@ -11,8 +11,8 @@ from experiments.runner import ROOT
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')),
          *sorted(ROOT.glob('colabs/README.md')), *sorted(ROOT.glob('experiments/**/README.md'))]
-COPIED = ('moejax', 'configs', 'experiments', 'tests', 'docs', 'colabs', 'README.md', 'CONTRIBUTING.md', 'setup.py',
-          'pyproject.toml', 'mkdocs.yml')
+COPIED = ('moejax', 'configs', 'examples', 'experiments', 'tests', 'docs', 'colabs', 'README.md', 'CONTRIBUTING.md',
+          'setup.py', 'pyproject.toml', 'mkdocs.yml')
 
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:

@@ -35,7 +35,7 @@ def test_modules_and_configs_that_a_page_names_exist(page):
   assert not [name for name in re.findall(r'python3? -m ((?:moejax|experiments|tests)[\w.]*)', text)
               if importlib.util.find_spec(name.rstrip('.')) is None]
   if page.name != 'add_a_router.md':  # whose files are the reader's
-    assert not [path for path in re.findall(r'\b(?:configs|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
+    assert not [path for path in re.findall(r'\b(?:configs|examples|experiments|tests|colabs)/[\w/]+\.(?:py|sh|json|ipynb)', text)
                 if not (ROOT / path).exists()]
 
 
@@ -63,6 +63,12 @@ def test_the_router_that_the_conventions_spell_out_is_the_papers():
 def without_none(fragment):
   return {key: without_none(value) if isinstance(value, dict) else value for key, value in fragment.items()
           if value is not None}
+
+
+def test_code_that_follows_a_token_is_the_example_s():
+  example = {line.strip() for line in (ROOT / 'examples/mixtral.py').read_text().splitlines()}
+  quoted = [line for code in blocks(ROOT / 'docs/one_token.md', 'python') for line in code.splitlines()]
+  assert quoted and set(quoted) <= example
 
 
 def test_every_published_config_is_listed_and_every_listed_config_exists():

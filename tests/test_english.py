@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Folders and files that are checked; notebooks and Markdown are checked as a whole.
-ROOMS = ('README.md', 'CONTRIBUTING.md', 'configs', 'docs', 'experiments', 'moejax')
+ROOMS = ('README.md', 'CONTRIBUTING.md', 'configs', 'docs', 'examples', 'experiments', 'moejax')
 IDIOMS = {
     'resume, continue': r'\bgo(es)? on\b',
     'is not a': r'(?<!there )\b(is|are) no\b(?! longer| more)',
