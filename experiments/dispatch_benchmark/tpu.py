@@ -30,8 +30,8 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from experiments import runner
 from moejax.kernels import padding, pallas_tpu, tpu_tiles
-from moejax.parallel import topologies
 from moejax.parallel.chips import CHIPS, Chip
+from moejax.planning import topologies
 
 PATH = pathlib.Path(__file__).with_suffix('.json')
 PRODUCTS = 'forward', 'dX', 'dW', 'up'

@@ -9,9 +9,9 @@ import jax
 from moejax import evaluation, streams
 from moejax.analysis import report
 from moejax.config import ConfigError
-from moejax.parallel import groups, processes
+from moejax.parallel import processes
 from moejax.training import (alarms, checkpoint, lock, loggers, metrics, peers, profile, progress, recovery, rollback,
-                             room, step, waiting, workdir)
+                             room, spanning_groups, step, waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
 
@@ -34,7 +34,7 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
       say(change)
-    if slow := groups.notice(setup):
+    if slow := spanning_groups.notice(setup):
       say(slow)
     return train(setup, folder, say)
 

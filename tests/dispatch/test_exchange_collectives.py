@@ -12,8 +12,9 @@ import pytest
 from moejax import functional
 from moejax.layers.moe import MoE
 from moejax.parallel import mesh as meshes
-from moejax.parallel import rules, topologies
-from moejax.parallel.collectives import collectives, count
+from moejax.parallel import rules
+from moejax.planning import topologies
+from moejax.planning.collectives import collectives, count
 from moejax.routing import papers
 
 B, S, D, F, E, K = 8, 64, 128, 256, 8, 2

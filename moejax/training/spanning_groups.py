@@ -1,5 +1,5 @@
 """Detects routing groups that span several devices, which must route them together, slowly."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -68,7 +68,8 @@ def notice(setup) -> str | None:
 
 
 def _group(side: ConfigDict) -> str | int:
-  return (side.get('moe') or dict(group='sequence')).get('group', 'batch')
+  moe: Any = side.get('moe')
+  return moe.get('group', 'batch') if moe else 'sequence'
 
 
 def _tokens(plan) -> int:

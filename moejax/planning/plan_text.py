@@ -1,7 +1,7 @@
 """A plan as text."""
-from moejax.parallel import ahead_of_time, roofline
-from moejax.parallel.ahead_of_time import Plan
-from moejax.parallel.units import duration, short, size
+from moejax.planning import ahead_of_time, roofline
+from moejax.planning.ahead_of_time import Plan
+from moejax.units import duration, short, size
 
 _LINES = 12  # of collectives; the others are summed
 

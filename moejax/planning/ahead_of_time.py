@@ -16,14 +16,15 @@ import jax
 
 from moejax.config import ConfigError
 from moejax.models.counts import parameter_counts
-from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
-from moejax.parallel import groups, roofline
-from moejax.parallel.advice import advise, exchanges, spell
-from moejax.parallel.collectives import Collective, collectives
 from moejax.parallel.flops import flops
-from moejax.parallel.topologies import Topology
-from moejax.parallel.traffic import traffic
+from moejax.planning import memory as memories
+from moejax.planning import roofline
+from moejax.planning.advice import advise, exchanges, spell
+from moejax.planning.collectives import Collective, collectives
+from moejax.planning.topologies import Topology
+from moejax.planning.traffic import traffic
+from moejax.training import spanning_groups
 from moejax.training import step as steps
 from moejax.training.speed import model_flops
 
@@ -106,7 +107,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
         topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
         flops=_flops(setup, state, batch) / len(topology.devices), model_flops=model_flops(setup),
-        notice=groups.notice(setup))
+        notice=spanning_groups.notice(setup))
   available = topology.chip.memory
   with tempfile.TemporaryDirectory() as dump:
     with stage(f'compiling it for {topology.name}'):
