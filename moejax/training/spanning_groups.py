@@ -24,7 +24,7 @@ class Spanning(NamedTuple):
 
 def sides(config: ConfigDict) -> dict[str, ConfigDict]:
   """{config path: config} of the model's stacks."""
-  model = config.model
+  model: Any = config.model
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
