@@ -26,7 +26,8 @@ from jax.sharding import Mesh, PartitionSpec
 from moejax import experts as experts_lib
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.dispatch import layouts, ragged
+from moejax.dispatch import ragged
+from moejax.experts.layouts import Buffers, Part, row_ids
 from moejax.kernels.target import target
 from moejax.parallel import rules
 from moejax.routing.plans import Plan, SlotPlan, TokenPlan
@@ -80,7 +81,7 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, 
     with rules.use(None):
       module = rebuild({path: _over_fsdp(variables[path], specs[path], experts.experts) for path in variables})
       here = Here(dataclasses.replace(experts, experts=module, key=key), plan.num_experts, x.shape[0] * x.shape[1],
-                  'expert' in hidden, layouts.Part(hidden) if hidden else None)
+                  'expert' in hidden, Part(hidden) if hidden else None)
       return _METHODS[method](run, plan, x, here, chunks, where).astype(x.dtype)[None]
 
   batch = PartitionSpec(rules.BATCH_AXES)
@@ -112,7 +113,7 @@ class Here:
   num_experts: int
   tokens: int
   inside: bool
-  part: layouts.Part | None
+  part: Part | None
 
   @property
   def count(self) -> int:
@@ -131,7 +132,7 @@ class Here:
   def number(self, token: jax.Array, first: jax.Array | int = 0, count: int | None = None):
     """`Local.number` for rows of `token` <int32>[N], indices among all devices' tokens, and `count` experts."""
     count = self.num_experts if count is None else count
-    return lambda ids: layouts.row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
+    return lambda ids: row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
 
   def own_tokens(self) -> jax.Array:
     """<int32>[T] indices of this device's tokens among all devices' tokens."""
@@ -147,7 +148,7 @@ class Local(experts_lib.Call):
     part: shard of the hidden units.
   """
   number: Callable[[jax.Array], jax.Array] = lambda ids: ids
-  part: layouts.Part | None = None
+  part: Part | None = None
 
   def __call__(self, rows: jax.Array, layout: Any) -> jax.Array:
     """See `Call`."""
@@ -184,7 +185,7 @@ class _Buffered:
     if rows.shape[1] % self.chunks:
       raise ConfigError(f'{self.where}.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
                         'sends to each expert: choose a divisor or another capacity.')
-    y = [back(experts(there(part), layouts.Buffers(there(part_ids))))
+    y = [back(experts(there(part), Buffers(there(part_ids))))
          for part, part_ids in zip(jnp.split(rows, self.chunks, 1), jnp.split(ids, self.chunks, 1))]
     return jnp.concatenate(y, axis=1)
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts as experts_lib
-from moejax.dispatch import layouts
+from moejax.dispatch.rows import take_rows
+from moejax.experts.layouts import Ragged
 from moejax.kernels import Routes, expert_block
 from moejax.kernels.target import target
 
@@ -28,7 +29,7 @@ class Experts:
     """No fused block: rows are gathered before they are sent, and summed after they return."""
     return None
 
-  def __call__(self, rows: jax.Array, layout: layouts.Ragged) -> jax.Array:
+  def __call__(self, rows: jax.Array, layout: Ragged) -> jax.Array:
     """rows: <float>[M,D] sorted by expert -> <float>[M,D]."""
     journey = Journey.of(layout.group_sizes)
     there = lambda a: journey.there(a, capacity=rows.shape[0] * journey.devices)
@@ -41,9 +42,9 @@ class Experts:
     else:
       expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(source.size), side='right')
       ids = there(self.number(layout.row_ids)[:, None])[:, 0][source]
-      y = self.local(layouts.take_rows(arrived[None], source[None], place[None, :, None])[0],
-                     layouts.Ragged(expert, sizes, ids, layout.implementation))
-      y = layouts.take_rows(y[None], place[None], source[None, :, None])[0]
+      y = self.local(take_rows(arrived[None], source[None], place[None, :, None])[0],
+                     Ragged(expert, sizes, ids, layout.implementation))
+      y = take_rows(y[None], place[None], source[None, :, None])[0]
     return journey.back(y, rows.shape[0])
 
 

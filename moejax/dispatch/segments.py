@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
-from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.dispatch.rows import take_rows
 from moejax.experts import Call
+from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import TokenPlan
@@ -59,15 +60,15 @@ class _Journey:
   # order <int32>[T] sorts tokens by expert, position is its inverse; tokens without an expert come last.
   order: jax.Array
   position: jax.Array
-  layout: layouts.Ragged
+  layout: Ragged
 
   @classmethod
   def of(cls, expert, num_experts, implementation):
     order, position, sizes = by_expert(expert, num_experts)
-    return cls(order, position, layouts.Ragged(expert[order], sizes, layouts.row_ids(order, expert[order], num_experts),
+    return cls(order, position, Ragged(expert[order], sizes, row_ids(order, expert[order], num_experts),
                                                implementation))
 
   def __call__(self, rows, compute):
-    y = compute(layouts.take_rows(rows[None], self.order[None], self.position[None, :, None])[0], self.layout)
+    y = compute(take_rows(rows[None], self.order[None], self.position[None, :, None])[0], self.layout)
     y = jnp.where((self.layout.expert < self.layout.group_sizes.size)[:, None], y, 0)
-    return layouts.take_rows(y[None], self.position[None], self.order[None, :, None])[0]
+    return take_rows(y[None], self.position[None], self.order[None, :, None])[0]

@@ -2,8 +2,8 @@
 import jax
 from flax import nnx
 
-from moejax.dispatch.layouts import Dense
 from moejax.experts import feed_forward as experts
+from moejax.experts.layouts import Dense
 from moejax.ranges import Count, Positive, Rate
 
 

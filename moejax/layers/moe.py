@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from moejax import dispatch
 from moejax import experts
 from moejax.config import ConfigError, call
-from moejax.dispatch.layouts import Dense
+from moejax.experts.layouts import Dense
 from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.parallel import rules
