@@ -30,13 +30,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 from moejax import command_line, config_files
 
 if TYPE_CHECKING:
-  from moejax.planning.ahead_of_time import Plan
+  from moejax.planning.ahead_of_time import PodPlan
 
 _TICK = 15  # seconds between progress lines
 
 
 def run(config: Mapping | ConfigDict, topology: str, out: str | Path | None = None,
-        say: Callable[[str], None] = print) -> Plan:
+        say: Callable[[str], None] = print) -> PodPlan:
   """Compiles the training step of `config` for `topology`, prints what it takes, and writes `<out>/plan.json`.
 
   Raises:

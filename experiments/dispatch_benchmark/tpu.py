@@ -96,7 +96,7 @@ def ours(product: str, experts: Experts, chip: Chip):
   return function, (x, w, w, sizes), tpu_tiles.row_tiles(chip.kind, D, F, x.dtype, matrices=2, outputs=3)
 
 
-def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles, group_sizes: np.ndarray) -> Work:
+def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.TPUTiles, group_sizes: np.ndarray) -> Work:
   """The work of our kernel: every block of rows belongs to one expert, and every expert has at least one."""
   rows, (_, _, D, F) = tpu_tiles.ROWS, experts
   blocks = np.maximum(-(-group_sizes // rows), 1)

@@ -17,14 +17,14 @@ from moejax.kernels.activations import Activation
 EXPERTS = config_lib.Registry('expert')
 
 
-class Block(NamedTuple):
+class FusedExperts(NamedTuple):
   """Feed-forward experts in the form that `kernels.expert_block` fuses."""
   weights: Weights
   activation: Activation
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class BoundExperts:
   """Experts with the other arguments of a call bound: `call(rows, layout)`.
 
   Attributes:
@@ -40,7 +40,7 @@ class Call:
     """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
-  def block(self) -> Block | None:
+  def block(self) -> FusedExperts | None:
     """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
     block = getattr(self.experts, 'block', None)
     return block and block(self.train)

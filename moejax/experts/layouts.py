@@ -37,7 +37,7 @@ class Layout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class HiddenShard:
   """The shard of the hidden units on this device inside a `jax.shard_map`; experts then return partial sums.
 
   Attributes:
@@ -58,7 +58,7 @@ class Part:
 class _Rows(Layout):
   # Base class of layouts of routed rows; `part` is None if all hidden units are on this device.
   row_ids: jax.Array
-  part: Part | None
+  part: HiddenShard | None
 
   def once(self, b):
     """b: <float>[E,D] -> b on one shard, zeros on the others, for use before a sum over shards."""
@@ -84,7 +84,7 @@ class Buffers(_Rows):
     part: shard of the hidden units.
   """
   row_ids: jax.Array
-  part: Part | None = None
+  part: HiddenShard | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[E,N,D], w: <float>[E,D,F] -> <float>[E,N,F]."""
@@ -110,7 +110,7 @@ class Ragged(_Rows):
   group_sizes: jax.Array
   row_ids: jax.Array
   implementation: Name | None = None
-  part: Part | None = None
+  part: HiddenShard | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]."""

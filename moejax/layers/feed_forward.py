@@ -7,12 +7,12 @@ from moejax.experts.layouts import Dense
 from moejax.ranges import Count, Positive, Rate
 
 
-class FeedForward(experts.FeedForward):
+class FeedForward(experts.FeedForwardExperts):
   """The expert's computation on x <float>[..,D], and its parameters, with axes ('embed', 'mlp')."""
 
   def __init__(self, *, dim: int, dtype, rngs: nnx.Rngs, hidden: Count, activation: experts.Activation = 'gelu',
                use_bias: bool = False, dropout: Rate = 0., init_scale: Positive = 1., where: str = 'feed_forward'):
-    """See `moejax.experts.feed_forward.FeedForward`."""
+    """See `moejax.experts.feed_forward.FeedForwardExperts`."""
     super().__init__(where=where, dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation=activation, use_bias=use_bias, dropout=dropout, init_scale=init_scale)
 
