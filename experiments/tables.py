@@ -8,7 +8,7 @@ import re
 
 from experiments import compare, development, runner
 from experiments.chitchat import compared
-from moejax.parallel import units
+from moejax import units
 
 PAGES = (runner.ROOT / 'README.md', *sorted((runner.ROOT / 'docs').glob('*.md')))
 

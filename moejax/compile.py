@@ -30,20 +30,20 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 from moejax import command_line, config_files
 
 if TYPE_CHECKING:
-  from moejax.parallel.ahead_of_time import Plan
+  from moejax.planning.ahead_of_time import PodPlan
 
 _TICK = 15  # seconds between progress lines
 
 
 def run(config: Mapping | ConfigDict, topology: str, out: str | Path | None = None,
-        say: Callable[[str], None] = print) -> Plan:
+        say: Callable[[str], None] = print) -> PodPlan:
   """Compiles the training step of `config` for `topology`, prints what it takes, and writes `<out>/plan.json`.
 
   Raises:
     ConfigError: before anything is compiled: an unknown topology, a missing compiler, or a config that is wrong or
       does not divide over the topology.
   """
-  from moejax.parallel import ahead_of_time, plan_text, topologies
+  from moejax.planning import ahead_of_time, plan_text, topologies
   from moejax.training.setup import prepare
   start = time.perf_counter()
   stage = Stages(start, say)

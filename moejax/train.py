@@ -18,9 +18,10 @@ from moejax import command_line, config_files
 
 
 def run(config: Any, workdir: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-  """Trains `config` in `workdir`, as `training.loop.run` does; returns the metrics of the last step."""
+  """Trains `config` in `workdir` (see `training.loop.run`), and writes its report; returns the metrics of the last step."""
+  from moejax.analysis import report
   from moejax.training import loop
-  return loop.run(config, workdir, say)
+  return loop.run(config, workdir, say, report.write)
 
 
 def main() -> None:

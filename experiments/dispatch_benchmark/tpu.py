@@ -30,8 +30,8 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from experiments import runner
 from moejax.kernels import padding, pallas_tpu, tpu_tiles
-from moejax.parallel import topologies
 from moejax.parallel.chips import CHIPS, Chip
+from moejax.planning import topologies
 
 PATH = pathlib.Path(__file__).with_suffix('.json')
 PRODUCTS = 'forward', 'dX', 'dW', 'up'
@@ -96,7 +96,7 @@ def ours(product: str, experts: Experts, chip: Chip):
   return function, (x, w, w, sizes), tpu_tiles.row_tiles(chip.kind, D, F, x.dtype, matrices=2, outputs=3)
 
 
-def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.Tiles, group_sizes: np.ndarray) -> Work:
+def our_work(product: str, experts: Experts, chip: Chip, tiles: tpu_tiles.TPUTiles, group_sizes: np.ndarray) -> Work:
   """The work of our kernel: every block of rows belongs to one expert, and every expert has at least one."""
   rows, (_, _, D, F) = tpu_tiles.ROWS, experts
   blocks = np.maximum(-(-group_sizes // rows), 1)

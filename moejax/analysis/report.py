@@ -49,7 +49,7 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   return folder / 'index.html'
 
 
-def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: routes.Routes) -> str:
+def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: routes.BatchRoutes) -> str:
   """The key figures, and remarks on them."""
   parts = parameters.count(setup.model, expert_share(taken))
   cards = {'training steps': rows[-1]['step'] if rows else 0}
@@ -64,7 +64,7 @@ def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: r
   return page.cards(cards) + ''.join(page.paragraph(text) for text in trouble.remarks(series) + remarks(taken))
 
 
-def remarks(taken: routes.Routes) -> list[str]:
+def remarks(taken: routes.BatchRoutes) -> list[str]:
   """Remarks on the routing, one sentence each."""
   if not taken.layers:
     return ['This model has no sparse layers, so there is no routing to report.']
@@ -114,7 +114,7 @@ def learning_panels(series: dict[str, history.Series]) -> dict[str, dict[str, pl
   return {label: lines for label, lines in panels.items() if lines}
 
 
-def balance(folder: Path, series: dict[str, history.Series], taken: routes.Routes) -> str:
+def balance(folder: Path, series: dict[str, history.Series], taken: routes.BatchRoutes) -> str:
   """The load of experts: at evaluation, and over training."""
   if not taken.layers:
     return page.paragraph('This model is dense: every token uses all parameters, so there is no load to balance.')
@@ -197,7 +197,7 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
       'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
-def model(setup, taken: routes.Routes) -> str:
+def model(setup, taken: routes.BatchRoutes) -> str:
   """Parameters by part, and a list of all of them."""
   parts = parameters.count(setup.model, expert_share(taken))
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
@@ -209,7 +209,7 @@ def model(setup, taken: routes.Routes) -> str:
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
 
 
-def expert_share(taken: routes.Routes) -> float:
+def expert_share(taken: routes.BatchRoutes) -> float:
   """Experts per token, summed over layers, as a share of all experts; 1 for a dense model."""
   layers = taken.layers.values()
   return sum(layer.experts_per_token for layer in layers) / sum(layer.num_experts for layer in layers) if layers else 1.

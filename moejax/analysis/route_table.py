@@ -112,7 +112,7 @@ def of_batch(setup: Setup, params, router_state, batch: Mapping[str, np.ndarray]
     routers = setup.model.apply(params, router_state, batch, key=key, train=train).routers
     return {layer: (router.plan, _probabilities(router)) for layer, router in routers.items()}
 
-  program = passes.Program(run, setup.mesh)
+  program = passes.MeshProgram(run, setup.mesh)
   try:
     program.trace(params, router_state, batch)
   except KeyError as missing:

@@ -13,7 +13,7 @@ from moejax.routing.plans import DensePlan, Plan, SoftPlan, TokenPlan
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class LayerRoutes:
   """The routing of one layer, over N examples of S tokens.
 
   Attributes:
@@ -42,12 +42,12 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Routes:
+class BatchRoutes:
   """Attributes:
-    layers: `{depth name: Layer}`, first to last; empty for a dense model.
+    layers: `{depth name: LayerRoutes}`, first to last; empty for a dense model.
     batch: the examples, [N,...] by batch key; without padding examples (but with the padding tokens of texts).
   """
-  layers: dict[str, Layer]
+  layers: dict[str, LayerRoutes]
   batch: dict[str, np.ndarray]
 
   def valid(self, layer: str) -> np.ndarray:
@@ -57,14 +57,14 @@ class Routes:
 
 
 def collect(model: Functional, params: Tree, router_state: Tree, split: passes.Split, mesh: jax.sharding.Mesh,
-            max_tokens: int = 32768) -> Routes:
+            max_tokens: int = 32768) -> BatchRoutes:
   """Runs `model` on batches of `split` until every layer has seen `max_tokens` tokens, or the split ends."""
   def run(params, router_state, batch):
     routers = model.apply(params, router_state, batch).routers
     size = next(iter(batch.values())).shape[0]
     return {name: _per_example(router.plan, size) | {'metrics': router.metrics} for name, router in routers.items()}
 
-  compiled = passes.Program(run, mesh)
+  compiled = passes.MeshProgram(run, mesh)
   parts, batches, seen = [], [], 0
   for batch in split:
     parts.append(jax.device_get(compiled(params, router_state, batch)))
@@ -75,7 +75,7 @@ def collect(model: Functional, params: Tree, router_state: Tree, split: passes.S
   plans = experts_per_token(model, split.spec)
   keep = np.concatenate([_real_examples(batch) for batch in batches])
   layers = {name: _join(name, parts, batches, keep, plans[name]) for name in sorted(parts[0], key=depth_order)}
-  return Routes(layers, {name: np.concatenate([b[name] for b in batches])[keep] for name in batches[0]})
+  return BatchRoutes(layers, {name: np.concatenate([b[name] for b in batches])[keep] for name in batches[0]})
 
 
 def experts_per_token(model: Functional, spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, float]:
@@ -116,9 +116,9 @@ def _join(name, parts, batches, keep, rows):
   def examples(field):
     return np.concatenate([part[name][field] for part in parts])[keep]
   metrics = parts[0][name]['metrics']
-  return Layer(weight=examples('weight'), read=examples('read') if 'read' in parts[0][name] else None,
-               load=mean('load'), experts_per_token=rows,
-               metrics={metric: float(mean(metric)) for metric in metrics if np.ndim(metrics[metric]) == 0})
+  return LayerRoutes(weight=examples('weight'), read=examples('read') if 'read' in parts[0][name] else None,
+                     load=mean('load'), experts_per_token=rows,
+                     metrics={metric: float(mean(metric)) for metric in metrics if np.ndim(metrics[metric]) == 0})
 
 
 def _real_examples(batch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moejax.analysis import page, plots, specialisation, style, token_kinds
-from moejax.analysis.routes import Routes
+from moejax.analysis.routes import BatchRoutes
 from moejax.evaluation.few_shot import rank_in_class
 
 MOST_LABELS = 40
@@ -41,7 +41,7 @@ class Labels:
   shares: dict[str, np.ndarray]
 
 
-def section(folder: Path, routes: Routes, pipeline) -> str:
+def section(folder: Path, routes: BatchRoutes, pipeline) -> str:
   """The HTML of the section; pictures are also written to `folder`."""
   if not routes.layers:
     return page.paragraph('This model is dense, so it has no experts that could specialise.')
@@ -58,7 +58,7 @@ def section(folder: Path, routes: Routes, pipeline) -> str:
   return ''.join(parts) or page.paragraph('The specialisation of experts is not shown for this kind of model.')
 
 
-def modality_labels(routes: Routes) -> Labels:
+def modality_labels(routes: BatchRoutes) -> Labels:
   """Whether a token belongs to an image or to its text, which follows it."""
   padding = routes.batch['segments'] == 0
   shares = {}
@@ -69,7 +69,7 @@ def modality_labels(routes: Routes) -> Labels:
   return Labels('modality', 'tokens', ['image', 'text'], specialisation.membership(text.astype(int), 2), shares)
 
 
-def class_labels(routes: Routes, field: str = 'weight') -> Labels:
+def class_labels(routes: BatchRoutes, field: str = 'weight') -> Labels:
   """Classes of images; the shares of an image are summed over its tokens."""
   if 'labels' in routes.batch:
     members = specialisation.shares(routes.batch['labels'].astype(np.float64))
@@ -103,7 +103,7 @@ def specialities(folder: Path, name: str, labels: Labels) -> str:
       caption=LIFT_CAPTION.format(**words) + left_out)
 
 
-def soft_reading(folder: Path, routes: Routes, written: Labels) -> str:
+def soft_reading(folder: Path, routes: BatchRoutes, written: Labels) -> str:
   """The inputs of experts in soft plans."""
   labels = class_labels(routes, 'read')
   if not labels.shares:
@@ -121,7 +121,7 @@ def soft_reading(folder: Path, routes: Routes, written: Labels) -> str:
               '(shown above). ' + LIFT_CAPTION.format(what='class'))
 
 
-def image_patches(folder: Path, routes: Routes) -> str:
+def image_patches(folder: Path, routes: BatchRoutes) -> str:
   """Images of different classes, with patches coloured by their first expert."""
   words = routes.batch['tokens'].shape[1] if 'tokens' in routes.batch else 0  # after the patches
   grids = {name: grid for name, layer in routes.layers.items() if (grid := patch_grid(layer.weight.shape[1] - words))}
@@ -143,7 +143,7 @@ def image_patches(folder: Path, routes: Routes) -> str:
               'for missing colours.')
 
 
-def text(folder: Path, routes: Routes, tokenizer, prefix: str, layers: list[str]) -> str:
+def text(folder: Path, routes: BatchRoutes, tokenizer, prefix: str, layers: list[str]) -> str:
   """Kinds of tokens by expert, typical tokens of each expert, and running text coloured by expert."""
   ids = routes.batch[f'{prefix}tokens']
   valid = {name: routes.valid(name) for name in layers}
@@ -173,7 +173,7 @@ def typical_tokens(tokenizer, ids: np.ndarray, share: np.ndarray, count: int = 8
   return page.table(['', 'tokens, with their frequency here relative to the average'], rows)
 
 
-def running_text(routes: Routes, tokenizer, ids: np.ndarray, layers: list[str]) -> str:
+def running_text(routes: BatchRoutes, tokenizer, ids: np.ndarray, layers: list[str]) -> str:
   """The beginning of the first example, coloured by each token's first expert."""
   if max(routes.layers[name].num_experts for name in layers) > style.MOST_COLOURS:
     return ''

@@ -90,7 +90,7 @@ class TensorFlowDatasets(_Hub):
 
 @SOURCES('huggingface')
 @dataclasses.dataclass(frozen=True)
-class HuggingFace(_Hub):
+class HuggingFaceDatasets(_Hub):
   """A data set of the Hugging Face hub, or local files of a format that `datasets` reads (dataset='parquet').
 
   Attributes:

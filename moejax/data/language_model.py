@@ -10,7 +10,7 @@ _NAMES = ('tokens', 'targets', 'target_bytes')
 
 
 @PIPELINES('language_model')
-class LanguageModel(TextPipeline):
+class LanguageModelPipeline(TextPipeline):
   """Batches of tokens, targets, segments, positions, target_bytes <int32>[B,S] and loss_mask <float32>[B,S]; and, where
   the source has tasks, tasks <int32>[B,S].
 

@@ -8,7 +8,7 @@ import tokenize
 from typing import Annotated, Any
 
 from moejax.data.source import SOURCES, DataError, Share, Source, Stream, decoding, holdout, place, require
-from moejax.data.text_files import Documents
+from moejax.data.text_files import TextDocuments
 from moejax.ranges import Natural, NotEmpty
 
 # Three domains of human-written text, about 12, 11 and 0.5 million characters, on any machine with moejax[data].
@@ -16,7 +16,7 @@ DOMAINS = dict(code=dict(name='python_library'), dialogue=dict(name='chitchat'),
 
 
 @SOURCES('mixture')
-class Mixture(Source):
+class SourceMixture(Source):
   """The examples of several sources, concatenated, each with its `task`.
 
   Config keys:
@@ -94,7 +94,7 @@ class _Installed(Source):
   def open(self, split):
     self.check_split(split)
     chosen = holdout(len(self.texts), float(self.test_fraction), self.split_seed, f'{self.where}.test_fraction')[split]
-    return Documents([self.texts[index] for index in chosen])
+    return TextDocuments([self.texts[index] for index in chosen])
 
 
 @SOURCES('python_library')

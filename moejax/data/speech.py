@@ -17,7 +17,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz '"
 
 
 @PIPELINES('speech')
-class Speech(Pipeline):
+class SpeechPipeline(Pipeline):
   """Batches of frames <float32>[B,length,C], segments <int32>[B,length] (1; 0 for padding), targets <int32>[B,labels]
   and loss_mask <float32>[B,labels] (1; 0 for padding). Target 1 + i is character i of the alphabet; 0 is CTC's blank.
 

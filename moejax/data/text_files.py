@@ -33,7 +33,7 @@ class Chitchat(Source):
     self.check_split(split)
     documents = self._everything
     chosen = holdout(len(documents), float(self.test_fraction), self.split_seed, f'{self.where}.test_fraction')[split]
-    return Documents([documents[index] for index in chosen])
+    return TextDocuments([documents[index] for index in chosen])
 
   @functools.cached_property
   def _everything(self):
@@ -51,7 +51,7 @@ def dialogue_text(turns) -> str:
   return '\n'.join(line for line in lines if line)
 
 
-class Documents:
+class TextDocuments:
   """Texts in memory."""
 
   def __init__(self, texts: list[str]):
@@ -101,7 +101,7 @@ class WholeFiles:
 
 @SOURCES('jsonl')
 @dataclasses.dataclass(frozen=True)
-class JsonLines(Files):
+class JsonLinesFiles(Files):
   """One JSON object per line, plain or `.gz`.
 
   Config keys:

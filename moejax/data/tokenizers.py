@@ -231,7 +231,7 @@ class SentencePiece(_FromFile):
 
 @TOKENIZERS('huggingface')
 @dataclasses.dataclass(frozen=True)
-class HuggingFace(_FromFile):
+class HuggingFaceTokenizer(_FromFile):
   """A `tokenizer.json` of Hugging Face's tokenizers.
 
   Config keys:

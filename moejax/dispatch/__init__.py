@@ -15,6 +15,6 @@ from moejax.dispatch.einsum import Einsum
 from moejax.dispatch.gather import Gather
 from moejax.dispatch.grouped import Grouped
 from moejax.dispatch.reference import Reference
-from moejax.dispatch.segments import Segments
+from moejax.dispatch.segments import SegmentDispatch
 
-__all__ = ['DISPATCHERS', 'Dispatcher', 'build', 'Einsum', 'Gather', 'Grouped', 'Reference', 'Segments']
+__all__ = ['DISPATCHERS', 'Dispatcher', 'build', 'Einsum', 'Gather', 'Grouped', 'Reference', 'SegmentDispatch']

@@ -8,8 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
+from moejax.dispatch.rows import from_buffers, to_buffers
+from moejax.experts.layouts import Buffers, row_ids
 from moejax.routing.plans import SlotPlan, SoftPlan, TokenPlan
 
 
@@ -27,10 +28,10 @@ class Einsum(Dispatcher):
     """See `Dispatcher.run`."""
     soft = _one_hot(plan)
     groups, _, num_experts, capacity = soft.dispatch.shape
-    rows = layouts.to_buffers(jnp.einsum('gsec,gsd->gecd', soft.dispatch.astype(x.dtype), x))
+    rows = to_buffers(jnp.einsum('gsec,gsd->gecd', soft.dispatch.astype(x.dtype), x))
     ids = _row_ids(soft, mixtures=isinstance(plan, SoftPlan))
-    y = experts(rows, layouts.Buffers(ids.swapaxes(0, 1).reshape(num_experts, groups * capacity)))
-    y = layouts.from_buffers(y.astype(x.dtype), groups)
+    y = experts(rows, Buffers(ids.swapaxes(0, 1).reshape(num_experts, groups * capacity)))
+    y = from_buffers(y.astype(x.dtype), groups)
     return jnp.einsum('gsec,gecd->gsd', soft.combine.astype(x.dtype), y, preferred_element_type=jnp.float32)
 
 
@@ -53,4 +54,4 @@ def _row_ids(soft, mixtures):
   group, expert = jnp.arange(groups)[:, None, None], jnp.arange(num_experts)[:, None]
   if mixtures:
     return (expert * groups + group) * capacity + jnp.arange(capacity)
-  return layouts.row_ids(group * tokens + jnp.argmax(soft.dispatch, axis=1), expert, num_experts)
+  return row_ids(group * tokens + jnp.argmax(soft.dispatch, axis=1), expert, num_experts)

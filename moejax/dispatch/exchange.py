@@ -26,18 +26,19 @@ from jax.sharding import Mesh, PartitionSpec
 from moejax import experts as experts_lib
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.dispatch import layouts, ragged
+from moejax.dispatch import ragged
+from moejax.experts.layouts import Buffers, HiddenShard, row_ids
 from moejax.kernels.target import target
 from moejax.parallel import rules
 from moejax.routing.plans import Plan, SlotPlan, TokenPlan
 
 Dropless = Literal['all_gather', 'ragged_all_to_all']
 Method = Literal['all_to_all'] | Dropless
-Run = Callable[[Plan, jax.Array, experts_lib.Call], jax.Array]
+Run = Callable[[Plan, jax.Array, experts_lib.BoundExperts], jax.Array]
 
 
-def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, *, method: Method | None, chunks: int,
-                 where: str) -> jax.Array:
+def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts, *, method: Method | None,
+                 chunks: int, where: str) -> jax.Array:
   """Computes `run(plan, x, experts)` on all devices of the active mesh.
 
   Args:
@@ -79,8 +80,9 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.Call, 
   def local(plan, x, variables, key):
     with rules.use(None):
       module = rebuild({path: _over_fsdp(variables[path], specs[path], experts.experts) for path in variables})
-      here = Here(dataclasses.replace(experts, experts=module, key=key), plan.num_experts, x.shape[0] * x.shape[1],
-                  'expert' in hidden, layouts.Part(hidden) if hidden else None)
+      bound = dataclasses.replace(experts, experts=module, key=key)
+      here = DeviceExperts(bound, plan.num_experts, x.shape[0] * x.shape[1], 'expert' in hidden,
+                           HiddenShard(hidden) if hidden else None)
       return _METHODS[method](run, plan, x, here, chunks, where).astype(x.dtype)[None]
 
   batch = PartitionSpec(rules.BATCH_AXES)
@@ -98,7 +100,7 @@ def dropless_method(plan: Plan, devices: int) -> Dropless:
 
 
 @dataclasses.dataclass(frozen=True)
-class Here:
+class DeviceExperts:
   """The experts on one device of a `shard_map`.
 
   Attributes:
@@ -108,11 +110,11 @@ class Here:
     inside: whether every expert's hidden units are sharded over the `expert` axis.
     part: this device's shard of the hidden units; None: all of them.
   """
-  call: experts_lib.Call
+  call: experts_lib.BoundExperts
   num_experts: int
   tokens: int
   inside: bool
-  part: layouts.Part | None
+  part: HiddenShard | None
 
   @property
   def count(self) -> int:
@@ -124,14 +126,14 @@ class Here:
     """Index of its first expert."""
     return 0 if self.inside else jax.lax.axis_index('expert') * self.count
 
-  def experts(self, number: Callable[[jax.Array], jax.Array]) -> 'Local':
+  def experts(self, number: Callable[[jax.Array], jax.Array]) -> 'LocalExperts':
     """A call of this device's experts; `number` maps a local row id to its global id."""
-    return Local(self.call.experts, self.call.key, self.call.train, number, self.part)
+    return LocalExperts(self.call.experts, self.call.key, self.call.train, number, self.part)
 
   def number(self, token: jax.Array, first: jax.Array | int = 0, count: int | None = None):
-    """`Local.number` for rows of `token` <int32>[N], indices among all devices' tokens, and `count` experts."""
+    """`LocalExperts.number` for rows of `token` <int32>[N], indices among all devices' tokens, and `count` experts."""
     count = self.num_experts if count is None else count
-    return lambda ids: layouts.row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
+    return lambda ids: row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
 
   def own_tokens(self) -> jax.Array:
     """<int32>[T] indices of this device's tokens among all devices' tokens."""
@@ -139,7 +141,7 @@ class Here:
 
 
 @dataclasses.dataclass(frozen=True)
-class Local(experts_lib.Call):
+class LocalExperts(experts_lib.BoundExperts):
   """This device's experts, as a dispatcher calls them.
 
   Attributes:
@@ -147,15 +149,15 @@ class Local(experts_lib.Call):
     part: shard of the hidden units.
   """
   number: Callable[[jax.Array], jax.Array] = lambda ids: ids
-  part: layouts.Part | None = None
+  part: HiddenShard | None = None
 
   def __call__(self, rows: jax.Array, layout: Any) -> jax.Array:
-    """See `Call`."""
+    """See `BoundExperts`."""
     layout = dataclasses.replace(layout, row_ids=self.number(layout.row_ids), part=self.part)
     return super().__call__(rows, layout)
 
   def block(self):
-    """See `Call`."""
+    """See `BoundExperts`."""
     block = super().block()
     if block is None or self.part is None or block.weights.bo is None:
       return block
@@ -166,13 +168,13 @@ class Local(experts_lib.Call):
 
 
 def _by_all_to_all(run, plan, x, here, chunks, where):
-  return run(plan, x, _Buffered(here, chunks, where))
+  return run(plan, x, _BufferedExperts(here, chunks, where))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Buffered:
+class _BufferedExperts:
   """The experts of all devices, as a dispatcher with buffers calls them."""
-  here: Here
+  here: DeviceExperts
   chunks: int
   where: str
 
@@ -184,7 +186,7 @@ class _Buffered:
     if rows.shape[1] % self.chunks:
       raise ConfigError(f'{self.where}.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
                         'sends to each expert: choose a divisor or another capacity.')
-    y = [back(experts(there(part), layouts.Buffers(there(part_ids))))
+    y = [back(experts(there(part), Buffers(there(part_ids))))
          for part, part_ids in zip(jnp.split(rows, self.chunks, 1), jnp.split(ids, self.chunks, 1))]
     return jnp.concatenate(y, axis=1)
 
@@ -215,7 +217,7 @@ def _restricted(plan, first, count):
 
 def _by_ragged_all_to_all(run, plan, x, here, chunks, where):
   def compute(plan, x, token):
-    return run(plan, x, ragged.Experts(here.experts(lambda ids: ids), here.number(token)))
+    return run(plan, x, ragged.RaggedExperts(here.experts(lambda ids: ids), here.number(token)))
   return _in_chunks(compute, plan, x, here, chunks, where)
 
 

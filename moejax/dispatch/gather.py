@@ -4,9 +4,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.exchange import over_devices
+from moejax.dispatch.rows import add_rows, from_buffers, sum_choices, take_or_zeros, take_rows, to_buffers
+from moejax.experts.layouts import Buffers, row_ids
 from moejax.ranges import Count
 from moejax.routing.plans import SlotPlan, TokenPlan
 
@@ -44,9 +45,9 @@ def _run_tokens(plan, x, experts):
   slot_of_choice = jnp.where(plan.kept, plan.expert * plan.capacity + plan.slot, slots)
   choice_of_slot = _inverse(slot_of_choice.reshape(groups, -1), slots)
   token = choice_of_slot // choices  # S where the slot is empty
-  rows = layouts.take_rows(x, token, slot_of_choice)
+  rows = take_rows(x, token, slot_of_choice)
   y = _on_buffers(rows, token, plan, experts)
-  return layouts.sum_choices(y, slot_of_choice, choice_of_slot, plan.kept_weight)
+  return sum_choices(y, slot_of_choice, choice_of_slot, plan.kept_weight)
 
 
 def _inverse(target, size):
@@ -58,8 +59,8 @@ def _inverse(target, size):
 def _run_slots(plan, x, experts):
   groups, tokens, _ = x.shape
   token = jnp.where(plan.filled, plan.token, tokens).reshape(groups, -1)
-  y = _on_buffers(layouts.take_or_zeros(x, token), token, plan, experts)
-  return layouts.add_rows(plan.kept_weight.reshape(groups, -1, 1) * y, token, tokens)
+  y = _on_buffers(take_or_zeros(x, token), token, plan, experts)
+  return add_rows(plan.kept_weight.reshape(groups, -1, 1) * y, token, tokens)
 
 
 def _on_buffers(rows, token, plan, experts):
@@ -67,8 +68,8 @@ def _on_buffers(rows, token, plan, experts):
   groups, _, dim = rows.shape
   num_tokens = plan.expert.shape[1] if isinstance(plan, TokenPlan) else plan.num_tokens
   shape = (groups, plan.num_experts, plan.capacity)
-  ids = layouts.row_ids(token.reshape(shape) + num_tokens * jnp.arange(groups)[:, None, None],
+  ids = row_ids(token.reshape(shape) + num_tokens * jnp.arange(groups)[:, None, None],
                         jnp.arange(plan.num_experts)[:, None], plan.num_experts)
-  buffers = layouts.to_buffers(rows.reshape(*shape, dim))
-  y = experts(buffers, layouts.Buffers(ids.swapaxes(0, 1).reshape(plan.num_experts, -1)))
-  return layouts.from_buffers(y, groups).reshape(groups, -1, dim)
+  buffers = to_buffers(rows.reshape(*shape, dim))
+  y = experts(buffers, Buffers(ids.swapaxes(0, 1).reshape(plan.num_experts, -1)))
+  return from_buffers(y, groups).reshape(groups, -1, dim)

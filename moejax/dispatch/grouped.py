@@ -6,9 +6,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.exchange import Dropless, over_devices
+from moejax.dispatch.rows import add_rows, sum_choices, take_or_zeros, take_rows
+from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name, Routes, expert_block
 from moejax.ranges import Count
 from moejax.routing.by_expert import by_expert
@@ -52,14 +53,14 @@ class Grouped(Dispatcher):
   def _sorted(self, plan, x, routes, order, experts):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)
     expert = jnp.searchsorted(jnp.cumsum(routes.group_sizes), jnp.arange(num_rows), side='right')
-    layout = layouts.Ragged(expert, routes.group_sizes, layouts.row_ids(routes.token, expert, num_experts),
+    layout = Ragged(expert, routes.group_sizes, row_ids(routes.token, expert, num_experts),
                             self.implementation)
     if routes.position is None:
-      y = routes.weight[:, None] * experts(layouts.take_or_zeros(x[None], routes.token[None])[0], layout)
-      return layouts.add_rows(y[None], routes.token[None], num_tokens)
+      y = routes.weight[:, None] * experts(take_or_zeros(x[None], routes.token[None])[0], layout)
+      return add_rows(y[None], routes.token[None], num_tokens)
     position = routes.position[None]
-    y = experts(layouts.take_rows(x[None], routes.token[None], position)[0], layout)
-    return layouts.sum_choices(y[None], position, order[None], plan.kept_weight.reshape(position.shape))
+    y = experts(take_rows(x[None], routes.token[None], position)[0], layout)
+    return sum_choices(y[None], position, order[None], plan.kept_weight.reshape(position.shape))
 
 
 def _routes_of_choices(plan):
@@ -67,7 +68,7 @@ def _routes_of_choices(plan):
   choices = plan.expert.shape[-1]
   expert = jnp.where(plan.kept, plan.expert, plan.num_experts).reshape(-1)
   order, position, sizes = by_expert(expert, plan.num_experts)
-  weight = layouts.take_rows(plan.kept_weight.reshape(1, -1, 1), order[None], position[None, :, None])[0, :, 0]
+  weight = take_rows(plan.kept_weight.reshape(1, -1, 1), order[None], position[None, :, None])[0, :, 0]
   return Routes(order // choices, weight, sizes, position.reshape(-1, choices)), order
 
 

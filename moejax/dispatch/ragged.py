@@ -8,32 +8,33 @@ import jax
 import jax.numpy as jnp
 
 from moejax import experts as experts_lib
-from moejax.dispatch import layouts
+from moejax.dispatch.rows import take_rows
+from moejax.experts.layouts import Ragged
 from moejax.kernels import Routes, expert_block
 from moejax.kernels.target import target
 
 
 @dataclasses.dataclass(frozen=True)
-class Experts:
+class RaggedExperts:
   """Sends rows sorted by expert to the devices of the mesh axis `expert`, and returns the experts' outputs.
 
   Attributes:
     local: this device's experts.
     number: maps a local row id to its global id.
   """
-  local: experts_lib.Call
+  local: experts_lib.BoundExperts
   number: Callable[[jax.Array], jax.Array]
 
   def block(self) -> None:
     """No fused block: rows are gathered before they are sent, and summed after they return."""
     return None
 
-  def __call__(self, rows: jax.Array, layout: layouts.Ragged) -> jax.Array:
+  def __call__(self, rows: jax.Array, layout: Ragged) -> jax.Array:
     """rows: <float>[M,D] sorted by expert -> <float>[M,D]."""
-    journey = Journey.of(layout.group_sizes)
-    there = lambda a: journey.there(a, capacity=rows.shape[0] * journey.devices)
+    exchange = RaggedExchange.of(layout.group_sizes)
+    there = lambda a: exchange.there(a, capacity=rows.shape[0] * exchange.devices)
     arrived = there(rows)
-    sizes, source, place = journey.sorted_by_expert(arrived.shape[0])
+    sizes, source, place = exchange.sorted_by_expert(arrived.shape[0])
     if block := self.local.block():
       routes = Routes(source, jnp.ones(source.shape, jnp.float32), sizes, place[:, None])
       y = expert_block(arrived.astype(block.weights.wi.dtype), block.weights, routes, activation=block.activation,
@@ -41,14 +42,14 @@ class Experts:
     else:
       expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(source.size), side='right')
       ids = there(self.number(layout.row_ids)[:, None])[:, 0][source]
-      y = self.local(layouts.take_rows(arrived[None], source[None], place[None, :, None])[0],
-                     layouts.Ragged(expert, sizes, ids, layout.implementation))
-      y = layouts.take_rows(y[None], place[None], source[None, :, None])[0]
-    return journey.back(y, rows.shape[0])
+      y = self.local(take_rows(arrived[None], source[None], place[None, :, None])[0],
+                     Ragged(expert, sizes, ids, layout.implementation))
+      y = take_rows(y[None], place[None], source[None, :, None])[0]
+    return exchange.back(y, rows.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Journey:
+class RaggedExchange:
   """The number of rows sent between each pair of devices.
 
   Attributes:
@@ -59,7 +60,7 @@ class Journey:
   me: jax.Array
 
   @classmethod
-  def of(cls, group_sizes: jax.Array) -> 'Journey':
+  def of(cls, group_sizes: jax.Array) -> 'RaggedExchange':
     """group_sizes: <int32>[E] this device's rows for each expert; costs one small all-gather."""
     devices = jax.lax.axis_size('expert')
     return cls(jax.lax.all_gather(group_sizes.reshape(devices, -1), 'expert'), jax.lax.axis_index('expert'))
@@ -71,23 +72,23 @@ class Journey:
 
   def there(self, rows: jax.Array, capacity: int) -> jax.Array:
     """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] rows for this device, by source device; then zeros."""
-    return _travel(capacity, rows, self._way_there, self._way_back)
+    return _travel(capacity, rows, self._transfer_there, self._transfer_back)
 
   def back(self, rows: jax.Array, count: int) -> jax.Array:
     """rows: <..>[capacity,D] in order of arrival -> <..>[count,D] in their original order; then zeros."""
-    return _travel(count, rows, self._way_back, self._way_there)
+    return _travel(count, rows, self._transfer_back, self._transfer_there)
 
   @property
-  def _way_there(self) -> 'Way':
+  def _transfer_there(self) -> 'RaggedTransfer':
     sent = self.sizes.sum(-1)
     arrive = _exclusive(sent, axis=0)  # offset of each source's rows at each destination
-    return Way(_exclusive(sent[self.me]), sent[self.me], arrive[self.me], sent[:, self.me])
+    return RaggedTransfer(_exclusive(sent[self.me]), sent[self.me], arrive[self.me], sent[:, self.me])
 
   @property
-  def _way_back(self) -> 'Way':
+  def _transfer_back(self) -> 'RaggedTransfer':
     sent = self.sizes.sum(-1)
     start = _exclusive(sent, axis=1)  # offset of each destination's rows at each source
-    return Way(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
+    return RaggedTransfer(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
 
   def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sorts `count` received rows (ordered by source, expert) by expert: group sizes, permutation and its inverse."""
@@ -108,7 +109,7 @@ def _exclusive(sizes, axis=0):
   return jnp.cumsum(sizes, axis) - sizes
 
 
-class Way(NamedTuple):
+class RaggedTransfer(NamedTuple):
   """Arguments of a ragged all-to-all over the mesh axis `expert`; each <int32>[devices].
 
   Attributes:
@@ -124,31 +125,31 @@ class Way(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _travel(count, rows, way, back):
+def _travel(count, rows, transfer, back):
   # The reverse route is known, while the gradient of jax.lax.ragged_all_to_all would communicate to find it.
-  return _ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), way)
+  return _ragged_all_to_all(rows, jnp.zeros((count, rows.shape[1]), rows.dtype), transfer)
 
 
-def _travel_forward(count, rows, way, back):
-  return _travel(count, rows, way, back), (jnp.zeros((rows.shape[0], 0)), way, back)
+def _travel_forward(count, rows, transfer, back):
+  return _travel(count, rows, transfer, back), (jnp.zeros((rows.shape[0], 0)), transfer, back)
 
 
 def _travel_backward(count, residuals, d):
-  rows, way, back = residuals
-  return _travel(len(rows), d, back, way), None, None
+  rows, transfer, back = residuals
+  return _travel(len(rows), d, back, transfer), None, None
 
 
 _travel.defvjp(_travel_forward, _travel_backward)
 
 
-def _ragged_all_to_all(rows, output, way):
+def _ragged_all_to_all(rows, output, transfer):
   """`jax.lax.ragged_all_to_all`, emulated on CPUs by an all-gather. rows: <..>[M,D], output: <..>[N,D]."""
-  way = Way(*(a.astype(jnp.int32) for a in way))
+  transfer = RaggedTransfer(*(a.astype(jnp.int32) for a in transfer))
   if target().platform != 'cpu':
-    return jax.lax.ragged_all_to_all(rows, output, *way, axis_name='expert')
+    return jax.lax.ragged_all_to_all(rows, output, *transfer, axis_name='expert')
   me = jax.lax.axis_index('expert')
   everywhere = jax.lax.all_gather(rows, 'expert')
-  starts, sizes, targets = jax.lax.all_gather(jnp.stack(way[:3]), 'expert')[:, :, me].T
+  starts, sizes, targets = jax.lax.all_gather(jnp.stack(transfer[:3]), 'expert')[:, :, me].T
   offset = jnp.arange(rows.shape[0]) - starts[:, None]
   place = jnp.where((offset >= 0) & (offset < sizes[:, None]), targets[:, None] + offset, len(output))
   return output.at[place.ravel()].set(everywhere.reshape(-1, rows.shape[1]), mode='drop')

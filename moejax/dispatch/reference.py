@@ -4,7 +4,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
-from moejax.dispatch.layouts import Buffers, row_ids
+from moejax.experts.layouts import Buffers, row_ids
 from moejax.routing.plans import DensePlan, SoftPlan
 
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
-from moejax.dispatch import layouts
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
-from moejax.experts import Call
+from moejax.dispatch.rows import take_rows
+from moejax.experts import BoundExperts
+from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import TokenPlan
@@ -16,7 +17,7 @@ from moejax.routing.plans import TokenPlan
 
 @DISPATCHERS('segments')
 @dataclasses.dataclass(frozen=True)
-class Segments(Dispatcher):
+class SegmentDispatch(Dispatcher):
   """For each of N choices, sorts tokens by expert, multiplies and restores the order: once for the hidden layer, whose
   segments are concatenated, and once for the output. On a mesh the compiler partitions it.
 
@@ -36,7 +37,7 @@ class Segments(Dispatcher):
       raise ConfigError(f"{self.where}: dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan: TokenPlan, x: jax.Array, experts: Call) -> jax.Array:
+  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundExperts) -> jax.Array:
     """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
     module: Any = experts.experts
     choices = plan.expert.shape[-1]
@@ -44,30 +45,30 @@ class Segments(Dispatcher):
       raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
                         f'segments={choices}, ...), or another dispatch.')
     tokens = x.reshape(-1, x.shape[-1])
-    journeys = [_Journey.of(jnp.where(plan.kept[..., n], plan.expert[..., n], plan.num_experts).reshape(-1),
-                            plan.num_experts, self.implementation) for n in range(choices)]
-    hidden = jnp.concatenate([journey(tokens, lambda rows, layout: module.up(n, rows, layout))
-                              for n, journey in enumerate(journeys)], axis=-1)
+    expert = jnp.where(plan.kept, plan.expert, plan.num_experts).reshape(-1, choices)
+    by_choice = [_SortedByExpert.of(expert[:, n], plan.num_experts, self.implementation) for n in range(choices)]
+    hidden = jnp.concatenate([of_choice(tokens, lambda rows, layout: module.up(n, rows, layout))
+                              for n, of_choice in enumerate(by_choice)], axis=-1)
     weight = plan.kept_weight.reshape(-1, choices)
-    y = [weight[:, n, None] * journey(hidden, lambda rows, layout: module.down(n, rows, layout))
-         for n, journey in enumerate(journeys)]
+    y = [weight[:, n, None] * of_choice(hidden, lambda rows, layout: module.down(n, rows, layout))
+         for n, of_choice in enumerate(by_choice)]
     return jnp.concatenate(y, axis=-1).reshape(x.shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Journey:
+class _SortedByExpert:
   # order <int32>[T] sorts tokens by expert, position is its inverse; tokens without an expert come last.
   order: jax.Array
   position: jax.Array
-  layout: layouts.Ragged
+  layout: Ragged
 
   @classmethod
   def of(cls, expert, num_experts, implementation):
     order, position, sizes = by_expert(expert, num_experts)
-    return cls(order, position, layouts.Ragged(expert[order], sizes, layouts.row_ids(order, expert[order], num_experts),
-                                               implementation))
+    ids = row_ids(order, expert[order], num_experts)
+    return cls(order, position, Ragged(expert[order], sizes, ids, implementation))
 
   def __call__(self, rows, compute):
-    y = compute(layouts.take_rows(rows[None], self.order[None], self.position[None, :, None])[0], self.layout)
+    y = compute(take_rows(rows[None], self.order[None], self.position[None, :, None])[0], self.layout)
     y = jnp.where((self.layout.expert < self.layout.group_sizes.size)[:, None], y, 0)
-    return layouts.take_rows(y[None], self.position[None], self.order[None, :, None])[0]
+    return take_rows(y[None], self.position[None], self.order[None, :, None])[0]

@@ -50,7 +50,7 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     raise ConfigError(f'{where}.removed: cannot remove {", ".join(removed)} from the domains {", ".join(tasks)} of the '
                       f'mixture {mixture!r}. Name some but not all of them, and a mixture other than "oracle".')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
-  measure = passes.Program(
+  measure = passes.MeshProgram(
       lambda params, router_state, batch: target_log_probs(
           apply, params, router_state, batch, None if mixture == 'oracle' else experts), mesh)
   uniform = np.full(len(experts), 1 / len(experts))

@@ -42,7 +42,7 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
   """
   support = passes.Split(pipeline, mesh, support_split, batch_size, f'{where}.support_split', needs=('label', 'valid'))
   test = passes.Split(pipeline, mesh, split, batch_size, where, needs=('label', 'valid'))
-  features = passes.Program(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
+  features = passes.MeshProgram(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
   chosen = []  # read at the first evaluation
 
   def evaluate(params, router_state):

@@ -28,7 +28,7 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
     batch_size: examples per batch; None: as in training.
   """
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
-  encode = passes.Program(lambda params, state, batch: (
+  encode = passes.MeshProgram(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), _encode(apply, 'text', params, state, batch),
       batch['tokens'] * (batch['segments'] > 0), batch['valid']), mesh)
 
@@ -51,9 +51,9 @@ def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
   if not hasattr(pipeline, 'class_captions'):
     raise ConfigError(f"{where}: zero-shot classification requires captions of classes. Use the pipeline 'image_text'.")
   examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))
-  encode_images = passes.Program(lambda params, state, batch: (
+  encode_images = passes.MeshProgram(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), batch['label'], batch['valid']), mesh)
-  encode_texts = passes.Program(lambda params, state, batch: (
+  encode_texts = passes.MeshProgram(lambda params, state, batch: (
       _encode(apply, 'text', params, state, batch), batch['class'], batch['valid']), mesh)
 
   def evaluate(params, router_state):

@@ -59,7 +59,7 @@ class Split:
       yield processes.place(self._mesh, batch)
 
 
-class Program:
+class MeshProgram:
   """`function`, compiled under `mesh` at the first call, with results replicated on every device."""
 
   def __init__(self, function: Callable, mesh: Mesh):
@@ -78,7 +78,7 @@ class Program:
 
 
 def totals(split: Split, apply: Callable, mesh: Mesh,
-           statistics: Statistics) -> tuple[Callable[[Tree, Tree], dict], Program]:
+           statistics: Statistics) -> tuple[Callable[[Tree, Tree], dict], MeshProgram]:
   """A function `(params, router_state) -> {name: float64 sum over the split}`, and the program that it runs.
 
   The sums of `statistics`, plus `router/<layer>/<metric>`, which are means over the valid tokens of the split.
@@ -87,7 +87,7 @@ def totals(split: Split, apply: Callable, mesh: Mesh,
     output = apply(params, router_state, batch)
     return statistics(output, batch), _router_sums(output.routers, batch)
 
-  sums = Program(batch_sums, mesh)
+  sums = MeshProgram(batch_sums, mesh)
 
   def run(params, router_state):
     total = None

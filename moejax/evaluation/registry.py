@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from moejax.config import Registry
-from moejax.evaluation.passes import Program
+from moejax.evaluation.passes import MeshProgram
 from moejax.functional import Tree
 
 
@@ -20,7 +20,7 @@ class Evaluator:
       of its batches.
   """
   measure: Callable[[Tree, Tree], dict[str, float]]
-  passes: tuple[tuple[Program, dict[str, jax.ShapeDtypeStruct]], ...]
+  passes: tuple[tuple[MeshProgram, dict[str, jax.ShapeDtypeStruct]], ...]
 
   def __call__(self, params: Tree, router_state: Tree) -> dict[str, float]:
     return self.measure(params, router_state)

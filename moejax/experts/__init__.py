@@ -4,50 +4,27 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights apply to which row.
 """
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from moejax import config as config_lib
+from moejax.experts.layouts import Layout
 from moejax.kernels import Weights
 from moejax.kernels.activations import Activation
 
 EXPERTS = config_lib.Registry('expert')
 
 
-class Layout(Protocol):
-  """Layout of routed rows: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
-
-  def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
-    """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
-    ...
-
-  def per_row(self, b: jax.Array) -> jax.Array:
-    """b: <float>[E,F] -> an array that broadcasts to <float>[..,F]: the vector of each row's expert."""
-    ...
-
-  def once(self, b: jax.Array) -> jax.Array:
-    """b: <float>[E,D] -> the bias on one shard only, so that a later psum over hidden-unit shards adds it once."""
-    ...
-
-  def whole(self, y: jax.Array) -> jax.Array:
-    """y: <float>[..,D] -> its psum over hidden-unit shards, if there are any."""
-    ...
-
-  def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
-    """<bool>[..,F] of `shape`: True with probability `p`; a token and expert get the same draws in any layout."""
-    ...
-
-
-class Block(NamedTuple):
+class FusedExperts(NamedTuple):
   """Feed-forward experts in the form that `kernels.expert_block` fuses."""
   weights: Weights
   activation: Activation
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class BoundExperts:
   """Experts with the other arguments of a call bound: `call(rows, layout)`.
 
   Attributes:
@@ -63,7 +40,7 @@ class Call:
     """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
-  def block(self) -> Block | None:
+  def block(self) -> FusedExperts | None:
     """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
     block = getattr(self.experts, 'block', None)
     return block and block(self.train)

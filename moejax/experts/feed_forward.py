@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.experts import EXPERTS, Block, Layout
+from moejax.experts import EXPERTS, FusedExperts, Layout
 from moejax.kernels import Weights
 from moejax.kernels.activations import GATES, Activation, activate
 from moejax.ranges import Count, Positive, Rate
 
 
 @EXPERTS('feed_forward')
-class FeedForward(nnx.Module):
+class FeedForwardExperts(nnx.Module):
   """`act(x Wi + bi) Wo + bo`, or gated `(act(x Wg + bg) * (x Wi + bi)) Wo + bo`, per expert.
 
   Parameters, with a leading axis E unless `num_experts` is None: `wi` and `wg` [D,F], `wo` [F,D], `bi` and `bg` [F],
@@ -89,10 +89,10 @@ class FeedForward(nnx.Module):
     """hidden: <float>[..,F] in `layout`; the identity here, overridden by experts that scale their hidden units."""
     return hidden
 
-  def block(self, train: bool) -> Block | None:
+  def block(self, train: bool) -> FusedExperts | None:
     """These experts as a fused block; None with dropout, which kernels do not support."""
     if train and self.dropout:
       return None
     cast = lambda w: w[...].astype(self.dtype)
     wg, bi, bg, bo = (None if w is None else cast(w) for w in (self.wg, self.bi, self.bg, self.bo))
-    return Block(Weights(cast(self.wi), cast(self.wo), wg, bi, bg, bo), self.activation)
+    return FusedExperts(Weights(cast(self.wi), cast(self.wo), wg, bi, bg, bo), self.activation)

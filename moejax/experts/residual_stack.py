@@ -7,7 +7,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.experts import EXPERTS, Layout
-from moejax.experts.feed_forward import FeedForward
+from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.kernels.activations import Activation
 from moejax.random import derive
 from moejax.ranges import Between, Count
@@ -39,7 +39,7 @@ class ResidualStack(nnx.Module):
     """
     self.dtype = dtype
     self.sublayers = nnx.List([
-        Sublayer(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
+        ResidualSublayer(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
                  activation=activation, use_bias=use_bias) for _ in range(sublayers)])
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
@@ -54,7 +54,7 @@ class ResidualStack(nnx.Module):
     return sum(updates[1:], updates[0])
 
 
-class Sublayer(FeedForward):
+class ResidualSublayer(FeedForwardExperts):
   """One branch: a layer norm per expert (`norm_scale`, `norm_bias` [E,D]), then its feed-forward."""
 
   def __init__(self, *, dim: int, num_experts: int | None, rngs: nnx.Rngs, **feed_forward):

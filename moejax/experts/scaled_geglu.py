@@ -6,12 +6,12 @@ from flax import nnx
 
 from moejax import functional
 from moejax.experts import EXPERTS, Layout
-from moejax.experts.feed_forward import FeedForward
+from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.ranges import Count
 
 
 @EXPERTS('scaled_geglu')
-class ScaledGEGLU(FeedForward):
+class ScaledGEGLU(FeedForwardExperts):
   """`(scale * gelu(x Wg + bg) * (x Wi + bi)) Wo + bo`, with `scale` [F] initialised to ones.
 
   Weights and biases start as U(-1/sqrt(n), 1/sqrt(n)), where n is the number of outputs (2F for Wi and Wg together).

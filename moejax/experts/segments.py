@@ -12,7 +12,7 @@ from moejax.ranges import Count, Divides
 
 
 @EXPERTS('segments')
-class Segments(nnx.Module):
+class SegmentExperts(nnx.Module):
   """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`; A_n [D,F/N] and B_n [F,D/N] are the token's n-th expert's.
 
   E experts combine to E^N feed-forwards (Hash Layers, section 3.2).

@@ -34,7 +34,7 @@ _KINDS = ('H100', 'H200', 'H800', 'H20', 'GH200')
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class HopperTiles:
   """Tile sizes of a product.
 
   Attributes:
@@ -62,7 +62,7 @@ class Tiles:
       raise ValueError(f'{self} needs {used} bytes of shared memory; a Hopper GPU has {hopper_pipeline.SHARED_BYTES}.')
 
 
-def candidates(kernel: str, shape: Shape) -> list[Tiles]:
+def candidates(kernel: str, shape: Shape) -> list[HopperTiles]:
   """Tiles for a kernel of `tuning.KERNELS`, best guess first: least work, then the widest."""
   outer = shape.inner if kernel == 'transposed' else shape.outer
   matrices = 2 if kernel == 'up' else 1
@@ -75,7 +75,7 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
     halves = pl.cdiv(shape.inner, ROW_MULTIPLE) if kernel == 'weight_gradient' else columns
     for pair in (False,) if halves % 2 else (False, True):
       across = columns if kernel == 'weight_gradient' else columns // (1 + pair)
-      result.extend(Tiles(block_n, block_k, stages, panel, pair)
+      result.extend(HopperTiles(block_n, block_k, stages, panel, pair)
                     for panel in dict.fromkeys(min(panel, across) for panel in (8, 16, 4)))
   return result
 
@@ -99,7 +99,7 @@ def limit(target: Target, shape: Shape) -> str | None:
 
 
 def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False, *,
-           tiles: Tiles | None = None) -> jax.Array:
+           tiles: HopperTiles | None = None) -> jax.Array:
   """x: <16 bit float>[M,D], w: [E,D,F] -> [M,F]; transposed, x: [M,F] -> [M,D].
 
   Groups are whole blocks of 128 rows, none empty (see `padding`); outputs after the last group are undefined.
@@ -110,7 +110,7 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
 
 
 def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array, activation: Activation, *,
-       tiles: Tiles | None = None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+       tiles: HopperTiles | None = None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """The hidden layer act(x wi), or act(x wg) * (x wi), and the pre-activations x wi and x wg, in one pass.
 
   Args:
@@ -134,7 +134,8 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   return hidden, zi, zg
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
+def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *,
+                    tiles: HopperTiles | None = None) -> jax.Array:
   """x: <16 bit float>[M,D], dy: [M,F], in groups as for `matmul` -> <float32>[E,D,F]."""
   (rows, inner), outer, experts = x.shape, dy.shape[1], len(group_sizes)
   chosen = tiles or _tiles('weight_gradient', x, (experts, inner, outer))

@@ -16,7 +16,7 @@ class Shape(NamedTuple):
   dtype: jax.typing.DTypeLike
 
 
-class Block(NamedTuple):
+class BlockKernels(NamedTuple):
   """A fused expert block; arguments and results as in `xla_block`."""
   forward: Callable[..., tuple]
   backward: Callable[..., tuple]
@@ -39,4 +39,4 @@ class Implementation(NamedTuple):
   limit: Callable[[Target, Shape], str | None] = lambda target, shape: None
   row_multiple: int = 1
   up: Callable[..., tuple] | None = None
-  block: Block | None = None
+  block: BlockKernels | None = None

@@ -45,7 +45,7 @@ SHARE_FOR_BUFFERS = 3 / 4
 UNROLLED = {2: 2**21, 4: 2**18}  # by itemsize: a float32 product takes six bfloat16 products
 
 
-class Tiles(NamedTuple):
+class TPUTiles(NamedTuple):
   """Sizes of one step: rows [ROWS, inner] times a matrix [inner, outer], in chunks of columns.
 
   Attributes:
@@ -76,7 +76,7 @@ def vmem_limit(kind: str) -> int:
 
 
 def row_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike, *,
-              matrices: int = 1, outputs: int = 1) -> Tiles:
+              matrices: int = 1, outputs: int = 1) -> TPUTiles:
   """Tiles for rows [M, inner] times matrices [E, inner, outer].
 
   A resident tile of a matrix is read once for all rows of an expert, but has fewer columns, so rows are read more
@@ -108,21 +108,21 @@ def row_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike, *,
   return min(fitting, key=preference)
 
 
-def row_bytes(inner: int, tiles: Tiles, size: int, matrices: int, outputs: int) -> int:
+def row_bytes(inner: int, tiles: TPUTiles, size: int, matrices: int, outputs: int) -> int:
   """VMEM used with `row_tiles`: everything double-buffered, plus accumulators if the contraction is split."""
   length = inner if tiles.resident else tiles.inner
   sums = 4 * ROWS * tiles.outer * matrices * (tiles.inner < inner)
   return 2 * size * (ROWS * tiles.inner + matrices * length * tiles.outer + outputs * ROWS * tiles.outer) + sums
 
 
-def row_traffic(rows: int, experts: int, inner: int, outer: int, tiles: Tiles, size: int, *,
+def row_traffic(rows: int, experts: int, inner: int, outer: int, tiles: TPUTiles, size: int, *,
                 matrices: int = 1, outputs: int = 1) -> int:
   """Bytes between HBM and VMEM with `row_tiles`: rows are read once for each tile along `outer`."""
   times_read = experts if tiles.resident else rows // ROWS
   return size * (rows * inner * (outer // tiles.outer) + matrices * times_read * inner * outer + outputs * rows * outer)
 
 
-def gradient_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike) -> Tiles:
+def gradient_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLike) -> TPUTiles:
   """Tiles of the gradient <float32>[E, inner, outer] of matrices; arguments as in `row_tiles`.
 
   Rows of x are read once for each tile along `outer`, rows of dy once for each along `inner`.
@@ -134,23 +134,23 @@ def gradient_tiles(kind: str, inner: int, outer: int, dtype: jax.typing.DTypeLik
   return min(fitting, key=lambda tiles: (not shared(tiles), inner * outer / tiles.outer + outer * inner / tiles.inner))
 
 
-def gradient_bytes(tiles: Tiles, size: int) -> int:
+def gradient_bytes(tiles: TPUTiles, size: int) -> int:
   """VMEM used with `gradient_tiles`: double buffers, plus transposed rows of x, in three parts if float32."""
   return 2 * (size * ROWS * (tiles.inner + tiles.outer) + 4 * tiles.inner * tiles.outer) + 3 * size * ROWS * tiles.inner
 
 
-def gradient_traffic(rows: int, experts: int, inner: int, outer: int, tiles: Tiles, size: int) -> int:
+def gradient_traffic(rows: int, experts: int, inner: int, outer: int, tiles: TPUTiles, size: int) -> int:
   """Bytes between HBM and VMEM with `gradient_tiles`."""
   return (size * rows * (inner * (outer // tiles.outer) + outer * (inner // tiles.inner))
           + 4 * experts * inner * outer)
 
 
-def _all_tiles(inner: int, outer: int, mxu: int, size: int, matrices: int = 1) -> Iterator[Tiles]:
+def _all_tiles(inner: int, outer: int, mxu: int, size: int, matrices: int = 1) -> Iterator[TPUTiles]:
   for part, columns in itertools.product(_divisors(inner, mxu), _divisors(outer, mxu)):
     unit = min(mxu, columns)
     if matrices * part * unit <= 2 * UNROLLED[size]:
       most = max(UNROLLED[size] // (matrices * part), unit)
-      yield Tiles(part, columns, min(columns, _round_up(-(-columns // -(-columns // most)), unit)))
+      yield TPUTiles(part, columns, min(columns, _round_up(-(-columns // -(-columns // most)), unit)))
 
 
 def _divisors(length: int, mxu: int) -> list[int]:

@@ -26,7 +26,7 @@ _NEIGHBOURS = 8  # blocks of rows that run together on one panel of a matrix, so
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class TritonTiles:
   """Tile sizes of a product: `block_n` columns of the output, in steps of `block_k` of which `stages` are being loaded,
   by `warps` times 32 threads. Tiles have 128 rows, or fewer in a weight gradient with fewer rows."""
   block_n: int
@@ -36,7 +36,7 @@ class Tiles:
 
 
 def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False, *,
-           tiles: Tiles | None = None) -> jax.Array:
+           tiles: TritonTiles | None = None) -> jax.Array:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]; transposed, x: <float>[M,F] -> <float>[M,D].
 
   Groups are padded to multiples of 128 rows; outputs after the last group are undefined.
@@ -67,7 +67,8 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
                f'moejax_{kernel}')(expert, used[None], x, w)
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *, tiles: Tiles | None = None) -> jax.Array:
+def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *,
+                    tiles: TritonTiles | None = None) -> jax.Array:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]; groups are padded to multiples of 128 rows."""
   groups, inner, outer = group_sizes.shape[0], x.shape[1], dy.shape[1]
   chosen = tiles or _tiles('weight_gradient', x, (groups, inner, outer))
@@ -102,7 +103,7 @@ def limit(target: Target, shape: Shape) -> str | None:
   return None
 
 
-def candidates(kernel: str, shape: Shape) -> list[Tiles]:
+def candidates(kernel: str, shape: Shape) -> list[TritonTiles]:
   """Tiles for a kernel of `tuning.KERNELS` that divide the shape and fit an A100; the first is the default."""
   size = jnp.dtype(shape.dtype).itemsize
   depth, width = {'matmul': (shape.inner, shape.outer), 'transposed': (shape.outer, shape.inner),
@@ -119,12 +120,12 @@ def candidates(kernel: str, shape: Shape) -> list[Tiles]:
 
   # These need 64 KiB of shared memory, which smaller GPUs than an A100 have too.
   block_k, warps, stages = (32, 4, 4) if size == 2 else (16, 8, 3)
-  first = Tiles(_power_of_two(width, 128), _power_of_two(depth, block_k), warps, stages)
-  others = itertools.starmap(Tiles, itertools.product((256, 128, 64), (64, 32, 16), (4, 8), (2, 3, 4, 5)))
+  first = TritonTiles(_power_of_two(width, 128), _power_of_two(depth, block_k), warps, stages)
+  others = itertools.starmap(TritonTiles, itertools.product((256, 128, 64), (64, 32, 16), (4, 8), (2, 3, 4, 5)))
   return [first] + [tiles for tiles in others if fits(tiles) and tiles != first]
 
 
-def _tiles(kernel: str, x: jax.Array, matrices: tuple[int, ...]) -> Tiles:
+def _tiles(kernel: str, x: jax.Array, matrices: tuple[int, ...]) -> TritonTiles:
   # Tables count rows before padding.
   experts, inner, outer = matrices
   shape = Shape(x.shape[0] - experts * ROWS, experts, inner, outer, x.dtype)

@@ -43,7 +43,7 @@ SHIPPED = pathlib.Path(__file__).with_name('tuned.json')
 _TURNS, _CALLS = 9, 10
 
 
-class Layer(NamedTuple):
+class SparseLayer(NamedTuple):
   """A sparse layer: `rows` choices (tokens times experts per token) of `experts`, each dim to hidden and back."""
   rows: int
   experts: int
@@ -60,11 +60,11 @@ class Layer(NamedTuple):
 
 # Layers in the shipped table.
 LAYERS = {
-    'Mixtral 8x7B': Layer(16384, 8, 4096, 14336),
-    'Qwen3 30B-A3B': Layer(262144, 128, 2048, 768),
-    'OLMoE 1B-7B': Layer(262144, 64, 2048, 1024),
-    'DeepSeek-V3, 32 of 256 experts': Layer(131072, 32, 7168, 2048),
-    'V-MoE B/16': Layer(25088, 32, 768, 3072),
+    'Mixtral 8x7B': SparseLayer(16384, 8, 4096, 14336),
+    'Qwen3 30B-A3B': SparseLayer(262144, 128, 2048, 768),
+    'OLMoE 1B-7B': SparseLayer(262144, 64, 2048, 1024),
+    'DeepSeek-V3, 32 of 256 experts': SparseLayer(131072, 32, 7168, 2048),
+    'V-MoE B/16': SparseLayer(25088, 32, 768, 3072),
 }
 
 
@@ -79,7 +79,7 @@ def user_table() -> pathlib.Path:
 def key(kind: str, implementation: str, kernel: str, shape: Shape) -> str:
   """The name of an entry. Rows and groups are rounded to powers of two; widths are exact, because tiles divide them.
 
-  `shape.rows` is the number before padding, as in `Layer.shapes`: padded rows less one block per group.
+  `shape.rows` is the number before padding, as in `SparseLayer.shapes`: padded rows less one block per group.
   """
   rows, groups = (2**round(math.log2(max(n, 1))) for n in (shape.rows, shape.groups))
   return (f'{kind} | {implementation} | {kernel} | {rows}x{shape.inner}x{shape.outer} in {groups} | '
@@ -147,7 +147,7 @@ def measure(run: Callable[[], Any]) -> float:
   return (time.perf_counter() - start) / _CALLS
 
 
-def tune(implementation: str, layer: Layer, *, kernels: Sequence[str] = KERNELS,
+def tune(implementation: str, layer: SparseLayer, *, kernels: Sequence[str] = KERNELS,
          measure: Callable[[Callable[[], Any]], float] = measure) -> dict[str, dict]:
   """Times every candidate for the matmuls of a layer on the local device. Writes nothing: see `save`.
 
@@ -265,7 +265,7 @@ def main() -> None:
   flags.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'), default='bfloat16',
                      help='dtype of rows and matrices')
   given = flags.parse(needs=('rows', 'experts', 'dim', 'hidden'))
-  entries = tune(given.implementation, Layer(given.rows, given.experts, given.dim, given.hidden, given.dtype))
+  entries = tune(given.implementation, SparseLayer(given.rows, given.experts, given.dim, given.hidden, given.dtype))
   for name, entry in entries.items():
     print(f'{name}: {entry["tiles"]}, {entry["microseconds"]} us')
   print(f'Written to {save(entries)}.')

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moejax.kernels.activations import Activation, activate
-from moejax.kernels.implementation import Block, Implementation
+from moejax.kernels.implementation import BlockKernels, Implementation
 from moejax.kernels.routes import NOWHERE, Routes, Weights, take
 from moejax.kernels.xla import block_sizes, dot, matmul, over_blocks, starts, weight_gradient
 
@@ -114,4 +114,4 @@ def _pre_activations(own, rows):
   return affine(own.wi, own.bi), None if own.wg is None else affine(own.wg, own.bg)
 
 
-IMPLEMENTATION = Implementation(matmul, weight_gradient, block=Block(forward, backward))
+IMPLEMENTATION = Implementation(matmul, weight_gradient, block=BlockKernels(forward, backward))

@@ -1,1 +1,1 @@
-"""Parallelism: device meshes, logical axes to mesh axes, processes, and plans of runs on absent machines."""
+"""Parallelism: device meshes, logical axes to mesh axes, processes, chips, and the FLOPs of traced programs."""

@@ -9,6 +9,7 @@ import math
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.functional import Tree, flatten, unflatten
@@ -138,6 +139,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
   """Number of shards of `batch_sharding`, which must divide the batch size."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def bytes_on_one_device(tree: Any) -> int:
+  """Bytes on one device of `jax.ShapeDtypeStruct`s with shardings."""
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+             for leaf in jax.tree.leaves(tree))
 
 
 def _spec(mesh: Mesh, table: Table, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:

@@ -7,16 +7,26 @@ from typing import Any, NoReturn
 import jax
 
 from moejax import evaluation, streams
-from moejax.analysis import report
 from moejax.config import ConfigError
-from moejax.parallel import groups, processes
+from moejax.functional import Tree
+from moejax.parallel import processes
 from moejax.training import (alarms, checkpoint, lock, loggers, metrics, peers, profile, progress, recovery, rollback,
-                             room, step, waiting, workdir)
+                             room, spanning_groups, step, waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
+# Writes a report of (folder, setup, parameters, router state), and returns its path.
+WriteReport = Callable[[Path, Setup, Tree, Tree], Path]
 
-def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+
+def run(config: Any, folder: str | Path, say: Callable[[str], None] = print,
+        write_report: WriteReport | None = None) -> dict[str, Any]:
   """Trains `config` in `folder`, from the last checkpoint there, to the end; returns the metrics of the last step.
+
+  Args:
+    config: of the run.
+    folder: of the run; created if missing.
+    say: receives messages for the user.
+    write_report: called at the end by all processes, if config.report asks for a report.
 
   Raises:
     ConfigError: before anything is compiled or written.
@@ -34,12 +44,13 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print) -> 
   with lock.held(folder, say):
     for change in workdir.claim(folder, setup.config):
       say(change)
-    if slow := groups.notice(setup):
+    if slow := spanning_groups.notice(setup):
       say(slow)
-    return train(setup, folder, say)
+    return train(setup, folder, say, write_report)
 
 
-def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
+          write_report: WriteReport | None = None) -> dict[str, Any]:
   """The loop itself; `folder` belongs to the run of `setup`."""
   total = setup.training.steps
   data, signal_in_any = setup.pipeline.fingerprint(), processes.LargestBefore()
@@ -107,7 +118,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print) 
     if checkpoints.latest_step() != total:
       raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Free disk '
                                   'space, and run the same command again.')
-  _finish(setup, Path(folder), state, row, writer.where(), say)
+  _finish(setup, Path(folder), state, row, writer.where(), say, write_report)
   return row
 
 
@@ -147,7 +158,7 @@ def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) 
 
 
 def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any], curves: list[str],
-            say: Callable[[str], None]) -> None:
+            say: Callable[[str], None], write_report: WriteReport | None) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
   trouble = rollback.counters(state)
@@ -157,8 +168,8 @@ def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, A
   for name, value in results.items():
     say(f'  {name:<32} {value:.5g}')
   say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')
-  if setup.report.at == 'end':
-    say(f'Report         {report.write(folder, setup, state.evaluated, state.router_state)}')
+  if write_report is not None and setup.report.at == 'end':
+    say(f'Report         {write_report(folder, setup, state.evaluated, state.router_state)}')
   say(f'Curves         {", or: ".join(curves)}')
   if trace := profile.where(folder):
     say(f'Profile        {trace}')

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import tqdm
 
+from moejax import units
 from moejax.models.counts import parameter_counts
-from moejax.parallel import rules, units
+from moejax.parallel import rules
 from moejax.training import speed
 
 

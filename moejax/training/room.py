@@ -4,8 +4,9 @@ import os
 
 import jax
 
+from moejax import units
 from moejax.config import ConfigError
-from moejax.parallel import memory, units
+from moejax.parallel.rules import bytes_on_one_device
 from moejax.training import step
 from moejax.training.setup import Setup
 
@@ -21,7 +22,7 @@ def check(setup: Setup) -> None:
   """
   state = step.abstract_state(setup)
   parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-  of_state = memory.bytes_on_one_device(state) + memory.bytes_on_one_device(state.params)
+  of_state = bytes_on_one_device(state) + bytes_on_one_device(state.params)
   batches = {'data.batch_size': setup.pipeline.batch_spec()}
   for name, evaluator in setup.evaluators.items():
     batches |= {f'evaluation.evaluators.{name}.batch_size': spec for _, spec in evaluator.passes}

@@ -2,7 +2,7 @@
 import numpy as np
 
 from moejax.analysis import specialisation, specialisation_report
-from moejax.analysis.routes import Layer, Routes
+from moejax.analysis.routes import BatchRoutes, LayerRoutes
 
 IMAGES, PATCHES, WORDS = 2, 4, 5  # nine tokens, not a square of patches
 
@@ -13,10 +13,10 @@ def routes():
   weight = np.broadcast_to(np.eye(3, dtype=np.float32)[expert], (IMAGES, PATCHES + WORDS, 3)).copy()
   segments = np.array([[1] * WORDS, [1] * (WORDS - 1) + [0]])
   weight[1, -1] = 0
-  layer = Layer(weight=weight, read=None, load=np.full(3, 1 / 3), metrics={}, experts_per_token=1.)
+  layer = LayerRoutes(weight=weight, read=None, load=np.full(3, 1 / 3), metrics={}, experts_per_token=1.)
   batch = dict(image=np.zeros((IMAGES, 4, 4, 1), np.float32), tokens=np.ones((IMAGES, WORDS), np.int32),
                segments=segments, label=np.arange(IMAGES), valid=np.ones(IMAGES, bool))
-  return Routes({'block_01': layer}, batch)
+  return BatchRoutes({'block_01': layer}, batch)
 
 
 def test_patches_and_words_are_separated_and_padding_is_neither():
@@ -41,5 +41,5 @@ def test_the_section_shows_modalities_and_classes(tmp_path):
 
 def test_a_model_of_another_kind_has_no_such_view(tmp_path):
   found = routes()
-  speech = Routes(found.layers, dict(frames=np.zeros((IMAGES, 9, 3)), segments=np.ones((IMAGES, 9))))
+  speech = BatchRoutes(found.layers, dict(frames=np.zeros((IMAGES, 9, 3)), segments=np.ones((IMAGES, 9))))
   assert 'not shown for this kind of model' in specialisation_report.section(tmp_path, speech, None)

@@ -212,7 +212,7 @@ def test_examples_with_unequal_fields_or_without_images_are_refused(tmp_path):
   refused(lambda: transpose([{'image': 0, 'label': 0}, {'image': 0}]),
           "lacks a field that others have (KeyError: 'label')")
   refused(lambda: batch(folder(tmp_path, [{'image': whole_png()}])), 'the source gives image, but this')
-  texts_only = data.text_files.Documents(['a', 'b'])
+  texts_only = data.text_files.TextDocuments(['a', 'b'])
   texts_only.where, texts_only.num_classes, texts_only.open = 'config.data.source', 2, lambda split: texts_only
   refused(lambda: batch(texts_only), 'the source gives text, but this pipeline requires images')
 

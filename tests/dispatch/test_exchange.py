@@ -165,7 +165,7 @@ ROWS = 6
 @functools.cache
 def journey(mesh):
   def local(rows, sizes):
-    trip = ragged.Journey.of(sizes[0])
+    trip = ragged.RaggedExchange.of(sizes[0])
     arrived = trip.there(rows[0], capacity=DEVICES * ROWS)
     sizes, source, place = trip.sorted_by_expert(len(arrived))
     return jax.tree.map(lambda a: a[None], (arrived, sizes, arrived[source], arrived[source][place],

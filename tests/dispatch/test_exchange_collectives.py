@@ -13,8 +13,9 @@ from moejax import functional
 from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.parallel import mesh as meshes
-from moejax.parallel import rules, topologies
-from moejax.parallel.collectives import collectives, count
+from moejax.parallel import rules
+from moejax.planning import topologies
+from moejax.planning.collectives import collectives, count
 from moejax.routing import papers
 
 B, S, D, F, E, K = 8, 64, 128, 256, 8, 2

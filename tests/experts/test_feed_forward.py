@@ -8,7 +8,7 @@ import pytest
 
 from moejax import experts, functional
 from moejax.config import ConfigError
-from moejax.dispatch.layouts import Buffers, Ragged
+from moejax.experts.layouts import Buffers, Ragged
 from moejax.layers.feed_forwards.dense import DenseFeedForward
 
 E, N, D, F = 3, 4, 5, 6

@@ -10,7 +10,7 @@ import pytest
 
 from moejax import experts, functional
 from moejax.config import ConfigError, call
-from moejax.dispatch.layouts import Buffers, Dense, Ragged
+from moejax.experts.layouts import Buffers, Dense, Ragged
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 

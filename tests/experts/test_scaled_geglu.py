@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from moejax import experts, functional
-from moejax.dispatch.layouts import Dense
+from moejax.experts.layouts import Dense
 
 D, F = 6, 10
 

@@ -12,7 +12,7 @@ import pytest
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
 from moejax.kernels.activations import ACTIVATIONS, GATES
 from moejax.kernels.implementation import Shape
-from moejax.parallel import topologies
+from moejax.planning import topologies
 
 pytestmark = pytest.mark.skipif(topologies.missing('h100:1x1') is not None, reason=str(topologies.missing('h100:1x1')))
 

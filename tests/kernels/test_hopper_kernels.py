@@ -15,7 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from implementation_tests import group_products, scalar_activation
 from moejax.kernels import hopper, hopper_fp8, fp8, tuning
 from moejax.kernels.activations import ACTIVATIONS, GATES
-from moejax.kernels.hopper import Tiles
+from moejax.kernels.hopper import HopperTiles
 from moejax.kernels.implementation import Shape
 from moejax.kernels.target import Target, interpreted
 
@@ -63,12 +63,12 @@ def close(got, expected, rounded_to):
 
 @interprets
 def test_products_equal_the_groups_and_nan_in_unused_blocks_has_no_effect():
-  check(draw((1, 3, 1)), Tiles(128, 64, 2, 1))
+  check(draw((1, 3, 1)), HopperTiles(128, 64, 2, 1))
 
 
 @interprets
 def test_one_group_has_all_rows_and_the_matrices_of_the_others_get_exact_zeros_written_by_the_kernel():
-  y, dx, dw = check(draw((1, 3, 1), empty=[0, 2]), Tiles(128, 64, 2, 1))
+  y, dx, dw = check(draw((1, 3, 1), empty=[0, 2]), HopperTiles(128, 64, 2, 1))
   for empty in slice(ROWS), slice(4 * ROWS, 5 * ROWS):
     assert not y[empty].any() and not dx[empty].any()
   assert not dw[0].any() and not dw[2].any() and dw[1].all()
@@ -76,25 +76,25 @@ def test_one_group_has_all_rows_and_the_matrices_of_the_others_get_exact_zeros_w
 
 @interprets
 def test_blocks_that_no_group_uses_are_not_computed():
-  y, dx, _ = check(draw((1, 1, 1), unused=1.), Tiles(128, 64, 2, 1))
+  y, dx, _ = check(draw((1, 1, 1), unused=1.), HopperTiles(128, 64, 2, 1))
   assert jnp.isnan(y[3 * ROWS:]).all() and jnp.isnan(dx[3 * ROWS:]).all()
 
 
 @interprets
 def test_blocks_of_threads_in_pairs_share_an_operand_and_compute_the_same():
-  check(draw((1, 3, 1)), Tiles(64, 64, 2, 1, pair=True))
+  check(draw((1, 3, 1)), HopperTiles(64, 64, 2, 1, pair=True))
 
 
 @interprets
 def test_one_tile_is_enough_where_there_are_more_processors_and_more_stages_than_steps():
-  check(draw((1,), width=(64, 64)), Tiles(64, 64, 4, 1))
+  check(draw((1,), width=(64, 64)), HopperTiles(64, 64, 4, 1))
 
 
 @interprets
 def test_float16_keeps_its_three_more_bits():
   x, w, sizes, dy = draw((1, 2, 1), dtype='float16')
   with interpreted('gpu'):
-    y = hopper.matmul(x, w, sizes, tiles=Tiles(128, 128, 2, 8))
+    y = hopper.matmul(x, w, sizes, tiles=HopperTiles(128, 128, 2, 8))
   close(y[:4 * ROWS], group_products(x, w, sizes, dy)[0], jnp.float16)
 
 
@@ -146,7 +146,7 @@ def test_candidates_are_distinct_and_cover_the_output_with_little_to_spare(kerne
 
 
 def test_wide_outputs_get_the_widest_tiles_and_all_shared_memory_goes_to_stages():
-  assert hopper.candidates('matmul', SHAPES[0])[0] == Tiles(256, 64, 4, 8)
+  assert hopper.candidates('matmul', SHAPES[0])[0] == HopperTiles(256, 64, 4, 8)
   # 4 stages of (128 + 256) x 64 numbers of 16 bits, and 32 KiB of buffers for what leaves: one more would not fit.
   assert 4 * 384 * 64 * 2 + 32 * 1024 <= 227 * 1024 < 5 * 384 * 64 * 2 + 32 * 1024
 
@@ -158,7 +158,7 @@ def test_wide_outputs_get_the_widest_tiles_and_all_shared_memory_goes_to_stages(
 ])
 def test_tiles_beyond_what_hopper_has_are_refused(tiles, message):
   with pytest.raises(ValueError, match=message):
-    Tiles(**tiles)
+    HopperTiles(**tiles)
 
 
 @pytest.mark.parametrize('target, change, words', [

@@ -18,7 +18,7 @@ pytest.importorskip('libtpu', reason="compiles for TPU with libtpu: pip install 
 
 from experiments.dispatch_benchmark import tpu
 from moejax.kernels import padding, pallas_tpu, tpu_tiles
-from moejax.kernels.tpu_tiles import Tiles
+from moejax.kernels.tpu_tiles import TPUTiles
 
 
 def products(M, E, D, F, dtype):
@@ -86,8 +86,8 @@ def test_the_work_of_megablox_equals_a_loop_over_its_grid(tk):
   assert work.bytes == copied
 
 
-@pytest.mark.parametrize('product, tiles', [('forward', Tiles(128, 256, 256)), ('dW', Tiles(128, 256, 256)),
-                                            ('up', Tiles(256, 512, 256)), ('dX', Tiles(256, 128, 128, resident=False))])
+@pytest.mark.parametrize('product, tiles', [('forward', TPUTiles(128, 256, 256)), ('dW', TPUTiles(128, 256, 256)),
+                                            ('up', TPUTiles(256, 512, 256)), ('dX', TPUTiles(256, 128, 128, resident=False))])
 def test_our_work_copies_the_traffic_of_the_tiles(product, tiles):
   """Groups of 300, 0 and 212 rows have two, one and one blocks."""
   experts = tpu.Experts(512, 3, 256, 512)

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from moejax.kernels import pallas_tpu, tpu_tiles
 from moejax.kernels.implementation import Shape
 from moejax.kernels.target import Target, interpreted
-from moejax.kernels.tpu_tiles import GENERATIONS, LANES, Tiles
+from moejax.kernels.tpu_tiles import GENERATIONS, LANES, TPUTiles
 
 D, F, E, BLOCKS = 256, 384, 4, 8
 V5E = 'TPU v5 lite'
@@ -37,7 +37,7 @@ def tiles(request, monkeypatch):
   if request.param == 'resident tiles':
     request.getfixturevalue('small')
   if request.param == 'read for each block':
-    monkeypatch.setattr(tpu_tiles, 'row_tiles', lambda *_, **__: Tiles(128, 128, 128, resident=False))
+    monkeypatch.setattr(tpu_tiles, 'row_tiles', lambda *_, **__: TPUTiles(128, 128, 128, resident=False))
 
 
 def draw(pattern, dtype, D=D, F=F, blocks=BLOCKS):
@@ -155,7 +155,7 @@ def test_tiles_fit_into_memory_and_divide_their_axes(kind, inner, outer, dtype, 
 
 
 def test_matrices_that_fit_are_one_tile():
-  assert tpu_tiles.row_tiles(V5E, 2048, 1024, 'bfloat16') == Tiles(2048, 1024, 1024)
+  assert tpu_tiles.row_tiles(V5E, 2048, 1024, 'bfloat16') == TPUTiles(2048, 1024, 1024)
 
 
 def test_a_contraction_too_long_for_a_small_chip_is_not_resident():
@@ -175,7 +175,7 @@ def walk(grid, *index_maps):
 def test_the_traffic_of_rows_equals_a_loop_over_the_grid(resident):
   """7 blocks of 3 experts; bfloat16; 2 matrices [512, 768] in tiles of [256, 384]; 3 outputs."""
   expert = [0, 0, 0, 1, 2, 2, 2]
-  tiles, rows = Tiles(256, 384, 384, resident), tpu_tiles.ROWS
+  tiles, rows = TPUTiles(256, 384, 384, resident), tpu_tiles.ROWS
   x, w, y = walk((2, 7, 2), lambda column, block, step: (block, step),
                  lambda column, block, step: (expert[block], column, None if resident else step),
                  lambda column, block, step: (block, column))
@@ -190,12 +190,12 @@ def test_the_traffic_of_gradients_equals_a_loop_over_the_grid():
   x, dy, dw = walk((2, 2, 7), lambda i, o, block: (block, i), lambda i, o, block: (block, o),
                    lambda i, o, block: (expert[block], i, o))
   copied = 2 * rows * (x * 256 + dy * 384) + 4 * dw * 256 * 384
-  assert tpu_tiles.gradient_traffic(7 * rows, 3, 512, 768, Tiles(256, 384, 384), 2) == copied
+  assert tpu_tiles.gradient_traffic(7 * rows, 3, 512, 768, TPUTiles(256, 384, 384), 2) == copied
 
 
 def test_cores_of_a_chip_share_the_tiles():
   """1024 columns would fit at once, but then one of the two cores had nothing to do."""
-  assert tpu_tiles.row_tiles('TPU v5', 1024, 1024, 'bfloat16') == Tiles(1024, 512, 512)
+  assert tpu_tiles.row_tiles('TPU v5', 1024, 1024, 'bfloat16') == TPUTiles(1024, 512, 512)
 
 
 @pytest.mark.parametrize('kind, version', [('TPU v4', 'TPU_V4'), (V5E, 'TPU_V5E'), ('TPU v5', 'TPU_V5P'),

@@ -21,7 +21,7 @@ from moejax.kernels import triton, tuning
 from moejax.kernels.implementation import Implementation, Shape
 from moejax.kernels.target import interpreted
 
-LAYER = tuning.Layer(rows=60, experts=4, dim=16, hidden=32)
+LAYER = tuning.SparseLayer(rows=60, experts=4, dim=16, hidden=32)
 SHAPE = Shape(1024, 8, 64, 96, 'bfloat16')
 KIND = 'NVIDIA H100 80GB HBM3'
 
@@ -131,9 +131,9 @@ def test_the_program_explains_its_limits_in_a_sentence():
 
 def test_triton_kernels_can_be_tuned(table, monkeypatch):
   """Through the real kernels, interpreted: they choose the fastest measured tiles, and compute the same with them."""
-  first, second = triton.Tiles(32, 32, 4, 2), triton.Tiles(32, 16, 4, 2)
+  first, second = triton.TritonTiles(32, 32, 4, 2), triton.TritonTiles(32, 16, 4, 2)
   monkeypatch.setattr(triton, 'candidates', lambda kernel, shape: [first, second])
-  layer = tuning.Layer(rows=60, experts=2, dim=32, hidden=64, dtype='float32')
+  layer = tuning.SparseLayer(rows=60, experts=2, dim=32, hidden=64, dtype='float32')
   used, call = [], triton._call
   monkeypatch.setattr(triton, '_call', lambda *arguments: used.append(arguments[3]) or call(*arguments))
   x, w, sizes = jnp.ones((256, 32)), jnp.ones((2, 32, 64)), jnp.full(2, 128)

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from moejax import evaluate
 from moejax.config import ConfigError
 from moejax.functional import flatten
 from moejax.training import checkpoint, loop, metrics, recovery, step
+from moejax.training.setup import Report
 
 STEPS = 8
 PARTS = dict(evaluate=True, evaluation=dict(every=4), training=dict(steps=STEPS, average=0.9))
@@ -103,6 +105,24 @@ def test_the_last_message_gives_results_paths_and_the_next_commands(uninterrupte
   for part in (f'eval/test/accuracy               {row["eval/test/accuracy"]:.5g}', f'{folder}/checkpoints/8',
                f'python -m moejax.evaluate --workdir={folder}', 'Next'):
     assert part in message
+
+
+@pytest.mark.parametrize('at', ['end', 'never'])
+def test_a_report_of_the_evaluated_parameters_is_written_where_the_config_asks_for_one(uninterrupted, tmp_path, at):
+  shutil.copytree(uninterrupted[0], tmp_path / 'run')  # complete, so that nothing is trained
+  setup, said, reported = make_setup(**PARTS), [], []
+
+  def write_report(folder, _, params, router_state):
+    reported.append(flatten(params))
+    return folder / 'report'
+  loop.train(dataclasses.replace(setup, report=Report(at=at)), tmp_path / 'run', said.append, write_report)
+  named = [line.split()[0] for line in said]
+  if at == 'end':
+    assert named[-5:] == ['Checkpoint', 'Report', 'Curves', 'Evaluate', 'Next']
+    for path, value in final_params(uninterrupted[0]).items():
+      np.testing.assert_array_equal(reported[0][path], value)
+  else:
+    assert 'Report' not in named and not reported
 
 
 def test_evaluation_uses_the_parameters_that_the_checkpoint_holds(uninterrupted):

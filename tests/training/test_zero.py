@@ -18,7 +18,7 @@ from moejax.functional import flatten
 from moejax.models.output import ModelOutput
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
-from moejax.parallel.collectives import collectives, count
+from moejax.planning.collectives import collectives, count
 from moejax.routing import papers
 from moejax.training import optimizer, step
 from training_fakes import CLASSES, FEATURES, make_setup

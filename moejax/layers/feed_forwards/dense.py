@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.dispatch.layouts import Dense
+from moejax.experts.layouts import Dense
 from moejax.experts import feed_forward as experts
 from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 from moejax.ranges import Count, Positive, Rate

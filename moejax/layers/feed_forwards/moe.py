@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from moejax import dispatch as dispatchers
 from moejax import experts as all_experts
 from moejax.config import ConfigError, path
-from moejax.dispatch.layouts import Dense
+from moejax.experts.layouts import Dense
 from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
 from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer

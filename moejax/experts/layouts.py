@@ -1,20 +1,43 @@
-"""Memory layouts of the rows that experts compute (`Layout` in `moejax.experts`), and moving rows into them.
+"""Memory layouts of the rows that experts compute (`Layout`): in buffers, sorted by expert, or all of the same weights.
 
 Dropout masks are drawn per row from its id, which depends only on token and expert, so that all dispatchers draw the
 same masks.
 """
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
-from moejax.kernels import routes
 from moejax.kernels.grouped_matmul import Name, grouped_matmul
-from moejax.parallel import rules
+
+
+class Layout(Protocol):
+  """Layout of routed rows: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
+
+  def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
+    """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
+    ...
+
+  def per_row(self, b: jax.Array) -> jax.Array:
+    """b: <float>[E,F] -> an array that broadcasts to <float>[..,F]: the vector of each row's expert."""
+    ...
+
+  def once(self, b: jax.Array) -> jax.Array:
+    """b: <float>[E,D] -> the bias on one shard only, so that a later psum over hidden-unit shards adds it once."""
+    ...
+
+  def whole(self, y: jax.Array) -> jax.Array:
+    """y: <float>[..,D] -> its psum over hidden-unit shards, if there are any."""
+    ...
+
+  def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
+    """<bool>[..,F] of `shape`: True with probability `p`; a token and expert get the same draws in any layout."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class HiddenShard:
   """The shard of the hidden units on this device inside a `jax.shard_map`; experts then return partial sums.
 
   Attributes:
@@ -32,10 +55,10 @@ class Part:
     return jax.lax.dynamic_slice(drawn, (width * jax.lax.axis_index(self.axes),), (width,))
 
 
-class _Rows:
+class _Rows(Layout):
   # Base class of layouts of routed rows; `part` is None if all hidden units are on this device.
   row_ids: jax.Array
-  part: Part | None
+  part: HiddenShard | None
 
   def once(self, b):
     """b: <float>[E,D] -> b on one shard, zeros on the others, for use before a sum over shards."""
@@ -61,7 +84,7 @@ class Buffers(_Rows):
     part: shard of the hidden units.
   """
   row_ids: jax.Array
-  part: Part | None = None
+  part: HiddenShard | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[E,N,D], w: <float>[E,D,F] -> <float>[E,N,F]."""
@@ -87,7 +110,7 @@ class Ragged(_Rows):
   group_sizes: jax.Array
   row_ids: jax.Array
   implementation: Name | None = None
-  part: Part | None = None
+  part: HiddenShard | None = None
 
   def matmul(self, rows, w):
     """rows: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]."""
@@ -98,7 +121,7 @@ class Ragged(_Rows):
     return b.at[self.expert].get(mode='fill', fill_value=0, indices_are_sorted=True)
 
 
-class Dense:
+class Dense(Layout):
   """Rows <float>[..,D] that all use the same weights, without an expert axis."""
 
   def matmul(self, rows, w):
@@ -125,92 +148,3 @@ class Dense:
 def row_ids(token: jax.Array, expert: jax.Array, num_experts: int) -> jax.Array:
   """<int32>: a unique id per token (numbered over all groups) and expert."""
   return token * num_experts + jnp.minimum(expert, num_experts - 1)
-
-
-def to_buffers(rows: jax.Array) -> jax.Array:
-  """rows: <float>[G,E,C,D] -> <float>[E,G*C,D]. On a mesh this sends tokens to their experts: one all-to-all."""
-  groups, experts, capacity, dim = rows.shape
-  rows = rules.constrain(rows, ('group', None, None, None))
-  rows = rows.swapaxes(0, 1).reshape(experts, groups * capacity, dim)
-  return rules.constrain(rows, ('expert', 'slot', None))
-
-
-def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
-  """rows: <float>[E,G*C,D] -> <float>[G,E,C,D]. On a mesh this sends them back."""
-  rows = rules.constrain(rows, ('expert', 'slot', None))
-  rows = rows.reshape(rows.shape[0], groups, -1, rows.shape[-1]).swapaxes(0, 1)
-  return rules.constrain(rows, ('group', None, None, None))
-
-
-@jax.custom_vjp
-def take_rows(x: jax.Array, source: jax.Array, users: jax.Array) -> jax.Array:
-  """Row m of the result is `x[source[m]]`, or zeros where `source[m]` is N. The gradient is a gather, not a scatter.
-
-  Args:
-    x: <float>[G,N,D].
-    source: <int32>[G,M].
-    users: <int32>[G,N,K] the inverse: the rows m whose source is n, filled up with M to K.
-
-  Returns:
-    <float>[G,M,D].
-  """
-  del users
-  return take_or_zeros(x, source)
-
-
-def _take_rows_forward(x, source, users):
-  return take_or_zeros(x, source), users
-
-
-def _take_rows_backward(users, dy):
-  # K gathers of [G,N,D]: one of [G,N,K,D] summed over K is several times slower on CPUs.
-  return routes.sum_over_choices(lambda k: take_or_zeros(dy, users[..., k]), users.shape[2]), None, None
-
-
-take_rows.defvjp(_take_rows_forward, _take_rows_backward)
-
-
-@jax.custom_vjp
-def sum_choices(y: jax.Array, row: jax.Array, choice: jax.Array, weight: jax.Array) -> jax.Array:
-  """The weighted sum of each token's K rows; as in `take_rows`, gradients are gathers.
-
-  Args:
-    y: <float>[G,M,D].
-    row: <int32>[G,S,K] row of each choice; M for none.
-    choice: <int32>[G,M] the inverse: the choice s*K+k of each row; S*K for none.
-    weight: <float>[G,S,K].
-
-  Returns:
-    <float>[G,S,D].
-  """
-  del choice
-  return routes.sum_over_choices(lambda k: weight[..., k, None] * take_or_zeros(y, row[..., k]), row.shape[2])
-
-
-def _sum_choices_forward(y, row, choice, weight):
-  return sum_choices(y, row, choice, weight), (y, row, choice, weight)
-
-
-def _sum_choices_backward(residuals, dout):
-  y, row, choice, weight = residuals
-  groups, _, choices = row.shape
-  of_row = take_or_zeros(weight.reshape(groups, -1, 1), choice)
-  dy = of_row * take_or_zeros(dout, choice // choices)
-  # As an einsum: XLA's CPU backend vectorises it, but not a sum over the last axis fused with a gather.
-  of_choice = lambda k: jnp.einsum('gsd,gsd->gs', take_or_zeros(y, row[..., k]), dout)
-  dweight = routes.stack_over_choices(of_choice, choices)
-  return dy.astype(y.dtype), None, None, dweight.astype(weight.dtype)
-
-
-sum_choices.defvjp(_sum_choices_forward, _sum_choices_backward)
-
-
-def take_or_zeros(x: jax.Array, source: jax.Array) -> jax.Array:
-  """x: <float>[G,N,D], source: <int32>[G,M] -> <float>[G,M,D]; zeros where `source` is N."""
-  return jax.vmap(lambda x, source: x.at[source].get(mode='fill', fill_value=0))(x, source)
-
-
-def add_rows(y: jax.Array, target: jax.Array, num_rows: int) -> jax.Array:
-  """y: <float>[G,M,D], target: <int32>[G,M] -> <float>[G,N,D] sums of the rows by target; target N is dropped."""
-  zeros = jnp.zeros((num_rows, y.shape[-1]), y.dtype)
-  return jax.vmap(lambda y, target: zeros.at[target].add(y, mode='drop'))(y, target)

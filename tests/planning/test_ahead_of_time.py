@@ -12,13 +12,14 @@ import jax
 import pytest
 
 from moejax import compile as compiling
+from moejax import units
 from moejax.config import ConfigError
 from moejax.config_files import override, parse_value
 from moejax.functional import flatten
-from moejax.parallel import ahead_of_time, memory, plan_text, topologies, units
-from moejax.parallel.advice import advise
 from moejax.parallel.chips import CHIPS
-from moejax.parallel.topologies import Topology
+from moejax.planning import ahead_of_time, memory, plan_text, topologies
+from moejax.planning.advice import advise
+from moejax.planning.topologies import Topology
 from moejax.routing import papers
 from moejax.training import setup
 from moejax.training.setup import default_config

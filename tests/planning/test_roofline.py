@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import pytest
 
-from moejax.parallel import roofline
 from moejax.parallel.chips import Chip
-from moejax.parallel.collectives import Collective
-from moejax.parallel.topologies import Topology
+from moejax.planning import roofline
+from moejax.planning.collectives import Collective
+from moejax.planning.topologies import Topology
 
 TPU = Chip('TPU', memory=10, peak=100., bandwidth=10., link=1., ring=4)
 GPU = dataclasses.replace(TPU, link=8., network=1., ring=None)

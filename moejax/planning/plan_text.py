@@ -1,12 +1,12 @@
 """A plan as text."""
-from moejax.parallel import ahead_of_time, roofline
-from moejax.parallel.ahead_of_time import Plan
-from moejax.parallel.units import duration, short, size
+from moejax.planning import ahead_of_time, roofline
+from moejax.planning.ahead_of_time import PodPlan
+from moejax.units import duration, short, size
 
 _LINES = 12  # of collectives; the others are summed
 
 
-def write(plan: Plan) -> str:
+def write(plan: PodPlan) -> str:
   """The plan, section by section; the last line is the verdict."""
   sections = [_heading(plan), _memory(plan), _work(plan)]
   if plan.program is not None:
@@ -14,7 +14,7 @@ def write(plan: Plan) -> str:
   return '\n\n'.join([*sections, *([plan.notice] if plan.notice else []), verdict(plan)])
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: PodPlan) -> str:
   """Whether it fits, by how much, and what to change first if not."""
   memory = plan.memory
   if memory.fits:

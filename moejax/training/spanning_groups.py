@@ -1,5 +1,5 @@
 """Detects routing groups that span several devices, which must route them together, slowly."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ class Spanning(NamedTuple):
 
 def sides(config: ConfigDict) -> dict[str, ConfigDict]:
   """{config path: config} of the model's stacks."""
-  model = config.model
+  model: Any = config.model
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
@@ -68,7 +68,8 @@ def notice(setup) -> str | None:
 
 
 def _group(side: ConfigDict) -> str | int:
-  return (side.get('moe') or dict(group='sequence')).get('group', 'batch')
+  moe: Any = side.get('moe')
+  return moe.get('group', 'batch') if moe else 'sequence'
 
 
 def _tokens(plan) -> int:

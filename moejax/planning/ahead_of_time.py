@@ -16,14 +16,15 @@ import jax
 
 from moejax.config import ConfigError
 from moejax.models.counts import parameter_counts
-from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
-from moejax.parallel import groups, roofline
-from moejax.parallel.advice import advise, exchanges, spell
-from moejax.parallel.collectives import Collective, collectives
 from moejax.parallel.flops import flops
-from moejax.parallel.topologies import Topology
-from moejax.parallel.traffic import traffic
+from moejax.planning import memory as memories
+from moejax.planning import roofline
+from moejax.planning.advice import advise, exchanges, spell
+from moejax.planning.collectives import Collective, collectives
+from moejax.planning.topologies import Topology
+from moejax.planning.traffic import traffic
+from moejax.training import spanning_groups
 from moejax.training import step as steps
 from moejax.training.speed import model_flops
 
@@ -32,7 +33,7 @@ Stage = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledStep:
   """Properties of the compiled step; unknown if the compiler refused it.
 
   Attributes:
@@ -46,7 +47,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PodPlan:
   """The plan of a training step on a topology.
 
   Attributes:
@@ -71,7 +72,7 @@ class Plan:
   model_flops: float
   notice: str | None
   memory: memories.Memory
-  program: Program | None
+  program: CompiledStep | None
   advice: str | None
 
   @property
@@ -87,7 +88,7 @@ class Plan:
     return self.model_flops / (self.program.estimate.step * self.topology.chip.peak * self.chips)
 
 
-def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> Plan:
+def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> PodPlan:
   """Compiles the training step of `setup`, which must be prepared for the devices of `topology`.
 
   Raises:
@@ -106,7 +107,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
         topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
         flops=_flops(setup, state, batch) / len(topology.devices), model_flops=model_flops(setup),
-        notice=groups.notice(setup))
+        notice=spanning_groups.notice(setup))
   available = topology.chip.memory
   with tempfile.TemporaryDirectory() as dump:
     with stage(f'compiling it for {topology.name}'):
@@ -121,14 +122,14 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
           raise
         memory = memories.of_refused(setup, state, batch, available, str(error))
         with stage('estimating what would fit'):
-          return Plan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
+          return PodPlan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
     with stage('reading the program'):
       memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
       program = _read(_text(compiled, pathlib.Path(dump)), setup, topology, known['flops'])
   if memory.fits:
-    return Plan(**known, memory=memory, program=program, advice=None)
+    return PodPlan(**known, memory=memory, program=program, advice=None)
   with stage('estimating what would fit'):
-    return Plan(**known, memory=memory, program=program, advice=advise(setup, memory, topology))
+    return PodPlan(**known, memory=memory, program=program, advice=advise(setup, memory, topology))
 
 
 def _text(compiled, dump: pathlib.Path) -> str:
@@ -141,7 +142,7 @@ def _text(compiled, dump: pathlib.Path) -> str:
     return next(dump.glob('**/*step*.after_codegen.txt')).read_text()
 
 
-def as_dict(found: Plan) -> dict[str, Any]:
+def as_dict(found: PodPlan) -> dict[str, Any]:
   """The plan as a JSON object: bytes, seconds, FLOPs, with collectives summed by kind and operation."""
   program = None
   if found.program is not None:
@@ -182,6 +183,7 @@ def _flops(setup, state, batch) -> float:
     return flops(jax.make_jaxpr(alone)(*unsharded((state, batch))).jaxpr)
 
 
-def _read(text, setup, topology, flops_of_chip) -> Program:
+def _read(text, setup, topology, flops_of_chip) -> CompiledStep:
   found, moved = collectives(text), traffic(text)
-  return Program(moved, found, roofline.estimate(topology, setup.mesh.devices.ravel(), flops_of_chip, moved, found))
+  seconds = roofline.estimate(topology, setup.mesh.devices.ravel(), flops_of_chip, moved, found)
+  return CompiledStep(moved, found, seconds)

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moejax.parallel.traffic import in_memory, traffic
+from moejax.planning.traffic import in_memory, traffic
 
 MIB = 2**20
 LAYERS = jax.ShapeDtypeStruct((5, 1024, 1024), jnp.float32)  # 20 MiB

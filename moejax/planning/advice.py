@@ -7,15 +7,18 @@ import jax
 from moejax.config import ConfigError
 from moejax.config_files import override
 from moejax.functional import flatten
-from moejax.parallel import estimate as estimates
 from moejax.parallel import mesh as meshes
-from moejax.parallel import groups, rules, topologies
-from moejax.parallel.estimate import MARGIN, Estimator, Settings
-from moejax.parallel.groups import sides
-from moejax.parallel.memory import Memory, bytes_on_one_device
-from moejax.parallel.topologies import Topology
-from moejax.parallel.units import size
+from moejax.parallel import rules
+from moejax.parallel.rules import bytes_on_one_device
+from moejax.planning import estimate as estimates
+from moejax.planning import topologies
+from moejax.planning.estimate import MARGIN, Estimator, Settings
+from moejax.planning.memory import Memory
+from moejax.planning.topologies import Topology
+from moejax.training import spanning_groups
 from moejax.training.setup import prepare
+from moejax.training.spanning_groups import sides
+from moejax.units import size
 
 _MODEL = (1, 2, 4, 8)  # sizes of the mesh axis `model`: within a host or a corner of a torus
 
@@ -104,7 +107,7 @@ def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
   keys = estimates.overrides(setup.config, settings)
   if settings.groups is None:
     keys |= {f'{path}.moe.group': group.dividing
-             for path, group in groups.spanning(setup, settings.accumulate, settings.shards).items()
+             for path, group in spanning_groups.spanning(setup, settings.accumulate, settings.shards).items()
              if isinstance(sides(setup.config)[path].moe.group, int)}
   if settings.axes['expert'] > 1 and not topologies.has_ragged_all_to_all(topology):
     keys |= dict.fromkeys(exchanges(setup.config), 'all_gather')

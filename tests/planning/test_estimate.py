@@ -12,11 +12,11 @@ import pytest
 from configs import mixtral_c4
 from moejax.config import ConfigError
 from moejax.config_files import override
-from moejax.parallel import advice, ahead_of_time, topologies
-from moejax.parallel import estimate as estimates
-from moejax.parallel import memory as memories
 from moejax.parallel.chips import CHIPS
-from moejax.parallel.topologies import Topology
+from moejax.planning import advice, ahead_of_time, topologies
+from moejax.planning import estimate as estimates
+from moejax.planning import memory as memories
+from moejax.planning.topologies import Topology
 from moejax.routing import papers
 from moejax.training import setup as setups
 from moejax.training import step as steps

@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 
 from moejax.config_files import override
 from moejax.functional import flatten
-from moejax.parallel import memory as memories
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
-from moejax.parallel.groups import sides
+from moejax.planning import memory as memories
 from moejax.training import setup as setups
 from moejax.training import step as steps
+from moejax.training.spanning_groups import sides
 
-# Factor by which a step may exceed its estimate; tests/parallel/test_estimate.py compares with compiled steps.
+# Factor by which a step may exceed its estimate; tests/planning/test_estimate.py compares with compiled steps.
 MARGIN = 1.25
 # Bytes of a gathered weight, in bfloat16, plus its gradient before it is sharded, in float32.
 _GATHERED = 2 + 4

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
-from moejax.parallel.collectives import Collective
-from moejax.parallel.topologies import Topology
+from moejax.planning.collectives import Collective
+from moejax.planning.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 
 from moejax.functional import Tree
 from moejax.parallel import rules
+from moejax.parallel.rules import bytes_on_one_device
 from moejax.training import step as steps
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -84,12 +84,6 @@ def refusal(message: str) -> tuple[int, bool]:
     if found := re.search(pattern, message):
       return int(float(found[1]) * _UNITS[found[2]]), only_temporaries
   return 0, True
-
-
-def bytes_on_one_device(tree: Any) -> int:
-  """Bytes on one device of `jax.ShapeDtypeStruct`s with shardings."""
-  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-             for leaf in jax.tree.leaves(tree))
 
 
 def held(setup, state: Any, batch: Tree) -> dict[str, int]:

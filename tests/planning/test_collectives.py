@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from moejax.parallel import topologies
-from moejax.parallel.collectives import Collective, collectives, count
+from moejax.planning import topologies
+from moejax.planning.collectives import Collective, collectives, count
 
 ROWS, KIB = 64, 2**10
 SHARD = 256 * KIB

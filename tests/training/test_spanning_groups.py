@@ -6,12 +6,11 @@ import pytest
 
 from configs import expert_choice_c4, st_moe_c4, switch_c4
 from moejax.config_files import override
-from moejax.parallel import groups
-from moejax.parallel.groups import Spanning
 from moejax.routing import papers
-from moejax.training import loop, workdir
+from moejax.training import loop, spanning_groups, workdir
 from moejax.training import setup as setups
 from moejax.training.setup import default_config
+from moejax.training.spanning_groups import Spanning
 
 
 def decoder(group, router=None, dispatch='einsum', accumulate=1):
@@ -47,7 +46,7 @@ DROPLESS = dict(router=papers.top_k_dropless(k=2), dispatch='grouped')
 ])
 def test_groups_that_do_not_divide_are_found(config, expected):
   setup = setups.prepare(decoder(**config), jax.devices())
-  assert groups.spanning(setup) == ({} if expected is None else {'model': expected})
+  assert spanning_groups.spanning(setup) == ({} if expected is None else {'model': expected})
 
 
 @pytest.mark.parametrize('module, variant, chips, group', [
@@ -57,13 +56,13 @@ def test_the_groups_of_published_models_divide_over_their_pods(module, variant, 
   """2048 examples of 114 target tokens: 8 a chip of 256, 4 of 512."""
   setup = published(module, variant, monkeypatch)
   assert setup.config.model.decoder.moe.group == group
-  assert groups.spanning(setup, shards=chips) == {}
+  assert spanning_groups.spanning(setup, shards=chips) == {}
 
 
 def test_the_decoders_57_groups_of_4096_do_not_divide(monkeypatch):
   setup = published(switch_c4, 'base', monkeypatch)
   wide = dataclasses.replace(setup, config=override(setup.config, {'model.decoder.moe.group': 4096}))
-  assert groups.spanning(wide, shards=256) == {'model.decoder': Spanning(57, 4096, 912)}
+  assert spanning_groups.spanning(wide, shards=256) == {'model.decoder': Spanning(57, 4096, 912)}
 
 
 def published(module, variant, monkeypatch):
@@ -74,19 +73,19 @@ def published(module, variant, monkeypatch):
 
 
 def test_one_device_has_all_groups():
-  assert groups.spanning(setups.prepare(decoder('batch'), jax.devices()[:1])) == {}
+  assert spanning_groups.spanning(setups.prepare(decoder('batch'), jax.devices()[:1])) == {}
 
 
 def test_the_notice_names_a_group_that_divides():
   setup = setups.prepare(decoder(64), jax.devices())
-  notice = groups.notice(setup)
+  notice = spanning_groups.notice(setup)
   assert 'the 4 routing groups of 64 tokens in config.model do not divide evenly over the 8 shards' in notice
   assert '--config.model.moe.group=32 ' in notice
-  assert groups.notice(setups.prepare(decoder(32), jax.devices())) is None
+  assert spanning_groups.notice(setups.prepare(decoder(32), jax.devices())) is None
 
 
 def test_training_says_it(monkeypatch, tmp_path):
-  monkeypatch.setattr(loop, 'train', lambda setup, folder, say: None)
+  monkeypatch.setattr(loop, 'train', lambda setup, folder, say, write_report: None)
   monkeypatch.setattr(workdir, 'claim', lambda folder, config: [])
   said = []
   loop.run(decoder(64), tmp_path, said.append)

@@ -5,7 +5,7 @@ arrays that stay on the chip (memory space `S(n)`), which do not count. Loops co
 """
 import re
 
-from moejax.parallel import hlo
+from moejax.planning import hlo
 
 # Instructions without traffic, or whose traffic is counted elsewhere.
 _FREE = frozenset('parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota while '
