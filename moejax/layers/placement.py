@@ -2,12 +2,12 @@
 
 The config names a layout: `sparse=dict(name='every', n=2)`; layers are numbered from 0.
 """
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from moejax.config import ConfigError, Registry
 from moejax.ranges import Count, Natural
 
-LAYOUTS = Registry('sparse layer layout')
+LAYOUTS: Registry[Iterable[int]] = Registry('sparse layer layout', object, context=('num_layers',))
 
 
 def kinds(config: Mapping, where: str, num_layers: int) -> tuple[str, ...]:
