@@ -8,7 +8,7 @@ from moejax.config import ConfigError as ConfigError
 from moejax.config_files import load as load
 from moejax.functional import Functional as Functional
 from moejax.functional import functionalize as functionalize
-from moejax.layers.moe import MoE as MoE
+from moejax.layers.feed_forwards.moe import MoE as MoE
 from moejax.models.output import ModelOutput as ModelOutput
 from moejax.random import derive as derive
 from moejax.routing import papers as papers

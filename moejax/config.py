@@ -2,11 +2,11 @@
 
 Each package declares the names its configs may use:
 
-    SCORES = Registry('score')
+    SCORES = Registry('score', Score, context=('dim', 'num_experts', 'rngs'))
 
     @SCORES('linear')
-    class Linear(nnx.Module):
-        def __init__(self, *, dim, num_experts, rngs, init_std: float = 0.02): ...
+    class Linear(Score):
+        def __init__(self, *, dim: int, num_experts: int, rngs: nnx.Rngs, init_std: float = 0.02): ...
 
 and builds one from `dict(name='linear', init_std=0.01)`. Arguments supplied by the surrounding code (`dim`,
 `num_experts`, `rngs`) are *context*: passed by parameter name, never written in a config. All other parameters are
@@ -37,9 +37,6 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from moejax import ranges
-
-
-Built = typing.TypeVar('Built')
 
 
 class Explained(Exception):
@@ -90,31 +87,57 @@ def _continued(text: str) -> str:
   return path() + text if text[:1] in ('', '.', ':', '[', ' ') else text
 
 
-class Registry:
-  """Maps config names to constructors. `Registry.all` lists every registry imported so far."""
+Built = typing.TypeVar('Built')
+Constructor = typing.TypeVar('Constructor', bound=Callable)
+
+
+class Registry(typing.Generic[Built]):
+  """Maps config names to constructors of one kind of object. `Registry.all` lists every registry imported so far."""
   all: ClassVar[list['Registry']] = []
 
-  def __init__(self, what: str):
-    self.what = what
-    self._constructors: dict[str, Callable] = {}
+  def __init__(self, what: str, base: type[Built] | Any, context: Iterable[str] = ()):
+    """
+    Args:
+      what: the kind, for errors.
+      base: what is built: the base class of registered classes, the annotated result of registered functions.
+      context: names of the arguments that the surrounding code may supply; constructors' other parameters are keys.
+    """
+    self.what, self.base, self.context = what, base, frozenset(context)
+    self._constructors: dict[str, Callable[..., Built]] = {}
     self.all.append(self)
 
-  def __call__(self, name: str) -> Callable:
-    """Decorator that registers a class or function as `name`."""
+  def __call__(self, name: str) -> Callable[[Constructor], Constructor]:
+    """Decorator that registers a class or function as `name`.
+
+    Raises:
+      TypeError: what it builds is no `base`, or a parameter is neither context nor a value that a config can hold.
+      ValueError: there is another one of this name.
+    """
     def register(constructor):
       if name in self._constructors and not _same_place(self._constructors[name], constructor):
         raise ValueError(f'{self.what} {name!r} exists already: {self._constructors[name].__module__}')
+      self._check(constructor)
       self._constructors[name] = constructor
       return constructor
     return register
 
-  def __iter__(self):
+  def _check(self, constructor):
+    label = f'{constructor.__module__}.{constructor.__qualname__}'
+    if not _builds(constructor, self.base):
+      raise TypeError(f'{label} cannot be a {self.what}: it must be a subclass of {_name(self.base)}, or a function '
+                      f'annotated to return one.')
+    for name, parameter in _parameters(constructor).items():
+      if name not in self.context and name != 'where' and not _in_a_config(parameter.annotation):
+        raise TypeError(f'{label}: a config cannot hold its parameter {name} ({_name(parameter.annotation)}), and it '
+                        f'is not context of a {self.what} ({", ".join(sorted(self.context)) or "which has none"}).')
+
+  def __iter__(self) -> Iterator[str]:
     return iter(sorted(self._constructors))
 
-  def __getitem__(self, name: str) -> Callable:
+  def __getitem__(self, name: str) -> Callable[..., Built]:
     return self._constructors[name]
 
-  def constructor(self, config: Mapping, where: str) -> Callable:
+  def constructor(self, config: Mapping, where: str) -> Callable[..., Built]:
     """The constructor called `config['name']`. Raises `ConfigError` if the name is missing or unknown."""
     where = _continued(where)
     if not isinstance(config, (Mapping, ConfigDict)):
@@ -129,15 +152,17 @@ class Registry:
                         f'{nearest(config["name"], self)}')
     return self._constructors[config['name']]
 
-  def build(self, config: Mapping, where: str, *, beside: Iterable[str] = (), **context) -> Any:
+  def build(self, config: Mapping, where: str, *, beside: Iterable[str] = (), **context) -> Built:
     """Calls the constructor that `config` names with the other keys of `config` as arguments.
 
     Args:
       config: a `name` and the constructor's keys.
       where: the config path, e.g. '.score', which continues that of the group being built.
       beside: keys of the same group that other code reads, for errors.
-      context: arguments supplied by the surrounding code.
+      context: arguments supplied by the surrounding code, of those that the registry names.
     """
+    if undeclared := context.keys() - self.context:
+      raise TypeError(f'{", ".join(sorted(undeclared))}: not context of a {self.what}.')
     constructor = self.constructor(config, where)
     return _call(constructor, {k: v for k, v in config.items() if k != 'name'}, where, context, self, config['name'],
                  beside)
@@ -199,7 +224,7 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
   context = dict(context, where=where)
   parameters, passed_on = _parameters(constructor), _passed_on(constructor)
   allowed = [name for name in parameters if name not in context]
-  arguments = {name: context[name] for name in parameters if name in context}
+  arguments: dict[str, Any] = {name: context[name] for name in parameters if name in context}
   further = {key: value for key, value in config.items() if key in passed_on and key not in parameters}
   config = {key: _completed(value, parameters[key].default if key in allowed else None)
             for key, value in config.items() if key not in further}
@@ -272,6 +297,27 @@ def _passed_on(constructor) -> set[str]:
           if parameter.kind is parameter.VAR_KEYWORD]
   annotation = typing.get_type_hints(function).get(keys[0]) if keys else None
   return {field.name for field in dataclasses.fields(annotation)} if dataclasses.is_dataclass(annotation) else set()
+
+
+def _builds(constructor, base):
+  if inspect.isclass(constructor):
+    return issubclass(constructor, base)
+  result = typing.get_type_hints(constructor).get('return', Any)
+  return result == base or base is object or (inspect.isclass(result) and issubclass(result, base))
+
+
+def _in_a_config(annotation) -> bool:
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Annotated:
+    return _in_a_config(arguments[0])
+  if origin in (typing.Union, types.UnionType, tuple, list, dict, Sequence, Mapping):
+    return all(argument is Ellipsis or _in_a_config(argument) for argument in arguments)
+  return (origin is typing.Literal or
+          annotation in (str, bool, int, float, None, type(None), Any, tuple, list, dict, Sequence, Mapping))
+
+
+def _name(annotation) -> str:
+  return getattr(annotation, '__name__', str(annotation))
 
 
 def _label(config, constructor):

@@ -9,7 +9,7 @@ from flax import nnx
 from moejax.config import ConfigError, Registry, at, call, path, recorded
 from moejax.ranges import AtLeast, Count, Divides, Fraction, NotEmpty, Positive, Rate
 
-FRUIT = Registry('fruit')
+FRUIT = Registry('fruit', object, context=('dim', 'rngs'))
 
 
 @FRUIT('apple')
@@ -81,7 +81,7 @@ def test_a_value_that_is_not_a_dict_is_refused():
 
 
 def test_a_name_means_one_thing_but_a_cell_may_be_run_again():
-  registry = Registry('thing')
+  registry = Registry('thing', object)
 
   def define():
     @registry('one')
@@ -209,9 +209,50 @@ def test_keys_are_recorded_with_their_readers_outermost_first():
   assert set(inner.keys) == {'weight', 'kind', 'seeds', 'rings', 'extra'}  # not `dim`, which is context
 
 
+# ---- what may be registered -----------------------------------------------------------------------------------------
+
+class Vehicle:
+  pass
+
+
+VEHICLES = Registry('vehicle', Vehicle, context=('engine',))
+
+
+def test_a_class_must_derive_from_the_base_and_a_function_be_annotated_to_return_it():
+  VEHICLES('car')(type('Car', (Vehicle,), {}))
+  def cart() -> Vehicle:
+    return Vehicle()
+  VEHICLES('cart')(cart)
+  def horse():
+    return Vehicle()
+  for name, constructor in dict(stone=type('Stone', (), {}), horse=horse).items():
+    with pytest.raises(TypeError, match=f'{constructor.__qualname__} cannot be a vehicle: it must be a subclass of Vehicle'):
+      VEHICLES(name)(constructor)
+  assert list(VEHICLES) == ['car', 'cart']
+
+
+def test_a_parameter_is_context_or_a_value_that_a_config_can_hold():
+  def held(*, engine: nnx.Rngs, wheels: Count = 4, name: str | None = None, sizes: tuple[Positive, ...] = (),
+           parts: Mapping = {}, colour: Literal['red'] = 'red', pair: Annotated[tuple[int, int], NotEmpty()] = (1, 2),
+           other: Any = None) -> Vehicle:
+    return Vehicle()
+  registry = Registry('vehicle', Vehicle, context=('engine',))
+  registry('held')(held)
+  def motor(*, motor: nnx.Rngs) -> Vehicle:
+    return Vehicle()
+  with pytest.raises(TypeError, match=r'a config cannot hold its parameter motor \(Rngs\), and it is not context of a vehicle '
+                                      r'\(engine\)'):
+    registry('motor')(motor)
+
+
+def test_only_declared_context_is_supplied():
+  with pytest.raises(TypeError, match='wheels: not context of a fruit'):
+    FRUIT.build(dict(name='apple'), 'config.fruit', dim=3, wheels=4)
+
+
 # ---- paths ----------------------------------------------------------------------------------------------------------
 
-TREE = Registry('tree')
+TREE = Registry('tree', object)
 
 
 @TREE('leaf')

@@ -5,13 +5,12 @@ import platform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from experiments.dispatch_benchmark import peers
 from experiments.dispatch_benchmark.programs import Program
 from moejax import functional, kernels
 from moejax.config import call
-from moejax.experts import EXPERTS
+from moejax.experts import EXPERTS, Expert
 from moejax.kernels.activations import activate
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
@@ -33,7 +32,7 @@ LAYERS = {
 
 
 @EXPERTS('unchanged')
-class Unchanged(nnx.Module):
+class Unchanged(Expert):
   """Experts that return their rows, which leaves a layer's router, a sort and two permutations."""
 
   def __call__(self, rows, layout, *, key=None, train=False):

@@ -14,12 +14,21 @@ from moejax.config import ConfigError, Registry
 from moejax.random import derive
 from moejax.ranges import Natural, NonNegative, NotBelow
 
-AUGMENTATIONS = Registry('augmentation')
+
+class Augmentation:
+  """Base class of augmentations."""
+
+  def __call__(self, image: jax.Array, key: jax.Array) -> jax.Array:
+    """image: <float>[H,W,C] in [0, 1]."""
+    raise NotImplementedError
+
+
+AUGMENTATIONS = Registry('augmentation', Augmentation)
 
 
 @AUGMENTATIONS('flip')
 @dataclasses.dataclass(frozen=True)
-class Flip:
+class Flip(Augmentation):
   """Horizontal flip with probability 1/2."""
 
   def __call__(self, image, key):
@@ -28,7 +37,7 @@ class Flip:
 
 @AUGMENTATIONS('pad_crop')
 @dataclasses.dataclass(frozen=True)
-class PadCrop:
+class PadCrop(Augmentation):
   """Zero padding, then a random crop of the original size.
 
   Config keys:
@@ -43,7 +52,7 @@ class PadCrop:
 
 @AUGMENTATIONS('brightness')
 @dataclasses.dataclass(frozen=True)
-class Brightness:
+class Brightness(Augmentation):
   """Adds one random offset to all pixels.
 
   Config keys:
@@ -57,7 +66,7 @@ class Brightness:
 
 @AUGMENTATIONS('contrast')
 @dataclasses.dataclass(frozen=True)
-class Contrast:
+class Contrast(Augmentation):
   """Scales the deviation from the channel mean by a factor in [lower, upper].
 
   Config keys:
@@ -72,7 +81,7 @@ class Contrast:
 
 @AUGMENTATIONS('saturation')
 @dataclasses.dataclass(frozen=True)
-class Saturation:
+class Saturation(Augmentation):
   """Multiplies the saturation of a colour image by a factor in [lower, upper].
 
   Config keys:
@@ -87,7 +96,7 @@ class Saturation:
 
 @AUGMENTATIONS('rotate')
 @dataclasses.dataclass(frozen=True)
-class Rotate:
+class Rotate(Augmentation):
   """Rotates the image; pixels from outside it are 0.
 
   Config keys:

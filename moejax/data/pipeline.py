@@ -12,8 +12,6 @@ from moejax.data.readers import Readers
 from moejax.data.source import DataError, Examples, Source, Stream, place
 from moejax.ranges import Count, Divides
 
-PIPELINES = Registry('data pipeline')
-
 PartOfBatch = Annotated[Count, Divides('batch_size')]
 Batch = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
@@ -108,6 +106,9 @@ class Pipeline(abc.ABC):
 
   def read_options(self) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+
+
+PIPELINES = Registry('data pipeline', Pipeline)
 
 
 def require_model_key(model_config: Mapping, key: str, where: str, what: str) -> int:

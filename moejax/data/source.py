@@ -30,8 +30,6 @@ from moejax.config import ConfigError, Explained, Registry, shown
 from moejax.data import fingerprint
 from moejax.ranges import Above, Below, NotEmpty
 
-SOURCES = Registry('source')
-
 # Share of the examples that is held out: neither split may be empty.
 Share = Annotated[float, Above(0), Below(1)]
 Path = Annotated[str, NotEmpty()]
@@ -135,6 +133,9 @@ class Source(abc.ABC):
     """Raises ConfigError if there is no such split."""
     if split not in self.splits:
       raise ConfigError(f'{self.where}: there is no split {split!r}. Allowed: {", ".join(self.splits)}.')
+
+
+SOURCES = Registry('source', Source)
 
 
 class Arrays:

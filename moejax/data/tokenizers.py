@@ -18,8 +18,6 @@ from moejax.data.source import DataError, Example, Path, decoding, local_path, r
 from moejax.ranges import Count, NotEmpty
 import itertools
 
-TOKENIZERS = Registry('tokenizer')
-
 # In characters; until a piece is packed, it takes about a hundred times as many bytes.
 _LONGEST_PIECE = 1 << 20
 
@@ -79,6 +77,9 @@ class Tokenizer(abc.ABC):
       raise TypeError(f'its text is {document["text"]!r:.40}, not a string')
     # JSON can spell half of a surrogate pair, which UTF-8 cannot encode.
     return document['text'].encode('utf-8', errors='replace').decode('utf-8')
+
+
+TOKENIZERS = Registry('tokenizer', Tokenizer)
 
 
 @TOKENIZERS('bytes')

@@ -2,15 +2,11 @@
 import dataclasses
 
 import jax
-from flax import nnx
 
 from moejax import experts as experts_lib
 from moejax.config import ConfigError, Registry
 from moejax.kernels import CannotRun
 from moejax.routing.plans import Plan, TokenPlan
-
-DISPATCHERS = Registry('dispatcher')
-
 
 def build(config, where: str) -> 'Dispatcher':
   """Builds the dispatcher named in `config`, e.g. `dict(name='gather')`. `where` is the config path, for errors."""
@@ -39,7 +35,7 @@ class Dispatcher:
     """`run` on the active mesh. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
-  def __call__(self, plan: Plan, x: jax.Array, experts: nnx.Module, *, key: jax.Array | None = None,
+  def __call__(self, plan: Plan, x: jax.Array, experts: experts_lib.Expert, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
     """The sum over experts of combine weight times expert output, plus `passthrough` times the token.
 
@@ -74,6 +70,9 @@ class Dispatcher:
       able = [repr(name) for name in DISPATCHERS if DISPATCHERS[name].supports(*kind)]
       raise ConfigError(f'{self.where}: dispatcher {own!r} cannot run a {_describe(plan)}; {" and ".join(able)} can. '
                         'Change the dispatcher or the router.')
+
+
+DISPATCHERS = Registry('dispatcher', Dispatcher)
 
 
 def _placed(plan):

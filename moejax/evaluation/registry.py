@@ -31,7 +31,7 @@ class Evaluator:
       program.trace(params, router_state, spec)
 
 
-EVALUATORS = Registry('evaluator')
+EVALUATORS = Registry('evaluator', Evaluator, context=('pipeline', 'apply', 'mesh'))
 
 
 def build(config: Mapping, where: str = 'config.evaluation.evaluators', *, batch_size: int | None = None,

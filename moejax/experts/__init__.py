@@ -4,7 +4,7 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights apply to which row.
 """
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -14,13 +14,27 @@ from moejax.experts.layouts import Layout
 from moejax.kernels import Weights
 from moejax.kernels.activations import Activation
 
-EXPERTS = config_lib.Registry('expert')
-
 
 class FusedExperts(NamedTuple):
   """Feed-forward experts in the form that `kernels.expert_block` fuses."""
   weights: Weights
   activation: Activation
+
+
+class Expert(nnx.Module):
+  """Base class of experts. One module holds all E, in arrays with a leading axis."""
+
+  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    raise NotImplementedError
+
+  def block(self, train: bool) -> FusedExperts | None:
+    """The experts as one fused block, for dispatchers that fuse it with dispatch and combine; None if they are none."""
+    return None
+
+
+EXPERTS = config_lib.Registry('expert', Expert, context=('dim', 'num_experts', 'dtype', 'rngs'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +46,7 @@ class BoundExperts:
     key: for dropout.
     train: whether dropout applies.
   """
-  experts: Any
+  experts: Expert
   key: jax.Array | None = None
   train: bool = False
 
@@ -42,11 +56,10 @@ class BoundExperts:
 
   def block(self) -> FusedExperts | None:
     """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
-    block = getattr(self.experts, 'block', None)
-    return block and block(self.train)
+    return self.experts.block(self.train)
 
 
-def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> nnx.Module:
+def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> Expert:
   """Builds the experts named in `config`, e.g. `dict(name='feed_forward', hidden=1024)`.
 
   Args:
@@ -56,10 +69,6 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
     num_experts: E, or None for a single expert without an expert axis.
     dtype: dtype of the computation; parameters are float32.
     rngs: source of the initial values.
-
-  Returns:
-    A module that is called as `experts(rows, layout, *, key=None, train=False)`. It may have a method
-    `block(train) -> Block | None`, which lets dispatchers fuse the experts with dispatch and combine.
 
   Raises:
     ConfigError: an invalid config.

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.experts import EXPERTS, FusedExperts, Layout
+from moejax.experts import EXPERTS, Expert, FusedExperts, Layout
 from moejax.kernels import Weights
 from moejax.kernels.activations import GATES, Activation, activate
 from moejax.ranges import Count, Positive, Rate
 
 
 @EXPERTS('feed_forward')
-class FeedForwardExperts(nnx.Module):
+class FeedForwardExperts(Expert):
   """`act(x Wi + bi) Wo + bo`, or gated `(act(x Wg + bg) * (x Wi + bi)) Wo + bo`, per expert.
 
   Parameters, with a leading axis E unless `num_experts` is None: `wi` and `wg` [D,F], `wo` [F,D], `bi` and `bg` [F],

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.experts import EXPERTS, Layout
+from moejax.experts import EXPERTS, Expert, Layout
 from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.kernels.activations import Activation
 from moejax.random import derive
@@ -14,7 +14,7 @@ from moejax.ranges import Between, Count
 
 
 @EXPERTS('residual_stack')
-class ResidualStack(nnx.Module):
+class ResidualStack(Expert):
   """Returns `F(x) - x`, where F is a stack of branches `x <- x + act(LN(x) Wi + bi) Wo + bo` (BASE layers, 2103.16716).
 
   `Wo` starts at zero, so each expert starts as the identity. With combine weight `a` and the residual connection the

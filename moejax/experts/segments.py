@@ -6,13 +6,13 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.experts import EXPERTS, Layout
+from moejax.experts import EXPERTS, Expert, Layout
 from moejax.kernels.activations import GATES, Activation, activate
 from moejax.ranges import Count, Divides
 
 
 @EXPERTS('segments')
-class SegmentExperts(nnx.Module):
+class SegmentExperts(Expert):
   """`v = act([x A_1, .., x A_N])` and `[v B_1, .., v B_N]`; A_n [D,F/N] and B_n [F,D/N] are the token's n-th expert's.
 
   E experts combine to E^N feed-forwards (Hash Layers, section 3.2).

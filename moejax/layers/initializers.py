@@ -1,22 +1,23 @@
 """Weight initialisers, named in the config of the layer that owns the weight."""
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 
 from moejax.config import Registry
 from moejax.ranges import NonNegative, Positive
 
-INITIALIZERS = Registry('initializer')
+Initializer = jax.nn.initializers.Initializer
+INITIALIZERS: Registry[Initializer] = Registry('initializer', Initializer, context=('in_axis', 'out_axis'))
 Axes = int | tuple[int, ...]
 
 
-def build(config: Mapping, where: str, *, in_axis: Axes = -2, out_axis: Axes = -1) -> Callable:
+def build(config: Mapping, where: str, *, in_axis: Axes = -2, out_axis: Axes = -1) -> Initializer:
   """`init(key, shape, dtype)`; `in_axis` and `out_axis`: input and output dimensions of the weight."""
   return INITIALIZERS.build(config, where, in_axis=in_axis, out_axis=out_axis)
 
 
 @INITIALIZERS('fan_in')
-def fan_in(*, in_axis, out_axis, scale: Positive = 1.) -> Callable:
+def fan_in(*, in_axis, out_axis, scale: Positive = 1.) -> Initializer:
   """Truncated normal with variance `scale / fan_in`; Switch Transformer (2101.03961, section 2.4) trains with 0.1.
 
   Config:
@@ -26,13 +27,13 @@ def fan_in(*, in_axis, out_axis, scale: Positive = 1.) -> Callable:
 
 
 @INITIALIZERS('xavier_uniform')
-def xavier_uniform(*, in_axis, out_axis) -> Callable:
+def xavier_uniform(*, in_axis, out_axis) -> Initializer:
   """Uniform with variance `2 / (fan_in + fan_out)`, as in vision transformers."""
   return jax.nn.initializers.xavier_uniform(in_axis, out_axis)
 
 
 @INITIALIZERS('normal')
-def normal(*, std: NonNegative) -> Callable:
+def normal(*, std: NonNegative) -> Initializer:
   """Normal with a standard deviation independent of the shape.
 
   Config:

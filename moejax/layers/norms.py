@@ -7,11 +7,20 @@ from moejax import functional
 from moejax.config import Registry
 from moejax.ranges import NonNegative
 
-NORMS = Registry('norm')
+
+class Norm(nnx.Module):
+  """Base class of norms."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: <float>[...,D]; the result has its dtype."""
+    raise NotImplementedError
+
+
+NORMS = Registry('norm', Norm, context=('dim', 'axis', 'rngs'))
 
 
 @NORMS('layer_norm')
-class LayerNorm(nnx.Module):
+class LayerNorm(Norm):
   """`scale * (x - mean) / sqrt(variance + epsilon) + bias` (1607.06450).
 
   Config:
@@ -33,7 +42,7 @@ class LayerNorm(nnx.Module):
 
 
 @NORMS('rms_norm')
-class RMSNorm(nnx.Module):
+class RMSNorm(Norm):
   """`scale * x / sqrt(mean(x^2) + epsilon)`, without centring or bias (1910.07467).
 
   Config:

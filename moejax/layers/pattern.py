@@ -8,14 +8,14 @@ a feed-forward, dense or a mixture of experts, need not write that out: `attenti
 layout `sparse=dict(name='every', n=2)` stand for two kinds, 'dense' and 'sparse'. Layers are numbered from 0.
 """
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moejax.config import ConfigError, Registry, path
 from moejax.layers.block import BranchSpec
 from moejax.ranges import Count, Natural
 
-PATTERNS = Registry('pattern of layers')
-LAYOUTS = Registry('sparse layer layout')
+PATTERNS: Registry[tuple[str, ...]] = Registry('pattern of layers', tuple[str, ...], context=('num_layers',))
+LAYOUTS: Registry[Iterable[int]] = Registry('sparse layer layout', object, context=('num_layers',))
 
 # The branches of a kind of block, by name, in order.
 Kind = dict[str, BranchSpec]

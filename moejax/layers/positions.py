@@ -19,7 +19,6 @@ from moejax import functional
 from moejax.config import ConfigError, Registry
 from moejax.ranges import AtLeast, Between, Count, NonNegative
 
-POSITIONS = Registry('position encoding')
 Base = Annotated[float, AtLeast(1)]
 
 
@@ -29,12 +28,8 @@ def position_encoding(config: Mapping, where: str, *, grid: tuple[int, int] | No
   return POSITIONS.build(config, where, grid=grid, prefix=prefix, **context)
 
 
-@POSITIONS('none')
 class PositionEncoding(nnx.Module):
-  """No position information; the base class."""
-
-  def __init__(self):
-    pass
+  """Base class of position encodings. By default they do nothing."""
 
   def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     """x: <float>[B,S,D] embeddings at positions <int32>[B,S]."""
@@ -47,6 +42,18 @@ class PositionEncoding(nnx.Module):
   def bias(self, queries: int, keys: int) -> jax.Array | None:
     """<float32>[1,H,queries,keys] to add to the logits of attention within a sequence, or None."""
     return None
+
+
+POSITIONS = Registry('position encoding', PositionEncoding,
+                     context=('grid', 'prefix', 'length', 'dim', 'heads', 'bidirectional', 'rngs'))
+
+
+@POSITIONS('none')
+class NoPositions(PositionEncoding):
+  """No position information."""
+
+  def __init__(self):
+    pass
 
 
 @POSITIONS('learned')

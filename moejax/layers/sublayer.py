@@ -15,8 +15,6 @@ from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 
-SUBLAYERS = Registry('sublayer')
-
 # What a sublayer remembers of earlier tokens: arrays by name.
 Cache = dict[str, jax.Array]
 
@@ -75,6 +73,9 @@ class Sublayer(nnx.Module):
     """Whether an output depends on later tokens, beyond what the mask of the context allows."""
     del train
     return 'causal'
+
+
+SUBLAYERS: Registry[Sublayer] = Registry('sublayer', Sublayer, context=('dim', 'dtype', 'rngs'))
 
 
 def updates(left: dict[str, Left]) -> dict[str, Any]:

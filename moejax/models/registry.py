@@ -3,11 +3,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
+from flax import nnx
 
 from moejax.config import Registry
 from moejax.functional import Functional, functionalize
 
-MODELS = Registry('model')
+MODELS = Registry('model', nnx.Module, context=('rngs',))
 
 # The dtype of activations, to which parameters (always float32) are cast when they are used.
 Dtype = Literal['float32', 'bfloat16']

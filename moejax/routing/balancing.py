@@ -21,9 +21,6 @@ from moejax.routing.plans import Plan
 from moejax.routing.scores import Scores
 from moejax.routing.selection import top_k
 
-BALANCERS = Registry('balance')
-
-
 @dataclasses.dataclass(frozen=True)
 class Routed:
   """The inputs of balancing.
@@ -71,6 +68,9 @@ class Balancer(nnx.Module):
   def update(self, routed: Routed) -> dict[str, functional.Statistics]:
     """Statistics that update this module's state, by name: sums over tokens, applied once per step."""
     return {}
+
+
+BALANCERS = Registry('balance', Balancer, context=('num_experts', 'k', 'noisy'))
 
 
 def build(config: Mapping, where: str, **context) -> nnx.Dict:

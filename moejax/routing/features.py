@@ -4,7 +4,7 @@ A feature is a class with a static `width` (`None`: ids) and `__call__(x, inputs
 `<int32>[G,S]`; its optional `leak` says how it depends on later tokens (`plans.Leak`).
 """
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError, Registry
 from moejax.routing.plans import Leak
 
-FEATURES = Registry('router feature')
+FEATURES: Registry[Any] = Registry('router feature', object, context=('dim', 'rngs'))
 
 _IDS = 'Language models have them: use one'
 _GIVEN_BY = dict(

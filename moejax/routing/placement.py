@@ -18,8 +18,6 @@ from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import Leak, Plan, TokenPlan
 from moejax.routing.scores import required
 
-PLACEMENTS = Registry('router placement')
-
 Convention = Literal['moejax', 'vmoe', 'flaxformer', 'mesh_tensorflow', 'deepspeed', 'fairseq', 'lingvo', 'tutel',
                      'fastmoe', 'fastmoe_switch', 'widenet']
 Priority = Literal['position', 'batch', 'probability', 'random']
@@ -174,6 +172,9 @@ class Placement:
   def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     """`plan` with only the entries that have a slot; `gates` has one value per entry of the plan."""
     raise NotImplementedError
+
+
+PLACEMENTS = Registry('router placement', Placement, context=('num_experts', 'k'))
 
 
 @PLACEMENTS('dropless')

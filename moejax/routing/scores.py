@@ -17,8 +17,6 @@ from moejax.random import derive
 from moejax.ranges import Count, Fraction, NonNegative, Rate
 from moejax.routing.plans import Leak
 
-SCORES = Registry('router score')
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +64,9 @@ class Score(nnx.Module):
     They depend only on parameters and state. State that depends on the batch is updated by `functional.Statistics`.
     """
     return {}
+
+
+SCORES = Registry('router score', Score, context=('dim', 'num_experts', 'rngs'))
 
 
 def noiseless(logits: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:

@@ -12,7 +12,7 @@ and `leak(train)`, how the selection depends on later tokens (`plans.Leak`), and
 `__call__(scores, valid, *, key, train) -> Plan`. Ties always go to the lowest index.
 """
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from moejax.routing import placement
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, slot_plan, token_plan
 from moejax.routing.scores import Scores, required
 
-SELECTIONS = Registry('router selection')
+SELECTIONS: Registry[Any] = Registry('router selection', object, context=('num_experts',))
 
 
 def top_k(scores: jax.Array, k: int) -> jax.Array:

@@ -13,8 +13,6 @@ from moejax.config import ConfigError, Registry
 from moejax.routing.plans import Plan
 from moejax.routing.shares import normalized, softmax_over
 
-WEIGHTINGS = Registry('router weighting')
-
 Renormalize = Literal['never', 'before', 'after']
 
 
@@ -66,6 +64,9 @@ class Weighting:
   def always_one(self) -> bool:
     """Whether weights are always 1 by normalisation, which leaves the router without a gradient from the output."""
     return False
+
+
+WEIGHTINGS = Registry('router weighting', Weighting, context=('num_experts', 'k'))
 
 
 @dataclasses.dataclass(frozen=True)

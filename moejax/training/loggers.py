@@ -17,15 +17,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from moejax import json_lines
 from moejax.config import ConfigError, Registry
 from moejax.training.workdir import write_atomically
-
-LOGGERS = Registry('logger')
 
 Row = dict[str, Any]
 
@@ -48,7 +46,7 @@ class Opening:
   say: Callable[[str], None]
 
 
-class Logger(Protocol):
+class Logger:
   """A destination of rows.
 
   Attributes:
@@ -62,11 +60,17 @@ class Logger(Protocol):
   def write(self, step: int, row: Row) -> None:
     """Writes `row` (numbers, and lists of them), measured at `step`."""
 
+  def sync(self) -> None:
+    """Returns when all rows are on disk. By default, at once."""
+
   def close(self, failed: bool) -> None:
     """Closes the destination; `failed`: the run did not finish."""
 
   def where(self) -> str | None:
     """Where the rows are, or the command that shows them; None if no installed program can."""
+
+
+LOGGERS = Registry('logger', Logger, context=('opening',))
 
 
 def check(names: Iterable[str]) -> None:
@@ -98,7 +102,7 @@ def scalars(row: Row) -> dict[str, float]:
   return {name: value if value is not None and math.isfinite(value) else math.nan for name, value in flat.items()}
 
 
-class _File:
+class _File(Logger):
   # A logger that appends to `_file`, which is open at `_path`.
   needs = None
   _path: Path
@@ -165,7 +169,7 @@ class Csv(_File):
 
 
 @LOGGERS('tensorboard')
-class TensorBoard:
+class TensorBoard(Logger):
   """tensorboard/: event files, for TensorBoard and other viewers."""
   needs = 'tensorboardX'
 
@@ -192,7 +196,7 @@ class TensorBoard:
 
 
 @LOGGERS('wandb')
-class Wandb:
+class Wandb(Logger):
   """Weights & Biases: its run resumes when this run does. WANDB_PROJECT, WANDB_MODE, ... apply."""
   needs = 'wandb'
 

@@ -5,7 +5,7 @@ returns the objective of the step; router losses come from the output that it re
 """
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,28 @@ from moejax.ranges import NonNegative
 from moejax.routing.router import RouterOutput
 from moejax.training.objectives import Batch, Metrics, Objective
 
-METHODS = Registry('training method')
-
 Forward = Callable[[jax.Array | None, Batch], ModelOutput]
 
 
+class Method:
+  """Base class of training methods.
+
+  Attributes:
+    passes: number of passes of the model in a step.
+  """
+  passes: ClassVar[int] = 1
+
+  def __call__(self, forward: Forward, objective: Objective, batch: Batch,
+               key: jax.Array) -> tuple[jax.Array, Metrics, ModelOutput]:
+    """(objective, its metrics, the output whose router losses and updates are used)."""
+    raise NotImplementedError
+
+
+METHODS = Registry('training method', Method)
+
+
 @METHODS('plain')
-class Plain:
+class Plain(Method):
   """The objective of a single pass."""
   passes = 1
 
@@ -36,7 +51,7 @@ class Plain:
 
 @METHODS('consistency')
 @dataclasses.dataclass(frozen=True)
-class Consistency:
+class Consistency(Method):
   """Two passes with different random numbers, regularised to agree (THOR, arXiv 2110.04260, equation 6).
 
   `objective(p1) + objective(p2) + alpha * symmetric_kl(p1, p2)`. Router losses come from both passes, router
@@ -78,7 +93,7 @@ def symmetric_kl(one: jax.Array, other: jax.Array) -> jax.Array:
 
 @METHODS('reinforce')
 @dataclasses.dataclass(frozen=True)
-class Reinforce:
+class Reinforce(Method):
   """The routers of a language model as policies (RL-R of arXiv 2202.01169, section 3.3).
 
   Every router draws an expert for each token (select 'sample', k = 1). The reward of the draw is the log-probability of

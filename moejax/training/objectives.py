@@ -14,8 +14,6 @@ from moejax.config import ConfigError, Registry
 from moejax.layers import ctc
 from moejax.ranges import NonNegative, Rate
 
-OBJECTIVES = Registry('objective')
-
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -62,6 +60,9 @@ class Objective:
     layers: list[Any] = [sum(router.losses.values(), jnp.float32(0)) for router in output.routers.values()]
     total: Any = sum(layers, jnp.float32(0))
     return total / len(layers) if layers and self.router_losses == 'mean' else total
+
+
+OBJECTIVES = Registry('objective', Objective)
 
 
 @OBJECTIVES('classification')

@@ -20,10 +20,10 @@ from moejax.functional import Functional, Tree, flatten, unflatten
 from moejax.ranges import Count, Natural, NonNegative, Positive, Rate
 from moejax.training import normalized_descent
 
-OPTIMIZERS = Registry('optimizer')
-SCHEDULES = Registry('schedule')
-
 Schedule = optax.Schedule
+
+OPTIMIZERS = Registry('optimizer', optax.GradientTransformation, context=('schedule', 'mask', 'axes'))
+SCHEDULES: Registry[Schedule] = Registry('schedule', Schedule, context=('steps',))
 
 # Parameters that no axis name identifies, by a part of their path: learned positions, and tokens that are not words.
 _NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
@@ -101,7 +101,7 @@ class _GradientScale:
 
 @OPTIMIZERS('adamw')
 def adamw(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8,
-          weight_decay: NonNegative = 0.0):
+          weight_decay: NonNegative = 0.0) -> optax.GradientTransformation:
   """AdamW (Loshchilov & Hutter 2019, algorithm 2); the decay is multiplied by the learning rate.
 
   Config:
@@ -116,7 +116,7 @@ def adamw(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.999, e
 @OPTIMIZERS('adafactor')
 def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: Count = 128, decay_rate: Positive = 0.8,
               clipping_threshold: Positive = 1.0, multiply_by_parameter_scale: bool = True,
-              momentum: Rate | None = None, weight_decay: NonNegative = 0.0):
+              momentum: Rate | None = None, weight_decay: NonNegative = 0.0) -> optax.GradientTransformation:
   """Adafactor (Shazeer & Stern 2018). Decay is multiplied by the learning rate, as in AdamW.
 
   Config:
@@ -137,7 +137,8 @@ def adafactor(*, schedule: Schedule, mask: Tree, min_dim_size_to_factor: Count =
 
 
 @OPTIMIZERS('lion')
-def lion(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.99, weight_decay: NonNegative = 0.0):
+def lion(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.99,
+         weight_decay: NonNegative = 0.0) -> optax.GradientTransformation:
   """Lion (Chen et al. 2023, algorithm 2).
 
   Config:
@@ -150,7 +151,7 @@ def lion(*, schedule: Schedule, mask: Tree, b1: Rate = 0.9, b2: Rate = 0.99, wei
 
 @OPTIMIZERS('sgd')
 def sgd(*, schedule: Schedule, mask: Tree, momentum: Rate | None = None, nesterov: bool = False,
-        weight_decay: NonNegative = 0.0):
+        weight_decay: NonNegative = 0.0) -> optax.GradientTransformation:
   """Gradient descent with momentum; decay is added after momentum (decoupled).
 
   Config:
@@ -166,7 +167,7 @@ def sgd(*, schedule: Schedule, mask: Tree, momentum: Rate | None = None, nestero
 
 @OPTIMIZERS('normalized_sgd')
 def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate | None = None,
-                   others: NonNegative = 1.0, weight_decay: NonNegative = 0.0):
+                   others: NonNegative = 1.0, weight_decay: NonNegative = 0.0) -> optax.GradientTransformation:
   """Gradient descent with momentum on normalised expert gradients (2208.02813, equation 3.4); decay precedes momentum.
 
   Config:
