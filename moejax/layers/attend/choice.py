@@ -11,11 +11,17 @@ from moejax.kernels.target import target
 from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
 from moejax.layers.attend.mask import Mask
 
-Name = Literal['plain']
+Name = Literal['plain', 'chunked']
 
 REASONS: dict[Name, str] = {
     'plain': 'all logits in memory, [B,H,S,T] of them; the fastest for short sequences, with dropout too',
+    'chunked': 'blocks of queries and keys in turn, in plain JAX: memory grows with S + T; runs anywhere',
 }
+# The fastest on each platform, where they can run.
+FUSED: dict[str, tuple[Name, ...]] = {'cpu': (), 'gpu': (), 'tpu': ()}
+# Up to this many queries and keys all logits are in memory: 4 MiB for a head.
+SHORT = 1024
+
 assert set(REASONS) == set(get_args(Name))
 
 
@@ -76,14 +82,16 @@ def choose(name: Name | None, inputs: AttentionInputs) -> AttentionKernel:
   """
   chosen = kernel(name or default(inputs))
   if limit := chosen.limit(target(), inputs):
-    raise CannotRun(limit)
+    raise CannotRun(f'{name}: {limit}')
   return chosen
 
 
 def default(inputs: AttentionInputs) -> Name:
   """The best implementation that runs the inputs on the current target."""
-  del inputs
-  return 'plain'
+  where = target()
+  short = inputs.queries.shape[1] * inputs.keys.shape[1] <= SHORT**2
+  ranked: tuple[Name, ...] = (*FUSED[where.platform], 'plain' if short else 'chunked')
+  return next((name for name in ranked if not kernel(name).limit(where, inputs)), 'plain')
 
 
 def kernel(name: Name) -> AttentionKernel:

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from moejax.kernels.target import Target
 from moejax.layers.attend.mask import Mask
@@ -21,6 +22,9 @@ class AttentionInputs(NamedTuple):
   drop: Callable[[jax.Array], jax.Array] | None = None
 
 
+DROPS = "dropout of attention's weights needs all of them: use 'plain', or set dropout to 0."
+
+
 class AttentionKernel(NamedTuple):
   """One way to compute attention, forward and backward.
 
@@ -30,3 +34,8 @@ class AttentionKernel(NamedTuple):
   """
   run: Callable[[AttentionInputs], jax.Array]
   limit: Callable[[Target, AttentionInputs], str | None] = lambda target, inputs: None
+
+
+def accumulator(x: jax.Array) -> jax.typing.DTypeLike:
+  """The dtype of logits, weights and sums over keys."""
+  return jnp.promote_types(x.dtype, jnp.float32)

@@ -3,6 +3,7 @@
 Axis letters: B batch, S queries, T keys.
 """
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,13 @@ class Mask:
   def with_window(self, window: int | None) -> 'Mask':
     """This mask with another window: the window belongs to a layer, all else to the batch."""
     return dataclasses.replace(self, window=window)
+
+  def map(self, of_queries: Callable[[jax.Array], jax.Array], of_keys: Callable[[jax.Array], jax.Array]) -> 'Mask':
+    """This mask with its arrays of queries and those of keys put through a function each."""
+    queries, keys = ((lambda x, f=f: None if x is None else f(x)) for f in (of_queries, of_keys))
+    return dataclasses.replace(
+        self, query_segments=queries(self.query_segments), query_positions=queries(self.query_positions),
+        key_segments=keys(self.key_segments), key_positions=keys(self.key_positions), prefix=keys(self.prefix))
 
   def dense(self, queries: int, keys: int) -> jax.Array | None:
     """<bool>[B|1,1,S,T] for S `queries` and T `keys`, True where a query sees a key; None if all see all."""

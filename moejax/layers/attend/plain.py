@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
+from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel, accumulator
 
 
 def attend(inputs: AttentionInputs) -> jax.Array:
@@ -10,7 +10,7 @@ def attend(inputs: AttentionInputs) -> jax.Array:
   queries, keys, values = inputs.queries, inputs.keys, inputs.values
   batch, length, heads, _ = queries.shape
   kv_heads = keys.shape[2]
-  wide = jnp.promote_types(queries.dtype, jnp.float32)
+  wide = accumulator(queries)
   grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, -1)
   logits = jnp.einsum('bsnrk,btnk->bnrst', grouped, keys, preferred_element_type=wide)
   logits = logits.reshape(batch, heads, length, -1) * inputs.scale

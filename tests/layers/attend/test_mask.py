@@ -3,27 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_masks import masks
 from hypothesis import given, strategies as st
 
 from moejax.layers.attend import EMPTY, Mask
 
 B = 2
-
-
-@st.composite
-def masks(draw, queries, keys):
-  """A mask, with any of its fields."""
-  ints = lambda size, low, high: jnp.asarray(draw(st.lists(st.lists(
-      st.integers(low, high), min_size=size, max_size=size), min_size=B, max_size=B)), jnp.int32)
-  fields = {}
-  if draw(st.booleans()):
-    fields |= dict(query_segments=ints(queries, 0, 2), key_segments=ints(keys, 0, 2))
-  if draw(st.booleans()):
-    fields |= dict(query_positions=ints(queries, 0, 9), key_positions=ints(keys, EMPTY, 9))
-  fields['causal'] = draw(st.booleans())
-  if fields['causal'] and draw(st.booleans()):
-    fields['prefix'] = ints(keys, 0, 1) == 1
-  return Mask(**fields, window=draw(st.none() | st.integers(1, 5)))
 
 
 def sees(mask, b, s, t):
@@ -37,7 +22,7 @@ def sees(mask, b, s, t):
 
 @given(data=st.data(), queries=st.integers(1, 5), keys=st.integers(1, 5))
 def test_a_dense_mask_equals_its_definition(data, queries, keys):
-  mask = jax.tree.map(np.asarray, data.draw(masks(queries, keys)))
+  mask = jax.tree.map(np.asarray, data.draw(masks(B, queries, keys)))
   expected = [[[[sees(mask, b, s, t) for t in range(keys)] for s in range(queries)]] for b in range(B)]
   got = mask.dense(queries, keys)
   if got is None:
