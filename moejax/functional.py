@@ -72,11 +72,16 @@ class Functional:
     apply: `(params, state, *args, **kwargs) -> ` the return value of the module's `__call__`.
     axes: logical axis names of every leaf of `params`.
     state_axes: the same for `state`.
+    init_cache: `(batch, length) -> cache`, what the module remembers of B rows of at most `length` tokens before the
+      first, for `apply(..., cache=)`; raises AttributeError for a module that remembers nothing.
+    cache_axes: `() -> ` logical axis names of every leaf of the cache.
   """
   init: Callable[[jax.Array], tuple[Tree, Tree]]
   apply: Callable[..., Any]
   axes: Tree
   state_axes: Tree
+  init_cache: Callable[[int, int], Tree]
+  cache_axes: Callable[[], Tree]
 
   def shapes(self) -> tuple[Tree, Tree]:
     """`(params, state)` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
@@ -99,7 +104,8 @@ def functionalize(build: Build, method: Callable | None = None) -> Functional:
     module = nnx.merge(graph, _from_dict(abstract_params, params), _from_dict(abstract_state, state))
     return module(*args, **kwargs) if method is None else method(module, *args, **kwargs)
 
-  return Functional(init, apply, _axes(abstract_params), _axes(abstract_state))
+  return Functional(init, apply, _axes(abstract_params), _axes(abstract_state),
+                    lambda batch, length: abstract.init_cache(batch, length), lambda: abstract.cache_axes())
 
 
 def stack_modules(build: Build, count: int, rngs: nnx.Rngs,

@@ -11,7 +11,7 @@ from moejax.config import call
 from moejax.layers import feed_forwards, mixers  # noqa: F401  (whose sublayers are registered)
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
-from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
+from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.plans import Leak
@@ -120,6 +120,16 @@ class Block(nnx.Module):
     """For a block whose layers have norms of their own."""
     for name in self.norm_names():
       setattr(self, name, None)
+
+  def init_cache(self, batch: int, length: int) -> dict[str, Cache]:
+    """What its branches remember of B rows of at most `length` tokens, before the first."""
+    caches = {branch.name: self.sublayer(branch).init_cache(batch, length) for branch in self.branches}
+    return {name: cache for name, cache in caches.items() if cache is not None}
+
+  def cache_axes(self) -> dict[str, Axes]:
+    """Logical names of the axes of `init_cache`."""
+    axes = {branch.name: self.sublayer(branch).cache_axes() for branch in self.branches}
+    return {name: of_cache for name, of_cache in axes.items() if of_cache is not None}
 
   def leaks(self, train: bool) -> dict[str, Leak]:
     """Whether the sublayer at each config path sees later tokens."""

@@ -1,6 +1,6 @@
 """Whole layers as experts: attention and feed-forward with their norms and residuals (CrossTaskMoE, 2205.12701)."""
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,11 @@ class BlockMixture(nnx.Module):
                         f"the model's attention and feed_forward, and computes all tokens. Remove {', '.join(useless)}.")
     self.where = spec.where
     self.moe = call(LayerMixture, config, spec.where, dim=dim, rngs=rngs, block=block)
+
+  def init_cache(self, batch: int, length: int) -> NoReturn:
+    """Raises ConfigError: the layers would need a cache each."""
+    raise ConfigError(f"{self.where}: with sparse_form='layer' there is no cache: tokens are not computed one by one. "
+                      'Apply the model to whole sequences.')
 
   def leaks(self, train: bool) -> dict[str, Leak]:
     """See `Block.leaks`."""

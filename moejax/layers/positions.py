@@ -43,6 +43,10 @@ class PositionEncoding(nnx.Module):
     """<float32>[1,H,queries,keys] to add to the logits of attention within a sequence, or None."""
     return None
 
+  def bias_between(self, queries: jax.Array, keys: jax.Array) -> jax.Array | None:
+    """`bias` for tokens at places <int32>[B,S] and <int32>[B,T] in their rows: <float32>[B,H,S,T], or None."""
+    return None
+
 
 POSITIONS = Registry('position encoding', PositionEncoding,
                      context=('grid', 'prefix', 'length', 'dim', 'heads', 'bidirectional', 'rngs'))
@@ -160,6 +164,12 @@ class RelativeBias(PositionEncoding):
     buckets = jnp.asarray(relative_position_bucket(distances, self.bidirectional, self.buckets, self.max_distance))
     which = jnp.arange(keys) - jnp.arange(queries)[:, None] + queries - 1
     return jnp.moveaxis(self.table[...][buckets[which]], -1, 0)[None]
+
+  def bias_between(self, queries, keys):
+    most = self.max_distance  # larger distances share its bucket
+    buckets = jnp.asarray(relative_position_bucket(np.arange(-most, most + 1), self.bidirectional, self.buckets, most))
+    which = jnp.clip(keys[:, None, :] - queries[:, :, None], -most, most) + most
+    return jnp.moveaxis(self.table[...][buckets[which]], -1, 1)
 
 
 def relative_position_bucket(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:

@@ -30,8 +30,8 @@ _POLICIES = {
     'dots_with_no_batch_dims': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-# `(block, x, key, depth) -> (x, what each of its branches leaves)`; `depth` may be traced.
-Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any], tuple[jax.Array, dict[str, Left]]]
+# `(block, x, key, depth, cache) -> (x, what each of its branches leaves)`; `depth` may be traced, `cache` be None.
+Step = Callable[[nnx.Module, jax.Array, jax.Array | None, Any, Any], tuple[jax.Array, dict[str, Left]]]
 
 
 @functools.lru_cache
@@ -89,24 +89,49 @@ class Stack:
       else:
         yield block
 
-  def run(self, blocks: nnx.List, step: Step, x: jax.Array,
-          key: jax.Array | None) -> tuple[jax.Array, dict[str, RouterOutput], Tree]:
+  def run(self, blocks: nnx.List, step: Step, x: jax.Array, key: jax.Array | None,
+          cache: Tree | None = None) -> tuple[jax.Array, dict[str, RouterOutput], Tree, Tree | None]:
     """Applies all blocks to `x`.
+
+    Args:
+      blocks: as `build` returns them.
+      step: applies one.
+      x: <float>[B,S,D].
+      key: for noise and dropout.
+      cache: what the branches of each block remember, by the paths of `blocks`, as `caches` returns it.
 
     Returns:
       x: output of the last block.
       routers: `{'block_03': RouterOutput}` for each router, in order; the same names and shapes whether scanned or not.
       updates: updates of router state, nested by the paths of `blocks`.
+      cache: the new one; None without one.
     """
     step = self._rematerialised(step)
     depths = jnp.arange(len(self.kinds))
     keys = None if key is None else jax.vmap(lambda depth: jax.random.fold_in(key, depth))(depths)
     run = self._scan if self.layers == 'scan' else self._unroll
-    x, left, updates = run(blocks, step, x, keys, depths)
+    x, left, updates, new_cache = run(blocks, step, x, keys, depths, cache or {})
     routers = {}
     for depth in sorted(left):
       routers |= sublayer.routers(f'block_{depth:02d}', left[depth])
-    return x, routers, updates
+    return x, routers, updates, None if cache is None else new_cache
+
+  def caches(self, of_kind: Callable[[str], Tree]) -> Tree:
+    """`of_kind(kind)` for every layer, by the paths of blocks; scanned ones have an axis of repeats before all others."""
+    if self.layers != 'scan':
+      return {str(depth): tree for depth, kind in enumerate(self.kinds) if (tree := of_kind(kind))}
+    return {str(segment): {str(position): jax.tree.map(lambda a: jnp.broadcast_to(a, (repeats, *a.shape)), tree)
+                           for position, kind in enumerate(unit) if (tree := of_kind(kind))}
+            for segment, (unit, repeats) in enumerate(factor(self.kinds))}
+
+  def cache_axes(self, of_kind: Callable[[str], Tree]) -> Tree:
+    """Logical names of the axes of `caches`; `of_kind(kind)` are those of a layer."""
+    if self.layers != 'scan':
+      return {str(depth): tree for depth, kind in enumerate(self.kinds) if (tree := of_kind(kind))}
+    return {str(segment): {str(position): {branch: {name: ('layers', *axes) for name, axes in cache.items()}
+                                           for branch, cache in tree.items()}
+                           for position, kind in enumerate(unit) if (tree := of_kind(kind))}
+            for segment, (unit, _) in enumerate(factor(self.kinds))}
 
   def unrolled(self, scanned: Tree) -> Tree:
     """Converts parameters (or any tree with the same paths) from the scanned to the unrolled form."""
@@ -134,43 +159,50 @@ class Stack:
           yield depth, segment, repeat, position
           depth += 1
 
-  def _unroll(self, blocks, step, x, keys, depths):
-    left, updates = {}, {}
+  def _unroll(self, blocks, step, x, keys, depths, cache):
+    left, updates, new_cache = {}, {}, {}
     for depth, block in enumerate(blocks):
-      x, left[depth] = step(block, x, None if keys is None else keys[depth], depths[depth])
+      name = str(depth)
+      x, left[depth] = step(block, x, None if keys is None else keys[depth], depths[depth], cache.get(name))
       if changed := sublayer.updates(left[depth]):
-        updates[str(depth)] = changed
-    return x, left, updates
+        updates[name] = changed
+      if remembered := sublayer.caches(left[depth]):
+        new_cache[name] = remembered
+    return x, left, updates, new_cache
 
-  def _scan(self, blocks, step, x, keys, depths):
+  def _scan(self, blocks, step, x, keys, depths, cache):
     def body(unit, x, per_layer):
+      keys, depths, caches = per_layer
       left = []
       for position, block in enumerate(unit):
-        key, depth = jax.tree.map(lambda a: a[position], per_layer)
-        x, of_block = step(block, x, key, depth)
+        key = None if keys is None else keys[position]
+        x, of_block = step(block, x, key, depths[position], caches.get(str(position)))
         left.append(of_block)
       return x, left
 
-    stacked, updates, first = [], {}, 0
+    stacked, updates, new_cache, first = [], {}, {}, 0
     for segment, ((unit, repeats), modules) in enumerate(zip(factor(self.kinds), blocks)):
+      name = str(segment)
       take = lambda a: a[first:first + repeats * len(unit)].reshape(repeats, len(unit))
-      x, left = functional.scan_modules(modules, body, x, jax.tree.map(take, (keys, depths)))
+      x, left = functional.scan_modules(modules, body, x, (*jax.tree.map(take, (keys, depths)), cache.get(name, {})))
       stacked.append(left)
       if changed := {str(position): new for position, one in enumerate(left) if (new := sublayer.updates(one))}:
-        updates[str(segment)] = changed
+        updates[name] = changed
+      if remembered := {str(position): new for position, one in enumerate(left) if (new := sublayer.caches(one))}:
+        new_cache[name] = remembered
       first += repeats * len(unit)
     left = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
             for depth, segment, repeat, position in self._places()}
-    return x, left, updates
+    return x, left, updates, new_cache
 
   def _rematerialised(self, step: Step) -> Step:
     if self.remat == 'none':
       return step
 
-    def rematerialised(block, x, key, depth):
+    def rematerialised(block, x, key, depth, cache):
       variables, _, rebuild = functional.open_module(block)
       # Inside a scan the loop already prevents the compiler from merging the two computations.
-      compute = jax.checkpoint(lambda variables, x, key, depth: step(rebuild(variables), x, key, depth),
+      compute = jax.checkpoint(lambda variables, *inputs: step(rebuild(variables), *inputs),
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
-      return compute(variables, x, key, depth)
+      return compute(variables, x, key, depth, cache)
     return rematerialised

@@ -10,13 +10,15 @@ import jax
 from flax import nnx
 
 from moejax.config import Registry
+from moejax.layers.attend import Mask
 from moejax.layers.positions import PositionEncoding
 from moejax.routing.features import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 
-# What a sublayer remembers of earlier tokens: arrays by name.
+# What a sublayer remembers of earlier tokens: arrays by name; and the logical names of their axes.
 Cache = dict[str, jax.Array]
+Axes = dict[str, tuple[str | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +28,17 @@ class Context:
   Attributes:
     inputs: for routers, with fields [B,S]; self-attention and recurrence use its positions too.
     encoding: rotates queries and keys of self-attention.
-    mask: <bool>[B|1,1,S,S] for self-attention; None: no mask.
+    mask: for self-attention, without a window, which each layer has for itself; None: every token sees all.
     bias: <float32>[1,H,S,S] for self-attention, or None.
     memory: <float>[B,T,D] for cross-attention, or None.
-    memory_mask: <bool>[B,1,S,T] for cross-attention.
+    memory_mask: for cross-attention.
   """
   inputs: RouterInputs
   encoding: PositionEncoding
-  mask: jax.Array | None = None
+  mask: Mask | None = None
   bias: jax.Array | None = None
   memory: jax.Array | None = None
-  memory_mask: jax.Array | None = None
+  memory_mask: Mask | None = None
 
 
 class Left(NamedTuple):
@@ -69,6 +71,15 @@ class Sublayer(nnx.Module):
     """
     raise NotImplementedError
 
+  def init_cache(self, batch: int, length: int) -> Cache | None:
+    """What it remembers of B rows of at most `length` tokens, before the first; None: nothing."""
+    del batch, length
+    return None
+
+  def cache_axes(self) -> Axes | None:
+    """Logical names of the axes of `init_cache`."""
+    return None
+
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens, beyond what the mask of the context allows."""
     del train
@@ -90,3 +101,8 @@ def routers(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
   found = {branch: dataclasses.replace(one.router, updates={})
            for branch, one in left.items() if one.router is not None}
   return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
+
+
+def caches(left: dict[str, Left]) -> dict[str, Cache]:
+  """What the branches of a block remember."""
+  return {branch: one.cache for branch, one in left.items() if one.cache is not None}

@@ -15,7 +15,7 @@ from moejax.layers.block import Block, BranchSpec, Norms
 from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
-from moejax.layers.stack import Depth, Layers, Remat, Stack
+from moejax.layers.stack import Depth, Layers, Remat, Stack, factor
 from moejax.layers.sublayer import Context
 from moejax.parallel import rules
 from moejax.random import derive
@@ -84,10 +84,12 @@ class Encoded:
     x: <float>[B,S,D].
     routers: the output of each router, by depth ('block_03'), and by branch where a block has several.
     updates: updates of router state, by the paths of its variables.
+    cache: what the blocks remember; None if they were given no cache.
   """
   x: jax.Array
   routers: dict[str, RouterOutput]
   updates: Tree
+  cache: Tree | None = None
 
 
 class Transformer(nnx.Module):
@@ -143,23 +145,37 @@ class Transformer(nnx.Module):
       self.shared.remove_norms()
     self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
-  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, train: bool) -> Encoded:
-    """x: <float>[B,S,D] embeddings."""
+  def __call__(self, x: jax.Array, context: Context, cache: Tree | None = None, *, key: jax.Array | None,
+               train: bool) -> Encoded:
+    """x: <float>[B,S,D] embeddings; `cache`: of its blocks, for tokens that follow others."""
     x = drop(x, self.dropout, key=derive(key, 'embedding'), train=train)
     x = rules.constrain(x, ('batch', 'sequence', 'embed'))
 
-    def step(own: Any, x, key, depth):
+    def step(own: Any, x, key, depth, cache):
       norms = own if self.sharing == 'all_but_norms' else None
       block = own if self.shared is None else self.shared
-      return block(x, context, key=key, depth=depth, train=train, norms=norms)
+      return block(x, context, cache, key=key, depth=depth, train=train, norms=norms)
 
-    x, routers, updates = self.stack.run(self.blocks, step, x, derive(key, 'blocks'))
+    x, routers, updates, cache = self.stack.run(self.blocks, step, x, derive(key, 'blocks'), cache)
     if updates and self.sharing != 'none':
       by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
       updates = dict(shared=functools.reduce(add_updates, by_layer.values()))
     elif updates:
       updates = dict(blocks=updates)
-    return Encoded(self.final_norm(x), routers, updates)
+    return Encoded(self.final_norm(x), routers, updates, cache)
+
+  def init_cache(self, batch: int, length: int) -> Tree:
+    """What all blocks remember of B rows of at most `length` tokens, before the first; by the paths of blocks."""
+    return self.stack.caches(lambda kind: self._of_kind(kind).init_cache(batch, length))
+
+  def cache_axes(self) -> Tree:
+    """Logical names of the axes of `init_cache`."""
+    return self.stack.cache_axes(lambda kind: self._of_kind(kind).cache_axes())
+
+  def _of_kind(self, kind: str) -> Any:
+    kinds = self.stack.kinds if self.stack.layers != 'scan' else [kind for unit, _ in factor(self.stack.kinds)
+                                                                  for kind in unit]
+    return next(block for block, other in zip(self.distinct_blocks(), kinds) if other == kind)
 
   def distinct_blocks(self) -> Iterator[Any]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
@@ -169,7 +185,7 @@ class Transformer(nnx.Module):
 def _kinds(config: TransformerConfig, cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
   """The kind of each layer, and the branches of each kind."""
   if config.blocks is None:
-    return _dense_and_sparse(config, where, cross_attention)
+    return _dense_and_sparse(config, cross_attention)
   shorthand = [name for name in ('attention', 'feed_forward', 'moe', 'extra_feed_forward')
                if getattr(config, name) is not None]
   if shorthand:

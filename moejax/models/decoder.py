@@ -7,8 +7,8 @@ from flax import nnx
 
 from moejax.config import call
 from moejax.functional import Tree
+from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Embedding, TokenHead
-from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import position_encoding
 from moejax.layers.sublayer import Context
 from moejax.layers.transformer import Transformer, TransformerConfig
@@ -46,16 +46,35 @@ class Decoder(nnx.Module):
                                       bidirectional=False)
     self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
-  def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
-    """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents."""
-    x, context = self.embed(batch)
-    encoded = self.transformer(x, context, key=key, train=train)
-    return ModelOutput(self.head(encoded.x, self.embedding), encoded.x, encoded.routers, encoded.updates)
+  def __call__(self, batch: Tree, *, cache: Tree | None = None, key: jax.Array | None = None,
+               train: bool = False) -> ModelOutput:
+    """Applies the model.
 
-  def embed(self, batch: Tree) -> tuple[jax.Array, Context]:
+    Args:
+      batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents.
+      cache: what the model remembers of the rows so far, from `init_cache` or the last output; the batch holds the
+        tokens after it, all rows of one document, with padding (segment 0) at their ends.
+      key: for noise and dropout.
+      train: whether to apply noise and dropout.
+    """
+    tokens = sequences.read(batch, past=cache)
+    x, context = self.embed(tokens)
+    encoded = self.transformer(x, context, None if cache is None else cache['blocks'], key=key, train=train)
+    return ModelOutput(self.head(encoded.x, self.embedding), encoded.x, encoded.routers, encoded.updates,
+                       cache=None if cache is None else dict(tokens.remembered(), blocks=encoded.cache))
+
+  def embed(self, tokens: sequences.Tokens) -> tuple[jax.Array, Context]:
     """The embedded tokens <float>[B,S,D], and what all blocks read."""
-    tokens = sequences.read(batch)
-    length = tokens.ids.shape[1]
     x = self.encoding.embed(self.embedding(tokens.ids), tokens.positions)
-    return x, Context(tokens.router_inputs, self.encoding, bias=self.encoding.bias(length, length),
-                      mask=attention_mask(tokens.segments, tokens.segments, causal=True))
+    length = tokens.ids.shape[1]
+    bias = self.encoding.bias(length, length) if tokens.past is None else None
+    return x, Context(tokens.router_inputs, self.encoding, bias=bias, mask=Mask(
+        tokens.segments, tokens.segments, query_positions=tokens.places, key_positions=tokens.places, causal=True))
+
+  def init_cache(self, batch: int, length: int) -> Tree:
+    """What the model remembers of B rows of at most `length` tokens, before the first."""
+    return dict(sequences.init_cache(batch), blocks=self.transformer.init_cache(batch, length))
+
+  def cache_axes(self) -> Tree:
+    """Logical names of the axes of `init_cache`."""
+    return dict(sequences.CACHE_AXES, blocks=self.transformer.cache_axes())

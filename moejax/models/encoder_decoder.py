@@ -7,9 +7,9 @@ from flax import nnx
 
 from moejax.config import at, call
 from moejax.functional import Tree
+from moejax.layers.attend import Mask
 from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
-from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import PositionEncoding, position_encoding
 from moejax.layers.sublayer import Context
 from moejax.layers.transformer import Transformer, TransformerConfig
@@ -69,7 +69,7 @@ class EncoderDecoder(nnx.Module):
     memory = finish(encoded.x, side_keys[0])
 
     x, context = self._embed(self.decoder_encoding, targets, causal=True, memory=memory,
-                             memory_mask=attention_mask(targets.segments, sources.segments, causal=False))
+                             memory_mask=Mask(targets.segments, sources.segments))
     decoded = self.decoder(x, context, key=side_keys[1], train=train)
     features = finish(decoded.x, side_keys[1])
 
@@ -84,4 +84,4 @@ class EncoderDecoder(nnx.Module):
     length = tokens.ids.shape[1]
     x = encoding.embed(self.embedding(tokens.ids), tokens.positions)
     return x, Context(tokens.router_inputs, encoding, bias=encoding.bias(length, length),
-                      mask=attention_mask(tokens.segments, tokens.segments, causal=causal), **memory)
+                      mask=Mask(tokens.segments, tokens.segments, causal=causal), **memory)

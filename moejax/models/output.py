@@ -20,9 +20,11 @@ class ModelOutput:
       updates.
     updates: updates of router state for `functional.merge_updates`, nested by the paths of the functional's state.
     extras: further outputs of specific models, by name.
+    cache: what the model remembers after the batch; None if it was given no cache.
   """
   logits: jax.Array
   features: jax.Array
   routers: dict[str, RouterOutput]
   updates: Tree
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  cache: Tree | None = None

@@ -9,6 +9,11 @@ from moejax.functional import Tree
 from moejax.routing.features import RouterInputs
 
 
+# How many earlier tokens routers may look at (`RouterInputs.earlier_ids`).
+_EARLIER = 4
+CACHE_AXES = dict(length=('batch',), ids=('batch', None))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
   """Token sequences, several documents packed in a row.
@@ -18,28 +23,62 @@ class Tokens:
     segments: <int32>[B,S] document number within the row; 0 is padding.
     positions: <int32>[B,S] position in the document.
     tasks: <int32>[B,S] task or domain of the document, or None.
+    past: what the model remembers of earlier tokens of the rows, as `init_cache` returns it; None: these are all.
   """
   ids: jax.Array
   segments: jax.Array
   positions: jax.Array
   tasks: jax.Array | None = None
+  past: Tree | None = None
 
   @property
   def router_inputs(self) -> RouterInputs:
     """Inputs for routers."""
     rows, length = self.ids.shape
     documents = self.segments + (length + 1) * jnp.arange(rows, dtype=jnp.int32)[:, None]
-    before = lambda distance, otherwise: jnp.where(
-        self.positions < distance, otherwise, jnp.roll(self.ids, distance, axis=1))
+
+    def before(distance, otherwise):
+      ids = (jnp.roll(self.ids, distance, axis=1) if self.past is None else
+             self._with_past()[:, _EARLIER - distance:][:, :length])
+      return jnp.where(self.positions < distance, otherwise, ids)
     last = jnp.roll(self.positions, -1, axis=1) == 0
-    return RouterInputs(token_ids=self.ids, previous_ids=before(1, otherwise=0),
-                        earlier_ids=jnp.stack([before(distance, otherwise=-1) for distance in (1, 2, 3, 4)], axis=-1),
-                        next_ids=jnp.where(last, 0, jnp.roll(self.ids, -1, axis=1)), valid=self.segments > 0,
-                        positions=self.positions, documents=documents, tasks=self.tasks)
+    if self.past is not None:
+      last = last.at[:, -1].set(True)
+    return RouterInputs(
+        token_ids=self.ids, previous_ids=before(1, otherwise=0),
+        earlier_ids=jnp.stack([before(distance + 1, otherwise=-1) for distance in range(_EARLIER)], axis=-1),
+        next_ids=jnp.where(last, 0, jnp.roll(self.ids, -1, axis=1)), valid=self.segments > 0,
+        positions=self.positions, documents=documents, tasks=self.tasks)
+
+  @property
+  def places(self) -> jax.Array | None:
+    """<int32>[B,S] the number of each token in its row, without padding, where there is a past."""
+    if self.past is None:
+      return None
+    return self.past['length'][:, None] + jnp.cumsum(self.segments > 0, axis=1, dtype=jnp.int32) - 1
+
+  def remembered(self) -> Tree:
+    """`past` after these tokens; padding follows the tokens of a row."""
+    count = jnp.sum(self.segments > 0, axis=1, dtype=jnp.int32)
+    latest = jnp.take_along_axis(self._with_past(), count[:, None] + jnp.arange(_EARLIER), axis=1)
+    return dict(length=self.past['length'] + count, ids=latest)
+
+  def _with_past(self):
+    return jnp.concatenate([self.past['ids'], self.ids], axis=1)
 
 
-def read(batch: Tree, prefix: str = '') -> Tokens:
+def init_cache(batch: int) -> Tree:
+  """What is remembered of B rows without tokens: their lengths, and their latest ids."""
+  return dict(length=jnp.zeros(batch, jnp.int32), ids=jnp.zeros((batch, _EARLIER), jnp.int32))
+
+
+def read(batch: Tree, prefix: str = '', past: Tree | None = None) -> Tokens:
   """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one document.
+
+  Args:
+    batch: the tokens; with a `past`, those after it.
+    prefix: of the names in the batch.
+    past: see `Tokens`.
 
   Raises:
     ConfigError: the batch has no such tokens.
@@ -49,5 +88,7 @@ def read(batch: Tree, prefix: str = '') -> Tokens:
                       f"{', '.join(map(repr, sorted(batch)))}. Choose data for the model.")
   ids = batch[f'{prefix}tokens']
   whole, start = jnp.ones_like(ids), jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=ids.dtype), ids.shape)
+  if past is not None:
+    start = start + past['length'][:, None]
   return Tokens(ids, batch.get(f'{prefix}segments', whole), batch.get(f'{prefix}positions', start),
-                batch.get(f'{prefix}tasks'))
+                batch.get(f'{prefix}tasks'), past)

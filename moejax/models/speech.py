@@ -10,8 +10,8 @@ from flax import nnx
 from moejax.config import call
 from moejax.functional import Tree
 from moejax.layers import initializers
+from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Linear
-from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import position_encoding
 from moejax.layers.stack import Depth
 from moejax.layers.sublayer import Context
@@ -50,7 +50,7 @@ class AcousticEncoder(nnx.Module):
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
     x = self.encoding.embed(self.embedding(batch['frames']), positions)
     return x, Context(RouterInputs(valid=segments > 0, positions=positions, shared=shared), self.encoding,
-                      bias=self.encoding.bias(length, length), mask=attention_mask(segments, segments, causal=False))
+                      bias=self.encoding.bias(length, length), mask=Mask(segments, segments))
 
 
 class SharedNetwork(AcousticEncoder):

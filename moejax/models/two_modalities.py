@@ -17,8 +17,8 @@ from moejax import functional
 from moejax.config import call, path
 from moejax.functional import Tree
 from moejax.layers import initializers
+from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Embedding, Linear
-from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.positions import Learned, PositionEncoding
 from moejax.layers.sublayer import Context
 from moejax.layers.transformer import Transformer, TransformerConfig
@@ -87,7 +87,7 @@ class TwoModalities(nnx.Module):
     modalities = jnp.broadcast_to(jnp.array(modalities, jnp.int32), segments.shape)
 
     context = Context(RouterInputs(valid=segments > 0, modalities=modalities), PositionEncoding(),
-                      mask=attention_mask(segments, segments, causal=False))
+                      mask=Mask(segments, segments))
     encoded = self.transformer(x, context, key=key, train=train)
     x, routers = encoded.x, encoded.routers
 

@@ -111,7 +111,7 @@ class MapPool(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """<float>[B,S,D] -> <float>[B,D]."""
     query = jnp.broadcast_to(self.query[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-    pooled = self.attention.attend(query, x)
+    pooled = self.attention.read(query, x)
     return (pooled + self.feed_forward(self.norm(pooled))[0])[:, 0]
 
 

@@ -10,13 +10,13 @@ from moejax.ranges import Count, Positive, Rate
 
 
 @SUBLAYERS('feed_forward')
-class DenseFeedForward(experts.FeedForward, Sublayer):
+class DenseFeedForward(experts.FeedForwardExperts, Sublayer):
   """Two matrices, or three with a gated activation, that every token uses; its parameters have axes ('embed', 'mlp')."""
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, hidden: Count,
                activation: experts.Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
                init_scale: Positive = 1., where: str = 'feed_forward'):
-    """See `moejax.experts.feed_forward.FeedForward`."""
+    """See `moejax.experts.feed_forward.FeedForwardExperts`."""
     super().__init__(where=where, dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation=activation, use_bias=use_bias, dropout=dropout, init_scale=init_scale)
 

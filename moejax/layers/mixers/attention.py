@@ -11,13 +11,17 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.layers import initializers
+from moejax.layers import attend, initializers
+from moejax.layers.attend import Mask
 from moejax.layers.dropout import dropout as drop
+from moejax.layers.mixers import kv_cache
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
-from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
+from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
-from moejax.ranges import Count, Divides, Rate
+from moejax.ranges import Count, Divides, Positive, Rate
+
+Projection = Literal['query', 'key', 'value', 'out']
 
 
 class Attention(Sublayer):
@@ -27,24 +31,32 @@ class Attention(Sublayer):
     heads: H.
     kv_heads: N heads of keys and values, each shared by H/N query heads (2305.13245); H by default.
     head_dim: D/H by default.
-    use_bias: whether the projections add a bias.
-    qk_norm: norm of each query and key head, e.g. `dict(name='layer_norm', use_bias=False)` (2302.05442), or None.
+    use_bias: whether all projections add a bias, or those that do, e.g. ('query', 'key', 'value') in Qwen2.
+    qk_norm: norm of queries and keys, e.g. `dict(name='layer_norm', use_bias=False)` (2302.05442), or None.
+    qk_norm_of: what it normalises: each 'head', or 'all_heads' together (OLMoE, 2409.02060).
     scale: 'sqrt' divides logits by sqrt(head_dim); 'none' initialises the query kernel smaller by that factor (T5).
+    cap: logits become cap * tanh(logits / cap) (Gemma 2, 2408.00118); None: no cap.
+    sinks: whether each head has a learned logit that takes part in the softmax and has no value (gpt-oss).
+    window: in self-attention a token sees itself and the window - 1 tokens before it (2310.06825), and as many after it
+      where attention is bidirectional; None: all.
     dropout: on the attention weights.
     init: initialisation of the projections.
+    implementation: see `attend.choice`; None: by platform and sizes.
   """
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, heads: Count,
                kv_heads: Annotated[Count, Divides('heads')] | None = None, head_dim: Count | None = None,
-               use_bias: bool = False, qk_norm: Mapping | None = None, scale: Literal['sqrt', 'none'] = 'sqrt',
-               dropout: Rate = 0., init: Mapping = dict(name='fan_in')):
+               use_bias: bool | tuple[Projection, ...] = False, qk_norm: Mapping | None = None,
+               qk_norm_of: Literal['head', 'all_heads'] = 'head', scale: Literal['sqrt', 'none'] = 'sqrt',
+               cap: Positive | None = None, sinks: bool = False, window: Count | None = None, dropout: Rate = 0.,
+               init: Mapping = dict(name='fan_in'), implementation: attend.Name | None = None):
     kv_heads = heads if kv_heads is None else kv_heads
     if head_dim is None and dim % heads:
-      raise ConfigError(f'.heads = {heads} does not divide the model width {dim}: use a divisor, or set '
-                        'head_dim.')
+      raise ConfigError(f'.heads = {heads} does not divide the model width {dim}: use a divisor, or set head_dim.')
     head_dim = head_dim or dim // heads
-    self.heads, self.kv_heads, self.dropout, self.dtype = heads, kv_heads, dropout, dtype
-    self.scale = head_dim ** -0.5 if scale == 'sqrt' else 1.
+    self.heads, self.kv_heads, self.head_dim, self.dropout, self.dtype = heads, kv_heads, head_dim, dropout, dtype
+    self.scale, self.cap, self.qk_norm_of = head_dim ** -0.5 if scale == 'sqrt' else 1., cap, qk_norm_of
+    self.window, self.implementation = window, implementation
 
     project = initializers.build(init, '.init', in_axis=0, out_axis=(1, 2))
     smaller = lambda *args: project(*args) * (head_dim ** -0.5 / self.scale)
@@ -56,24 +68,31 @@ class Attention(Sublayer):
     self.value = functional.parameter(rngs, project, key, key_axes)
     self.out = functional.parameter(rngs, merge, (heads, head_dim, dim), ('heads', 'head_dim', 'embed'))
 
-    zeros = lambda shape, axes: functional.parameter(rngs, nnx.initializers.zeros, shape, axes) if use_bias else None
-    self.query_bias = zeros(query[1:], query_axes[1:])
-    self.key_bias = zeros(key[1:], key_axes[1:])
-    self.value_bias = zeros(key[1:], key_axes[1:])
-    self.out_bias = zeros((dim,), ('embed',))
+    def bias(name: Projection, shape, axes):
+      has_bias = use_bias if isinstance(use_bias, bool) else name in use_bias
+      return functional.parameter(rngs, nnx.initializers.zeros, shape, axes) if has_bias else None
 
-    norm = lambda: None if qk_norm is None else NORMS.build(qk_norm, '.qk_norm', dim=head_dim, axis='head_dim', rngs=rngs)
-    self.query_norm, self.key_norm = norm(), norm()
+    self.query_bias = bias('query', query[1:], query_axes[1:])
+    self.key_bias = bias('key', key[1:], key_axes[1:])
+    self.value_bias = bias('value', key[1:], key_axes[1:])
+    self.out_bias = bias('out', (dim,), ('embed',))
 
-  def attend(self, x: jax.Array, memory: jax.Array | None = None, *, mask: jax.Array | None = None,
-             bias: jax.Array | None = None, encoding: PositionEncoding | None = None,
-             positions: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def norm(count: int, axis: str):
+      size, axis = (head_dim, 'head_dim') if qk_norm_of == 'head' else (count * head_dim, axis)
+      return None if qk_norm is None else NORMS.build(qk_norm, '.qk_norm', dim=size, axis=axis, rngs=rngs)
+
+    self.query_norm, self.key_norm = norm(heads, 'heads'), norm(kv_heads, 'kv_heads')
+    self.sinks = functional.parameter(rngs, nnx.initializers.zeros, (heads,), ('heads',)) if sinks else None
+
+  def read(self, x: jax.Array, memory: jax.Array | None = None, *, mask: Mask | None = None,
+           bias: jax.Array | None = None, encoding: PositionEncoding | None = None, positions: jax.Array | None = None,
+           key: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Attends from `x` to `memory`, or to `x`.
 
     Args:
       x: <float>[B,S,D].
       memory: <float>[B,T,D], or None for self-attention.
-      mask: <bool>[B|1,1|H,S,T], True where a query may attend to a key.
+      mask: which keys a query sees; None: all.
       bias: <float>[B|1,1|H,S,T], added to the logits.
       encoding: rotates queries and keys by their positions <int32>[B,S]; self-attention only.
       key: for dropout.
@@ -82,21 +101,47 @@ class Attention(Sublayer):
     Returns:
       <float>[B,S,D].
     """
-    memory = x if memory is None else memory
-    queries = self._project('bsd,dhk->bshk', x, self.query, self.query_bias)
-    keys = self._project('btd,dnk->btnk', memory, self.key, self.key_bias)
-    values = self._project('btd,dnk->btnk', memory, self.value, self.value_bias)
-    if self.query_norm is not None and self.key_norm is not None:
-      queries, keys = self.query_norm(queries), self.key_norm(keys)
-    if encoding is not None:
-      queries, keys = encoding.rotate(queries, positions), encoding.rotate(keys, positions)
-    queries = rules.constrain(queries, ('batch', 'length', 'heads', 'head_dim'))
-    keys = rules.constrain(keys, ('batch', 'length', 'kv_heads', 'head_dim'))
-    values = rules.constrain(values, ('batch', 'length', 'kv_heads', 'head_dim'))
+    queries = self.queries(x, encoding, positions)
+    keys, values = self.keys_and_values(x if memory is None else memory, encoding, positions)
+    return self.weigh(queries, keys, values, mask=mask, bias=bias, key=key, train=train)
 
-    attended = attend(queries, keys, values, self.scale, mask, bias,
-                      lambda weights: drop(weights, self.dropout, key=key, train=train))
+  def queries(self, x: jax.Array, encoding: PositionEncoding | None = None,
+              positions: jax.Array | None = None) -> jax.Array:
+    """x: <float>[B,S,D] -> <float>[B,S,H,head_dim], rotated by `encoding` at positions <int32>[B,S]."""
+    queries = self._normed(self._project('bsd,dhk->bshk', x, self.query, self.query_bias), self.query_norm)
+    queries = queries if encoding is None else encoding.rotate(queries, positions)
+    return rules.constrain(queries, ('batch', 'length', 'heads', 'head_dim'))
+
+  def keys_and_values(self, x: jax.Array, encoding: PositionEncoding | None = None,
+                      positions: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """x: <float>[B,T,D] -> two of <float>[B,T,N,head_dim]; see `queries`."""
+    keys = self._normed(self._project('btd,dnk->btnk', x, self.key, self.key_bias), self.key_norm)
+    values = self._project('btd,dnk->btnk', x, self.value, self.value_bias)
+    keys = keys if encoding is None else encoding.rotate(keys, positions)
+    axes = ('batch', 'length', 'kv_heads', 'head_dim')
+    return rules.constrain(keys, axes), rules.constrain(values, axes)
+
+  def weigh(self, queries: jax.Array, keys: jax.Array, values: jax.Array, *, mask: Mask | None = None,
+            bias: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+    """What `queries` and `keys_and_values` return -> <float>[B,S,D].
+
+    Args:
+      queries, keys, values: <float>[B,S,H,head_dim], <float>[B,T,N,head_dim] twice.
+      mask: which keys a query sees.
+      bias: <float>[B|1,1|H,S,T], added to the logits.
+      key: for dropout.
+      train: whether to apply dropout.
+    """
+    dropped = lambda weights: drop(weights, self.dropout, key=key, train=train)
+    attended = attend.attend(queries, keys, values, scale=self.scale, mask=mask, bias=bias, cap=self.cap,
+                             sinks=None if self.sinks is None else self.sinks[...],
+                             drop=dropped if train and self.dropout else None, implementation=self.implementation)
     return self._project('bshk,hkd->bsd', attended, self.out, self.out_bias)
+
+  def _normed(self, x: jax.Array, norm) -> jax.Array:
+    if norm is None:
+      return x
+    return norm(x) if self.qk_norm_of == 'head' else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
   def _project(self, equation, x, kernel, bias):
     y = jnp.einsum(equation, x.astype(self.dtype), kernel[...].astype(self.dtype))
@@ -105,13 +150,31 @@ class Attention(Sublayer):
 
 @SUBLAYERS('attention')
 class SelfAttention(Attention):
-  """Attention within a sequence."""
+  """Attention within a sequence, which may remember the keys and values of earlier tokens."""
 
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D], with the mask, bias and positions of the context."""
-    return self.attend(x, mask=context.mask, bias=context.bias, encoding=context.encoding,
-                       positions=context.inputs.positions, key=key, train=train), Left()
+    mask = context.mask and context.mask.with_window(self.window)
+    if mask is None and self.window is not None:
+      mask = Mask(window=self.window)
+    encoding, positions = context.encoding, context.inputs.positions
+    if cache is None:
+      return self.read(x, mask=mask, bias=context.bias, encoding=encoding, positions=positions, key=key,
+                       train=train), Left()
+    queries = self.queries(x, encoding, positions)
+    keys, values, mask, cache = kv_cache.append(cache, *self.keys_and_values(x, encoding, positions), mask)
+    bias = encoding.bias_between(mask.query_positions, mask.key_positions)
+    return self.weigh(queries, keys, values, mask=mask, bias=bias, key=key, train=train), Left(cache=cache)
+
+  def init_cache(self, batch: int, length: int) -> Cache:
+    """Room for `length` tokens, or for the window."""
+    slots = length if self.window is None else min(length, self.window)
+    return kv_cache.empty((batch, slots, self.kv_heads, self.head_dim), self.dtype)
+
+  def cache_axes(self) -> Axes:
+    """See `Sublayer.cache_axes`."""
+    return kv_cache.AXES
 
 
 @SUBLAYERS('cross_attention')
@@ -121,36 +184,4 @@ class CrossAttention(Attention):
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D]."""
-    return self.attend(x, context.memory, mask=context.memory_mask, key=key, train=train), Left()
-
-
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, scale: float, mask: jax.Array | None = None,
-           bias: jax.Array | None = None, drop=lambda weights: weights) -> jax.Array:
-  """Softmax attention; logits and weights are float32.
-
-  queries: <float>[B,S,H,k]; keys, values: <float>[B,T,N,k], where N divides H: head h reads head h // (H/N);
-  mask, bias: [B|1,1|H,S,T] -> <float>[B,S,H,k]. A fully masked query attends to all keys equally, to avoid NaN.
-  """
-  batch, length, heads, _ = queries.shape
-  kv_heads = keys.shape[2]
-  grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, -1)
-  logits = jnp.einsum('bsnrk,btnk->bnrst', grouped, keys, preferred_element_type=jnp.float32)
-  logits = logits.reshape(batch, heads, length, -1) * scale
-  if bias is not None:
-    logits = logits + bias
-  if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = drop(jax.nn.softmax(logits)).astype(values.dtype)
-  weights = weights.reshape(batch, kv_heads, heads // kv_heads, length, -1)
-  return jnp.einsum('bnrst,btnk->bsnrk', weights, values).reshape(queries.shape[:-1] + values.shape[-1:])
-
-
-def attention_mask(query_segments: jax.Array, key_segments: jax.Array, causal: bool) -> jax.Array:
-  """<int32>[B,S], <int32>[B,T] -> <bool>[B,1,S,T]: True within a segment, and for earlier or equal keys if `causal`.
-
-  Padding is segment 0: it attends only to padding, and nothing else attends to it.
-  """
-  mask = query_segments[:, :, None] == key_segments[:, None, :]
-  if causal:
-    mask = mask & jnp.tril(jnp.ones(mask.shape[1:], bool))
-  return mask[:, None]
+    return self.read(x, context.memory, mask=context.memory_mask, key=key, train=train), Left()
