@@ -13,8 +13,8 @@ from moejax import functional, models
 from moejax.config import ConfigError
 from moejax.functional import flatten
 from moejax.layers.block_mixture import BlockMixture
+from moejax.layers.attend import Mask
 from moejax.layers.block import Block, BranchSpec
-from moejax.layers.mixers.attention import attention_mask
 from moejax.layers.sublayer import Context
 from moejax.layers.positions import POSITIONS
 from moejax.layers.stack import Stack
@@ -53,7 +53,7 @@ def context():
   encoding = POSITIONS.build(dict(name='rope'), 'config.positions', dim=D, rngs=nnx.Rngs(0), heads=2,
                              bidirectional=False)
   return Context(Tokens(IDS, SEGMENTS, POSITION, TASKS).router_inputs, encoding,
-                 mask=attention_mask(SEGMENTS, SEGMENTS, causal=True))
+                 mask=Mask(SEGMENTS, SEGMENTS, causal=True))
 
 
 @functools.cache

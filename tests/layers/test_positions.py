@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 from moejax.config import ConfigError
-from moejax.layers.mixers.attention import attend
+from moejax.layers.attend import Mask, attend
 from moejax.layers.positions import POSITIONS, position_encoding, relative_position_bucket, rotate
 
 RNG = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_learned_positions_refuse_longer_sequences_before_compilation():
 
 
 def test_nothing_attends_to_nan():
-  out = attend(X, X, X, 1., mask=jnp.zeros((2, 1, 5, 5), bool))
+  out = attend(X, X, X, scale=1., mask=Mask(jnp.ones((2, 5)), jnp.zeros((2, 5))))
   np.testing.assert_allclose(out, jnp.broadcast_to(X.mean(1, keepdims=True), X.shape), atol=1e-6)
 
 

@@ -63,7 +63,7 @@ class Toy(nnx.Module):
     self.moe = Mixture() if kind == S else None
 
 
-def step(block, x, key, depth):
+def step(block, x, key, depth, cache):
   x = jnp.tanh(x @ block.w[...] + 0.1 * depth + 0.1 * jax.random.normal(derive(key, 'noise'), x.shape))
   if block.moe is None:
     return x, {}
@@ -86,7 +86,7 @@ def functionalized(layers='scan', remat='none'):
       self.blocks = stack.build(Toy, rngs)
 
     def __call__(self, x, key):
-      return stack.run(self.blocks, step, x, key)
+      return stack.run(self.blocks, step, x, key)[:3]
 
   model = functional.functionalize(Model)
   return stack, model, *jax.jit(model.init)(jax.random.key(0))
