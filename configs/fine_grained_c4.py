@@ -6,7 +6,7 @@ Paper: Dai et al. 2024, "DeepSeekMoE" (arXiv 2401.06066), section 5.1 and table 
 Data: TFDS `c4/en`, prepared with file_format='array_record', and the checkpoint's tokenizer.json:
   --config.data.tokenizer.path=.../tokenizer.json
 Command: python -m moejax.train --config=configs/fine_grained_c4.py:16b --workdir=runs/fine_grained_16b
-Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the
+Cost: pods; python -m moejax.plan estimates memory and time. Not run here; built and traced at full size by the
   tests.
 Expected: 16.4 B parameters, 2.8 B active (paper, section 5.1).
 """

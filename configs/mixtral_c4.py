@@ -6,7 +6,7 @@ Paper: Jiang et al. 2024, "Mixtral of Experts" (arXiv 2401.04088), table 1 for s
 Data: TFDS `c4/en`, prepared with file_format='array_record', and Mixtral's SentencePiece model:
   --config.data.tokenizer.path=.../tokenizer.model
 Command: python -m moejax.train --config=configs/mixtral_c4.py:8x7b --workdir=runs/mixtral_8x7b
-Cost: pods; python -m moejax.compile estimates memory and time. Not run here; built and traced at full size by the
+Cost: pods; python -m moejax.plan estimates memory and time. Not run here; built and traced at full size by the
   tests.
 Expected: 46.7 B parameters, 12.9 B active (paper, section 1).
 """

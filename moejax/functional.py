@@ -152,6 +152,15 @@ def open_module(module: nnx.Module) -> tuple[dict[str, jax.Array], dict[str, tup
           {name: variable.get_metadata()['axes'] for name, (_, variable) in variables.items()}, rebuild)
 
 
+def expert_paths(axes: Tree) -> set[str]:
+  """Paths of the parameters that belong to routed experts: an axis of each is named 'expert'.
+
+  Args:
+    axes: logical axis names, as `Functional.axes`.
+  """
+  return {path for path, names in flatten(axes).items() if 'expert' in names}
+
+
 def flatten(tree: Tree, prefix: str = '') -> dict[str, Any]:
   """`{'a': {'b': x}} -> {'a/b': x}`; empty dicts vanish."""
   flat = {}

@@ -196,7 +196,7 @@ def test_help_and_mistakes_are_answered_without_jax():
   program = '''
 import contextlib, importlib, io, sys
 from moejax.config import ConfigError
-for name in 'train', 'evaluate', 'compile', 'describe', 'systems':
+for name in 'train', 'evaluate', 'plan', 'describe', 'systems':
   command = importlib.import_module(f'moejax.{name}')
   for flag in '--help', '--wrkdir=x':
     sys.argv, said = [name, flag], io.StringIO()

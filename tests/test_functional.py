@@ -85,6 +85,12 @@ def test_flatten_and_unflatten_are_inverse():
   assert functional.unflatten(functional.flatten(tree)) == tree
 
 
+def test_parameters_of_experts_have_an_axis_of_that_name():
+  axes = dict(experts=dict(wi=('layers', 'expert', 'embed', 'mlp')), router=dict(experts=(None, 'embed')),
+              feed_forward=dict(wi=('expert_embed', 'expert_mlp')))
+  assert functional.expert_paths(axes) == {'experts/wi'}
+
+
 def test_updates_replace_state_and_nothing_else():
   state = dict(a=dict(bias=1, other=2))
   assert functional.merge_updates(state, dict(a=dict(bias=5))) == dict(a=dict(bias=5, other=2))

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # The house, from the commands down. Rooms of a floor are independent: none imports another.
 HOUSE = '''
-    train  evaluate  compile  describe  systems
+    train  evaluate  plan  describe  systems
     analysis  planning  surgery
     training
     evaluation

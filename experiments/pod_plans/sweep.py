@@ -1,4 +1,4 @@
-"""Memory and time of large models on pods they fit: `moejax.compile` for each, on a machine without accelerators.
+"""Memory and time of large models on pods they fit: `moejax.plan` for each, on a machine without accelerators.
 
 Takes minutes and some GB of memory per model, on one core; the table is in docs/scaling.md.
 """
@@ -30,7 +30,7 @@ class Planned(Run):
   def command(self, workdir: pathlib.Path) -> list[str]:
     """The command for the plan."""
     flags = [f'--config.{key}={value}' for key, value in self.overrides.items()]
-    return ['python', '-m', 'moejax.compile', f'--config={self.config}', f'--topology={self.topology}',
+    return ['python', '-m', 'moejax.plan', f'--config={self.config}', f'--topology={self.topology}',
             f'--out={workdir}', *flags]
 
   def check(self, devices: list) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jax
 
-from moejax.analysis import history, page, parameters, plots, routes, specialisation_report, trouble
+from moejax.analysis import history, page, plots, routes, specialisation_report, trouble
 from moejax.evaluation import log as evaluations
 from moejax.evaluation import passes
 from moejax.functional import Tree, flatten
+from moejax.models.counts import Parameters, parameters_by_part
 from moejax.training import metrics as training_metrics
 from moejax.training import workdir as workdirs
 
@@ -34,24 +35,25 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   folder.mkdir(parents=True, exist_ok=True)
   rows = training_metrics.read(workdir)
   series = history.series(rows)
+  parts = parameters_by_part(setup.model, setup.pipeline.batch_spec())
   sections = [
       ('Learning', learning(folder, series)),
       ('Trouble', trouble.section(series)),
       ('Balance', balance(folder, series, taken)),
       ('Specialisation', specialisation_report.section(folder, taken, setup.pipeline)),
       ('Evaluation', evaluation(workdir, setup, rows)),
-      ('Model', model(setup, taken)),
+      ('Model', model(setup, parts)),
       ('Config', page.details('Show the full config', page.code(workdirs.dumps(setup.config)))),
   ]
-  head = summary(setup, rows, series, taken)
+  head = summary(parts, rows, series, taken)
   (folder / 'index.html').write_text(
       page.document(f'moejax run: {workdir.resolve().name}', head, sections), encoding='utf-8')
   return folder / 'index.html'
 
 
-def summary(setup, rows: list[dict], series: dict[str, history.Series], taken: routes.BatchRoutes) -> str:
+def summary(parts: dict[str, Parameters], rows: list[dict], series: dict[str, history.Series],
+            taken: routes.BatchRoutes) -> str:
   """The key figures, and remarks on them."""
-  parts = parameters.count(setup.model, expert_share(taken))
   cards = {'training steps': rows[-1]['step'] if rows else 0}
   headline = {name.replace('/', ' ').replace('_', ' '): value for name, value in history.last(rows, 'eval/').items()
               if name.rpartition('/')[2] in ('accuracy', 'precision_at_1', 'loss', 'bits_per_byte')}
@@ -197,9 +199,8 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
       'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
-def model(setup, taken: routes.BatchRoutes) -> str:
+def model(setup, parts: dict[str, Parameters]) -> str:
   """Parameters by part, and a list of all of them."""
-  parts = parameters.count(setup.model, expert_share(taken))
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
   rows.append(['all', sum(part.total for part in parts.values()), round(sum(part.active for part in parts.values()))])
   axes = flatten(setup.model.axes)
@@ -207,12 +208,6 @@ def model(setup, taken: routes.BatchRoutes) -> str:
            math.prod(leaf.shape)] for path, leaf in flatten(setup.model.shapes()[0]).items()]
   return page.table(['part', 'parameters', 'active per token'], rows) + page.details(
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
-
-
-def expert_share(taken: routes.BatchRoutes) -> float:
-  """Experts per token, summed over layers, as a share of all experts; 1 for a dense model."""
-  layers = taken.layers.values()
-  return sum(layer.experts_per_token for layer in layers) / sum(layer.num_experts for layer in layers) if layers else 1.
 
 
 def _split(setup):

@@ -11,7 +11,7 @@ A source (`SOURCES`) gives examples by index, a tokenizer (`TOKENIZERS`) turns t
 from collections.abc import Mapping
 
 from moejax.data import image_text, images, language_model, span_corruption, speech  # registers pipelines
-from moejax.data import (captions, cluster_patches, hubs, image_files, mixture, records, speech_files,
+from moejax.data import (captions, cluster_patches, image_files, mixture, named_datasets, records, speech_files,
                          synthetic, synthetic_speech, text_files)  # registers sources
 from moejax.data import words  # registers a tokenizer
 from moejax.data.pipeline import PIPELINES, Pipeline

@@ -5,25 +5,44 @@ from typing import Any, NamedTuple
 
 import jax
 
-from moejax.functional import Functional, flatten
+from moejax.functional import Functional, expert_paths, flatten
 from moejax.parallel.flops import flops
 from moejax.routing.plans import Plan, TokenPlan, SlotPlan, SoftPlan
 from moejax.routing.router import RouterOutput
 
 
+class Parameters(NamedTuple):
+  """Parameters of a part of a model.
+
+  Attributes:
+    total: number of all.
+    active: number of those used by the average token: of routed experts, the share of its experts.
+  """
+  total: int
+  active: float
+
+
 def parameter_counts(model: Functional, batch: Any) -> dict[str, int]:
-  """`total` and `active` parameters: for routed experts only the share used by the average token is active.
+  """`total` and `active` parameters; see `parameters_by_part`."""
+  parts = parameters_by_part(model, batch).values()
+  return dict(total=sum(part.total for part in parts), active=round(sum(part.active for part in parts)))
+
+
+def parameters_by_part(model: Functional, batch: Any) -> dict[str, Parameters]:
+  """`{part: Parameters}`: routed experts, routers, and all others by the first name of their path.
 
   `batch` consists of arrays or of `jax.ShapeDtypeStruct`s; with expert choice, the experts per token depend on its
   shape. Nothing is computed. Counts are for training, and include choices that may be dropped.
   """
-  met = _experts_met(model, batch)
-  total, active = 0, 0.
+  met, experts = _experts_met(model, batch), expert_paths(model.axes)
+  parts: dict[str, Parameters] = {}
   for path, leaf in flatten(model.shapes()[0]).items():
-    size = math.prod(leaf.shape)
-    total += size
-    active += size * (_share(model, met, path, leaf) if _EXPERTS.search(path) else 1)
-  return dict(total=total, active=round(active))
+    names, size = path.split('/'), math.prod(leaf.shape)
+    part = 'experts' if path in experts else 'routers' if 'router' in names else names[0]
+    active = size * _share(model, met, path, leaf) if path in experts else size
+    before = parts.get(part, Parameters(0, 0))
+    parts[part] = Parameters(before.total + size, before.active + active)
+  return parts
 
 
 def forward_flops(model: Functional, batch: Any) -> float:
@@ -38,10 +57,10 @@ def forward_flops(model: Functional, batch: Any) -> float:
   forward = lambda params, state, batch, key: model.apply(params, state, batch, key=key, train=True).logits
   traced = jax.make_jaxpr(forward)(params, state, batch, key).jaxpr
   outside = flops(traced, lambda scope: not re.search(r'\bdispatch\b', scope))
-  met = _experts_met(model, batch)
+  met, paths = _experts_met(model, batch), expert_paths(model.axes)
   experts = 0.
   for path, leaf in flatten(params).items():
-    if '/moe/experts/' in path:
+    if path in paths and _WHOLE_LAYERS not in path:
       one = met[_experts_of(model, path, leaf)]
       uses = one.layers if _SHARED.search(path) else 1
       experts += 2 * math.prod(leaf.shape) * _share(model, met, path, leaf) * one.tokens * uses
@@ -49,7 +68,7 @@ def forward_flops(model: Functional, batch: Any) -> float:
 
 
 _SHARED = re.compile(r'(?:^|/)shared/')
-_EXPERTS = re.compile(r'/moe/(?:experts|layers)/')  # feed-forwards, or whole layers
+_WHOLE_LAYERS = '/moe/layers/'  # experts that are layers
 
 
 class _Met(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 
 from moejax.config import ConfigError
 from moejax.config_files import override
-from moejax.functional import flatten
+from moejax.functional import expert_paths, flatten
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.parallel.rules import bytes_on_one_device
@@ -140,8 +140,7 @@ def _parameters(setup) -> tuple[int, int]:
   shardings = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters)
   placed = flatten(jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                                 params, shardings))
-  of_experts = [leaf for path, leaf in placed.items() if 'expert' in flatten(setup.model.axes)[path]]
-  experts = bytes_on_one_device(of_experts)
+  experts = bytes_on_one_device([placed[path] for path in expert_paths(setup.model.axes)])
   return experts, bytes_on_one_device(placed) - experts
 
 

@@ -5,8 +5,9 @@
 DEMix-DAPT then trains only the new expert, on text of its domain (`tasks`: the new, highest number), with the original
 optimizer at a tenth of its learning rate, and
 
-    config.optimizer.update(NEW_EXPERT_ALONE)
+    config.optimizer.update(new_expert_alone(config.model))
 """
+import re
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -15,13 +16,19 @@ import numpy as np
 
 from moejax import models
 from moejax.evaluation import domains
-from moejax.functional import Tree, flatten, unflatten
+from moejax.functional import Tree, expert_paths, flatten, unflatten
 from moejax.surgery.extract_task import plain_copy
 
-# Keys of config.optimizer. Gradients of parameters outside of experts are set to zero; those of other domains' experts
-# are zero on text of the new domain. None of these may decay, so weight decay is off. (The published code, which keeps
-# the other experts in separate files, decays the new one by 0.1.)
-NEW_EXPERT_ALONE = dict(gradient_scale=dict(parameters='^(?!.*moe/(experts|layers)/)', factor=0.), weight_decay=0.)
+
+def new_expert_alone(config: Mapping) -> dict:
+  """Keys of config.optimizer that train only the new domain's expert of `config`, a `config.model`.
+
+  Gradients of parameters outside of experts are set to zero; those of other domains' experts are zero on text of the new
+  domain. None of these may decay, so weight decay is off. (The published code, which keeps the other experts in separate
+  files, decays the new one by 0.1.)
+  """
+  experts = '|'.join(map(re.escape, sorted(expert_paths(models.build(config).axes))))
+  return dict(gradient_scale=dict(parameters=f'^(?!({experts})$)', factor=0.), weight_decay=0.)
 
 
 def add_domain(config: Mapping, params: Tree, state: Tree, batches: Iterable[Mapping]) -> tuple[dict, Tree, Tree]:
@@ -105,10 +112,11 @@ def _domains(config: Mapping) -> int:
 
 
 def _resized(config, params, state, by, change):
-  axes = flatten(models.build(config).axes)
+  axes = models.build(config).axes
+  experts, names = expert_paths(axes), flatten(axes)
   config = plain_copy(config)
   config['moe']['num_experts'] += by
   config['moe']['router']['score']['num_tasks'] += by
-  changed = {path: change(leaf, axes[path].index('expert')) if 'expert' in axes[path] else leaf
+  changed = {path: change(leaf, names[path].index('expert')) if path in experts else leaf
              for path, leaf in flatten(params).items()}
   return config, unflatten(changed), state

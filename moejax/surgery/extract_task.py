@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moejax import models
-from moejax.functional import Tree, flatten, unflatten
+from moejax.functional import Tree, expert_paths, flatten, unflatten
 
 # Axis of the hidden units of each parameter, along which experts are concatenated to one wider feed-forward.
 _HIDDEN_AXIS = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0}
@@ -42,18 +42,18 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
     raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are 'feed_forward' or layers.")
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
-  flat = flatten(params)
+  flat, of_experts = flatten(params), expert_paths(models.build(config).axes)
   new = {path: leaf for path, leaf in flat.items()
          if f'{prefix}blocks/' not in path or '/moe/' not in path or not path.startswith(prefix)}
   for depth, weight in weights.items():
     here = f'{prefix}blocks/{depth}/'
+    experts = {path: flat[path] for path in of_experts if path.startswith(here)}
     if whole:
       new |= {here + path.removeprefix(f'{here}moe/layers/'): leaf[on_route(weight, where)]
-              for path, leaf in flat.items() if path.startswith(f'{here}moe/layers/')}
+              for path, leaf in experts.items()}
       continue
-    experts = {name: flat[f'{here}moe/experts/{name}'] for name in (*_HIDDEN_AXIS, 'bo')
-               if f'{here}moe/experts/{name}' in flat}
-    new |= {f'{here}feed_forward/{name}': leaf for name, leaf in side_by_side(experts, weight).items()}
+    joined = side_by_side({path.rpartition('/')[2]: leaf for path, leaf in experts.items()}, weight)
+    new |= {f'{here}feed_forward/{name}': leaf for name, leaf in joined.items()}
 
   moe = part.pop('moe')
   part.pop('sparse')

@@ -3,13 +3,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax.functional import Tree, flatten, unflatten
+from moejax.functional import Tree, expert_paths, flatten, unflatten
 
 
 def expert_axes(axes: Tree) -> Tree:
   """For every parameter the dimensions that index experts (or layers of experts); () if it belongs to no expert."""
+  experts = expert_paths(axes)
   return unflatten({path: tuple(i for i, name in enumerate(names) if name in ('layers', 'expert'))
-                    if 'expert' in names else () for path, names in flatten(axes).items()})
+                    if path in experts else () for path, names in flatten(axes).items()})
 
 
 def normalized_by_expert(axes: Tree) -> optax.GradientTransformation:

@@ -35,7 +35,7 @@ def check(setup: Setup) -> None:
                    if of_state > of_batch else (largest, 'lower it, or use more devices'))
     raise ConfigError(f'config.{key}: {units.short(parameters)} parameters with gradients and optimizer take '
                       f'{units.size(of_state)} of each device, the batch {units.size(of_batch)}, and a device has '
-                      f'{units.size(available)}: {remedy}. `python -m moejax.compile` plans runs on other machines.')
+                      f'{units.size(available)}: {remedy}. `python -m moejax.plan` plans runs on other machines.')
 
 
 def bytes_of_a_device(mesh: jax.sharding.Mesh) -> int:

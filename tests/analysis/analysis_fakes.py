@@ -72,8 +72,9 @@ def model(**routers):
   shapes = {'blocks': {'0': {'mlp': {'wi': jax.ShapeDtypeStruct((8, 16), np.float32)}}}}
   axes = {'blocks': {'0': {'mlp': {'wi': ('embed', 'mlp')}}}}
   if routers:
-    shapes['blocks']['1'] = {'moe': {'experts': {'wi': jax.ShapeDtypeStruct((4, 8, 16), np.float32)},
-                                     'router': {'kernel': jax.ShapeDtypeStruct((8, 4), np.float32)}}}
+    experts = jax.eval_shape(next(iter(routers.values())), Images().batch_spec()).plan.num_experts
+    shapes['blocks']['1'] = {'moe': {'experts': {'wi': jax.ShapeDtypeStruct((experts, 8, 16), np.float32)},
+                                     'router': {'kernel': jax.ShapeDtypeStruct((8, experts), np.float32)}}}
     axes['blocks']['1'] = {'moe': {'experts': {'wi': ('expert', 'embed', 'mlp')},
                                    'router': {'kernel': ('embed', None)}}}
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from analysis_fakes import CLASSES, MESH, SIDE, by_class, dense, model, soft, split
-from moejax.analysis import parameters, routes
+from moejax.analysis import routes
 
 
 def collected(max_tokens=10**6, **routers):
@@ -59,8 +59,3 @@ def test_rows_of_expert_computation_per_token(router, rows):
   assert routes.experts_per_token(functional, split().spec)['block_01'] == pytest.approx(rows)
 
 
-def test_active_parameters_count_only_the_selected_share_of_experts():
-  # 4 experts of 8 x 16 parameters, one of them active per token.
-  parts = parameters.count(model(block_01=by_class(4)), expert_share=1 / 4)
-  assert {name: (part.total, part.active) for name, part in parts.items()} == {
-      'blocks': (128, 128), 'experts': (512, 128), 'routers': (32, 32)}

@@ -93,6 +93,16 @@ def test_active_parameters_count_computed_experts_not_the_choices_of_the_plan(co
   assert flops[0] - flops[1] == 2 * 8 * 2 * (experts + router - 2 * 8 * 16)  # 2*8 tokens, a product and a sum
 
 
+def test_parts_are_experts_routers_and_all_else_whatever_a_routers_parameters_are_called():
+  """One of two layers of width 8 is sparse; X-MoE's router has a projection [8,4] and embeddings of 4 experts [4,4],
+  stored as `router/score/experts`, and a temperature; every token uses them all, and one of the experts."""
+  parts = models.parameters_by_part(models.build(tiny.decoder(papers.xmoe(dim=4), routing_leak='slots')), TOKENS)
+  block = 4 * 8 * 8 + 8 + 8  # attention, scales of two norms
+  assert parts == dict(experts=(4 * 2 * 8 * 8, 2 * 8 * 8), routers=(8 * 4 + 4 * 4 + 1,) * 2,
+                       blocks=(2 * block + 2 * 8 * 16,) * 2, embedding=(13 * 8,) * 2, final_norm=(8, 8),
+                       head=(13 * 8,) * 2)
+
+
 def test_multi_hash_layers_have_the_active_parameters_and_flops_of_the_dense_model():
   from configs import dense_chitchat, multi_hash_chitchat
   batch = dict(tokens=jax.ShapeDtypeStruct((1, 128), jnp.int32))

@@ -11,7 +11,7 @@ import re
 import jax
 import pytest
 
-from moejax import compile as compiling
+from moejax import plan as plan_lib
 from moejax import units
 from moejax.config import ConfigError
 from moejax.config_files import override, parse_value
@@ -207,8 +207,8 @@ def test_an_unknown_topology_is_refused_in_a_sentence(topology, sentence):
 
 def test_stages_say_that_they_are_alive(monkeypatch):
   lines = []
-  monkeypatch.setattr(compiling, '_TICK', 0.01)
-  stage = compiling.Stages(0., lines.append)
+  monkeypatch.setattr(plan_lib, '_TICK', 0.01)
+  stage = plan_lib.Stages(0., lines.append)
   with stage('thinking'):
     while len(lines) < 3:
       pass
@@ -220,7 +220,7 @@ def test_a_plan_in_a_compile_for(topology, tmp_path):
   if lack := topologies.missing(topology):
     pytest.skip(f'needs {lack}')
   lines = []
-  found = compiling.run(images(), topology, tmp_path, lines.append)
+  found = plan_lib.run(images(), topology, tmp_path, lines.append)
   assert found.memory.fits and found.program.estimate.step > 0
   assert json.loads((tmp_path / 'plan.json').read_text())['fits'] is True
   assert any('compiling it for' in line for line in lines) and lines[-1].endswith('plan.json')

@@ -14,7 +14,7 @@ from moejax import models
 from moejax.functional import flatten
 from moejax.layers.stack import Stack
 from moejax.routing import papers
-from moejax.surgery.add_domain import NEW_EXPERT_ALONE, add_domain, copy_domain, posterior, remove_domain
+from moejax.surgery.add_domain import add_domain, copy_domain, new_expert_alone, posterior, remove_domain
 from moejax.training import optimizer
 
 V, J, ROWS, S = 13, 3, 4, 7
@@ -80,7 +80,7 @@ def test_training_on_the_new_domain_leaves_the_logits_of_all_others_bit_for_bit(
   config, params, state = copy_domain(decoder(), *drawn(), 1)
   model = models.build(config)
   adamw = dict(name='adamw', clip=0.1, weight_decay=0.1, schedule=dict(name='constant', peak=1e-2))
-  transform = optimizer.build(adamw | NEW_EXPERT_ALONE, 'config.optimizer', model=model, steps=10).transform
+  transform = optimizer.build(adamw | new_expert_alone(config), 'config.optimizer', model=model, steps=10).transform
   batch = text(4) | dict(tasks=jnp.full((ROWS, S), J))
 
   @jax.jit

@@ -15,11 +15,11 @@ Names = Annotated[Mapping, NotEmpty()]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Hub(Source):
-  """The base class of both hubs.
+class _NamedDataset(Source):
+  """The base class of both libraries' data sets.
 
   Attributes:
-    dataset: its name on the hub.
+    dataset: its name.
     fields: our field names -> theirs: `dict(image='image', label='label')` or `dict(text='text')`.
     partitions: our split names -> theirs, in their notation: `dict(train='train[:99%]', test='validation')`.
     num_classes: number of classes of labelled data.
@@ -50,7 +50,7 @@ class _Hub(Source):
 
 @SOURCES('tfds')
 @dataclasses.dataclass(frozen=True)
-class TensorFlowDatasets(_Hub):
+class TensorFlowDatasets(_NamedDataset):
   """A data set of tensorflow_datasets (no TensorFlow needed to read it), prepared as ArrayRecord.
 
   Attributes:
@@ -90,7 +90,7 @@ class TensorFlowDatasets(_Hub):
 
 @SOURCES('huggingface')
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceDatasets(_Hub):
+class HuggingFaceDatasets(_NamedDataset):
   """A data set of the Hugging Face hub, or local files of a format that `datasets` reads (dataset='parquet').
 
   Attributes:

@@ -1,13 +1,13 @@
 """Plans a run before there are chips: compiles its real training step for a topology, on any Linux machine.
 
-    python -m moejax.compile --config=configs/mixtral_c4.py:8x7b --topology=v5p:4x8x8
-    python -m moejax.compile --config=configs/vmoe_digits.py --topology=v5e:2x2 --config.mesh.expert=4
-    python -m moejax.compile --config=configs/switch_c4.py:base --topology=h100:8x8 --out=plans/switch
+    python -m moejax.plan --config=configs/mixtral_c4.py:8x7b --topology=v5p:4x8x8
+    python -m moejax.plan --config=configs/vmoe_digits.py --topology=v5e:2x2 --config.mesh.expert=4
+    python -m moejax.plan --config=configs/switch_c4.py:base --topology=h100:8x8 --out=plans/switch
 
 Prints what the step takes: parameters, memory per chip, FLOPs, memory traffic, collectives, an estimate of time and
 MFU, and the first thing to change if it does not fit. Topologies: v4, v5e, v5p, v6e with the sides of a torus
 (v5e:16x16, v5p:4x4x8), h100 with hosts x GPUs (h100:8x8). Needs the extra `compile`. `--out` also writes plan.json.
-From Python: `moejax.compile.run(config, 'v5e:16x16')`.
+From Python: `moejax.plan.run(config, 'v5e:16x16')`.
 
 Exit codes: 0 it fits; 1 it does not; 2 the command or the config is wrong.
 """
@@ -91,7 +91,7 @@ class Stages:
 
 def main() -> int:
   """The command."""
-  flags = command_line.Parser('moejax.compile', __doc__, keys='config')
+  flags = command_line.Parser('moejax.plan', __doc__, keys='config')
   flags.add_config()
   flags.add_argument('--topology', help='machine to compile for, e.g. v5e:16x16 or h100:8x8')
   flags.add_argument('--out', metavar='FOLDER', help='where to write plan.json; created if missing')
