@@ -1,4 +1,4 @@
-"""Attention by the implementation that is asked for, or the best that can run here."""
+"""Attention by the implementation that the caller names, or the best that can run here."""
 import importlib
 from collections.abc import Callable
 from typing import Any, Literal, get_args

@@ -25,7 +25,7 @@ class _Steps(NamedTuple):
   """What is known before any value.
 
   Attributes:
-    pairs: the blocks of queries and keys that meet, in this order.
+    pairs: numbers of a block of queries and one of keys that it may see, in the order of their turn.
     size: queries and keys of a block.
   """
   pairs: tuple[tuple[int, int], ...]

@@ -11,7 +11,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh as Devices
 
 from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import interpreted
-from moejax.layers.attend import Mask, attend, explain
+from moejax.layers.attend import Mask, attend, choice, explain
+from moejax.layers.attend.kernel import AttentionInputs
 from moejax.parallel import rules
 
 KINDS = {'tpu': 'TPU v5 lite', 'gpu': 'NVIDIA H100 80GB HBM3', 'cpu': 'cpu'}
@@ -149,9 +150,9 @@ def test_fused_attention_and_its_gradients_hold_no_array_of_all_logits(name, pla
 
 def lowered_for_cuda(mask, S=1024):
   def total(queries, keys, values):
-    return attend(queries, keys, values, scale=0.5, mask=mask, implementation='cudnn').astype(jnp.float32).sum()
-  with on('gpu'):
-    return jax.jit(jax.grad(total, (0, 1, 2))).trace(*shapes(S)).lower(lowering_platforms=('cuda',)).as_text()
+    inputs = AttentionInputs(queries, keys, values, scale=0.5, mask=mask)
+    return choice.kernel('cudnn').run(inputs).astype(jnp.float32).sum()
+  return jax.jit(jax.grad(total, (0, 1, 2))).trace(*shapes(S)).lower(lowering_platforms=('cuda',)).as_text()
 
 
 def test_cudnn_gets_causal_attention_and_the_window_as_numbers_without_a_mask(cudnn):
