@@ -17,7 +17,8 @@ from flax import nnx
 
 from moejax import functional
 from moejax.config import ConfigError, Registry
-from moejax.ranges import AtLeast, Between, Count, NonNegative
+from moejax.layers import rotary
+from moejax.ranges import Above, AtLeast, AtMost, Between, Count, NonNegative
 
 Base = Annotated[float, AtLeast(1)]
 
@@ -112,31 +113,36 @@ class Sincos2d(PositionEncoding):
 class Rope(PositionEncoding):
   """Rotates pairs of features by angles proportional to the position (RoFormer, 2104.09864).
 
-  Feature i is paired with feature i + head_dim/2, the convention of Llama checkpoints in transformers.
-
   Config:
     theta: base of the angles; the slowest pair rotates once in about 2 pi theta positions.
+    fraction: the share of a head's features, the first ones, that are rotated: rotary_pct of GPT-NeoX,
+      partial_rotary_factor of Phi.
+    layout: which features are a pair: 'half' i and i + half of the rotated ones, the convention of Llama and GPT-NeoX
+      checkpoints in transformers; 'interleaved' 2i and 2i + 1, that of RoFormer, GPT-J and Meta's own Llama checkpoints.
+    scaling: frequencies for contexts longer than those of pretraining, e.g. `dict(name='linear', factor=4.)`; None: as
+      they are.
   """
 
-  def __init__(self, *, where: str, theta: Base = 10000.):
-    self.where, self.theta = where, theta
+  def __init__(self, *, where: str, theta: Base = 10000., fraction: Annotated[float, Above(0), AtMost(1)] = 1.,
+               layout: rotary.Layout = 'half', scaling: Mapping | None = None):
+    self.where, self.theta, self.fraction = where, theta, fraction
+    self.layout: rotary.Layout = layout
+    self.scaling: rotary.RopeScaling | None = None
+    if scaling is not None:
+      if theta == 1:
+        raise ConfigError(f'{where}.theta = 1 gives all pairs one frequency, which cannot be scaled. Raise it.')
+      self.scaling = rotary.SCALINGS.build(scaling, f'{where}.scaling')
 
   def rotate(self, x: jax.Array, positions: Any) -> jax.Array:
-    if x.shape[-1] % 2:
-      raise ConfigError(f'{self.where}: rotary positions pair features, so head_dim must be even, not {x.shape[-1]}. '
+    width = int(x.shape[-1] * self.fraction)
+    if width % 2 or not width:
+      of = '' if self.fraction == 1 else f' (fraction {self.fraction} of {x.shape[-1]})'
+      raise ConfigError(f'{self.where}: rotary positions pair features, so head_dim must be even, not {width}{of}. '
                         'Set attention.head_dim, or choose another position encoding.')
-    return rotate(x, positions, self.theta)
-
-
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-  """x: <float>[B,S,H,head_dim], positions: <int32>[B,S]; angles are float32, head_dim is even."""
-  half = x.shape[-1] // 2
-  frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequencies
-  first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-  rotated = jnp.concatenate([first * jnp.cos(angle) - second * jnp.sin(angle),
-                             second * jnp.cos(angle) + first * jnp.sin(angle)], axis=-1)
-  return rotated.astype(x.dtype)
+    if self.scaling is None:
+      return rotary.rotate(x, positions, rotary.rope_frequencies(self.theta, width), self.layout)
+    frequencies = jnp.asarray(self.scaling.frequencies(self.theta, width), jnp.float32)
+    return rotary.rotate(x, positions, frequencies, self.layout, self.scaling.amplitude)
 
 
 @POSITIONS('relative_bias')

@@ -116,6 +116,14 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(mesh, rules.activations, axes, x.shape)))
 
 
+def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+  """The sharding that `constrain` gives an activation on the active mesh."""
+  mesh, rules = _active.get()
+  if mesh is None:
+    raise ValueError('No mesh is in use: activations lie on one device.')
+  return _spec(mesh, rules.activations, axes, shape)
+
+
 def shardings(mesh: Mesh, axes: Tree, shapes: Tree, table: Table = build().parameters) -> Tree:
   """A `NamedSharding` for every parameter: `axes` are its logical names, `shapes` anything with `.shape`.
 

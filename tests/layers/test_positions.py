@@ -10,39 +10,10 @@ from hypothesis import given, strategies as st
 
 from moejax.config import ConfigError
 from moejax.layers.attend import Mask, attend
-from moejax.layers.positions import POSITIONS, position_encoding, relative_position_bucket, rotate
+from moejax.layers.positions import POSITIONS, position_encoding, relative_position_bucket
 
 RNG = np.random.default_rng(0)
 X = jnp.float32(RNG.normal(size=(2, 5, 3, 8)))
-
-
-def test_rope_at_position_zero_is_the_identity():
-  np.testing.assert_array_equal(rotate(X, jnp.zeros((2, 5), int), 10000.), X)
-
-
-@given(shift=st.integers(1, 500), theta=st.sampled_from([100., 1e4, 1e6]))
-def test_rope_shifting_all_positions_changes_no_dot_product(shift, theta):
-  positions = jnp.asarray(RNG.integers(0, 50, (2, 5)))
-  def products(positions):
-    q, k = rotate(X, positions, theta), rotate(X[::-1], positions, theta)
-    return jnp.einsum('bshk,bthk->bhst', q, k)
-  # Angles reach 550 radians, whose float32 spacing is 6e-5; products sum 8 terms of size 1.
-  np.testing.assert_allclose(products(positions), products(positions + shift), atol=1e-3)
-
-
-def test_rope_rotates_each_pair_by_its_own_angle():
-  # Pair (i, i + 4) of a head of 8 turns by position * theta^(-i/4): x_i + j x_{i+4} times exp(j angle).
-  positions, theta = np.asarray([[0, 1, 2, 7, 30]] * 2), 100.
-  x = np.asarray(X, np.float64)
-  turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[..., None, None] * theta ** (-np.arange(4) / 4))
-  expected = np.concatenate([turned.real, turned.imag], -1)
-  np.testing.assert_allclose(rotate(X, jnp.asarray(positions), theta), expected, atol=1e-5)
-
-
-def test_rope_refuses_odd_heads():
-  encoding = POSITIONS.build(dict(name='rope'), 'config.positions')
-  with pytest.raises(ConfigError, match='config.positions: .* even, not 7'):
-    encoding.rotate(X[..., :7], jnp.zeros((2, 5), int))
 
 
 def bucket_by_definition(distance, bidirectional, buckets, max_distance):

@@ -1,6 +1,8 @@
-"""What a query gets that sees no key."""
+"""Queries that see no key: a kernel may give them anything, and wrong gradients; plain attention averages all values."""
 import jax
 import jax.numpy as jnp
+
+from moejax.layers.attend.mask import Mask
 
 
 def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) -> jax.Array:
@@ -11,3 +13,20 @@ def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) ->
   average = values.mean(axis=1, dtype=jnp.promote_types(values.dtype, jnp.float32)).astype(out.dtype)
   average = jnp.repeat(average, out.shape[2] // values.shape[2], axis=1)
   return jnp.where(seeing[:, :, None, None], out, average[:, None])
+
+
+def without_blind(out: jax.Array, values: jax.Array, mask: Mask | None, sinks: jax.Array | None = None) -> jax.Array:
+  """`out` of a kernel that knows no blind queries, with what plain attention gives them: the average, with sinks 0."""
+  length, kv_length = out.shape[1], values.shape[1]
+  if mask is None:
+    return out
+  is_data = any(x is not None for x in (mask.query_segments, mask.query_positions, mask.key_positions))
+  if not is_data and (length <= kv_length or mask.window is None):
+    return out  # A query sees itself, or the first key.
+  dense = mask.dense(length, kv_length)
+  if dense is None:
+    return out
+  seeing = dense.any(axis=-1)[:, 0]  # Fused by XLA: no mask of S times T is in memory.
+  if sinks is not None:
+    return jnp.where(seeing[:, :, None, None], out, jnp.zeros((), out.dtype))
+  return average_where_blind(out, values, seeing)

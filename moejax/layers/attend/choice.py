@@ -1,4 +1,4 @@
-"""Attention by the implementation that is asked for, or the best that can run here."""
+"""Attention by the implementation that the caller names, or the best that can run here."""
 import importlib
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -11,14 +11,17 @@ from moejax.kernels.target import target
 from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
 from moejax.layers.attend.mask import Mask
 
-Name = Literal['plain', 'chunked']
+Name = Literal['plain', 'chunked', 'cudnn', 'splash', 'tokamax']
 
 REASONS: dict[Name, str] = {
     'plain': 'all logits in memory, [B,H,S,T] of them; the fastest for short sequences, with dropout too',
     'chunked': 'blocks of queries and keys in turn, in plain JAX: memory grows with S + T; runs anywhere',
+    'cudnn': "cuDNN's fused kernel for NVIDIA GPUs; segments become a bias of [B,1,S,T]",
+    'splash': "JAX's fused kernel for TPU, which skips blocks that causal attention and windows forbid",
+    'tokamax': "tokamax's attention, with the kernel it picks; for comparison",
 }
 # The fastest on each platform, where they can run.
-FUSED: dict[str, tuple[Name, ...]] = {'cpu': (), 'gpu': (), 'tpu': ()}
+FUSED: dict[str, tuple[Name, ...]] = {'cpu': (), 'gpu': ('cudnn',), 'tpu': ('splash',)}
 # Up to this many queries and keys all logits are in memory: 4 MiB for a head.
 SHORT = 1024
 
@@ -91,7 +94,10 @@ def default(inputs: AttentionInputs) -> Name:
   where = target()
   short = inputs.queries.shape[1] * inputs.keys.shape[1] <= SHORT**2
   ranked: tuple[Name, ...] = (*FUSED[where.platform], 'plain' if short else 'chunked')
-  return next((name for name in ranked if not kernel(name).limit(where, inputs)), 'plain')
+  for name in ranked:
+    if not kernel(name).limit(where, inputs):
+      return name
+  return 'plain'
 
 
 def kernel(name: Name) -> AttentionKernel:

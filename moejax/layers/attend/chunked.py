@@ -25,7 +25,7 @@ class _Steps(NamedTuple):
   """What is known before any value.
 
   Attributes:
-    pairs: the blocks of queries and keys that meet, in this order.
+    pairs: numbers of a block of queries and one of keys that it may see, in the order of their turn.
     size: queries and keys of a block.
   """
   pairs: tuple[tuple[int, int], ...]
@@ -69,7 +69,8 @@ class _Sums(NamedTuple):
 def attend(inputs: AttentionInputs) -> jax.Array:
   """-> <float>[B,S,H,v]; memory for gradients is that of inputs and output."""
   steps, blocks = _cut(inputs)
-  out, seeing = _attend(steps, blocks)
+  both: Any = _attend(steps, blocks)
+  out, seeing = both
   batch, length, heads, _ = inputs.queries.shape
   whole = jnp.moveaxis(out, (0, 4), (1, 2)).reshape(batch, -1, heads, out.shape[-1])[:, :length]
   if inputs.sinks is not None:
@@ -141,7 +142,8 @@ def _backward(steps, residuals, cotangents):
   if blocks.sinks is not None:
     dsinks = -(jnp.exp(blocks.sinks[..., None] - log_total) * mean).sum(axis=(0, 1, 4))
   floats = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), (*gradients, dsinks), tuple(blocks[:5]))
-  return _Blocks(*floats, mask=None),
+  without: Any = None  # integers have no gradient
+  return _Blocks(*floats, mask=without),
 
 
 _attend.defvjp(_forward, _backward)
