@@ -18,7 +18,6 @@ import numpy as np
 from moejax.config import ConfigError, Registry
 from moejax.ranges import AtLeast, Count, Positive
 
-SCALINGS = Registry('rope scaling')
 Factor = Annotated[float, AtLeast(1)]
 Layout = Literal['half', 'interleaved']
 
@@ -70,6 +69,9 @@ class RopeScaling:
   def frequencies(self, theta: float, width: int) -> np.ndarray:
     """<float64>[width/2], in radians per position, for `width` rotated features."""
     raise NotImplementedError
+
+
+SCALINGS: Registry[RopeScaling] = Registry('rope scaling', RopeScaling)
 
 
 def _unscaled(theta, width):

@@ -1,8 +1,8 @@
 """A stack of blocks and a final norm, the trunk of all models but the recurrent one."""
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,70 +10,19 @@ from flax import nnx
 
 from moejax.config import ConfigError, at, path
 from moejax.functional import Tree, add_updates
-from moejax.layers import pattern as patterns
-from moejax.layers.block import Block, BranchSpec, Norms
+from moejax.layers.block import Block, Norms
 from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.dropout import dropout as drop
+from moejax.layers.kinds import TransformerConfig, expand
 from moejax.layers.norms import NORMS
-from moejax.layers.stack import Depth, Layers, Remat, Stack, factor
+from moejax.layers.stack import Stack, factor
 from moejax.layers.sublayer import Context
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.ranges import Rate
 from moejax.routing.router import RouterOutput
-
-# The mixture of a sparse block replaces the dense feed-forward, is inserted after it, or replaces the whole block, with
-# blocks as experts (`block_mixture`).
-SparseForm = Literal['replace', 'insert', 'layer']
-
-# Parameters shared by all layers. 'all': one block, used at every depth (ALBERT, 1909.11942); 'all_but_norms': one
-# attention, one router and one set of experts, but each layer has its own norms, so a token may be routed to different
-# experts at different depths (WideNet, 2107.11817).
-Sharing = Literal['none', 'all', 'all_but_norms']
 
 # Tracing a block for training takes a tenth of a second, and compiling it a few seconds.
 _MOST_TRACED = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-  """The keys of a `Transformer`, which its model's config holds.
-
-  Attributes:
-    num_layers: L.
-    norm: for every branch and at the end; see `norms`.
-    attention: for every block; see `Attention`. Needed without `blocks`, as is `feed_forward`.
-    feed_forward: for dense blocks; see `FeedForward`.
-    moe: for sparse blocks; see `MoE`. May be None if no layer is sparse. Its `num_experts` may be a list with one int
-      for each sparse layer.
-    sparse: which layers are sparse; see `pattern`. None: no layer.
-    extra_feed_forward: one more dense branch after each mixture of experts (ST-MoE), or None.
-    sparse_form: a mixture of experts replaces the feed-forward of its block, is inserted after it (BASE layers), or
-      mixes whole layers (`LayerMixture`).
-    blocks: kinds of blocks by name, each with its branches by name, in order, in place of the keys above; see `pattern`.
-    pattern: the kind of each layer; may be None if there is only one.
-    dropout: on every branch, and on the input.
-    stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
-    layers: scanned (only distinct blocks are compiled) or unrolled.
-    remat: the residuals of each block saved for the backward pass.
-    sharing: the parameters shared by all layers; see `Sharing`. The state of a shared router is updated once per step,
-      from the tokens of all layers.
-  """
-  num_layers: Depth
-  norm: Mapping
-  attention: Mapping | None = None
-  feed_forward: Mapping | None = None
-  moe: Mapping | None = None
-  sparse: Mapping | None = None
-  extra_feed_forward: Mapping | None = None
-  sparse_form: SparseForm = 'replace'
-  blocks: Mapping | None = None
-  pattern: Mapping | None = None
-  dropout: Rate = 0.
-  stochastic_depth: Rate = 0.
-  layers: Layers = 'unrolled'
-  remat: Remat = 'none'
-  sharing: Sharing = 'none'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +57,7 @@ class Transformer(nnx.Module):
   def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
     where = path()
-    kinds, contents = _kinds(config, cross_attention)
+    kinds, contents = expand(config, cross_attention)
     if config.sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f".sharing = {config.sharing!r} needs layers of one kind, and there are "
                         f"{' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or use 'none'.")
@@ -180,49 +129,3 @@ class Transformer(nnx.Module):
   def distinct_blocks(self) -> Iterator[Any]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""
     yield from self.stack.distinct(self.blocks) if self.shared is None else [self.shared]
-
-
-def _kinds(config: TransformerConfig, cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
-  """The kind of each layer, and the branches of each kind."""
-  if config.blocks is None:
-    return _dense_and_sparse(config, cross_attention)
-  shorthand = [name for name in ('attention', 'feed_forward', 'moe', 'extra_feed_forward')
-               if getattr(config, name) is not None]
-  if shorthand:
-    raise ConfigError(f'.{shorthand[0]}: {path()}.blocks says what each kind of block is made of. Remove '
-                      f'{", ".join(shorthand)}.')
-  return patterns.named_kinds(config.blocks, config.pattern, config.num_layers)
-
-
-def _dense_and_sparse(config: TransformerConfig, cross_attention: bool) -> tuple[tuple[str, ...], dict[str, patterns.Kind]]:
-  """The shorthand: attention (then cross-attention), then a feed-forward or a mixture of experts."""
-  if config.attention is None or config.feed_forward is None:
-    missing = 'attention' if config.attention is None else 'feed_forward'
-    raise ConfigError(f'.{missing} is missing: a Transformer needs attention and feed_forward, or blocks.')
-  kinds, mixtures = patterns.mixtures(
-      config.moe, patterns.dense_or_sparse(config.sparse or dict(name='none'), config.num_layers))
-  if config.moe is None and 'sparse' in kinds:
-    raise ConfigError(f'.moe is missing: {path()}.sparse makes some layers sparse. Set moe, or sparse=none.')
-  if config.sparse_form == 'layer' and (config.sharing == 'all_but_norms' or config.extra_feed_forward is not None):
-    key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
-                if config.extra_feed_forward is None else
-                ('extra_feed_forward', 'there is no mixture branch to add it after. Remove it'))
-    raise ConfigError(f".{key}: with sparse_form='layer' {why}.")
-
-  def branch(key: str, name: str, keys: Mapping, norm: str = '') -> BranchSpec:
-    return BranchSpec({'name': name, **keys}, f'{path()}.{key}', norm)
-
-  mixed = dict(attention=branch('attention', 'attention', config.attention))
-  if cross_attention:
-    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{path()}.attention')
-  dense = dict(feed_forward=branch('feed_forward', 'feed_forward', config.feed_forward))
-  contents = {'dense': {**mixed, **dense}}
-  for kind, moe in mixtures.items():
-    if config.sparse_form == 'insert':  # without a norm: experts have their own
-      contents[kind] = {**mixed, **dense, 'moe': branch('moe', 'moe', {'pre_norm': None, **moe})}
-    else:  # takes the norm of the feed-forward that it replaces, so that a dense model's parameters fit it
-      contents[kind] = {**mixed, 'moe': branch('moe', 'moe', moe, norm='feed_forward_norm')}
-    if config.extra_feed_forward is not None:
-      contents[kind]['extra_feed_forward'] = branch('extra_feed_forward', 'feed_forward', config.extra_feed_forward,
-                                                    norm='extra_norm')
-  return kinds, contents

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from moejax.functional import Functional, expert_paths, flatten
+from moejax.models.mixtures import stack_depth_and_branch
 from moejax.parallel.flops import flops
 from moejax.routing.plans import Plan, TokenPlan, SlotPlan, SoftPlan
 from moejax.routing.router import RouterOutput
@@ -61,7 +62,7 @@ def forward_flops(model: Functional, batch: Any) -> float:
   experts = 0.
   for path, leaf in flatten(params).items():
     if path in paths and _WHOLE_LAYERS not in path:
-      one = met[_experts_of(model, path, leaf)]
+      one = _of_path(model, met, path, leaf)
       uses = one.layers if _SHARED.search(path) else 1
       experts += 2 * math.prod(leaf.shape) * _share(model, met, path, leaf) * one.tokens * uses
   return outside + experts
@@ -77,27 +78,31 @@ class _Met(NamedTuple):
   layers: int
 
 
-def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, int], _Met]:
-  """By stack ('', 'encoder' or 'decoder') and number of experts, which together identify a router."""
+def _experts_met(model: Functional, batch: Any) -> dict[tuple[str, str, int], _Met]:
+  """By stack ('', 'encoder' or 'decoder'), branch ('' where blocks have a single router) and number of experts."""
   forward = lambda params, state, batch, key: model.apply(params, state, batch, key=key, train=True).routers
   routers = jax.eval_shape(forward, *model.shapes(), batch, jax.eval_shape(lambda: jax.random.key(0)))
-  keys = {depth: (depth.rpartition('block_')[0].rstrip('_'), router.plan.num_experts)
-          for depth, router in routers.items()}
-  return {key: _Met(experts_per_token(routers[depth]) / key[1], _tokens(routers[depth].plan),
-                    list(keys.values()).count(key)) for depth, key in keys.items()}
+  keys = {}
+  for name, router in routers.items():
+    stack, _, branch = stack_depth_and_branch(name)
+    keys[name] = stack, branch, router.plan.num_experts
+  return {key: _Met(experts_per_token(routers[name]) / key[2], _tokens(routers[name].plan),
+                    list(keys.values()).count(key)) for name, key in keys.items()}
 
 
 def _share(model: Functional, met: dict, path: str, leaf: jax.ShapeDtypeStruct) -> float:
   # The active share of an expert parameter. Each choice uses one of N segments (MultiHash layers).
   axes = flatten(model.axes)[path]
   segments = leaf.shape[axes.index('segment')] if 'segment' in axes else 1
-  return met[_experts_of(model, path, leaf)].share / segments
+  return _of_path(model, met, path, leaf).share / segments
 
 
-def _experts_of(model: Functional, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, int]:
-  # Stack and number of experts of an expert parameter; scanned layers have an axis before the experts'.
-  stack = re.split(r'(?:^|/)(?:blocks|shared)/', path)[0]
-  return stack, leaf.shape[flatten(model.axes)[path].index('expert')]
+def _of_path(model: Functional, met: dict, path: str, leaf: jax.ShapeDtypeStruct) -> _Met:
+  # What a token uses of the experts that an expert parameter belongs to; scanned layers have an axis before the experts'.
+  stack, _, within = re.split(r'(?:^|/)(blocks|shared)/', path, maxsplit=1)
+  branch = next(name for name in within.split('/') if not name.isdigit())
+  experts = leaf.shape[flatten(model.axes)[path].index('expert')]
+  return met.get((stack, branch, experts)) or met[stack, '', experts]
 
 
 def _tokens(plan: Plan) -> int:

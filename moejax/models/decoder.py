@@ -11,7 +11,8 @@ from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import position_encoding
 from moejax.layers.sublayer import Context
-from moejax.layers.transformer import Transformer, TransformerConfig
+from moejax.layers.kinds import TransformerConfig
+from moejax.layers.transformer import Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype

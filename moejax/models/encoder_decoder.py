@@ -12,7 +12,8 @@ from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import PositionEncoding, position_encoding
 from moejax.layers.sublayer import Context
-from moejax.layers.transformer import Transformer, TransformerConfig
+from moejax.layers.kinds import TransformerConfig
+from moejax.layers.transformer import Transformer
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype

@@ -40,10 +40,10 @@ class LSTMBlock(nnx.Module):
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None,
                train: bool) -> tuple[jax.Array, dict[str, Left]]:
     """x: <float>[B,S,D] -> the same shape, and what the layer leaves."""
-    output = None
+    y, output = x, None
     if self.lstm is not None:
       y = self.lstm.run(x, inputs.positions == 0)
-    else:
+    if self.moe is not None:
       y, output = self.moe.mix(x, inputs, key=derive(key, 'moe'), train=train)
       y = jax.nn.sigmoid(y) if self.mixture_output == 'sigmoid' else y
     y = drop(y, self.dropout, key=derive(key, 'dropout'), train=train)

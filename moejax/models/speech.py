@@ -15,7 +15,8 @@ from moejax.layers.embeddings import Linear
 from moejax.layers.positions import position_encoding
 from moejax.layers.stack import Depth
 from moejax.layers.sublayer import Context
-from moejax.layers.transformer import Encoded, Transformer, TransformerConfig
+from moejax.layers.kinds import TransformerConfig
+from moejax.layers.transformer import Encoded, Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.random import derive
@@ -29,8 +30,8 @@ class AcousticEncoder(nnx.Module):
   def __init__(self, keys: TransformerConfig, *, rngs: nnx.Rngs, num_features: int, vocab_size: int, dtype: jnp.dtype,
                dim: int, positions: Mapping):
     self.transformer = Transformer(keys, dim=dim, dtype=dtype, rngs=rngs)
-    build: dict[str, Any] = dict(init=initializers.fan_in(in_axis=0, out_axis=1), bias_init=nnx.initializers.zeros, dtype=dtype,
-                 rngs=rngs)
+    build: dict[str, Any] = dict(init=initializers.fan_in(in_axis=0, out_axis=1), dtype=dtype, rngs=rngs,
+                                 bias_init=nnx.initializers.zeros)
     self.embedding = Linear(shape=(num_features, dim), axes=(None, 'embed'), **build)
     self.encoding = position_encoding(positions, '.positions', dim=dim, rngs=rngs, heads=self.transformer.heads,
                                       bidirectional=True)

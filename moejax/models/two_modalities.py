@@ -21,7 +21,8 @@ from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Embedding, Linear
 from moejax.layers.positions import Learned, PositionEncoding
 from moejax.layers.sublayer import Context
-from moejax.layers.transformer import Transformer, TransformerConfig
+from moejax.layers.kinds import TransformerConfig
+from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.models.vision import Side, patchify

@@ -18,7 +18,8 @@ from moejax.layers.mixers.attention import SelfAttention
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import position_encoding
 from moejax.layers.sublayer import Context
-from moejax.layers.transformer import Transformer, TransformerConfig
+from moejax.layers.kinds import TransformerConfig
+from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.ranges import Between, Count, Divides

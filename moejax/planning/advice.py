@@ -106,9 +106,9 @@ def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
   """The keys of `settings`, plus the groups and the exchange that the topology requires."""
   keys = estimates.overrides(setup.config, settings)
   if settings.groups is None:
-    keys |= {f'{path}.moe.group': group.dividing
+    keys |= {f'{path}.group': group.dividing
              for path, group in spanning_groups.spanning(setup, settings.accumulate, settings.shards).items()
-             if isinstance(sides(setup.config)[path].moe.group, int)}
+             if isinstance(group.group, int)}
   if settings.axes['expert'] > 1 and not topologies.has_ragged_all_to_all(topology):
     keys |= dict.fromkeys(exchanges(setup.config), 'all_gather')
   return keys

@@ -2,6 +2,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from moejax.models.mixtures import mixture_of
 from moejax.routing.selection import SELECTIONS
 
 # Consecutive logged rows after which it is not chance.
@@ -60,10 +61,8 @@ def choices(model_config: dict, layer: str) -> int | None:
 
   None for a router that is not learned.
   """
-  stack = layer.rpartition('block_')[0].rstrip('_')
-  moe = (model_config[stack] if stack else model_config).get('moe')
+  where, moe = mixture_of(model_config, layer)
   if not moe or moe['router']['score']['name'] in _NEVER_LEARNED:
     return None
-  where = 'config.model.moe.router.select'
   experts = moe['num_experts'] if isinstance(moe['num_experts'], int) else max(moe['num_experts'])
-  return SELECTIONS.build(moe['router']['select'], where, num_experts=experts).k or 1
+  return SELECTIONS.build(moe['router']['select'], f'{where}.router.select', num_experts=experts).k or 1

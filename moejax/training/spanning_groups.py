@@ -5,21 +5,24 @@ import jax
 from ml_collections import ConfigDict
 
 from moejax.layers.feed_forwards.moe import tokens_per_group
+from moejax.models.mixtures import mixture_of
 from moejax.parallel import rules
 from moejax.routing.plans import group_size, has_slots
 
 
 class Spanning(NamedTuple):
-  """Routing groups of a stack that do not divide evenly over the shards of the batch.
+  """Routing groups of a mixture that do not divide evenly over the shards of the batch.
 
   Attributes:
     count: number of groups in a microbatch.
     tokens: tokens per group.
     dividing: the largest group size up to `tokens` that divides evenly.
+    group: the size in the config.
   """
   count: int
   tokens: int
   dividing: int
+  group: int | str
 
 
 def sides(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -29,29 +32,30 @@ def sides(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
-  """{config path: groups} of the stacks whose groups do not divide evenly over `shards` (by default those of `setup`).
+  """{path of a mixture in the config: groups} for groups that do not divide evenly over `shards` (those of `setup`).
 
   Without slots groups have no meaning for a dispatcher, so a group may also span several whole devices.
   """
   accumulate, shards = accumulate or setup.training.accumulate, shards or rules.batch_shards(setup.mesh)
-  if shards == 1 or all(_group(side) == 'sequence' for side in sides(setup.config).values()):
+  if shards == 1:
     return {}
   batch = setup.pipeline.batch_spec()
   examples = next(iter(batch.values())).shape[0]
   routers = jax.eval_shape(lambda *args: setup.model.apply(*args), *setup.model.shapes(), batch).routers
+  plans, groups = {}, {}
+  for name, router in routers.items():
+    path, mixture = mixture_of(setup.config.model, name)
+    plans[path], groups[path] = router.plan, mixture.get('group', 'batch')
   found = {}
-  for path, side in sides(setup.config).items():
-    prefix = path.removeprefix('model').removeprefix('.')
-    plans = [router.plan for name, router in routers.items() if name.rpartition('block_')[0].rstrip('_') == prefix]
-    group = _group(side)
-    if not plans or group == 'sequence':
+  for path, plan in plans.items():
+    if groups[path] == 'sequence':
       continue
-    micro, length = examples // accumulate, _tokens(plans[0]) // examples
-    tokens = tokens_per_group(group, micro, length, f'config.{path}.moe.group')
+    micro, length = examples // accumulate, _tokens(plan) // examples
+    tokens = tokens_per_group(groups[path], micro, length, f'{path}.group')
     of_device = micro * length // shards
-    if of_device % tokens and (has_slots(plans[0]) or tokens % of_device):
+    if of_device % tokens and (has_slots(plan) or tokens % of_device):
       dividing = next(n for n in range(min(tokens, of_device), 0, -1) if of_device % n == 0)
-      found[path] = Spanning(micro * length // tokens, tokens, dividing)
+      found[path.removeprefix('config.')] = Spanning(micro * length // tokens, tokens, dividing, groups[path])
   return found
 
 
@@ -62,14 +66,9 @@ def notice(setup) -> str | None:
     return None
   what = ' and '.join(f'the {group.count} routing groups of {group.tokens} tokens in config.{path}'
                       for path, group in found.items())
-  keys = ' '.join(f'--config.{path}.moe.group={group.dividing}' for path, group in found.items())
+  keys = ' '.join(f'--config.{path}.group={group.dividing}' for path, group in found.items())
   return (f'Slow: {what} do not divide evenly over the {shards} shards of the batch, so devices route them together '
           f'and the compiler often communicates everything; {keys} gives every shard whole groups.')
-
-
-def _group(side: ConfigDict) -> str | int:
-  moe: Any = side.get('moe')
-  return moe.get('group', 'batch') if moe else 'sequence'
 
 
 def _tokens(plan) -> int:

@@ -35,18 +35,18 @@ DROPLESS = dict(router=papers.top_k_dropless(k=2), dispatch='grouped')
     (dict(group=32), None),
     (dict(group='sequence'), None),
     # 4 groups of 64: each is what two devices have.
-    (dict(group=64), Spanning(4, 64, 32)),
-    (dict(group=64, dispatch='gather'), Spanning(4, 64, 32)),
-    (dict(group='batch'), Spanning(1, 256, 32)),
+    (dict(group=64), Spanning(4, 64, 32, 64)),
+    (dict(group=64, dispatch='gather'), Spanning(4, 64, 32, 64)),
+    (dict(group='batch'), Spanning(1, 256, 32, 'batch')),
     # A microbatch is 16 tokens a device.
-    (dict(group=32, accumulate=2), Spanning(4, 32, 16)),
+    (dict(group=32, accumulate=2), Spanning(4, 32, 16, 32)),
     # Rows that travel by themselves need no groups, unless a device has parts of several.
     (dict(group=64, **DROPLESS), None),
     (dict(group='batch', **DROPLESS), None),
 ])
 def test_groups_that_do_not_divide_are_found(config, expected):
   setup = setups.prepare(decoder(**config), jax.devices())
-  assert spanning_groups.spanning(setup) == ({} if expected is None else {'model': expected})
+  assert spanning_groups.spanning(setup) == ({} if expected is None else {'model.moe': expected})
 
 
 @pytest.mark.parametrize('module, variant, chips, group', [
@@ -62,7 +62,7 @@ def test_the_groups_of_published_models_divide_over_their_pods(module, variant, 
 def test_the_decoders_57_groups_of_4096_do_not_divide(monkeypatch):
   setup = published(switch_c4, 'base', monkeypatch)
   wide = dataclasses.replace(setup, config=override(setup.config, {'model.decoder.moe.group': 4096}))
-  assert spanning_groups.spanning(wide, shards=256) == {'model.decoder': Spanning(57, 4096, 912)}
+  assert spanning_groups.spanning(wide, shards=256) == {'model.decoder.moe': Spanning(57, 4096, 912, 4096)}
 
 
 def published(module, variant, monkeypatch):
@@ -79,7 +79,7 @@ def test_one_device_has_all_groups():
 def test_the_notice_names_a_group_that_divides():
   setup = setups.prepare(decoder(64), jax.devices())
   notice = spanning_groups.notice(setup)
-  assert 'the 4 routing groups of 64 tokens in config.model do not divide evenly over the 8 shards' in notice
+  assert 'the 4 routing groups of 64 tokens in config.model.moe do not divide evenly over the 8 shards' in notice
   assert '--config.model.moe.group=32 ' in notice
   assert spanning_groups.notice(setups.prepare(decoder(32), jax.devices())) is None
 
