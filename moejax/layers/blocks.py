@@ -16,7 +16,7 @@ from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.router import RouterOutput
 
 

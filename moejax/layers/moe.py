@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from moejax import dispatch
-from moejax import experts
+from moejax import dispatch, experts
 from moejax.config import ConfigError, call
 from moejax.dispatch.layouts import Dense
 from moejax.layers import initializers
@@ -18,7 +17,7 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import LARGEST, Between, Count
 from moejax.routing import router
-from moejax.routing.features import RouterInputs, without_padding
+from moejax.routing.inputs import RouterInputs, without_padding
 from moejax.routing.router import RouterOutput
 
 # The largest number trained so far (2407.04153); 32-bit indices still allow a hundred slots each.

@@ -18,7 +18,7 @@ from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Count, Rate
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.router import RouterOutput
 
 MixtureOutput = Literal['sigmoid', 'linear']

@@ -29,8 +29,8 @@ from moejax.models.vision import Side, patchify
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive, Rate
-from moejax.routing.features import RouterInputs
-from moejax.routing.modality_entropy import MODALITIES
+from moejax.routing.balance.modality_entropy import MODALITIES
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.router import RouterOutput
 
 

@@ -25,7 +25,7 @@ from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Between, Count, Divides, Rate
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 Side = Annotated[int, Between(1, 2**16)]
 

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from moejax.routing.selection import SELECTIONS
+from moejax.routing.stages import SELECTIONS
 
 # Consecutive logged rows after which it is not chance.
 ROWS = 3

@@ -12,7 +12,7 @@ import pytest
 from moejax import functional
 from moejax.layers.moe import MoE
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 pytestmark = pytest.mark.oracle
 
