@@ -16,7 +16,8 @@ import numpy as np
 
 from configs import switch_chitchat
 from moejax import data
-from moejax.routing import hashing, papers
+from moejax.routing import papers
+from moejax.routing.score import hashing
 
 VARIANTS = ('random', 'balanced', 'bigrams', 'previous', 'positions', 'future', 'clustered', 'dispersed')
 

@@ -45,7 +45,7 @@ def exports() -> str:
 
 
 def dotted(module: pathlib.Path) -> str:
-  """'moejax.routing.scores' of its path."""
+  """'moejax.routing.stages' of its path."""
   return '.'.join(module.relative_to(ROOT).with_suffix('').parts)
 
 

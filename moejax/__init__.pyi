@@ -13,7 +13,7 @@ from moejax.models.output import ModelOutput as ModelOutput
 from moejax.random import derive as derive
 from moejax.routing import papers as papers
 from moejax.routing import router as router
-from moejax.routing.features import RouterInputs as RouterInputs
+from moejax.routing.inputs import RouterInputs as RouterInputs
 from moejax.routing.plans import DensePlan as DensePlan
 from moejax.routing.plans import SlotPlan as SlotPlan
 from moejax.routing.plans import SoftPlan as SoftPlan

@@ -110,7 +110,7 @@ class Registry(typing.Generic[Built]):
     """Decorator that registers a class or function as `name`.
 
     Raises:
-      TypeError: what it builds is no `base`, or a parameter is neither context nor a value that a config can hold.
+      TypeError: it does not build a `base`, or a parameter is neither context nor a value that a config can hold.
       ValueError: there is another one of this name.
     """
     def register(constructor):
@@ -159,7 +159,7 @@ class Registry(typing.Generic[Built]):
       config: a `name` and the constructor's keys.
       where: the config path, e.g. '.score', which continues that of the group being built.
       beside: keys of the same group that other code reads, for errors.
-      context: arguments supplied by the surrounding code, of those that the registry names.
+      context: arguments supplied by the surrounding code; the registry declares them.
     """
     if undeclared := context.keys() - self.context:
       raise TypeError(f'{", ".join(sorted(undeclared))}: not context of a {self.what}.')

@@ -17,14 +17,15 @@ from experiments.runner import ROOT
 from moejax import functional
 from moejax.config import Registry
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import token_plan
-from moejax.routing.scores import noiseless
+from moejax.routing.stages import Routed, noiseless
 
 BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/add_a_router.md').read_text(), re.S)
 # `"""Nearest: ...`: a file of moejax/routing/papers/.
 ROUTERS = {re.match(r'"""(\w+):', block)[1].lower(): block for block in BLOCKS if "\n@paper('Unpublished'" in block}
 CONFIG, TEST = (next(block for block in BLOCKS if sign in block) for sign in ('def get_config', '\ndef test_'))
+LINE = next(block for block in BLOCKS if block.startswith('from moejax.routing.papers.nearest import nearest'))
 PUBLISHED, ROW = (next(block for block in BLOCKS if block.startswith(sign) and 'def ' not in block)
                   for sign in ('@paper', '"""Nearest centre on'))
 STAGES = dict(bigram='features', nearest='score', threshold='select', tempered='weigh', latest='place', floor='balance')
@@ -47,6 +48,8 @@ def checkout(tmp_path_factory):
     shutil.copy(ROOT / name, folder)
   for name, text in ROUTERS.items():
     (folder / f'moejax/routing/papers/{name}.py').write_text(text)
+    with open(folder / 'moejax/routing/papers/__init__.py', 'a') as registry:
+      registry.write(LINE.replace('nearest', name))
   (folder / 'configs/nearest_digits.py').write_text(CONFIG)
   (folder / 'tests/routing/test_nearest.py').write_text(TEST)
   run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True,
@@ -165,7 +168,7 @@ def test_latest_keeps_the_last_tokens_of_an_expert(modules):
 def test_floor_counts_what_experts_lack(modules):
   balance = modules['floor'].Floor(num_experts=4, coefficient=1., least=.8)  # a floor of 0.2
   probs = jnp.array([[[.7, .1, .1, .1], [.5, .3, .1, .1]]])  # means .6, .2, .1, .1
-  routed = router.balancing.Routed(scores=None, probs=probs, plan=None, valid=jnp.ones((1, 2), bool))
+  routed = Routed(scores=None, probs=probs, plan=None, valid=jnp.ones((1, 2), bool))
   assert float(balance.loss(routed)) == pytest.approx(.2)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from moejax import command_line
 from moejax.analysis import style
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import SoftPlan
 
 TOKENS, WIDTH, EXPERTS, IDS = 12, 8, 4, 11

@@ -76,4 +76,4 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
   return EXPERTS.build(config, where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs)
 
 
-from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # noqa: E402 (they register)
+from moejax.experts import feed_forward, residual_stack, scaled_geglu, segments  # they register

@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.config import Registry
 from moejax.layers.attend import Mask
 from moejax.layers.positions import PositionEncoding
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 

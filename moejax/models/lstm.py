@@ -20,7 +20,7 @@ from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import Count, Rate
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 MixtureOutput = Literal['sigmoid', 'linear']
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 
 # How many earlier tokens routers may look at (`RouterInputs.earlier_ids`).

@@ -21,7 +21,7 @@ from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.random import derive
 from moejax.ranges import Count, Rate
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 
 class AcousticEncoder(nnx.Module):

@@ -27,8 +27,8 @@ from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.models.vision import Side, patchify
 from moejax.ranges import Count, Divides, Positive
-from moejax.routing.features import RouterInputs
-from moejax.routing.modality_entropy import MODALITIES
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.balance.modality_entropy import MODALITIES
 from moejax.routing.router import RouterOutput
 
 

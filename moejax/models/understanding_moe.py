@@ -17,7 +17,7 @@ from moejax.models.vision import Side, patchify
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive
 from moejax.routing import router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.router import RouterOutput
 
 Activation = Literal['cubic', 'linear']

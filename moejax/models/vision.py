@@ -23,7 +23,7 @@ from moejax.layers.transformer import Transformer
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.ranges import Between, Count, Divides
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 Side = Annotated[int, Between(1, 2**16)]
 

@@ -1,41 +1,41 @@
 """A router is six pure stages: features -> score -> select -> weigh -> place -> balance.
 
-    stage     computes                                file
-    features  the router's inputs                     features.py
-    score     [.., D] -> logits[G,S,E], and noise     scores.py
-    select    experts per token or tokens per expert  selection.py
-    weigh     combine weights of the selection        weighting.py
-    place     capacity and priority                   placement.py
-    balance   losses, metrics, state updates          balancing.py
+    stage     computes                                folder
+    features  the router's inputs                     features/
+    score     [.., D] -> logits[G,S,E], and noise     score/
+    select    experts per token or tokens per expert  select/
+    weigh     combine weights of the selection        weigh/
+    place     capacity and priority                   place/
+    balance   losses, metrics, state updates          balance/
 
-Each stage is named in the config, so any one can be overridden or swapped for another paper's; a paper (`papers/`) is
-a function that returns such a config. Stages shared by few papers have files of their own.
+`stages.py` has their base classes. Each stage is named in the config, so any one can be overridden or swapped for
+another paper's; a paper (`papers/`) is a function that returns such a config, beside the stages that it introduces.
 """
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from moejax import config as configs
-from moejax import routing
 from moejax.random import derive
-from moejax.routing import balancing
-from moejax.routing.features import FEATURES, RouterInputs, without_padding
-from moejax.routing.placement import PLACEMENTS
+from moejax.routing.balance.means import valid_mean
+from moejax.routing.inputs import RouterInputs, without_padding
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, most_leaking
-from moejax.routing.scores import SCORES
-from moejax.routing.selection import SELECTIONS
-from moejax.routing.weighting import WEIGHTINGS
+from moejax.routing.stages import (BALANCERS, FEATURES, PLACEMENTS, SCORES, SELECTIONS, WEIGHTINGS, Balancer, Feature,
+                                   Placement, Routed, Score, Selection, Stage, Weighting)
 
-# Any file of this package, and any paper, may register stages, so import them all.
-for _module in pkgutil.walk_packages(routing.__path__, f'{routing.__name__}.'):
-  if _module.name != __name__:
-    importlib.import_module(_module.name)
+# Stages register themselves.
+import moejax.routing.balance
+import moejax.routing.features
+import moejax.routing.papers
+import moejax.routing.place
+import moejax.routing.score
+import moejax.routing.select
+import moejax.routing.weigh  # noqa: F401
 
 
 @jax.tree_util.register_dataclass
@@ -87,35 +87,35 @@ class Router(nnx.Module):
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
     self.num_experts, self.where = num_experts, where
-    self.features = FEATURES.build(features, f'{where}.features', dim=dim, rngs=rngs)
-    self.score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
-    self.select = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
+    self.features: Feature = FEATURES.build(features, f'{where}.features', dim=dim, rngs=rngs)
+    self.score: Score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
+    self.select: Selection = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
     if self.select.reads_slots != (self.score.slots is not None):
       raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit together: '
                                 "score 'soft_moe' requires select 'soft', and vice versa.")
-    if self.score.with_ids != getattr(self.features, 'with_ids', False):
+    if self.score.with_ids != self.features.with_ids:
       raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit '
                                 "together: score 'distilled' requires features 'token_with_ids', and vice versa.")
     if self.select.reads_slots and balance:
       raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
-    self.weigh = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
+    self.weigh: Weighting = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
     if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
       raise configs.ConfigError(
           f'{where}.weigh: with one expert per token, renormalised weights are always 1, so the objective gives the '
           "router no gradient. Use weigh=dict(name='softmax', order='before', renormalize='never'), or more experts "
           "per token; weigh=dict(name='one') if another loss trains the router.")
-    self.place = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
-    if self.place.soft and getattr(self.weigh, 'renormalize', 'never') == 'after':
+    self.place: Placement = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
+    if self.place.soft and self.weigh.renormalize == 'after':
       raise configs.ConfigError(f"{where}.place: {place['name']!r} does not support weigh.renormalize='after'. "
                                 "Use 'before' or 'never'.")
-    self.balance = balancing.build(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
-                                   noisy=self.score.noisy)
+    self.balance = balancers(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
+                             noisy=self.score.noisy)
     self._check_reads(where, score['name'])
 
   def _check_reads(self, where, score):
-    readers = {'select': self.select} | {f'balance.{name}': balancer for name, balancer in self.balance.items()}
-    for name, stage in readers.items():
-      missing = [extra for extra in getattr(stage, 'reads', ()) if extra not in self.score.gives]
+    reads = {'select': self.select.reads, **{f'balance.{name}': each.reads for name, each in self.balance.items()}}
+    for name, extras in reads.items():
+      missing = [extra for extra in extras if extra not in self.score.gives]
       if missing:
         able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
         raise configs.ConfigError(f'{where}.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
@@ -123,8 +123,9 @@ class Router(nnx.Module):
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; determined by the config."""
-    return most_leaking(getattr(self.features, 'leak', 'causal'), self.score.leak, self.select.leak(train),
-                        self.place.leak(train))
+    stages: tuple[Stage, ...] = (self.features, self.score, self.select, self.weigh, self.place,
+                                 *self.balance.values())
+    return most_leaking(*(stage.leak(train) for stage in stages))
 
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None = None,
                train: bool = False) -> RouterOutput:
@@ -139,22 +140,22 @@ class Router(nnx.Module):
     Raises:
       ValueError: the key or an input is missing, or the capacity is 0.
     """
-    stage = lambda name: dict(key=derive(key, name), train=train)
     x = without_padding(x, inputs.valid)
     shared = None if inputs.shared is None else without_padding(inputs.shared, inputs.valid)
     inputs = dataclasses.replace(inputs, shared=shared, where=self.where)
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
-    scores = self.score(self.features(x, inputs), **stage('score'))
+    scores = self.score(self.features(x, inputs), key=derive(key, 'score'), train=train)
     gates = self.weigh.gates(scores.logits)
-    if getattr(self.select, 'reads_gates', False):
+    if self.select.reads_gates:
       scores = dataclasses.replace(scores, select=gates)
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
-    selected = self.weigh.weigh(self.select(scores, valid, **stage('select')), scores.logits)
+    selected = self.select(scores, valid, key=derive(key, 'select'), train=train)
+    selected = self.weigh.weigh(selected, scores.logits)
     documents = dict(documents=inputs['documents']) if self.place.by_document else {}
-    placed = self.place(selected, selected.pick(gates), **documents, **stage('place'))
+    placed = self.place(selected, selected.pick(gates), key=derive(key, 'place'), train=train, **documents)
     placed = self.weigh.after_drops(placed, scores.logits)
-    routed = balancing.Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid,
+    routed = Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid,
                               placed=placed, inputs=inputs)
     raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
     raw = {name: loss for name, loss in raw.items() if loss is not None}
@@ -178,21 +179,30 @@ def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.
   return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
 
 
+def balancers(config: Mapping, where: str, *, num_experts: int, k: int | None, noisy: bool) -> Mapping[str, Balancer]:
+  """The balancers named in `config`, whose entries are their keys, or their coefficient."""
+  return nnx.Dict({
+      name: BALANCERS.build({'name': name, **(entry if isinstance(entry, (Mapping, ConfigDict)) else
+                                             {'coefficient': entry})},
+                            f'{where}.{name}', num_experts=num_experts, k=k, noisy=noisy)
+      for name, entry in config.items()})
+
+
 def _nonempty(updates: dict[str, dict]) -> dict[str, dict]:
   return {name: update for name, update in updates.items() if update}
 
 
-def _metrics(routed: balancing.Routed, placed: Plan, k: int | None) -> dict[str, jax.Array]:
+def _metrics(routed: Routed, placed: Plan, k: int | None) -> dict[str, jax.Array]:
   shares, computed = routed.plan.shares(), placed.shares()
   # Demand: a token's number of choices; for expert choice, 1.
   demand = routed.valid.astype(jnp.float32) if k is None else shares.sum(-1)
   # A token may choose an expert twice.
   served = jnp.minimum((computed > 0).sum(-1), demand) if k is None else computed.sum(-1)
-  used = {} if isinstance(placed, SoftPlan) else dict(experts_per_token=balancing.valid_mean(
+  used = {} if isinstance(placed, SoftPlan) else dict(experts_per_token=valid_mean(
       ((computed > 0) if isinstance(placed, DensePlan) else computed).sum(-1), routed.valid))
   return dict(
       **used,
       load=shares.sum((0, 1)) / jnp.maximum(shares.sum(), jnp.finfo(jnp.float32).tiny),
       dropped=(demand - served).sum() / jnp.maximum(demand.sum(), 1),
-      confidence=balancing.valid_mean(routed.probs.max(-1), routed.valid),
-      entropy=balancing.valid_mean(jax.scipy.special.entr(routed.probs).sum(-1), routed.valid))
+      confidence=valid_mean(routed.probs.max(-1), routed.valid),
+      entropy=valid_mean(jax.scipy.special.entr(routed.probs).sum(-1), routed.valid))

@@ -25,3 +25,28 @@ def softmax_over(members: jax.Array, logits: jax.Array) -> jax.Array:
   """Softmax of `logits` <float32>[..., K] over `members` <bool>[..., K] only; zeros elsewhere and without members."""
   shares = jax.nn.softmax(jnp.where(members, logits, jnp.finfo(jnp.float32).min), axis=-1)
   return jnp.where(members, shares, 0.)
+
+
+def softmax_over_experts(logits: jax.Array) -> jax.Array:
+  """Softmax over all destinations of a token: over E, or jointly over E and C.
+
+  Args:
+    logits: <float32>[G,S,E] or [G,S,E,C].
+
+  Returns:
+    <float32> of the same shape.
+  """
+  return jax.nn.softmax(logits, axis=tuple(range(2, logits.ndim)))
+
+
+def router_probs(gates: jax.Array) -> jax.Array:
+  """A distribution over experts per token: the gates divided by their sum, after adding up an expert's slots.
+
+  Args:
+    gates: <float32>[G,S,E] or [G,S,E,C], non-negative.
+
+  Returns:
+    <float32>[G,S,E] summing to 1 over E.
+  """
+  gates = gates.sum(-1) if gates.ndim == 4 else gates
+  return normalized(gates)

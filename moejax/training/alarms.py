@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moejax.models.mixtures import mixture_of
-from moejax.routing.selection import SELECTIONS
+from moejax.routing.stages import SELECTIONS
 
 # Consecutive logged rows after which it is not chance.
 ROWS = 3

@@ -12,7 +12,7 @@ from moejax.layers.mixers.attention import Attention, SelfAttention
 from moejax.layers.norms import LayerNorm
 from moejax.layers.positions import NoPositions
 from moejax.layers.sublayer import Context
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 RNG = np.random.default_rng(0)
 B, S, T, H, N, K, D = 2, 4, 5, 4, 2, 3, 8

@@ -13,7 +13,7 @@ from moejax.layers.feed_forwards.moe import MoE, check_experts, tokens_per_group
 from moejax.parallel import mesh as meshes
 from moejax.parallel import rules
 from moejax.routing import papers
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 B, S, D, F, E = 8, 4, 6, 10, 4
 PLACED = ['reference', 'einsum', 'gather', 'grouped']

@@ -12,8 +12,8 @@ from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
-from moejax.routing.features import RouterInputs
-from moejax.routing.hashing import hash_table
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.score.hashing import hash_table
 
 B, S, D, F, E, V = 2, 9, 6, 12, 4, 11
 IDS = jax.random.randint(jax.random.key(0), (B, S), 0, V)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from moejax.routing import optimal_transport
+from moejax.routing.select import optimal_transport
 
 pytestmark = pytest.mark.oracle
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 pytestmark = pytest.mark.oracle
 

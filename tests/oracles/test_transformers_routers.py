@@ -13,7 +13,7 @@ from moejax import functional
 from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 pytestmark = pytest.mark.oracle
 

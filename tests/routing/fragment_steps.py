@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from moejax import functional
 from moejax.routing import router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 import routing_reference as reference
 from routing_reference import softmax
 

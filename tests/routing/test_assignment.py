@@ -11,9 +11,10 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moejax.config import ConfigError
-from moejax.routing import assignment, papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.fastmoe_swipe import swipe
+from moejax.routing.select import assignment
 import routing_reference as reference
 
 S, E, D = 24, 4, 8

@@ -9,9 +9,14 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing import balancing
+from moejax.routing import router
+from moejax.routing.balance.bias import bias_step
+from moejax.routing.balance.importance import importance_loss
+from moejax.routing.balance.load import load_loss
+from moejax.routing.balance.switch import switch_loss
+from moejax.routing.balance.z import z_loss
 from moejax.routing.plans import TokenPlan
-from moejax.routing.scores import noiseless
+from moejax.routing.stages import Routed, noiseless
 
 CONVENTIONS = ['moejax', 'gshard', 'fairseq', 'flaxformer', 'mixtral', 'deepspeed']
 GOLDEN = jnp.array([[[.5, .4, .1], [.3, .3, .4], [.1, .2, .7], [.8, .2, 0.]]])
@@ -26,7 +31,7 @@ def switch(probs, expert, convention, valid=None):
   expert = jnp.asarray(expert, jnp.int32)
   valid = everything(probs) if valid is None else valid
   routed = jnp.broadcast_to(valid[..., None], expert.shape)
-  return float(balancing.switch_loss(probs, expert, routed, valid, convention))
+  return float(switch_loss(probs, expert, routed, valid, convention))
 
 
 def best(probs, k):
@@ -47,13 +52,13 @@ def test_the_switch_loss_of_the_golden_gates(convention, k, expected):
 
 def test_the_importance_loss_of_the_golden_gates():
   # Importance (1.7, 1.1, 1.2): mean 4/3, population variance .0688889, over 16/9.
-  assert float(balancing.importance_loss(jnp.log(GOLDEN), everything(GOLDEN))) == pytest.approx(0.03875, abs=1e-6)
+  assert float(importance_loss(jnp.log(GOLDEN), everything(GOLDEN))) == pytest.approx(0.03875, abs=1e-6)
 
 
 def test_the_load_loss_of_the_golden_logits():
   clean = jnp.array([[[.9, .06, .04], [.7, .18, .12], [.85, .05, .1]]])
   noise = jnp.array([[[-.037, .026, -.018], [-.074, .045, -.015], [-.067, -.059, .073]]])
-  loss = balancing.load_loss(clean + noise, clean, jnp.float32(.1), 2, everything(clean))
+  loss = load_loss(clean + noise, clean, jnp.float32(.1), 2, everything(clean))
   assert float(loss) == pytest.approx(0.48573864, abs=1e-6)
 
 
@@ -87,7 +92,7 @@ def test_mixtral_alone_pools_groups_so_that_opposite_groups_balance():
 def test_a_second_expert_that_was_not_sampled_is_not_a_choice(convention):
   probs = jnp.full((1, 2, 2), .5)
   expert, routed = jnp.array([[[0, 1], [1, 0]]]), jnp.array([[[True, True], [True, False]]])
-  loss = balancing.switch_loss(probs, expert, routed, everything(probs), convention)
+  loss = switch_loss(probs, expert, routed, everything(probs), convention)
   # Two choices of expert 1, one of expert 0: 2*(.5*1/3 + .5*2/3), or over two tokens 2*(.5*1/2 + .5*1).
   assert float(loss) == pytest.approx(dict(moejax=1., flaxformer=1.5)[convention])
 
@@ -95,8 +100,8 @@ def test_a_second_expert_that_was_not_sampled_is_not_a_choice(convention):
 def test_importance_and_load_are_zero_at_uniform_and_e_minus_one_at_collapse():
   uniform = jnp.zeros((2, 8, 4))
   collapsed = uniform.at[..., 1].set(200.)
-  for loss in (lambda logits: balancing.importance_loss(logits, everything(logits)),
-               lambda logits: balancing.load_loss(logits, logits, jnp.float32(.1), 1, everything(logits))):
+  for loss in (lambda logits: importance_loss(logits, everything(logits)),
+               lambda logits: load_loss(logits, logits, jnp.float32(.1), 1, everything(logits))):
     assert float(loss(uniform)) == pytest.approx(0, abs=1e-6)
     # All on one of E: mean 1/E, variance 1/E - 1/E^2.
     assert float(loss(collapsed)) == pytest.approx(3, rel=1e-5)
@@ -106,13 +111,13 @@ def test_the_collapsed_load_is_half_certain_because_the_threshold_includes_the_e
   logits = jnp.zeros((1, 8, 4)).at[..., 1].set(200.)
   loads = jax.scipy.stats.norm.cdf(jnp.array([-2000., 0., -2000., -2000.]))
   np.testing.assert_array_equal(loads, [0, .5, 0, 0])  # the same CV^2 as (0, 1, 0, 0)
-  assert float(balancing.load_loss(logits, logits, jnp.float32(.1), 1, everything(logits))) == pytest.approx(3)
+  assert float(load_loss(logits, logits, jnp.float32(.1), 1, everything(logits))) == pytest.approx(3)
 
 
 def test_without_noise_the_load_counts_choices_and_has_no_gradient():
   logits = jnp.array([[[3., 2., 1.], [3., 1., 2.]]])  # two choices each: counts 2, 1, 1
   loss, gradient = jax.value_and_grad(
-      lambda logits: balancing.load_loss(logits, logits, None, 2, everything(logits)))(logits)
+      lambda logits: load_loss(logits, logits, None, 2, everything(logits)))(logits)
   # Mean 4/3, population variance 2/9: 2/9 * 9/16.
   assert float(loss) == pytest.approx(1 / 8)
   np.testing.assert_array_equal(gradient, np.zeros(logits.shape))
@@ -120,9 +125,9 @@ def test_without_noise_the_load_counts_choices_and_has_no_gradient():
 
 def test_the_z_loss_at_zero_logits_is_the_squared_logarithm_of_e_and_its_gradient_two_log_z_softmax_over_t():
   logits = jnp.zeros((2, 3, 4))
-  assert float(balancing.z_loss(logits, everything(logits))) == pytest.approx(np.log(4)**2)
+  assert float(z_loss(logits, everything(logits))) == pytest.approx(np.log(4)**2)
   logits = jax.random.normal(KEY, (2, 3, 4))
-  gradient = jax.grad(lambda logits: balancing.z_loss(logits, everything(logits)))(logits)
+  gradient = jax.grad(lambda logits: z_loss(logits, everything(logits)))(logits)
   exponentials = np.exp(np.asarray(logits, np.float64))
   total = exponentials.sum(-1, keepdims=True)
   np.testing.assert_allclose(gradient, 2 * np.log(total) * exponentials / total / 6, rtol=0, atol=1e-6)
@@ -133,9 +138,9 @@ def losses_of(logits, clean, valid):
   probs, expert = jax.nn.softmax(logits), jnp.argsort(-logits, axis=-1, stable=True)[..., :2]
   routed = jnp.broadcast_to(valid[..., None], expert.shape)
   return dict(
-      importance=balancing.importance_loss(clean, valid), z=balancing.z_loss(clean, valid),
-      load=balancing.load_loss(logits, clean, jnp.float32(.5), 2, valid),
-      **{convention: balancing.switch_loss(probs, expert, routed, valid, convention) for convention in CONVENTIONS})
+      importance=importance_loss(clean, valid), z=z_loss(clean, valid),
+      load=load_loss(logits, clean, jnp.float32(.5), 2, valid),
+      **{convention: switch_loss(probs, expert, routed, valid, convention) for convention in CONVENTIONS})
 
 
 def test_padding_tokens_and_empty_groups_change_no_loss():
@@ -179,12 +184,12 @@ def test_gradients_of_all_losses_equal_finite_differences():
 
 
 def test_a_bias_step_has_one_size_and_goes_against_the_load():
-  stepped = balancing.bias_step(jnp.array([0., 1., -1., 5.]), jnp.array([4., 1., 1., 2.]), 0.25)  # mean load 2
+  stepped = bias_step(jnp.array([0., 1., -1., 5.]), jnp.array([4., 1., 1., 2.]), 0.25)  # mean load 2
   np.testing.assert_array_equal(stepped, [-.25, 1.25, -.75, 5.])
 
 
 def build(config, k=2, noisy=True, num_experts=4):
-  return balancing.build(config, 'config.balance', k=k, noisy=noisy, num_experts=num_experts)
+  return router.balancers(config, 'config.balance', k=k, noisy=noisy, num_experts=num_experts)
 
 
 def test_the_bias_changes_only_the_ranking():
@@ -201,7 +206,7 @@ def test_the_bias_sees_the_choices_of_all_groups_without_padding():
   balancer = build(dict(bias=dict(rate=1.)), k=1, num_experts=3)['bias']
   plan = TokenPlan(expert=jnp.array([[[0], [0]], [[1], [2]]]), weight=jnp.ones((2, 2, 1)),
                    kept=jnp.array([[[True], [True]], [[True], [False]]]), num_experts=3)
-  routed = balancing.Routed(scores=None, probs=None, plan=plan, valid=plan.kept[..., 0])
+  routed = Routed(scores=None, probs=None, plan=plan, valid=plan.kept[..., 0])
   state = dict(bias=balancer.bias[...])
   # Counts 2, 1, 0.
   np.testing.assert_array_equal(functional.merge_updates(state, balancer.update(routed))['bias'], [-1., 0., 1.])

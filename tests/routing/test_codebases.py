@@ -8,9 +8,10 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing import papers, placement, router
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.fastmoe import near_first
+from moejax.routing.place import conventions
 import routing_reference as reference
 
 KEY = jax.random.key(0)
@@ -241,4 +242,4 @@ def test_widenet_as_released_has_a_slot_less_and_fills_token_by_token():
     for token, choice in kept:
       expected[token, expert[token, choice]] = probs[token, expert[token, choice]]
     np.testing.assert_allclose(weights, expected, atol=1e-6)
-  assert placement.capacity(12, 4, 2, 0.7) == 5  # the paper's ceil(12*0.7*2/4) with all of them
+  assert conventions.capacity(12, 4, 2, 0.7) == 5  # the paper's ceil(12*0.7*2/4) with all of them

@@ -13,11 +13,12 @@ import pytest
 import scipy.stats
 
 from moejax.config import ConfigError
-from moejax.routing import cosine, papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.gmoe import tutel_loss
 from moejax.routing.papers.xmoe import fixed_temperature_loss
-from moejax.routing.scores import SCORES
+from moejax.routing.score import cosine
+from moejax.routing.stages import SCORES
 import routing_reference as reference
 
 G, S, D, P, E = 2, 7, 8, 3, 4

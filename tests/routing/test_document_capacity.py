@@ -10,9 +10,9 @@ from flax import nnx
 from moejax.config import ConfigError
 from moejax.dispatch import build as build_dispatch
 from moejax.routing import router
-from moejax.routing.features import RouterInputs
-from moejax.routing.placement import PLACEMENTS
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import TokenPlan
+from moejax.routing.stages import PLACEMENTS
 
 E, K, D = 4, 2, 5
 

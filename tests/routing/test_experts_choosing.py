@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.mtf_expert_choice import token_balance_loss
 from moejax.routing.papers.strictly_balanced import threshold_loss
 import routing_reference as reference

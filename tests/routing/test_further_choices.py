@@ -14,10 +14,10 @@ import pytest
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.layers.feed_forwards.moe import MoE
-from moejax.routing import further_choices, papers, router
-from moejax.routing.features import RouterInputs
-from moejax.routing.scores import noiseless
-from moejax.routing.selection import SELECTIONS
+from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.place import retry
+from moejax.routing.stages import SELECTIONS, noiseless
 import routing_reference as reference
 
 G, S, E = 2, 8, 4
@@ -129,7 +129,7 @@ def retried(expert, routed, capacity):
   return kept
 
 
-slots_with_retries = jax.jit(further_choices.slots_with_retries, static_argnums=(2, 3))
+slots_with_retries = jax.jit(retry.slots_with_retries, static_argnums=(2, 3))
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 3]), st.sampled_from([0.7, 1.]))

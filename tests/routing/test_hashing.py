@@ -10,9 +10,11 @@ import pytest
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.layers.feed_forwards.moe import MoE
-from moejax.routing import features, hashing, papers, router
-from moejax.routing.features import RouterInputs
-from moejax.routing.scores import SCORES
+from moejax.routing import papers, router, stages
+from moejax.routing.features import bigrams
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.score import hashing
+from moejax.routing.stages import SCORES
 import routing_reference as reference
 
 G, S, D, F, E, V = 2, 8, 6, 10, 4, 13
@@ -65,14 +67,14 @@ def test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary():
 def test_bigrams_hash_both_words_evenly():
   pairs = jnp.arange(V)[:, None] * jnp.ones(V, jnp.int32), jnp.ones((V, 1), jnp.int32) * jnp.arange(V)
   first, second = (jnp.tile(pair.reshape(1, -1), (40, 1)) + 1000 * jnp.arange(40)[:, None] for pair in pairs)
-  buckets = np.asarray(hashing.pair_hash(first, second, 16))
+  buckets = np.asarray(bigrams.pair_hash(first, second, 16))
   # 6760 pairs: mean 422.5 a bucket, deviation 20; five of them.
   assert abs(np.bincount(buckets.ravel(), minlength=16) - 422.5).max() < 100
   assert buckets.min() >= 0
-  of_pair = np.asarray(hashing.pair_hash(*pairs, 2**20))
+  of_pair = np.asarray(bigrams.pair_hash(*pairs, 2**20))
   assert len(np.unique(of_pair)) == V * V and (of_pair != of_pair.T).sum() == V * V - V  # order counts
-  np.testing.assert_array_equal(features.FEATURES.build(dict(name='bigrams', buckets=7), 'f', dim=D)(X, INPUTS),
-                                hashing.pair_hash(INPUTS.previous_ids, IDS, 7))
+  np.testing.assert_array_equal(stages.FEATURES.build(dict(name='bigrams', buckets=7), 'f', dim=D)(X, INPUTS),
+                                bigrams.pair_hash(INPUTS.previous_ids, IDS, 7))
 
 
 def test_pairs_hash_to_the_numbers_of_the_definition():
@@ -83,7 +85,7 @@ def test_pairs_hash_to_the_numbers_of_the_definition():
     return h
   for first, second in ((0, 0), (3, 7), (50_000, 12), (2**31 - 1, 2**31 - 1)):
     expected = mix((mix((first + 0x9E3779B9) % 2**32) + second) % 2**32) % 1000
-    assert int(hashing.pair_hash(jnp.int32(first), jnp.int32(second), 1000)) == expected
+    assert int(bigrams.pair_hash(jnp.int32(first), jnp.int32(second), 1000)) == expected
 
 
 @functools.cache

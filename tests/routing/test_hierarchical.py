@@ -11,12 +11,14 @@ from scipy import stats
 import routing_reference as reference
 from moejax.config import ConfigError
 from moejax.random import derive
-from moejax.routing import hierarchical, papers, router
-from moejax.routing import moe_2d as moe_2d_stages
-from moejax.routing.balancing import Routed
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.place.two_levels import TwoLevelCapacity
 from moejax.routing.plans import TokenPlan
-from moejax.routing.scores import noiseless
+from moejax.routing.score.hierarchical import joint_logits, two_levels
+from moejax.routing.select.hierarchical import HierarchicalTop2
+from moejax.routing.stages import Routed, noiseless
+from moejax.routing.weigh.hierarchical import hierarchical_weights
 
 G, S, D, N, M = 1, 10, 5, 3, 4
 E = N * M
@@ -41,7 +43,7 @@ def levels(scores, *names):
 def test_the_sum_of_a_group_is_the_primary_gate():
   generator = np.random.default_rng(2)
   outer, inner = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((S, N), (S, N, M)))
-  again, inside = hierarchical.two_levels(hierarchical.joint_logits(outer, inner), N)
+  again, inside = two_levels(joint_logits(outer, inner), N)
   np.testing.assert_allclose(again, outer, atol=1e-6)
   np.testing.assert_allclose(jax.nn.softmax(inside, axis=-1), jax.nn.softmax(inner, axis=-1), atol=1e-6)
 
@@ -142,16 +144,16 @@ def test_moe_2d_with_one_expert_a_group_is_the_flat_top_2():
 def test_second_choices_are_drawn_at_both_levels_and_weights_do_not_know():
   """p2 / (p1 + p2) = 0.1 at both levels and a threshold of 0.2: each is taken half of the time."""
   low = np.log(1 / 9)
-  logits = hierarchical.joint_logits(jnp.broadcast_to(jnp.asarray([0, low, -9.]), (1, 4000, 3)),
+  logits = joint_logits(jnp.broadcast_to(jnp.asarray([0, low, -9.]), (1, 4000, 3)),
                                      jnp.broadcast_to(jnp.asarray([[0, low, -9., -9.]] * 3), (1, 4000, 3, 4)))
-  select = moe_2d_stages.HierarchicalTop2(where='', num_experts=E, groups=N)
+  select = HierarchicalTop2(where='', num_experts=E, groups=N)
   plan = select(noiseless(logits), jnp.ones((1, 4000), bool), key=jax.random.key(0), train=True)
   np.testing.assert_array_equal(plan.expert[0, 0], [0, 1, 4])
   kept = np.asarray(plan.kept[0])
   # 4,000 draws of one half: a standard error of 0.008.
   np.testing.assert_allclose(kept.mean(0), [1, .5, .5], atol=0.033)
   assert np.corrcoef(kept[:, 1], kept[:, 2])[0, 1] == pytest.approx(0, abs=0.065)
-  np.testing.assert_allclose(hierarchical.hierarchical_weights(plan.expert, logits, N)[0, 0], [.81, .09, .1], rtol=1e-4)
+  np.testing.assert_allclose(hierarchical_weights(plan.expert, logits, N)[0, 0], [.81, .09, .1], rtol=1e-4)
 
 
 def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_where_all_choose_one():
@@ -171,7 +173,7 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
 
 
 def test_a_second_group_that_does_not_exist_is_not_a_choice():
-  place = moe_2d_stages.TwoLevelCapacity(where='', num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
+  place = TwoLevelCapacity(where='', num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
   plan = TokenPlan(expert=jnp.asarray([[[0, 1]] * 5]), weight=jnp.ones((1, 5, 2)), kept=jnp.ones((1, 5, 2), bool),
                    num_experts=4)
   assert place(plan, plan.weight, key=None, train=True).kept.all()

@@ -8,8 +8,10 @@ from scipy.optimize import linear_sum_assignment
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing import local_search, papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.balance import selectors
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.score import local_search
 
 D, E, STEPS = 3, 6, 10
 X = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, D)), jnp.float32)
@@ -49,9 +51,9 @@ def test_the_temperature_falls_on_a_line_of_its_logarithm():
 
 
 def test_the_entropy_of_a_permutation_is_zero_and_of_the_mean_of_all_2_e_log_e():
-  assert float(local_search.permutation_entropy(jnp.eye(E)[::-1])) == pytest.approx(0, abs=2e-5)
+  assert float(selectors.permutation_entropy(jnp.eye(E)[::-1])) == pytest.approx(0, abs=2e-5)
   even = jnp.full((E, E), 1 / E)
-  assert float(local_search.permutation_entropy(even)) == pytest.approx(2 * E * np.log(E), rel=1e-4)
+  assert float(selectors.permutation_entropy(even)) == pytest.approx(2 * E * np.log(E), rel=1e-4)
 
 
 @pytest.fixture(scope='module')

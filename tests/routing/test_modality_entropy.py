@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from moejax.config import ConfigError
-from moejax.routing import balancing, router
-from moejax.routing.features import RouterInputs
-from moejax.routing.modality_entropy import global_entropy, local_entropy
+from moejax.routing import router, stages
+from moejax.routing.balance.modality_entropy import global_entropy, local_entropy
+from moejax.routing.inputs import RouterInputs
 
 E = 8
 IMAGES, TEXT = 0, 1
@@ -56,12 +56,12 @@ def test_losses_equal_a_float64_loop_over_tokens_and_groups():
 
 
 def routed(logits, modalities):
-  return balancing.Routed(scores=balancing.Scores(logits, logits, logits), probs=jax.nn.softmax(logits), plan=None,
+  return stages.Routed(scores=stages.Scores(logits, logits, logits), probs=jax.nn.softmax(logits), plan=None,
                           valid=everything(logits), inputs=RouterInputs(modalities=modalities))
 
 
 def build(**entry):
-  return balancing.build(entry, 'balance', num_experts=E, k=1, noisy=True)
+  return router.balancers(entry, 'balance', num_experts=E, k=1, noisy=True)
 
 
 @pytest.mark.parametrize('entry, other', [

@@ -14,20 +14,20 @@ from scipy.optimize import linear_sum_assignment, linprog, minimize
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.routing import optimal_transport as transport
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.capped_expert_choice import capped_plan
+from moejax.routing.select import optimal_transport
 import routing_reference as reference
 
 S, E, D = 16, 4, 8
 ONES, SHARES = np.ones(S, np.float32), np.full(E, S / E, np.float32)
 seeds = st.integers(0, 2**20)
 
-sinkhorn = jax.jit(transport.sinkhorn, static_argnums=(3, 4))
-sparse = jax.jit(transport.sparse, static_argnums=(3, 4, 5))
-bounded = jax.jit(transport.bounded, static_argnums=(4, 5))
-project = jax.jit(transport.project_to_sparse_simplex, static_argnums=1)
+sinkhorn = jax.jit(optimal_transport.sinkhorn, static_argnums=(3, 4))
+sparse = jax.jit(optimal_transport.sparse, static_argnums=(3, 4, 5))
+bounded = jax.jit(optimal_transport.bounded, static_argnums=(4, 5))
+project = jax.jit(optimal_transport.project_to_sparse_simplex, static_argnums=1)
 
 
 def scores(seed, shape=(S, E)):

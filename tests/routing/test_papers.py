@@ -11,7 +11,7 @@ import pytest
 
 from moejax import functional
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 import routing_reference as reference
 
 G, S, D, E, V = 2, 12, 8, 4, 11

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import placement
-from moejax.routing.placement import PLACEMENTS
+from moejax.routing.place import conventions, queues
 from moejax.routing.plans import TokenPlan
+from moejax.routing.stages import PLACEMENTS
 import routing_reference as reference
 
 G, S, K, E = 2, 8, 2, 3
@@ -50,21 +50,21 @@ TABLE = {
 @pytest.mark.parametrize('sizes, convention, slots', [
     (sizes, convention, slots) for sizes, row in TABLE.items() for convention, slots in row.items()])
 def test_capacity_equals_the_codebase(sizes, convention, slots):
-  assert placement.capacity(*sizes, convention) == slots
+  assert conventions.capacity(*sizes, convention) == slots
 
 
 def test_the_same_factor_is_twice_the_capacity_in_vmoe_that_it_is_in_flaxformer_for_two_choices():
-  assert placement.capacity(1024, 8, 2, 1.25, 'vmoe') == 2 * placement.capacity(1024, 8, 2, 1.25, 'flaxformer')
+  assert conventions.capacity(1024, 8, 2, 1.25, 'vmoe') == 2 * conventions.capacity(1024, 8, 2, 1.25, 'flaxformer')
 
 
 def test_moejax_capacity_is_exact_where_floats_would_round_up():
   assert 1.1 * 50 / 5 > 11
-  assert placement.capacity(50, 5, 1, 1.1) == 11
+  assert conventions.capacity(50, 5, 1, 1.1) == 11
 
 
 def test_fastmoe_s_switch_gate_rounds_up_in_floats():
-  assert placement.capacity(50, 5, 1, 1.1, 'fastmoe_switch') == 12
-  assert placement.capacity(50, 5, 1, 1.2, 'fastmoe_switch') == 12
+  assert conventions.capacity(50, 5, 1, 1.1, 'fastmoe_switch') == 12
+  assert conventions.capacity(50, 5, 1, 1.2, 'fastmoe_switch') == 12
 
 
 @pytest.mark.parametrize('sizes, slots', [
@@ -73,19 +73,19 @@ def test_fastmoe_s_switch_gate_rounds_up_in_floats():
     ((50, 2, 1, 2.2), 55),     # 25 * 2.20000005 = 55.0000012, nearer to 55 than to the next float32
     ((20, 3, 1, 1.05), 7)])    # 6.66666651 * 1.04999995 = 6.9999995
 def test_deepspeed_multiplies_in_float32(sizes, slots):
-  assert placement.capacity(*sizes, 'deepspeed') == slots
+  assert conventions.capacity(*sizes, 'deepspeed') == slots
 
 
 def test_deepspeed_s_capacity_is_a_float32_product_at_every_size():
   float32 = lambda number: struct.unpack('f', struct.pack('f', number))[0]
   for s, e, k, factor in itertools.product(range(8, 104, 5), (2, 3, 7, 8), (1, 2, 3), (1., 1.05, 1.1, 1.25, 1.3, 2.4)):
     product = float32(float32(s / e) * float32(factor * k))  # 48 bits are exact in float64
-    assert placement.capacity(s, e, k, factor, 'deepspeed') == max(math.ceil(product), 4)
+    assert conventions.capacity(s, e, k, factor, 'deepspeed') == max(math.ceil(product), 4)
 
 
 def test_a_minimum_replaces_the_minimum_of_the_convention():
-  assert placement.capacity(4, 8, 1, 1., 'flaxformer', minimum=2) == 2
-  assert placement.capacity(4, 8, 1, 1., 'moejax', minimum=3) == 3
+  assert conventions.capacity(4, 8, 1, 1., 'flaxformer', minimum=2) == 2
+  assert conventions.capacity(4, 8, 1, 1., 'moejax', minimum=3) == 3
 
 
 def build(k=K, num_experts=E, **config):
@@ -125,10 +125,10 @@ def test_capacity_needs_tokens_that_choose():
 def all_slots(expert, routed, gates):
   token_priority = gates.max(-1)
   return dict(
-      choice=placement.slots_in_order(expert, routed, E, 'choice'),
-      token=placement.slots_in_order(expert, routed, E, 'token'),
-      batch=placement.slots_by_token_priority(expert, routed, E, token_priority),
-      probability=placement.slots_by_choice_priority(expert, routed, E, gates))
+      choice=queues.slots_in_order(expert, routed, E, 'choice'),
+      token=queues.slots_in_order(expert, routed, E, 'token'),
+      batch=queues.slots_by_token_priority(expert, routed, E, token_priority),
+      probability=queues.slots_by_choice_priority(expert, routed, E, gates))
 
 
 @st.composite

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.routing import placement
+from moejax.routing.place import queues
 from moejax.routing.plans import DensePlan, SlotPlan, SoftPlan, TokenPlan, most_leaking
 import routing_reference as reference
 
@@ -17,7 +17,7 @@ G, S, K, E, C = 2, 6, 2, 3, 2
 
 @jax.jit
 def placed_plan(expert, weight, routed):
-  slot = placement.slots_in_order(expert, routed, E)
+  slot = queues.slots_in_order(expert, routed, E)
   return TokenPlan(expert=expert, weight=weight, kept=routed & (slot < C), slot=slot, num_experts=E, capacity=C)
 
 

@@ -9,7 +9,7 @@ import pytest
 from moejax import dispatch
 from moejax.config import ConfigError
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 D, E = 6, 4
 

@@ -12,8 +12,8 @@ import pytest
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.routing import papers, router
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import DensePlan
-from moejax.routing.features import RouterInputs
 
 KEY = jax.random.key(0)
 D, E = 8, 4

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import features, hashing, papers
-from moejax.routing.features import RouterInputs
-from moejax.routing.scores import SCORES
+from moejax.routing import papers
+from moejax.routing.features import token
+from moejax.routing.features.ids import TokenIds
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.score import hashing
+from moejax.routing.stages import SCORES
 
 G, S, D, E = 2, 5, 8, 4
 KEY = jax.random.key(0)
@@ -164,11 +167,11 @@ def test_random_scores_make_every_expert_equally_likely():
 
 def test_token_features_are_float32_and_missing_token_ids_raise():
   x = X.astype(jnp.bfloat16)
-  assert features.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
+  assert token.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
   ids = jnp.ones((G, S), jnp.int32)
-  assert features.TokenIds()(x, RouterInputs(token_ids=ids)) is ids
+  assert TokenIds()(x, RouterInputs(token_ids=ids)) is ids
   with pytest.raises(ValueError, match='token_ids is None'):
-    features.TokenIds()(x, RouterInputs())
+    TokenIds()(x, RouterInputs())
 
 
 @pytest.mark.parametrize('config, message', [

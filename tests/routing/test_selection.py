@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import router, selection
-from moejax.routing.features import RouterInputs
-from moejax.routing.scores import noiseless
-from moejax.routing.selection import SELECTIONS
+from moejax.routing import router
+from moejax.routing.inputs import RouterInputs
+from moejax.routing.select import dense, expert_choice, top_k
+from moejax.routing.stages import SELECTIONS, noiseless
 import routing_reference as reference
 
 G, S, E = 2, 7, 4
@@ -20,8 +20,8 @@ KEY = jax.random.key(0)
 tied_scores = st.lists(st.integers(-2, 2), min_size=G * S * E, max_size=G * S * E).map(
     lambda values: np.asarray(values, np.float32).reshape(G, S, E))
 
-top_k = jax.jit(selection.top_k, static_argnums=1)
-expert_choice = jax.jit(selection.expert_choice, static_argnums=2)
+top_k = jax.jit(top_k.top_k, static_argnums=1)
+expert_choice = jax.jit(expert_choice.expert_choice, static_argnums=2)
 
 
 def build(num_experts=E, **config):
@@ -122,7 +122,7 @@ def test_randomness_needs_a_key_in_training():
 def test_soft_dispatch_is_a_distribution_over_valid_tokens():
   logits = 3 * jax.random.normal(KEY, (2, 5, 2, 3))
   valid = jnp.array([[True, True, False, True, False], [False] * 5])
-  dispatch = selection.soft_dispatch(logits, valid)
+  dispatch = dense.soft_dispatch(logits, valid)
   expected = reference.softmax(np.asarray(logits[0, [0, 1, 3]]), axis=0)
   # One rounding of each of a few float32 operations.
   np.testing.assert_allclose(dispatch[0, [0, 1, 3]], expected, rtol=1e-6, atol=1e-7)

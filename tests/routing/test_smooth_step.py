@@ -6,9 +6,11 @@ import pytest
 from flax import nnx
 
 from moejax.config import ConfigError
-from moejax.routing import papers, router, smooth_step
-from moejax.routing.features import RouterInputs
+from moejax.routing import papers, router
+from moejax.routing.balance import selectors
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.comet import mixture_of_leaves
+from moejax.routing.score import smooth_step
 from routing_reference import run
 
 D = 3
@@ -226,14 +228,14 @@ def test_the_entropy_of_selectors_is_zero_when_they_choose_and_log_e_each_when_t
   even = jnp.full((1, 1, 2, 8), 1 / 8)
   sure = jnp.zeros((1, 1, 2, 8)).at[..., 3].set(1)
   # log(r + 1e-6) instead of log(r): 8e-6 for r = 1/8, 1e-6 for r = 1.
-  np.testing.assert_allclose(smooth_step.entropy(even), 2 * np.log(8), atol=2e-5)
-  np.testing.assert_allclose(smooth_step.entropy(sure), 0, atol=3e-6)
+  np.testing.assert_allclose(selectors.entropy(even), 2 * np.log(8), atol=2e-5)
+  np.testing.assert_allclose(selectors.entropy(sure), 0, atol=3e-6)
 
 
 @pytest.mark.parametrize('reduction, factor', [('mean', 1 / 3), ('sum', 1)])
 def test_losses_are_means_or_sums_over_valid_tokens(reduction, factor):
   values, valid = jnp.asarray([[1., 2, 4, 100]]), jnp.asarray([[True, True, True, False]])
-  assert float(smooth_step.reduced(values, valid, reduction)) == pytest.approx(7 * factor)
+  assert float(selectors.reduced(values, valid, reduction)) == pytest.approx(7 * factor)
 
 
 def test_codes_that_name_no_expert_cost_what_they_take():

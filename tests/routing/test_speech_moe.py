@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.speech_moe import mean_importance_loss, sparsity_loss
+from moejax.routing.stages import FEATURES
 
 E = 4
 BALANCED = jnp.eye(E)[None].repeat(2, axis=1)

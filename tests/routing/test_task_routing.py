@@ -16,9 +16,9 @@ from moejax import functional, models
 from moejax.config import ConfigError
 from moejax.functional import flatten
 from moejax.routing import papers, router
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.cross_task import straight_through, temperature
-from moejax.routing.scores import SCORES
+from moejax.routing.stages import FEATURES, SCORES
 
 G, S, D, E = 2, 10, 8, 4
 X = jax.random.normal(jax.random.key(0), (G, S, D))

@@ -11,7 +11,7 @@ from training_fakes import BATCH, CLASSES, FEATURES, TinyPipeline, make_setup
 from moejax import functional
 from moejax.models.output import ModelOutput
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 from moejax.training import step
 
 EXPERTS = 4

@@ -13,7 +13,7 @@ from experiments.paper_effects.programs import command
 from moejax import functional
 from moejax.random import derive
 from moejax.routing import papers, router
-from moejax.routing.features import RouterInputs
+from moejax.routing.inputs import RouterInputs
 
 TASKS, EXPERTS, INPUTS, K, STEPS = 20, 16, 64, 2, 1000
 GATES = dict(

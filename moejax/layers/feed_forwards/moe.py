@@ -18,7 +18,7 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import LARGEST, Between, Count
 from moejax.routing import router as routers
-from moejax.routing.features import RouterInputs, without_padding
+from moejax.routing.inputs import RouterInputs, without_padding
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 

@@ -1,16 +1,15 @@
 """BASE layers: a balanced assignment of tokens to experts instead of a balance loss."""
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moejax.ranges import Natural
-from moejax.routing.assignment import TrainedTogether, auction
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS
+from moejax.routing.select.assignment import TrainedTogether, auction
+from moejax.routing.stages import SELECTIONS, Scores
 
 
 @SELECTIONS('auction')
@@ -26,7 +25,7 @@ class Auction(TrainedTogether):
   """
   rounds: Natural = 100
 
-  k: ClassVar[int] = 1
+  k = 1
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     if not train:

@@ -1,18 +1,19 @@
 """Capped Expert Choice: experts choose tokens, with a cap on the experts per token."""
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Above, AtMost, Count, Positive
-from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
 from moejax.routing.papers.mtf_expert_choice import softmax_over_tokens
+from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS, expert_choice
+from moejax.routing.select import optimal_transport
+from moejax.routing.select.expert_choice import expert_choice
+from moejax.routing.stages import SELECTIONS, Scores, Selection
 
 
 def capped_plan(gates: jax.Array, valid: jax.Array, slots: int, cap: float, epsilon: float,
@@ -48,7 +49,7 @@ Ranking = Literal['plan', 'plan_times_gate']
 
 @SELECTIONS('capped_expert_choice')
 @dataclasses.dataclass(frozen=True)
-class CappedExpertChoice:
+class CappedExpertChoice(Selection):
   """Every expert takes its C best tokens by a plan in which no token has more than `cap` experts.
 
   The cap is approximate: with a large epsilon, or few iterations, individual tokens exceed it.
@@ -61,7 +62,7 @@ class CappedExpertChoice:
     rank: 'plan' ranks tokens by the plan, as in the paper; 'plan_times_gate' by the plan times the gate, which is also
       the weight, as in lingvo, where gates and plan use a softmax over the tokens of a group; use
       `weigh=dict(name='one')`.
-    convention: formula for C (`placement.capacity`).
+    convention: formula for C (`conventions.capacity`).
   """
   where: str
   num_experts: int
@@ -70,10 +71,9 @@ class CappedExpertChoice:
   epsilon: Annotated[float, Above(0), AtMost(1)] = 0.001
   iterations: Count = 100
   rank: Ranking = 'plan'
-  convention: placement.Convention = 'moejax'
+  convention: conventions.Convention = 'moejax'
 
-  k: ClassVar[None] = None
-  reads_slots: ClassVar[bool] = False
+  k = None
 
   def __post_init__(self):
     if self.cap < self.capacity_factor:
@@ -85,7 +85,7 @@ class CappedExpertChoice:
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
-    slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
+    slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         f'{self.where}.capacity_factor', self.convention)
     over_tokens = self.rank == 'plan_times_gate'
     gates = softmax_over_tokens(scores.select, valid) if over_tokens else jax.nn.softmax(scores.select, axis=-1)

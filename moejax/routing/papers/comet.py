@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, Positive
-from moejax.routing.local_search import LocalSearch
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, vectors
+from moejax.routing.score.local_search import LocalSearch
+from moejax.routing.score.logits import vectors
+from moejax.routing.score.smooth_step import select_by_tree, smooth_step
 from moejax.routing.shares import normalized
-from moejax.routing.smooth_step import select_by_tree, smooth_step
+from moejax.routing.stages import SCORES, Score, Scores
 
 
 def mixture_of_leaves(leaves: jax.Array, logits: jax.Array) -> jax.Array:

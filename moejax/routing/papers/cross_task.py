@@ -9,8 +9,8 @@ from moejax import functional
 from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
-from moejax.routing.scores import SCORES, Score, Scores, noiseless, required, vectors
-from moejax.routing.weighting import WEIGHTINGS, Weighting
+from moejax.routing.score.logits import vectors
+from moejax.routing.stages import SCORES, WEIGHTINGS, Score, Scores, Weighting, noiseless, required
 
 # gumbel_softmax_st, gumbel_softmax and softmax in CrossTaskMoE.
 Relaxation = Literal['straight_through', 'gumbel', 'softmax']

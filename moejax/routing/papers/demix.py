@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.ranges import Count
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, noiseless
+from moejax.routing.stages import SCORES, Score, Scores, noiseless
 
 
 @SCORES('task')

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative, Positive
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
+from moejax.routing.balance.selectors import reduced
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, vectors
-from moejax.routing.smooth_step import EPSILON, binary_codes, reduced, select_by_code, smooth_step
+from moejax.routing.score.logits import vectors
+from moejax.routing.score.smooth_step import EPSILON, binary_codes, select_by_code, smooth_step
+from moejax.routing.stages import BALANCERS, SCORES, Balancer, Routed, Score, Scores
 
 # The input of a gate: the 'example', or only the 'task' (a static gate if there is one task).
 Gate = Literal['example', 'task']

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, Fraction, NonNegative
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing
+from moejax.routing.balance.requirements import choosing
 from moejax.routing.papers import paper
 from moejax.routing.plans import Leak, Plan, token_plan
-from moejax.routing.scores import SCORES, Score, Scores, noiseless
-from moejax.routing.selection import SELECTIONS, TopK, top_k
+from moejax.routing.select.top_k import TopK, top_k
+from moejax.routing.stages import BALANCERS, SCORES, SELECTIONS, Balancer, Routed, Score, Scores, noiseless
 
 Gate = Literal['naive', 'gshard', 'switch', 'dc', 'faster', 'zero']
 Counts = Literal['best', 'surviving']

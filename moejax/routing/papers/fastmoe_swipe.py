@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
-from moejax.routing.assignment import TrainedTogether, within_shares
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS, top_k
+from moejax.routing.select.assignment import TrainedTogether, within_shares
+from moejax.routing.select.top_k import top_k
+from moejax.routing.stages import SELECTIONS, Scores
 
 
 def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, group_mean
+from moejax.routing.balance.means import group_mean
+from moejax.routing.balance.requirements import choosing
 from moejax.routing.papers import paper
-from moejax.routing.selection import top_k
+from moejax.routing.select.top_k import top_k
+from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 
 def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) -> jax.Array:

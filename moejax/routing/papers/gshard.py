@@ -2,7 +2,7 @@
 from typing import Any
 
 from moejax.routing.papers import paper
-from moejax.routing.selection import SecondExpert
+from moejax.routing.select.top_2 import SecondExpert
 
 
 @paper('GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding', '2006.16668', draws=True,

@@ -2,8 +2,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from moejax.routing.hashing import HashTable
 from moejax.routing.papers import paper
+from moejax.routing.score.hashing import HashTable
 
 Hashed = Literal['token_ids', 'bigrams', 'previous_ids', 'positions', 'next_ids']
 

@@ -1,8 +1,8 @@
 """Hierarchical mixtures of experts: gates choose groups, then experts within them."""
 from typing import Any
 
-from moejax.routing.moe_2d import SecondChoice
 from moejax.routing.papers import paper
+from moejax.routing.select.hierarchical import SecondChoice
 
 
 @paper('Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer', '1701.06538', draws=True,

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, switch_loss
-from moejax.routing.further_choices import Policy
+from moejax.routing.balance.switch import switch_loss
 from moejax.routing.papers import paper
+from moejax.routing.select.top_n import Policy
+from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 Counts = Literal['all', 'kept']
 

@@ -1,17 +1,17 @@
 """Mesh TensorFlow's Expert Choice: softmax over tokens, an average over experts, and a loss."""
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative, Positive
-from moejax.routing import placement
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, group_mean
+from moejax.routing.balance.means import group_mean
 from moejax.routing.papers import paper
+from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS, expert_choice
+from moejax.routing.select.expert_choice import expert_choice
+from moejax.routing.stages import BALANCERS, SELECTIONS, Balancer, Routed, Scores, Selection
 
 
 def softmax_over_tokens(logits: jax.Array, valid: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ class Tokens(Balancer):
 
 @SELECTIONS('mtf_expert_choice')
 @dataclasses.dataclass(frozen=True)
-class MtfExpertChoice:
+class MtfExpertChoice(Selection):
   """Every expert takes its C best tokens, weighted by its softmax over tokens divided by the token's number of experts.
 
   The weights are computed here, where padding is known; `weigh=dict(name='one')` keeps them.
@@ -60,8 +60,7 @@ class MtfExpertChoice:
   capacity_factor: Positive = 1.25
   eval_capacity_factor: Positive = 2.
 
-  k: ClassVar[None] = None
-  reads_slots: ClassVar[bool] = False
+  k = None
 
   def leak(self, train: bool) -> Leak:
     return 'future'
@@ -69,7 +68,7 @@ class MtfExpertChoice:
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     factor = 'capacity_factor' if train else 'eval_capacity_factor'
-    slots = placement.slots_that_choose(tokens, self.num_experts, getattr(self, factor), f'{self.where}.{factor}',
+    slots = conventions.slots_that_choose(tokens, self.num_experts, getattr(self, factor), f'{self.where}.{factor}',
                                         'mesh_tensorflow')
     token, filled = expert_choice(scores.select, valid, slots)
     plan = slot_plan(token, filled, tokens)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.ranges import NonNegative
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Linear, Scores, vectors
+from moejax.routing.score.linear import LinearScore
+from moejax.routing.score.logits import vectors
+from moejax.routing.stages import SCORES, Scores
 
 
 @SCORES('policy')
-class Policy(Linear):
+class Policy(LinearScore):
   """A linear score, and a linear baseline of the reward: `Scores.extras['value']` <float32>[G,S].
 
   The baseline has no gradient to the activations.

@@ -1,17 +1,16 @@
 """S-BASE: BASE's balanced assignment, relaxed to a transport plan found by Sinkhorn iterations."""
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moejax.ranges import Count, Positive
-from moejax.routing import optimal_transport
-from moejax.routing.assignment import TrainedTogether
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS
+from moejax.routing.select import optimal_transport
+from moejax.routing.select.assignment import TrainedTogether
+from moejax.routing.stages import SELECTIONS, Scores
 
 
 @SELECTIONS('sinkhorn')
@@ -28,7 +27,7 @@ class Sinkhorn(TrainedTogether):
   epsilon: Positive = 1.
   iterations: Count = 20
 
-  k: ClassVar[int] = 1
+  k = 1
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     select = scores.select

@@ -1,23 +1,25 @@
 """Sparsity-constrained optimal transport: selection by a transport plan with few non-zeros; and its two baselines."""
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, Positive
-from moejax.routing import optimal_transport, placement
 from moejax.routing.papers import paper
+from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
-from moejax.routing.scores import Scores
-from moejax.routing.selection import SELECTIONS, expert_choice, top_k
+from moejax.routing.select import optimal_transport
+from moejax.routing.select.expert_choice import expert_choice
+from moejax.routing.select.top_k import top_k
+from moejax.routing.stages import SELECTIONS, Scores, Selection
 
 Regularizer = Literal['sparse', 'quadratic', 'entropy']
 
 
 @dataclasses.dataclass(frozen=True)
-class Transport:
+class Transport(Selection):
   """Base class of selections by an optimal transport plan: mass 1 per token, equal shares per expert.
 
   Config:
@@ -33,8 +35,6 @@ class Transport:
   strength: Positive = 1.
   iterations: Count = 20
   learning_rate: Positive = 1e-2
-
-  reads_slots: ClassVar[bool] = False
 
   def leak(self, train: bool) -> Leak:
     return 'future'
@@ -65,16 +65,16 @@ class TransportToExperts(Transport):
 
   Config besides that of `Transport`:
     capacity_factor: for C.
-    convention: formula for C (`placement.capacity`).
+    convention: formula for C (`conventions.capacity`).
   """
   capacity_factor: Positive = 1.
-  convention: placement.Convention = 'vmoe'
+  convention: conventions.Convention = 'vmoe'
 
-  k: ClassVar[None] = None
+  k = None
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
-    slots = placement.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
+    slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         f'{self.where}.capacity_factor', self.convention)
     plan = self.transport(scores, valid, slots, 'experts')
     token, filled = expert_choice(plan, valid, slots)

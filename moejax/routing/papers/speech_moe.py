@@ -6,13 +6,14 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Natural, NonNegative
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.balance.means import valid_mean
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers import paper
+from moejax.routing.stages import BALANCERS, FEATURES, Balancer, Feature, Routed
 
 
 @FEATURES('with_shared')
-class WithShared:
+class WithShared(Feature):
   """The output of the shared embedding network, concatenated with the activations (SpeechMoE, section 3.1).
 
   Config:

@@ -1,6 +1,6 @@
 """StableMoE: routing is learned early, distilled into a router of token ids, and then frozen."""
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, NonNegative
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, valid_mean
-from moejax.routing.features import FEATURES, RouterInputs
+from moejax.routing.balance.means import valid_mean
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, vectors
+from moejax.routing.score.logits import vectors
+from moejax.routing.stages import BALANCERS, FEATURES, SCORES, Balancer, Feature, Routed, Score, Scores
 
 # wordemb, bigram_emb and cnn in the stablemoe code.
 Words = Literal['unigram', 'bigram', 'convolution']
@@ -31,10 +32,10 @@ class WithIds:
 
 
 @FEATURES('token_with_ids')
-class TokenWithIds:
+class TokenWithIds(Feature):
   """The activations and token ids, for score 'distilled'."""
 
-  with_ids: ClassVar[bool] = True
+  with_ids = True
 
   def __init__(self, *, dim: int):
     self.width = dim

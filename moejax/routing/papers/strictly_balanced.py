@@ -1,6 +1,6 @@
 """Strictly balanced gating: experts take their best tokens in training, and tokens above a threshold at inference."""
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 import jax
@@ -8,17 +8,18 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import NonNegative, Positive
-from moejax.routing import placement
-from moejax.routing.balancing import BALANCERS, Balancer, Routed
 from moejax.routing.papers import paper
+from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
-from moejax.routing.scores import SCORES, Linear, Scores
-from moejax.routing.selection import SELECTIONS, expert_choice
-from moejax.routing.weighting import WEIGHTINGS, Weighting, softmax_over_experts
+from moejax.routing.score.linear import LinearScore
+from moejax.routing.select.expert_choice import expert_choice
+from moejax.routing.shares import softmax_over_experts
+from moejax.routing.stages import (BALANCERS, SCORES, SELECTIONS, WEIGHTINGS, Balancer, Routed, Scores, Selection,
+                                   Weighting)
 
 
 @SCORES('linear_with_thresholds')
-class LinearWithThresholds(Linear):
+class LinearWithThresholds(LinearScore):
   """The score 'linear', plus a threshold on the gates of each expert, trained by the balancer 'threshold'.
 
   Thresholds start at 1/E, the uniform gate.
@@ -37,7 +38,7 @@ class LinearWithThresholds(Linear):
 
 @SELECTIONS('batchwise')
 @dataclasses.dataclass(frozen=True)
-class Batchwise:
+class Batchwise(Selection):
   """Training: each expert takes the m = k*S/E tokens of its group with the largest gates; evaluation: all tokens above
   the threshold of score 'linear_with_thresholds' (Shazeer et al. 2017, equations 18 and 19).
 
@@ -48,9 +49,8 @@ class Batchwise:
   num_experts: int
   experts_per_token: Positive
 
-  k: ClassVar[None] = None
-  reads_slots: ClassVar[bool] = False
-  reads: ClassVar[tuple[str, ...]] = ('threshold',)
+  k = None
+  reads = ('threshold',)
 
   def leak(self, train: bool) -> Leak:
     return 'future' if train else 'causal'
@@ -61,7 +61,7 @@ class Batchwise:
       expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32), gates.shape)
       return token_plan(expert, (gates > scores.extras['threshold']) & valid[..., None], self.num_experts)
     tokens = valid.shape[1]
-    slots = placement.slots_that_choose(tokens, self.num_experts, self.experts_per_token,
+    slots = conventions.slots_that_choose(tokens, self.num_experts, self.experts_per_token,
                                         f'{self.where}.experts_per_token')
     token, filled = expert_choice(gates, valid, slots)
     return slot_plan(token, filled, tokens)

@@ -6,7 +6,8 @@ import jax
 
 from moejax import functional
 from moejax.routing.papers import paper
-from moejax.routing.scores import SCORES, Score, Scores, noiseless, product, required, vectors
+from moejax.routing.score.logits import product, vectors
+from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
 
 
 @SCORES('uniform_noise')

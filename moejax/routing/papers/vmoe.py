@@ -2,7 +2,7 @@
 from typing import Any
 
 from moejax.routing.papers import paper
-from moejax.routing.placement import Priority
+from moejax.routing.place.capacity import Priority
 
 
 @paper('Scaling Vision with Sparse Mixture of Experts', '2106.05974', draws=True,

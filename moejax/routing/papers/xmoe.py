@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative, Positive
-from moejax.routing.balancing import BALANCERS, Balancer, Routed, choosing, switch_loss
+from moejax.routing.balance.requirements import choosing
+from moejax.routing.balance.switch import switch_loss
 from moejax.routing.papers import paper
+from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 
 def fixed_temperature_loss(cosine: jax.Array, expert: jax.Array, routed: jax.Array, valid: jax.Array,

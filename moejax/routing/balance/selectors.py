@@ -1,0 +1,58 @@
+"""Entropies that make selectors of experts selective, and soft permutations hard (DSelect-k, COMET)."""
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from moejax.ranges import NonNegative
+from moejax.routing.score.smooth_step import EPSILON
+from moejax.routing.shares import normalized
+from moejax.routing.stages import BALANCERS, Balancer, Routed
+
+
+def entropy(selected: jax.Array) -> jax.Array:
+  """`sum over k and experts of -r log(r + 1e-6)`: <float32>[..., K, E] -> <float32>[...]."""
+  return -jnp.sum(selected * jnp.log(selected + EPSILON), axis=(-2, -1))
+
+
+@BALANCERS('selector_entropy')
+class SelectorEntropy(Balancer):
+  """Summed entropy of the k selectors of DSelect-k, or trees of COMET: makes them selective.
+
+  Config:
+    reduction: over tokens: 'mean' (COMET) or 'sum' (DSelect-k with gate 'example').
+  """
+
+  reads = ('selectors',)
+
+  def __init__(self, *, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
+    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return reduced(entropy(routed.scores.extras['selectors']), routed.valid, self.reduction)
+
+
+def reduced(values: jax.Array, valid: jax.Array, reduction: Literal['mean', 'sum']) -> jax.Array:
+  """The mean or sum of `values` <float32>[G,S] over the `valid` tokens <bool>[G,S]."""
+  total = jnp.sum(jnp.where(valid, values, 0))
+  return total if reduction == 'sum' else total / jnp.maximum(valid.sum(), 1)
+
+
+def permutation_entropy(soft: jax.Array) -> jax.Array:
+  """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, plus the same with rows normalised; 0 for a
+  permutation."""
+  rows = normalized(soft)
+  return -jnp.sum(soft * jnp.log(soft + EPSILON)) - jnp.sum(rows * jnp.log(rows + EPSILON))
+
+
+@BALANCERS('permutation_entropy')
+class PermutationEntropy(Balancer):
+  """See `permutation_entropy`; for score 'comet' with `search_steps`."""
+
+  reads = ('permutation',)
+
+  def __init__(self, *, coefficient: NonNegative):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return permutation_entropy(routed.scores.extras['permutation'])

@@ -1,0 +1,27 @@
+"""The router z-loss."""
+import jax
+
+from moejax.ranges import NonNegative
+from moejax.routing.balance.means import valid_mean
+from moejax.routing.stages import BALANCERS, Balancer, Routed
+
+
+def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+  """Mean over valid tokens of `logsumexp(logits)^2` (ST-MoE, equation 5). `(ln E)^2` at zero logits.
+
+  Args:
+    logits: <float32>[G,S,E].
+    valid: <bool>[G,S].
+  """
+  return valid_mean(jax.nn.logsumexp(logits, axis=-1)**2, valid)
+
+
+@BALANCERS('z')
+class Z(Balancer):
+  """See `z_loss`."""
+
+  def __init__(self, *, coefficient: NonNegative):
+    self.coefficient = coefficient
+
+  def loss(self, routed: Routed) -> jax.Array:
+    return z_loss(routed.scores.clean, routed.valid)

@@ -1,0 +1,19 @@
+"""No capacity."""
+import dataclasses
+
+import jax
+
+from moejax.routing.plans import Leak, Plan
+from moejax.routing.stages import PLACEMENTS, Placement
+
+
+@PLACEMENTS('dropless')
+@dataclasses.dataclass(frozen=True)
+class Dropless(Placement):
+  """No capacity: every selected choice is computed."""
+
+  def leak(self, train: bool) -> Leak:
+    return 'causal'
+
+  def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+    return plan

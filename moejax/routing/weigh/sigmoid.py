@@ -1,0 +1,24 @@
+"""Sigmoid weights."""
+import dataclasses
+
+import jax
+
+from moejax.routing.shares import softmax_over_experts
+from moejax.routing.stages import WEIGHTINGS
+from moejax.routing.weigh.softmax import OverSelected
+
+
+@WEIGHTINGS('sigmoid')
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(OverSelected):
+  """Sigmoid gates: experts do not compete for weight (sigma-MoE, loss-free balancing)."""
+
+  def gates(self, logits: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(logits)
+
+  def log_gates(self, logits: jax.Array) -> jax.Array:
+    return jax.nn.log_sigmoid(logits)
+
+  def probs(self, logits: jax.Array) -> jax.Array:
+    probs = softmax_over_experts(self.log_gates(logits))
+    return probs.sum(-1) if probs.ndim == 4 else probs
