@@ -8,11 +8,11 @@ from moejax.layers.attend.mask import Mask
 def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) -> jax.Array:
   """The average of all values where a query sees no key, as plain attention gives it; `out` elsewhere.
 
-  out: <float>[B,S,H,v]; values: <float>[B,T,N,v]; seeing: <bool>[B|1,S], whether a query sees any key.
+  out: <float>[B,S,H,v]; values: <float>[B,T,N,v]; seeing: <bool>[B|1,S,H|1], whether a query sees any key.
   """
   average = values.mean(axis=1, dtype=jnp.promote_types(values.dtype, jnp.float32)).astype(out.dtype)
   average = jnp.repeat(average, out.shape[2] // values.shape[2], axis=1)
-  return jnp.where(seeing[:, :, None, None], out, average[:, None])
+  return jnp.where(seeing[..., None], out, average[:, None])
 
 
 def without_blind(out: jax.Array, values: jax.Array, mask: Mask | None, sinks: jax.Array | None = None) -> jax.Array:
@@ -26,7 +26,7 @@ def without_blind(out: jax.Array, values: jax.Array, mask: Mask | None, sinks: j
   dense = mask.dense(length, kv_length)
   if dense is None:
     return out
-  seeing = dense.any(axis=-1)[:, 0]  # Fused by XLA: no mask of S times T is in memory.
+  seeing = jnp.moveaxis(dense.any(axis=-1), 1, 2)  # Fused by XLA: no mask of S times T is in memory.
   if sinks is not None:
-    return jnp.where(seeing[:, :, None, None], out, jnp.zeros((), out.dtype))
+    return jnp.where(seeing[..., None], out, jnp.zeros((), out.dtype))
   return average_where_blind(out, values, seeing)

@@ -72,16 +72,15 @@ def attend(inputs: AttentionInputs) -> jax.Array:
   both: Any = _attend(steps, blocks)
   out, seeing = both
   batch, length, heads, _ = inputs.queries.shape
-  whole = jnp.moveaxis(out, (0, 4), (1, 2)).reshape(batch, -1, heads, out.shape[-1])[:, :length]
+  whole = lambda x: jnp.moveaxis(x, (0, 4), (1, 2)).reshape(batch, -1, heads, *x.shape[5:])[:, :length]
   if inputs.sinks is not None:
-    return whole
-  seeing = jnp.moveaxis(seeing, 1, 0).reshape(batch, -1)[:, :length]
-  return average_where_blind(whole, inputs.values, seeing)
+    return whole(out)
+  return average_where_blind(whole(out), inputs.values, whole(seeing))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(steps, blocks):
-  # Outputs [blocks,B,N,R,s,v], 0 for queries that see no key, and whether they do [blocks,B,s].
+  # Outputs [blocks,B,N,R,s,v], 0 for queries that see no key, and whether they do [blocks,B,N,R,s].
   return _forward(steps, blocks)[0]
 
 
@@ -109,7 +108,7 @@ def _forward(steps, blocks):
   seeing = sums.total > 0
   out = (sums.values / jnp.where(seeing, sums.total, 1)[..., None]).astype(values.dtype)
   log_total = jnp.where(seeing, sums.top + jnp.log(sums.total), 0)
-  return (out, seeing[:, :, 0, 0]), (blocks, out, log_total)
+  return (out, seeing), (blocks, out, log_total)
 
 
 def _backward(steps, residuals, cotangents):

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_masks import FIELDS, masks
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 
 from moejax.kernels.target import interpreted
 from moejax.layers.attend import attend, chunked
+
+
+# Every example is a program to compile: making a failing one smaller would take minutes.
+PHASES = Phase.explicit, Phase.generate
 
 
 def draw_arguments(data, tests):
@@ -60,7 +64,7 @@ class AttendTests:
   examples = 10
 
   def __init_subclass__(cls):
-    cls.test_values_and_gradients_equal_those_of_plain_attention = settings(max_examples=cls.examples)(
+    cls.test_values_and_gradients_equal_those_of_plain_attention = settings(max_examples=cls.examples, phases=PHASES)(
         given(data=st.data())(cls.check))
 
   def target(self):
@@ -128,7 +132,7 @@ def attend_to_one_query_at_a_time(queries, keys, values, bias=None, sinks=None, 
   return out
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, phases=PHASES)
 @given(data=st.data())
 def test_plain_attention_equals_its_definition(data):
   arrays, others = draw_arguments(data, AttendTests)

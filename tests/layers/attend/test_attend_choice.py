@@ -13,7 +13,7 @@ from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import interpreted
 from moejax.layers.attend import Mask, attend, choice, explain
 from moejax.layers.attend.kernel import AttentionInputs
-from moejax.parallel import rules
+from moejax.parallel import rules, topologies
 
 KINDS = {'tpu': 'TPU v5 lite', 'gpu': 'NVIDIA H100 80GB HBM3', 'cpu': 'cpu'}
 B, H, N = 2, 8, 4
@@ -192,24 +192,60 @@ def test_on_a_mesh_splash_runs_on_each_device_over_its_rows_and_heads(kv_heads):
     assert f'f32[1,128,{2 if kv_heads == 2 else 4},8]' in str(jax.make_jaxpr(run)(queries, keys, values))
 
 
+@pytest.mark.parametrize('name', ['plain', 'chunked'])
+def test_on_a_mesh_attention_over_rows_and_heads_communicates_nothing(name):
+  def gradients(queries, keys, values, segments, dout):
+    mask = Mask(segments, segments, causal=True)
+    run = lambda *arrays: attend(*arrays, scale=0.1, mask=mask, implementation=name)
+    return jax.vjp(run, queries, keys, values)[1](dout)
+
+  mesh, batch = devices((2, 1, 1, 2), jax.devices()), rules.BATCH_AXES
+  on_heads, on_rows = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+                       for axes in ((batch, None, 'model'), (batch,)))
+  queries, keys, values = shapes(256, dtype=jnp.float32)
+  program = jax.jit(gradients, in_shardings=(*[on_heads] * 3, on_rows, on_heads)).lower(
+      queries, keys, values, jax.ShapeDtypeStruct((B, 256), jnp.int32), queries).compile()
+  assert not re.findall(r'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter', program.as_text())
+
+
+def compiled(devices, function, *arrays, batch=None):
+  """The program for devices that need not be there; `batch` are the mesh axes that shard the first dimension."""
+  here = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec(batch))
+  arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in arrays]
+  with rules.use(devices), jax.sharding.use_abstract_mesh(devices.abstract_mesh):
+    return jax.jit(function).lower(*arrays).compile()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (2, 1, 1, 2)])
 def test_the_compiler_for_tpus_accepts_splash_and_keeps_no_square(shape):
   pytest.importorskip('libtpu', reason="compiles for TPU with libtpu: pip install -e '.[compile]'")
-  from moejax.parallel import topologies
   mesh, S = devices(shape, topologies.load('v5e:2x2').devices), 4096
-  batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(rules.BATCH_AXES))
-  array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=batch)
 
-  def total(queries, keys, values, segments, sinks):
+  def total(queries, keys, values, segments):
     mask = Mask(segments, segments, causal=True, window=512)
-    out = attend(queries, keys, values, scale=0.1, mask=mask, sinks=sinks, cap=30., implementation='splash')
+    out = attend(queries, keys, values, scale=0.1, mask=mask, sinks=jnp.zeros(H), cap=30., implementation='splash')
     return out.astype(jnp.float32).sum()
 
-  with rules.use(mesh), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(
-        array(B, S, H, 128), array(B, S, N, 128), array(B, S, N, 128), array(B, S, dtype=jnp.int32),
-        jnp.zeros(H)).compile()
-  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3  # forward, and two backward
-  # Queries, keys, values and their gradients in the kernels' layout.
-  assert compiled.memory_analysis().temp_size_in_bytes < B * H * S * 128 * 8
+  program = compiled(mesh, jax.grad(total, (0, 1, 2)), *shapes(S, width=128), jax.ShapeDtypeStruct((B, S), jnp.int32),
+                     batch=rules.BATCH_AXES)
+  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 3  # forward, and two backward
+  # Queries, keys, values and their gradients in the kernels' layout; all logits would be 1 GiB.
+  assert program.memory_analysis().temp_size_in_bytes < B * H * S * 128 * 8
+
+
+@pytest.mark.slow
+def test_the_compiler_for_an_h100_accepts_cudnn_and_keeps_no_square(cudnn):
+  if missing := topologies.missing('h100:1x1'):
+    pytest.skip(str(missing))
+  S = 4096
+
+  def total(queries, keys, values):
+    out = attend(queries, keys, values, scale=0.1, mask=CAUSAL, implementation='cudnn')
+    return out.astype(jnp.float32).sum()
+
+  program = compiled(devices((1, 1, 1, 1), topologies.load('h100:1x1').devices), jax.grad(total, (0, 1, 2)),
+                     *shapes(S, width=128))
+  assert '__cudnn$fmhaSoftmaxBackward' in program.as_text()
+  # cuDNN's logarithms of sums, and gradients of keys for each query head; all logits would be 1 GiB.
+  assert program.memory_analysis().temp_size_in_bytes < B * H * S * 128 * 8
