@@ -54,9 +54,9 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     NoCheckpoint: there is no checkpoint to evaluate.
   """
   from moejax.parallel import processes
-  from moejax.training import workdir as workdirs
+  from moejax.training import workdir as workdir_lib
   from moejax.training.checkpoint import restore_for_evaluation
-  workdir, say = workdirs.find(workdir), processes.by_the_first(say)
+  workdir, say = workdir_lib.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
   results = measure(*restore_for_evaluation(workdir, find_step(workdir, step)))
   say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
@@ -83,15 +83,15 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
   """
   from moejax.evaluation import log
   from moejax.parallel import processes
-  from moejax.training import follow as following
+  from moejax.training import follow as follow_lib
   from moejax.training import peers
-  from moejax.training import workdir as workdirs
+  from moejax.training import workdir as workdir_lib
   from moejax.training.checkpoint import restore_for_evaluation
   from moejax.training.recovery import NoCheckpoint
-  workdir, say = workdirs.find(workdir), processes.by_the_first(say)
+  workdir, say = workdir_lib.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
   if (workdir / 'config.json').exists():
-    measure.prepared(workdirs.load_config(workdir))  # a wrong key is refused now, not at the first checkpoint
+    measure.prepared(workdir_lib.load_config(workdir))  # a wrong key is refused now, not at the first checkpoint
 
   def evaluate(step):
     try:
@@ -101,7 +101,7 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
       peers.check(error)
       raise NoCheckpoint(f'{error}.') from error
     measure(*restored)
-  following.run(workdir, evaluate, log.steps(workdir, measure.overrides, say), every, say)
+  follow_lib.run(workdir, evaluate, log.steps(workdir, measure.overrides, say), every, say)
   say(f'All checkpoints of {workdir} up to its last step are evaluated; the results are in {workdir / log.FILE}.')
 
 
@@ -184,12 +184,12 @@ def find_step(workdir: str | Path, step: int | str) -> int | None:
       raise ConfigError(f"--step must be an int, 'last' or 'best', not {step!r}.")
     return int(step)
   from moejax.training import kept
-  from moejax.training import metrics as training_metrics
-  from moejax.training import workdir as workdirs
-  config: Any = workdirs.load_config(workdir)
+  from moejax.training import metrics as metrics_lib
+  from moejax.training import workdir as workdir_lib
+  config: Any = workdir_lib.load_config(workdir)
   options = config.checkpoint
   steps = kept.complete(workdir)
-  scores = {row['step']: row[options.metric] for row in training_metrics.read(workdir)
+  scores = {row['step']: row[options.metric] for row in metrics_lib.read(workdir)
             if row['step'] in steps and row.get(options.metric) is not None}
   if not scores:
     raise ConfigError(f'Cannot determine the best checkpoint of {workdir}: config.checkpoint.metric is '

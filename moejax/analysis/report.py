@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 
 from moejax.analysis import history, page, plots, routes, specialisation_report, trouble
-from moejax.evaluation import log as evaluations
+from moejax.evaluation import log as log_lib
 from moejax.evaluation import passes
 from moejax.functional import Tree, flatten
 from moejax.models.counts import Parameters, parameters_by_part
-from moejax.training import metrics as training_metrics
-from moejax.training import workdir as workdirs
+from moejax.training import metrics as metrics_lib
+from moejax.training import workdir as workdir_lib
 
 
 def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
@@ -33,7 +33,7 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   if jax.process_index() != 0:
     return folder / 'index.html'
   folder.mkdir(parents=True, exist_ok=True)
-  rows = training_metrics.read(workdir)
+  rows = metrics_lib.read(workdir)
   series = history.series(rows)
   parts = parameters_by_part(setup.model, setup.pipeline.batch_spec())
   sections = [
@@ -43,7 +43,7 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
       ('Specialisation', specialisation_report.section(folder, taken, setup.pipeline)),
       ('Evaluation', evaluation(workdir, setup, rows)),
       ('Model', model(setup, parts)),
-      ('Config', page.details('Show the full config', page.code(workdirs.dumps(setup.config)))),
+      ('Config', page.details('Show the full config', page.code(workdir_lib.dumps(setup.config)))),
   ]
   head = summary(parts, rows, series, taken)
   (folder / 'index.html').write_text(
@@ -185,7 +185,7 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
   evaluated = [row for row in rows if any(name.startswith('eval/') for name in row)]
   measured = [(row['step'], 'in training', {name.removeprefix('eval/'): value for name, value in row.items()
                                              if name.startswith('eval/')}) for row in evaluated[-1:]]
-  for line in evaluations.read(workdir):
+  for line in log_lib.read(workdir):
     changes = ', '.join(f'{key}={value}' for key, value in line['overrides'].items())
     measured.append((line['step'], changes or 'unchanged', line['metrics']))
   names = {name for _, _, metrics in measured for name in metrics if '/router/' not in name}

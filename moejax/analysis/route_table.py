@@ -17,7 +17,7 @@ from moejax.evaluation import passes
 from moejax.parallel import processes, rules
 from moejax.routing.plans import Plan, SlotPlan, SoftPlan, TokenPlan, group_size
 from moejax.routing.router import RouterOutput
-from moejax.training import workdir as workdirs
+from moejax.training import workdir as workdir_lib
 from moejax.training.checkpoint import restore_for_evaluation
 from moejax.training.setup import Setup, build
 
@@ -88,7 +88,7 @@ def routes(workdir: str | Path, batch: Mapping[str, np.ndarray] | str | None = N
     ConfigError: a split or an array that does not exist, rows that do not divide over the devices, or a dense model.
     NoCheckpoint: there is none.
   """
-  workdir = workdirs.find(workdir)
+  workdir = workdir_lib.find(workdir)
   config, _, params, router_state = restore_for_evaluation(workdir, step)
   setup = build(config)
   params = processes.spread(params, rules.shardings(setup.mesh, setup.model.axes, params))

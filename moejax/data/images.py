@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from moejax.config import ConfigError
-from moejax.data import augment as augmentations
+from moejax.data import augment as augment_lib
 from moejax.data import crops
 from moejax.data.order import Order
 from moejax.data.pipeline import PIPELINES, PartOfBatch, Pipeline, endless, require_model_key
@@ -50,7 +50,7 @@ class Images(Pipeline):
     self.crop: crops.Crop = crop
     number: Any = np.float32  # of a float or an array
     self.mean, self.std = number(mean), number(std)
-    self.augmentations = augmentations.build(augment, f'{where}.augment', channels)
+    self.augmentations = augment_lib.build(augment, f'{where}.augment', channels)
 
   def batch_spec(self, batch_size=None):
     size = batch_size or self.batch_size
@@ -117,7 +117,7 @@ class Images(Pipeline):
   def augment(self, batch, key):
     if not self.augmentations:
       return batch
-    images = augmentations.apply(self.augmentations, batch['image'] * self.std + self.mean, key)
+    images = augment_lib.apply(self.augmentations, batch['image'] * self.std + self.mean, key)
     return {**batch, 'image': (images - self.mean) / self.std}
 
   def _rows(self, examples, indices, seeds=None):

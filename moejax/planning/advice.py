@@ -7,10 +7,10 @@ import jax
 from moejax.config import ConfigError
 from moejax.config_files import override
 from moejax.functional import expert_paths, flatten
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.parallel.rules import bytes_on_one_device
-from moejax.planning import estimate as estimates
+from moejax.planning import estimate as estimate_lib
 from moejax.planning import topologies
 from moejax.planning.estimate import MARGIN, Estimator, Settings
 from moejax.planning.memory import Memory
@@ -79,7 +79,7 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
   experts, heads = _experts(setup), math.gcd(*(side.get('attention', {}).get('heads', 1)
                                                for side in sides(setup.config).values()))
   full = any(side.get('remat', 'none') != 'full' for side in sides(setup.config).values())
-  one_hot = any(map(estimates.one_hot_of_batch, sides(setup.config).values()))
+  one_hot = any(map(estimate_lib.one_hot_of_batch, sides(setup.config).values()))
   found = []
   for model, expert in itertools.product(_MODEL, divisors(experts)):
     if chips % (model * expert) or (model > 1 and heads % model):
@@ -97,14 +97,14 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
 
 def _cost(now: Settings, new: Settings) -> float:
   """Relative cost in time, for ranking: sharding costs least, then smaller microbatches, then recomputation."""
-  doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in meshes.AXES}
+  doublings = {axis: abs(math.log2(new.axes[axis] / now.axes[axis])) for axis in mesh_lib.AXES}
   return (0.1 * doublings['data'] + 0.3 * doublings['expert'] + 3 * doublings['model'] + 0.1 * (new.zero != now.zero) +
           0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))
 
 
 def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
   """The keys of `settings`, plus the groups and the exchange that the topology requires."""
-  keys = estimates.overrides(setup.config, settings)
+  keys = estimate_lib.overrides(setup.config, settings)
   if settings.groups is None:
     keys |= {f'{path}.group': group.dividing
              for path, group in spanning_groups.spanning(setup, settings.accumulate, settings.shards).items()

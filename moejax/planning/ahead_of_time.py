@@ -16,16 +16,16 @@ import jax
 
 from moejax.config import ConfigError
 from moejax.models.counts import parameter_counts
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel.flops import flops
-from moejax.planning import memory as memories
+from moejax.planning import memory as memory_lib
 from moejax.planning import roofline
 from moejax.planning.advice import advise, exchanges, spell
 from moejax.planning.collectives import Collective, collectives
 from moejax.planning.topologies import Topology
 from moejax.planning.traffic import traffic
 from moejax.training import spanning_groups
-from moejax.training import step as steps
+from moejax.training import step as step_lib
 from moejax.training.speed import model_flops
 
 # Announces a stage of the work, which runs while the context is open.
@@ -71,7 +71,7 @@ class PodPlan:
   flops: float
   model_flops: float
   notice: str | None
-  memory: memories.Memory
+  memory: memory_lib.Memory
   program: CompiledStep | None
   advice: str | None
 
@@ -94,12 +94,12 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
   Raises:
     ConfigError: the topology's compiler does not support the step.
   """
-  state = steps.abstract_state(setup)
-  batch = steps.abstract_batch(setup)
+  state = step_lib.abstract_state(setup)
+  batch = step_lib.abstract_batch(setup)
   # Kernels read their target from the mesh.
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
     with stage('tracing the training step'):
-      traced = steps.make_train_step(setup).trace(state, batch)
+      traced = step_lib.make_train_step(setup).trace(state, batch)
     with stage('lowering it'):
       lowered = traced.lower()
   with stage('counting parameters and FLOPs'):
@@ -120,11 +120,11 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
                             f'shape. Set {keys}, give the router a capacity, or choose another topology.') from None
         if 'RESOURCE_EXHAUSTED' not in str(error) or 'hbm' not in str(error).lower():
           raise
-        memory = memories.of_refused(setup, state, batch, available, str(error))
+        memory = memory_lib.of_refused(setup, state, batch, available, str(error))
         with stage('estimating what would fit'):
           return PodPlan(**known, memory=memory, program=None, advice=advise(setup, memory, topology))
     with stage('reading the program'):
-      memory = memories.of_program(setup, state, batch, available, compiled.memory_analysis())
+      memory = memory_lib.of_program(setup, state, batch, available, compiled.memory_analysis())
       program = _read(_text(compiled, pathlib.Path(dump)), setup, topology, known['flops'])
   if memory.fits:
     return PodPlan(**known, memory=memory, program=program, advice=None)
@@ -176,10 +176,10 @@ def by_place(found: list[Collective]) -> list[dict[str, Any]]:
 
 def _flops(setup, state, batch) -> float:
   # Traced for a single device, where buffers have no padding and nothing is computed twice.
-  mesh = meshes.build({}, devices=setup.mesh.devices.ravel()[:1])
+  mesh = mesh_lib.build({}, devices=setup.mesh.devices.ravel()[:1])
   unsharded = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    alone = functools.partial(steps.train_step, dataclasses.replace(setup, mesh=mesh))
+    alone = functools.partial(step_lib.train_step, dataclasses.replace(setup, mesh=mesh))
     return flops(jax.make_jaxpr(alone)(*unsharded((state, batch))).jaxpr)
 
 

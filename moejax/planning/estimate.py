@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from moejax.config_files import override
 from moejax.functional import flatten
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
-from moejax.planning import memory as memories
-from moejax.training import setup as setups
-from moejax.training import step as steps
+from moejax.planning import memory as memory_lib
+from moejax.training import setup as setup_lib
+from moejax.training import step as step_lib
 from moejax.training.spanning_groups import sides
 
 # Factor by which a step may exceed its estimate; tests/planning/test_estimate.py compares with compiled steps.
@@ -52,7 +52,7 @@ class Settings:
   @property
   def axes(self) -> dict[str, int]:
     """Sizes of the mesh by name."""
-    return dict(zip(meshes.AXES, self.mesh))
+    return dict(zip(mesh_lib.AXES, self.mesh))
 
   @property
   def shards(self) -> int:
@@ -62,7 +62,7 @@ class Settings:
 
 def of_setup(setup) -> Settings:
   """The settings of a setup."""
-  return Settings(tuple(setup.mesh.shape[axis] for axis in meshes.AXES), setup.training.accumulate,
+  return Settings(tuple(setup.mesh.shape[axis] for axis in mesh_lib.AXES), setup.training.accumulate,
                   setup.config.sharding.zero)
 
 
@@ -89,9 +89,9 @@ def one_hot_of_batch(side: ConfigDict) -> bool:
 class Estimator:
   """Bytes on one chip as a function of settings, calibrated to `memory` for the settings of `setup`."""
 
-  def __init__(self, setup, memory: memories.Memory):
+  def __init__(self, setup, memory: memory_lib.Memory):
     self.setup, self.memory, self.now = setup, memory, of_setup(setup)
-    self._shapes = jax.eval_shape(steps.init_function(setup))
+    self._shapes = jax.eval_shape(step_lib.init_function(setup))
     self._exact, self._whole_layer = functools.cache(self._exact), functools.cache(self._whole_layer)
     self._batch_size = next(iter(setup.pipeline.batch_spec().values())).shape[0]
     self._squared = any(map(one_hot_of_batch, sides(setup.config).values()))
@@ -126,14 +126,14 @@ class Estimator:
 
   def _on(self, mesh: tuple[int, ...], zero: int):
     # Only shardings are needed, for which a mesh needs no devices.
-    return dataclasses.replace(self.setup, mesh=jax.sharding.AbstractMesh(mesh, meshes.AXES),
+    return dataclasses.replace(self.setup, mesh=jax.sharding.AbstractMesh(mesh, mesh_lib.AXES),
                                rules=rules.build(zero=zero))
 
   def _exact(self, mesh, zero) -> dict[str, int]:
     setup = self._on(mesh, zero)
     place = lambda leaf, sharding: leaf.update(sharding=sharding)
-    state = jax.tree.map(place, self._shapes, steps.state_shardings(setup))
-    return memories.held(setup, state, steps.abstract_batch(setup))
+    state = jax.tree.map(place, self._shapes, step_lib.state_shardings(setup))
+    return memory_lib.held(setup, state, step_lib.abstract_batch(setup))
 
   def _whole_layer(self, mesh) -> int:
     """Bytes of the largest layer (or of all parameters outside of layers) on a device between gather and reduction."""
@@ -149,8 +149,8 @@ class Estimator:
   @functools.cached_property
   def _kept_by_full(self) -> int:
     keys = overrides(self.setup.config, dataclasses.replace(self.now, full_remat=True))
-    setup = setups.prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
-    return memories.kept(setup, setup.pipeline.batch_spec())
+    setup = setup_lib.prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
+    return memory_lib.kept(setup, setup.pipeline.batch_spec())
 
   @functools.cached_property
   def _blocks(self) -> int:

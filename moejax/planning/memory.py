@@ -10,7 +10,7 @@ import jax
 from moejax.functional import Tree
 from moejax.parallel import rules
 from moejax.parallel.rules import bytes_on_one_device
-from moejax.training import step as steps
+from moejax.training import step as step_lib
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -106,7 +106,7 @@ def kept(setup, batch: Tree) -> int:
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   def residuals(params, router_state, micro, key):
-    loss = functools.partial(steps.loss_function, setup)
+    loss = functools.partial(step_lib.loss_function, setup)
     of_params = lambda params: loss(params, router_state, micro, key, jax.numpy.float32(1))
     return jax.tree.leaves(jax.vjp(of_params, params, has_aux=True)[1])
 

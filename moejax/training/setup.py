@@ -12,7 +12,7 @@ from moejax import data, evaluation, models
 from moejax.config import ConfigError, call, nearest
 from moejax.evaluation import groups
 from moejax.functional import Functional
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes, rules
 from moejax.random import derive
 from moejax.ranges import Above, Below, Count, Natural
@@ -156,7 +156,7 @@ def build(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) ->
   sections: Any = _checked(config)
   training = call(Training, sections.training, 'config.training')
   evaluated = call(Evaluation, sections.evaluation, 'config.evaluation')
-  mesh = meshes.build(sections.mesh, 'config.mesh', devices)
+  mesh = mesh_lib.build(sections.mesh, 'config.mesh', devices)
   sharding = call(rules.build, sections.sharding, 'config.sharding')
   pipeline = data.build(sections.data, 'config.data')
   with rules.use(mesh, sharding):

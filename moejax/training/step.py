@@ -15,7 +15,7 @@ import optax
 from moejax.functional import Tree, add_updates, merge_updates
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.training import optimizer as optimizers
+from moejax.training import optimizer as optimizer_lib
 from moejax.training import spikes
 
 Metrics = dict[str, jax.Array]
@@ -56,7 +56,7 @@ def state_shardings(setup) -> TrainState:
       step=whole,
       params=rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters),
       router_state=rules.shardings(setup.mesh, setup.model.state_axes, router_state),
-      opt_state=optimizers.state_shardings(setup.optimizer.transform, params, optimizer, whole),
+      opt_state=optimizer_lib.state_shardings(setup.optimizer.transform, params, optimizer, whole),
       skips=jax.tree.map(lambda _: whole, jax.eval_shape(spikes.initial)),
       average=None if setup.training.average is None else optimizer)
 
@@ -121,21 +121,21 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   loss, gradient_norm = metrics['train/loss'], optax.tree.norm(gradients)
   accepted, limits = spikes.judge(setup.recovery, state.skips, loss, gradient_norm)
   learning_rate = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
-  spoiled_routers = optimizers.not_finite(router_state)
+  spoiled_routers = optimizer_lib.not_finite(router_state)
   accepted &= jnp.isfinite(learning_rate) & (spoiled_routers == 0)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
-    average = optimizers.moving_average(average, params, setup.training.average)
+    average = optimizer_lib.moving_average(average, params, setup.training.average)
   new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
   new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
   # A finite gradient can give an update that is not: a decay or an accumulator can overflow. Undoing it here would need
   # a second copy of parameters and optimizer state in every step.
-  spoiled = optimizers.not_finite(new)
+  spoiled = optimizer_lib.not_finite(new)
   skips = spikes.record(state.skips, accepted & (spoiled == 0), loss, gradient_norm)
   new = dataclasses.replace(new, step=state.step + 1, skips=skips,
-                            opt_state=optimizers.at_step(new.opt_state, state.step + 1))
+                            opt_state=optimizer_lib.at_step(new.opt_state, state.step + 1))
 
   metrics |= limits
   metrics['train/skipped'] = ~accepted
@@ -144,7 +144,7 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   metrics['train/learning_rate'] = learning_rate
   metrics['train/grad_norm'] = gradient_norm
   metrics['train/param_norm'] = optax.tree.norm(state.params)
-  for module, norm in optimizers.norms_by_module(gradients).items():
+  for module, norm in optimizer_lib.norms_by_module(gradients).items():
     metrics[f'gradient_norm/{module}'] = norm
   return new, metrics
 

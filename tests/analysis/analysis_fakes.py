@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from moejax.evaluation import passes
 from moejax.functional import Functional
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.routing.plans import DensePlan, SoftPlan, TokenPlan
 from moejax.routing.router import RouterOutput
 
-MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
+MESH = mesh_lib.build(dict(data=1), devices=jax.devices()[:1])
 CLASSES, SIDE = 4, 3  # classes; patches along each side of an image
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from moejax import data
 from moejax.data import crops
-from moejax.data import augment as augmentations
+from moejax.data import augment as augment_lib
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8)
 
@@ -74,8 +74,8 @@ def test_bytes_that_are_not_a_whole_image_are_refused(raw):
 # augmentations
 
 def apply(images, *configs, seed=0):
-  built = augmentations.build(configs, 'augment', images.shape[-1])
-  return np.asarray(jax.jit(lambda x, key: augmentations.apply(built, x, key))(images, jax.random.key(seed)))
+  built = augment_lib.build(configs, 'augment', images.shape[-1])
+  return np.asarray(jax.jit(lambda x, key: augment_lib.apply(built, x, key))(images, jax.random.key(seed)))
 
 
 IMAGES = jnp.tile(jnp.linspace(.1, .9, 48).reshape(1, 4, 4, 3), (64, 1, 1, 1))

@@ -15,7 +15,7 @@ from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.dispatch import ragged
 from moejax.layers.feed_forwards.moe import MoE
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.routing import papers
 
@@ -60,7 +60,7 @@ def arguments(layer):
 
 
 def check(dispatch, mesh, router=DROPLESS, train=False, **config):
-  built = meshes.build(mesh)
+  built = mesh_lib.build(mesh)
   layer = build(dispatch, router, **config)
   params, x = arguments(layer)
   expected = _reference(repr((router, train, sorted(config.items()))), router, train, config)
@@ -151,7 +151,7 @@ def test_a_group_may_span_devices():
      r'config.moe.dispatch.chunks = 5 does not divide the \d+ slots'),
 ])
 def test_what_does_not_divide_is_named(config, message):
-  with rules.use(meshes.build(MESHES['expert 4'])), pytest.raises(ConfigError, match=message):
+  with rules.use(mesh_lib.build(MESHES['expert 4'])), pytest.raises(ConfigError, match=message):
     layer = build(**(dict(dispatch=ALL_GATHER, router=DROPLESS) | config))
     jax.eval_shape(lambda params, x: layer.apply(params, {}, x), *arguments(layer))
 

@@ -12,7 +12,7 @@ import pytest
 from moejax import functional
 from moejax.config import call
 from moejax.layers.feed_forwards.moe import MoE
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.planning import topologies
 from moejax.planning.collectives import collectives, count
@@ -61,7 +61,7 @@ CAPACITY = 12  # 0.75 * S * K / E
 
 
 def program(method, mesh, backward, devices, zero):
-  built, sharding = meshes.build(mesh, devices=devices), rules.build(zero=zero)
+  built, sharding = mesh_lib.build(mesh, devices=devices), rules.build(zero=zero)
   router = papers.top_k_dropless(k=K)
   if method == 'all_to_all':
     router = papers.vmoe(k=K) | dict(place=dict(name='capacity', capacity_factor=0.75))

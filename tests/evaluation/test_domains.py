@@ -12,7 +12,7 @@ from drawn_parameters import draw_parameters
 from moejax import data, evaluation, models
 from moejax.config import ConfigError
 from moejax.evaluation import domains
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.routing import papers
 
 J, S = 3, 9
@@ -86,7 +86,7 @@ def test_the_moving_prior_is_an_exponential_average_of_posteriors():
 # ---- the evaluator --------------------------------------------------------------------------------------------------
 
 NAMES = ('one', 'three', 'two')  # in alphabetical order, as their tasks
-MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
+MESH = mesh_lib.build(dict(data=1), devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope='module')

@@ -13,9 +13,9 @@ import pytest
 
 from moejax import evaluation
 from moejax.config import ConfigError
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 
-MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
+MESH = mesh_lib.build(dict(data=1), devices=jax.devices()[:1])
 
 
 @dataclasses.dataclass
@@ -173,7 +173,7 @@ def test_the_model_is_traced_once_however_often_it_is_evaluated():
 def test_a_batch_spread_over_eight_devices_gives_the_same_metrics():
   pipeline = labelled(count=19)
   spread = evaluation.build({'test': dict(name='accuracy', batch_size=8)}, pipeline=pipeline, apply=echo,
-                            mesh=meshes.build(dict(data=4, expert=2)))
+                            mesh=mesh_lib.build(dict(data=4, expert=2)))
   assert spread['test']({}, {}) == pytest.approx(run('accuracy', pipeline), rel=1e-6)
 
 
@@ -191,4 +191,4 @@ def test_evaluators_that_do_not_fit_the_data_are_refused_when_built(config, mess
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
   with pytest.raises(ConfigError, match='batch_size: 4 examples do not divide over 8 shards'):
-    evaluation.build({'test': dict(name='accuracy')}, pipeline=labelled(), apply=echo, mesh=meshes.build(dict(data=-1)))
+    evaluation.build({'test': dict(name='accuracy')}, pipeline=labelled(), apply=echo, mesh=mesh_lib.build(dict(data=-1)))

@@ -10,9 +10,9 @@ import pytest
 from moejax import evaluation
 from moejax.config import ConfigError
 from moejax.evaluation import few_shot
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 
-MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
+MESH = mesh_lib.build(dict(data=1), devices=jax.devices()[:1])
 
 
 @hypothesis.given(rows=st.integers(3, 12), dim=st.integers(2, 12), power=st.integers(-3, 8), seed=st.integers(0, 999))

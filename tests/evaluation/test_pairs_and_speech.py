@@ -11,9 +11,9 @@ import pytest
 from moejax import evaluation
 from moejax.config import ConfigError
 from moejax.evaluation.pairs import recalls_at_1, zero_shot_accuracy
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 
-MESH = meshes.build(dict(data=1), devices=jax.devices()[:1])
+MESH = mesh_lib.build(dict(data=1), devices=jax.devices()[:1])
 
 
 @dataclasses.dataclass

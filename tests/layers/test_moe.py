@@ -10,7 +10,7 @@ import pytest
 from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE, check_experts, tokens_per_group
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.routing import papers
 from moejax.routing.inputs import RouterInputs
@@ -228,7 +228,7 @@ def test_a_router_that_the_dispatcher_cannot_run_is_refused_before_compilation()
 
 @pytest.fixture(scope='module')
 def mesh():
-  return meshes.build(dict(data=2, expert=4), 'config.mesh')
+  return mesh_lib.build(dict(data=2, expert=4), 'config.mesh')
 
 
 def loss_and_gradients(layer):

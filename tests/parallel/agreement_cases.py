@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from moejax import command_line
 from moejax.functional import flatten, unflatten
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes
 from moejax.routing import papers
 from moejax.training import spikes, step
@@ -78,7 +78,7 @@ def first_state(setup):
 def agree():
   """Communication of the processes, and a batch on a mesh whose neighbours are in different processes."""
   index, count = jax.process_index(), jax.process_count()
-  mesh = meshes.build({}, devices=np.asarray(jax.devices()).reshape(count, -1).T.ravel())
+  mesh = mesh_lib.build({}, devices=np.asarray(jax.devices()).reshape(count, -1).T.ravel())
   rows = processes.local_rows(mesh, 16)
   before = processes.LargestBefore()
   try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moejax import models
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.routing import papers
 from moejax.training import objectives
@@ -79,7 +79,7 @@ def on_one_device(layers):
 
 
 def check(dispatch, mesh, layers, sharding=rules.build()):
-  built, model, params = meshes.build(mesh), build(dispatch, layers), parameters(layers)
+  built, model, params = mesh_lib.build(mesh), build(dispatch, layers), parameters(layers)
   with rules.use(built, sharding):
     placed = jax.device_put(params, rules.shardings(built, model.axes, params, sharding.parameters))
     found = loss_and_gradients(model)(placed, jax.device_put(batch(), rules.batch_sharding(built)))

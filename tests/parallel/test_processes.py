@@ -13,7 +13,7 @@ import process_launcher
 import pytest
 
 from moejax.config import ConfigError
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes, rules
 
 SLURM = dict(SLURM_JOB_ID='7', SLURM_STEP_NODELIST='node[1-2]', SLURM_PROCID='0', SLURM_LOCALID='0')
@@ -112,7 +112,7 @@ def listening(port):
 
 @pytest.mark.parametrize('config', [dict(data=8), dict(data=2, expert=2, model=2), dict(fsdp=1, model=8), dict(fsdp=8)])
 def test_one_process_feeds_all_rows_and_places_them_as_the_batch_is_sharded(config):
-  mesh = meshes.build({'data': 1, **config})
+  mesh = mesh_lib.build({'data': 1, **config})
   batch = dict(tokens=np.arange(48).reshape(16, 3), valid=np.arange(16) % 2 == 0)
   np.testing.assert_array_equal(processes.local_rows(mesh, 16), np.arange(16))
   for name, placed in processes.place(mesh, batch).items():

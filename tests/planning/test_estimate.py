@@ -14,12 +14,12 @@ from moejax.config import ConfigError
 from moejax.config_files import override
 from moejax.parallel.chips import CHIPS
 from moejax.planning import advice, ahead_of_time, topologies
-from moejax.planning import estimate as estimates
-from moejax.planning import memory as memories
+from moejax.planning import estimate as estimate_lib
+from moejax.planning import memory as memory_lib
 from moejax.planning.topologies import Topology
 from moejax.routing import papers
-from moejax.training import setup as setups
-from moejax.training import step as steps
+from moejax.training import setup as setup_lib
+from moejax.training import step as step_lib
 from moejax.training.setup import default_config
 
 GIB = 2**30
@@ -30,8 +30,8 @@ TOO_LARGE = [known for known, total in COMPILED.items() if total > 15.75]
 @pytest.fixture(scope='module')
 def mixtral():
   """Mixtral on 8 devices, and what its forward pass keeps of the whole batch."""
-  setup = setups.prepare(mixtral_c4.get_config(), jax.devices())
-  return setup, 8 * memories.kept(setup, setup.pipeline.batch_spec())
+  setup = setup_lib.prepare(mixtral_c4.get_config(), jax.devices())
+  return setup, 8 * memory_lib.kept(setup, setup.pipeline.batch_spec())
 
 
 def on_pod(mixtral, chips, accumulate, model, total):
@@ -41,9 +41,9 @@ def on_pod(mixtral, chips, accumulate, model, total):
   config = override(setup.config, {'training.accumulate': accumulate, 'mesh.model': model})
   setup = dataclasses.replace(setup, mesh=mesh, config=config,
                               training=dataclasses.replace(setup.training, accumulate=accumulate))
-  held = memories.held(setup, steps.abstract_state(setup), steps.abstract_batch(setup))
+  held = memory_lib.held(setup, step_lib.abstract_state(setup), step_lib.abstract_batch(setup))
   arguments = sum(held[name] for name in ('parameters', 'optimizer', 'others', 'batch'))
-  return setup, memories.Memory(
+  return setup, memory_lib.Memory(
       **held, activations=kept * model // chips // accumulate, temporaries=int(total * GIB) - arguments, unaliased=0,
       total=int(total * GIB), available=CHIPS['v5e'].memory)
 
@@ -52,12 +52,12 @@ def on_pod(mixtral, chips, accumulate, model, total):
 def test_an_estimate_is_close_to_the_compiler(mixtral, known):
   """Of what takes less: off by no more than its margin."""
   setup, memory = on_pod(mixtral, 256, *known, COMPILED[known])
-  estimate = estimates.Estimator(setup, memory)
+  estimate = estimate_lib.Estimator(setup, memory)
   assert estimate(estimate.now) == memory.total
   for (accumulate, model), total in COMPILED.items():
     if total < COMPILED[known]:
       guess = estimate(dataclasses.replace(estimate.now, accumulate=accumulate, mesh=(1, 32 // model, 8, model)))
-      assert total / estimates.MARGIN < guess / GIB < total * estimates.MARGIN
+      assert total / estimate_lib.MARGIN < guess / GIB < total * estimate_lib.MARGIN
 
 
 @pytest.mark.parametrize('known', TOO_LARGE)
@@ -71,7 +71,7 @@ def test_advice_is_estimated_to_take_less_and_differs_from_the_tried_settings(mi
   # The compiler for this shape has no ragged all-to-all, which is what the config leaves the choice to.
   assert keys['model.moe.dispatch.exchange'] == 'all_gather'
   said = float(re.search(r': ([\d.]+) GiB per chip by an estimate', text)[1])
-  assert said * estimates.MARGIN <= 15.75
+  assert said * estimate_lib.MARGIN <= 15.75
 
 
 def test_where_nothing_fits_the_smallest_topology_that_does_is_named(mixtral, monkeypatch):
@@ -110,9 +110,9 @@ def decoder(router=None, dispatch='einsum', **changes):
 
 def memory_of(setup, **parts):
   """Of a step whose temporaries are its gradients, or with other parts."""
-  held = memories.held(setup, steps.abstract_state(setup), steps.abstract_batch(setup))
+  held = memory_lib.held(setup, step_lib.abstract_state(setup), step_lib.abstract_batch(setup))
   total = sum(held.values())
-  return memories.Memory(**held, **dict(activations=0, temporaries=held['gradients'], unaliased=0, total=total,
+  return memory_lib.Memory(**held, **dict(activations=0, temporaries=held['gradients'], unaliased=0, total=total,
                                         available=total // 2) | parts)
 
 
@@ -124,13 +124,13 @@ def advised(text):
 
 @pytest.mark.parametrize('mesh, zero', [((1, 8, 1, 1), 3), ((2, 2, 2, 1), 3), ((4, 1, 2, 1), 1), ((1, 2, 2, 2), 2)])
 def test_state_and_gradients_are_estimated_exactly(mesh, zero):
-  setup = setups.prepare(decoder(), jax.devices())
-  estimate = estimates.Estimator(setup, memory_of(setup))
+  setup = setup_lib.prepare(decoder(), jax.devices())
+  estimate = estimate_lib.Estimator(setup, memory_of(setup))
   keys = {f'mesh.{axis}': size for axis, size in zip(('data', 'fsdp', 'expert', 'model'), mesh)}
-  placed = setups.prepare(override(setup.config, keys | {'sharding.zero': zero}), jax.devices())
+  placed = setup_lib.prepare(override(setup.config, keys | {'sharding.zero': zero}), jax.devices())
   settings = dataclasses.replace(estimate.now, mesh=mesh, zero=zero)
   assert estimate(settings) == pytest.approx(memory_of(placed).total, abs=8)
-  assert estimates.of_setup(placed) == settings
+  assert estimate_lib.of_setup(placed) == settings
 
 
 @pytest.mark.parametrize('config, key', [
@@ -142,15 +142,15 @@ def test_state_and_gradients_are_estimated_exactly(mesh, zero):
      ('model.moe.dispatch.exchange', 'all_gather')),
 ])
 def test_keys_that_others_need_are_advised_with_them(config, key):
-  setup = setups.prepare(decoder(**config), jax.devices())
+  setup = setup_lib.prepare(decoder(**config), jax.devices())
   memory = memory_of(setup, temporaries=100 * GIB, total=100 * GIB, available=70 * GIB)
   keys = advised(advice.advise(setup, memory, Topology('v5e:4x8', CHIPS['v5e'], (2, 4), tuple(jax.devices()))))
   assert 'training.accumulate' in keys and key in keys.items()
-  setups.prepare(override(setup.config, keys), jax.devices())
+  setup_lib.prepare(override(setup.config, keys), jax.devices())
 
 
 def test_a_compiler_without_ragged_all_to_all_is_answered_with_the_key_to_set(monkeypatch):
-  setup = setups.prepare(decoder(papers.top_k_dropless(k=2), 'grouped', mesh__expert=4), jax.devices())
+  setup = setup_lib.prepare(decoder(papers.top_k_dropless(k=2), 'grouped', mesh__expert=4), jax.devices())
 
   def refuse(*args, **kwargs):
     raise jax.errors.JaxRuntimeError('INTERNAL: Ragged all-to-all is currently not supported')

@@ -9,7 +9,7 @@ from training_fakes import MODEL
 
 from moejax.config import ConfigError
 from moejax.functional import Functional, flatten
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.training import optimizer
 
@@ -166,7 +166,7 @@ def test_an_invalid_optimizer_is_refused_in_a_sentence(config, sentence):
 def test_optimizer_state_is_sharded_as_the_parameters_it_mirrors(name):
   keys = OPTAX[name][0]
   transform = build(dict(name=name, schedule=CONSTANT, clip=1., **keys)).transform
-  mesh = meshes.build(dict(data=2, expert=2, model=2))
+  mesh = mesh_lib.build(dict(data=2, expert=2, model=2))
   params, _ = MODEL.shapes()
   sharded = rules.shardings(mesh, MODEL.axes, params)
   found = optimizer.state_shardings(transform, params, sharded, rules.replicated(mesh))
@@ -181,7 +181,7 @@ def test_optimizer_state_is_sharded_as_the_parameters_it_mirrors(name):
 
 def test_factors_of_adafactor_are_sharded_like_their_dimensions():
   params = dict(wi=jax.ShapeDtypeStruct((4, 256, 512), jnp.float32))
-  mesh = meshes.build(dict(data=1, expert=2, fsdp=2, model=2))
+  mesh = mesh_lib.build(dict(data=1, expert=2, fsdp=2, model=2))
   sharded = rules.shardings(mesh, dict(wi=('expert', 'expert_embed', 'expert_mlp')), params)
   transform = optax.scale_by_factored_rms()
   found = optimizer.state_shardings(transform, params, sharded, rules.replicated(mesh))

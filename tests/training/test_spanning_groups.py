@@ -8,7 +8,7 @@ from configs import expert_choice_c4, st_moe_c4, switch_c4
 from moejax.config_files import override
 from moejax.routing import papers
 from moejax.training import loop, spanning_groups, workdir
-from moejax.training import setup as setups
+from moejax.training import setup as setup_lib
 from moejax.training.setup import default_config
 from moejax.training.spanning_groups import Spanning
 
@@ -45,7 +45,7 @@ DROPLESS = dict(router=papers.top_k_dropless(k=2), dispatch='grouped')
     (dict(group='batch', **DROPLESS), None),
 ])
 def test_groups_that_do_not_divide_are_found(config, expected):
-  setup = setups.prepare(decoder(**config), jax.devices())
+  setup = setup_lib.prepare(decoder(**config), jax.devices())
   assert spanning_groups.spanning(setup) == ({} if expected is None else {'model.moe': expected})
 
 
@@ -66,22 +66,22 @@ def test_the_decoders_57_groups_of_4096_do_not_divide(monkeypatch):
 
 
 def published(module, variant, monkeypatch):
-  monkeypatch.setattr(setups, '_trace', lambda setup: None)
+  monkeypatch.setattr(setup_lib, '_trace', lambda setup: None)
   config = module.get_config(variant)
   config.evaluation.evaluators = {}
-  return setups.prepare(config, jax.devices()[:1])
+  return setup_lib.prepare(config, jax.devices()[:1])
 
 
 def test_one_device_has_all_groups():
-  assert spanning_groups.spanning(setups.prepare(decoder('batch'), jax.devices()[:1])) == {}
+  assert spanning_groups.spanning(setup_lib.prepare(decoder('batch'), jax.devices()[:1])) == {}
 
 
 def test_the_notice_names_a_group_that_divides():
-  setup = setups.prepare(decoder(64), jax.devices())
+  setup = setup_lib.prepare(decoder(64), jax.devices())
   notice = spanning_groups.notice(setup)
   assert 'the 4 routing groups of 64 tokens in config.model.moe do not divide evenly over the 8 shards' in notice
   assert '--config.model.moe.group=32 ' in notice
-  assert spanning_groups.notice(setups.prepare(decoder(32), jax.devices())) is None
+  assert spanning_groups.notice(setup_lib.prepare(decoder(32), jax.devices())) is None
 
 
 def test_training_says_it(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from flax import nnx
 from moejax import functional, models
 from moejax.functional import flatten
 from moejax.models.output import ModelOutput
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.planning.collectives import collectives, count
 from moejax.routing import papers
@@ -42,7 +42,7 @@ def bytes_a_device(tree, shardings):
 @pytest.mark.parametrize('mesh', [dict(data=1, fsdp=8), dict(data=1, fsdp=2, expert=4), dict(data=4, fsdp=2)], ids=str)
 def test_memory_follows_the_formulas(mesh, zero):
   model = decoder()
-  setup = types.SimpleNamespace(mesh=meshes.build(mesh), rules=rules.build(zero=zero), model=model,
+  setup = types.SimpleNamespace(mesh=mesh_lib.build(mesh), rules=rules.build(zero=zero), model=model,
                                 optimizer=optimizer.build(ADAM, 'config.optimizer', model=model, steps=10),
                                 training=types.SimpleNamespace(average=None))
   params, _ = model.shapes()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from moejax import functional
 from moejax.config import call
 from moejax.models.output import ModelOutput
-from moejax.parallel import mesh as meshes
+from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
@@ -126,7 +126,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
   training = call(setup.Training, config.training, 'config.training')
   return setup.Setup(
       config=config, seed=config.seed, model=model, pipeline=pipeline, training=training,
-      mesh=meshes.build(config.mesh, devices=jax.devices()[:devices]),
+      mesh=mesh_lib.build(config.mesh, devices=jax.devices()[:devices]),
       rules=call(rules.build, config.sharding, 'config.sharding'),
       objective=objectives.build(config.objective, 'config.objective'),
       method=methods.METHODS.build(config.method, 'config.method'),
