@@ -62,7 +62,7 @@ class Decoder(nnx.Module):
     x, context = self.embed(tokens)
     encoded = self.transformer(x, context, None if cache is None else cache['blocks'], key=key, train=train)
     return ModelOutput(self.head(encoded.x, self.embedding), encoded.x, encoded.routers, encoded.updates,
-                       cache=None if cache is None else dict(tokens.remembered(), blocks=encoded.cache))
+                       cache=None if cache is None else dict(sequences.remember(cache, tokens), blocks=encoded.cache))
 
   def embed(self, tokens: sequences.Tokens) -> tuple[jax.Array, Context]:
     """The embedded tokens <float>[B,S,D], and what all blocks read."""

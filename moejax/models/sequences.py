@@ -39,7 +39,7 @@ class Tokens:
 
     def before(distance, otherwise):
       ids = (jnp.roll(self.ids, distance, axis=1) if self.past is None else
-             self._with_past()[:, _EARLIER - distance:][:, :length])
+             _after(self.past, self.ids)[:, _EARLIER - distance:][:, :length])
       return jnp.where(self.positions < distance, otherwise, ids)
     last = jnp.roll(self.positions, -1, axis=1) == 0
     if self.past is not None:
@@ -57,14 +57,16 @@ class Tokens:
       return None
     return self.past['length'][:, None] + jnp.cumsum(self.segments > 0, axis=1, dtype=jnp.int32) - 1
 
-  def remembered(self) -> Tree:
-    """`past` after these tokens; padding follows the tokens of a row."""
-    count = jnp.sum(self.segments > 0, axis=1, dtype=jnp.int32)
-    latest = jnp.take_along_axis(self._with_past(), count[:, None] + jnp.arange(_EARLIER), axis=1)
-    return dict(length=self.past['length'] + count, ids=latest)
 
-  def _with_past(self):
-    return jnp.concatenate([self.past['ids'], self.ids], axis=1)
+def remember(past: Tree, tokens: Tokens) -> Tree:
+  """`past` after these tokens too; padding follows the tokens of a row."""
+  count = jnp.sum(tokens.segments > 0, axis=1, dtype=jnp.int32)
+  latest = jnp.take_along_axis(_after(past, tokens.ids), count[:, None] + jnp.arange(_EARLIER), axis=1)
+  return dict(length=past['length'] + count, ids=latest)
+
+
+def _after(past: Tree, ids: jax.Array) -> jax.Array:
+  return jnp.concatenate([past['ids'], ids], axis=1)
 
 
 def init_cache(batch: int) -> Tree:

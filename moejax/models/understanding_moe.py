@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import call
+from moejax.config import ConfigError, call
 from moejax.functional import Tree
 from moejax.layers.feed_forwards.moe import ExpertCount
 from moejax.models.output import ModelOutput
@@ -18,6 +18,7 @@ from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive
 from moejax.routing import router
 from moejax.routing.inputs import RouterInputs
+from moejax.routing.plans import SoftPlan
 from moejax.routing.router import RouterOutput
 
 Activation = Literal['cubic', 'linear']
@@ -90,6 +91,9 @@ class FilterMixture(nnx.Module):
   def __init__(self, config: Mapping, where: str, *, dim: int, num_classes: int, rngs: nnx.Rngs):
     keys = call(FilterMixtureConfig, config, where)
     self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
+    if self.router.select.reads_slots:
+      raise ConfigError('.moe.router: the slots of Soft MoE are mixtures of images, which have no class. Choose a router '
+                        'that weighs experts per image.')
     self.experts = FilterExperts(keys.experts, f'{where}.experts', num_experts=keys.num_experts, dim=dim,
                            num_classes=num_classes, rngs=rngs)
 
@@ -100,6 +104,7 @@ class FilterMixture(nnx.Module):
     output = self.router(patches.sum(1)[None], inputs, key=derive(key, 'router'), train=train)
     with jax.named_scope('dispatch'):  # separates their work from the model's own
       scores = self.experts(patches)
+    assert not isinstance(output.plan, SoftPlan)
     return jnp.einsum('be,bey->by', output.plan.to_dense().weight[0], scores), output
 
 

@@ -51,7 +51,7 @@ class VisionTransformer(nnx.Module):
     keys = call(TransformerConfig, transformer, '', norm=norm)
     build: dict[str, Any] = dict(dtype=compute_dtype(dtype), rngs=rngs)
     self.transformer = Transformer(keys, dim=dim, **build)
-    self.pool, self.patch_size, self.image_shape = pool, patch_size, (image_size, image_size, channels)
+    self.patch_size, self.image_shape = patch_size, (image_size, image_size, channels)
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
     self.patches = Linear(shape=(patch_size * patch_size * channels, dim), axes=(None, 'embed'), init=fan_in,
                           bias_init=nnx.initializers.zeros, **build)
@@ -74,8 +74,10 @@ class VisionTransformer(nnx.Module):
     """
     x, context = self.embed(batch)
     encoded = self.transformer(x, context, key=key, train=train)
-    x = encoded.x
-    features = {'gap': lambda: x.mean(axis=1), 'token': lambda: x[:, 0], 'map': lambda: self.map_pool(x)}[self.pool]()
+    if self.map_pool is not None:
+      features = self.map_pool(encoded.x)
+    else:
+      features = encoded.x.mean(axis=1) if self.class_token is None else encoded.x[:, 0]
     return ModelOutput(self.head(features, jnp.float32), features, encoded.routers, encoded.updates)
 
   def embed(self, batch: Tree) -> tuple[jax.Array, Context]:

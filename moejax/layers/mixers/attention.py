@@ -2,6 +2,7 @@
 
 Axis letters: B batch, S queries, T keys, H heads, N heads of keys and values, D width.
 """
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -163,9 +164,15 @@ class SelfAttention(Attention):
       return self.read(x, mask=mask, bias=context.bias, encoding=encoding, positions=positions, key=key,
                        train=train), Left()
     queries = self.queries(x, encoding, positions)
-    keys, values, mask, cache = kv_cache.append(cache, *self.keys_and_values(x, encoding, positions), mask)
-    bias = encoding.bias_between(mask.query_positions, mask.key_positions)
-    return self.weigh(queries, keys, values, mask=mask, bias=bias, key=key, train=train), Left(cache=cache)
+    if mask is None or mask.query_positions is None or mask.query_segments is None:
+      raise ValueError('Attention with a cache needs a mask with the places and the segments of the new tokens.')
+    keys, values = self.keys_and_values(x, encoding, positions)
+    new = dict(keys=keys, values=values, places=mask.query_positions, segments=mask.query_segments)
+    seen, cache = kv_cache.append(cache, new, self.window)
+    mask = dataclasses.replace(mask, key_positions=seen['places'], key_segments=seen['segments'])
+    bias = encoding.bias_between(new['places'], seen['places'])
+    y = self.weigh(queries, seen['keys'], seen['values'], mask=mask, bias=bias, key=key, train=train)
+    return y, Left(cache=cache)
 
   def init_cache(self, batch: int, length: int) -> Cache:
     """Room for `length` tokens, or for the window."""
