@@ -57,7 +57,8 @@ class Attention(Sublayer):
     head_dim = head_dim or dim // heads
     self.heads, self.kv_heads, self.head_dim, self.dropout, self.dtype = heads, kv_heads, head_dim, dropout, dtype
     self.scale, self.cap, self.qk_norm_of = head_dim ** -0.5 if scale == 'sqrt' else 1., cap, qk_norm_of
-    self.window, self.implementation = window, implementation
+    self.window = window
+    self.implementation: attend.Name | None = implementation
 
     project = initializers.build(init, '.init', in_axis=0, out_axis=(1, 2))
     smaller = lambda *args: project(*args) * (head_dim ** -0.5 / self.scale)

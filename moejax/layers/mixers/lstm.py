@@ -5,7 +5,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.layers import initializers
-from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
+from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublayer
 
 State = tuple[jax.Array, jax.Array]
 
@@ -43,21 +43,45 @@ class LSTM(Sublayer):
 
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
-    """x: <float>[B,S,D] -> <dtype>[B,S,D]; a document starts at position 0 of the router's inputs."""
-    return self.run(x, context.inputs.positions == 0), Left()
+    """x: <float>[B,S,D] -> <dtype>[B,S,D]; a document starts at position 0."""
+    inputs = context.inputs
+    if inputs.positions is None:
+      raise ValueError('An LSTM needs the positions of tokens, to know where documents start.')
+    starts = inputs.positions == 0
+    if cache is None:
+      return self.run(x, starts), Left()
+    hidden, (state, cell) = self._scan(x, starts, (cache['hidden'], cache['cell']), inputs.valid)
+    return hidden, Left(cache=dict(hidden=state, cell=cell))
+
+  def init_cache(self, batch: int, length: int) -> Cache:
+    """The state after the latest token."""
+    del length
+    shape = (batch, self.recurrent_kernel.shape[0])
+    return dict(hidden=jnp.zeros(shape, self.dtype), cell=jnp.zeros(shape, self.dtype))
+
+  def cache_axes(self) -> Axes:
+    """See `Sublayer.cache_axes`."""
+    return dict(hidden=('batch', 'embed'), cell=('batch', 'embed'))
 
   def run(self, x: jax.Array, starts: jax.Array) -> jax.Array:
     """x: <float>[B,S,D], starts: <bool>[B,S] starts of documents, where the state is reset to 0 -> <dtype>[B,S,D]."""
+    zeros = jnp.zeros((x.shape[0], x.shape[-1]), self.dtype)
+    return self._scan(x, starts, (zeros, zeros), None)[0]
+
+  def _scan(self, x: jax.Array, starts: jax.Array, state: State, valid: jax.Array | None) -> tuple[jax.Array, State]:
+    # (<dtype>[B,S,D], the state after the last token); where `valid` is False the state stays.
     cast = lambda w: w[...].astype(self.dtype)
     projected = x.astype(self.dtype) @ cast(self.kernel) + cast(self.bias)
     recurrent = cast(self.recurrent_kernel)
 
-    def step(state, inputs):
-      projected, start = inputs
-      state = jax.tree.map(lambda s: jnp.where(start[:, None], 0, s), state)
+    def step(before, inputs):
+      projected, start, valid = inputs
+      state = jax.tree.map(lambda s: jnp.where(start[:, None], 0, s), before)
       state = lstm_step(state, projected, recurrent)
+      if valid is not None:
+        state = jax.tree.map(lambda new, old: jnp.where(valid[:, None], new, old), state, before)
       return state, state[0]
 
-    zeros = jnp.zeros((x.shape[0], x.shape[-1]), self.dtype)
-    _, hidden = jax.lax.scan(step, (zeros, zeros), (projected.swapaxes(0, 1), starts.swapaxes(0, 1)))
-    return hidden.swapaxes(0, 1)
+    first = lambda a: None if a is None else a.swapaxes(0, 1)
+    state, hidden = jax.lax.scan(step, state, (first(projected), first(starts), first(valid)))
+    return hidden.swapaxes(0, 1), state
