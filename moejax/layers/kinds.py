@@ -36,6 +36,7 @@ class TransformerConfig:
       mixes whole layers (`LayerMixture`).
     blocks: kinds of blocks by name, each with its branches by name, in order, in place of the keys above; see `pattern`.
     pattern: the kind of each layer; may be None if there is only one.
+    view: what blocks compute with in place of their stored weights, e.g. LoRA; see `views`.
     dropout: on every branch, and on the input.
     stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
     layers: scanned (only distinct blocks are compiled) or unrolled.
@@ -53,6 +54,7 @@ class TransformerConfig:
   sparse_form: SparseForm = 'replace'
   blocks: Mapping | None = None
   pattern: Mapping | None = None
+  view: Mapping | None = None
   dropout: Rate = 0.
   stochastic_depth: Rate = 0.
   layers: Layers = 'unrolled'
