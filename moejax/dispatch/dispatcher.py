@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from moejax import experts as experts_lib
-from moejax.config import ConfigError, Registry, at, path
+from moejax.config import ConfigError, Registry, at, config_path
 from moejax.kernels import CannotRun
 from moejax.routing.plans import Plan, TokenPlan
 
@@ -22,7 +22,7 @@ class Dispatcher:
   Attributes:
     where: its config path, for errors while it runs.
   """
-  where: str = dataclasses.field(init=False, default_factory=path)
+  where: str = dataclasses.field(init=False, default_factory=config_path)
 
   @classmethod
   def supports(cls, plan_type: type[Plan], placed: bool) -> bool:

@@ -86,7 +86,7 @@ class Router(nnx.Module):
   def __init__(self, *, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
-    self.num_experts, self.where = num_experts, configs.path()
+    self.num_experts, self.where = num_experts, configs.config_path()
     self.features: Feature = FEATURES.build(features, '.features', dim=dim, rngs=rngs)
     self.score: Score = SCORES.build(score, '.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
     self.select: Selection = SELECTIONS.build(select, '.select', num_experts=num_experts)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax.config import ConfigError, Registry, path
+from moejax.config import ConfigError, Registry, config_path
 from moejax.layers import ctc
 from moejax.ranges import NonNegative, Rate
 
@@ -31,7 +31,7 @@ class Objective:
     needs: keys that a batch must have: one of each tuple.
   """
   needs: ClassVar[tuple[tuple[str, ...], ...]]
-  where: str = dataclasses.field(init=False, default_factory=path)
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   router_losses: Literal['sum', 'mean'] = 'sum'
 
   def counted(self, batch: Batch) -> jax.Array:
