@@ -227,7 +227,7 @@ class Files(Source):
 
   def __post_init__(self):
     if not isinstance(self.files, str):
-      check_strings(self.files, f'{self.where}.files')
+      check_strings(self.files, '.files')
 
   @property
   def splits(self) -> tuple[str, ...]:

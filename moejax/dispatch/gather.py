@@ -36,7 +36,7 @@ class Gather(Dispatcher):
 
   def run_on_mesh(self, plan, x, experts):
     """See `Dispatcher.run_on_mesh`."""
-    return over_devices(self.run, plan, x, experts, method='all_to_all', chunks=self.chunks, where=self.where)
+    return over_devices(self.run, plan, x, experts, method='all_to_all', chunks=self.chunks)
 
 
 def _run_tokens(plan, x, experts):

@@ -48,7 +48,7 @@ class Grouped(Dispatcher):
 
   def run_on_mesh(self, plan, x, experts):
     """See `Dispatcher.run_on_mesh`."""
-    return over_devices(self.run, plan, x, experts, method=self.exchange, chunks=self.chunks, where=self.where)
+    return over_devices(self.run, plan, x, experts, method=self.exchange, chunks=self.chunks)
 
   def _sorted(self, plan, x, routes, order, experts):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)

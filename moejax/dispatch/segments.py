@@ -34,7 +34,7 @@ class SegmentDispatch(Dispatcher):
   def check(self, plan):
     """Raises ConfigError unless `plan` is a dropless TokenPlan."""
     if not isinstance(plan, TokenPlan) or plan.capacity is not None:
-      raise ConfigError(f"{self.where}: dispatcher 'segments' requires token choice without a capacity. Use "
+      raise ConfigError(": dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
   def run(self, plan: TokenPlan, x: jax.Array, experts: BoundExperts) -> jax.Array:
@@ -42,7 +42,7 @@ class SegmentDispatch(Dispatcher):
     module: Any = experts.experts
     choices = plan.expert.shape[-1]
     if getattr(module, 'segments', None) != choices:
-      raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
+      raise ConfigError(f": each token has {choices} choices: set experts=dict(name='segments', "
                         f'segments={choices}, ...), or another dispatch.')
     tokens = x.reshape(-1, x.shape[-1])
     expert = jnp.where(plan.kept, plan.expert, plan.num_experts).reshape(-1, choices)

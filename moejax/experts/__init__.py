@@ -4,6 +4,7 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights apply to which row.
 """
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -59,12 +60,12 @@ class BoundExperts:
     return self.experts.block(self.train)
 
 
-def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> Expert:
+def build(config: Mapping, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> Expert:
   """Builds the experts named in `config`, e.g. `dict(name='feed_forward', hidden=1024)`.
 
   Args:
     config: `name` and the keys of its constructor.
-    where: config path, for errors.
+    where: config path.
     dim: D.
     num_experts: E, or None for a single expert without an expert axis.
     dtype: dtype of the computation; parameters are float32.

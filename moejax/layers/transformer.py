@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config import ConfigError, at, path
+from moejax.config import ConfigError, at, config_path
 from moejax.functional import Tree, add_updates
 from moejax.layers.block import Block, Norms
 from moejax.layers.block_mixture import BlockMixture
@@ -57,7 +57,7 @@ class Transformer(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
-    where = path()
+    where = config_path()
     kinds, contents = expand(config, cross_attention)
     if config.sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f".sharing = {config.sharing!r} needs layers of one kind, and there are "

@@ -24,11 +24,11 @@ class HierarchicalLoad(Balancer):
 
   reads = Hierarchical.gives
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative, groups_per_token: Count,
+  def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative, groups_per_token: Count,
                per_group: Count):
-    check_noise(noisy, k, where)
+    check_noise(noisy, k)
     if groups_per_token * per_group != k:
-      raise ConfigError(f'{where}: groups_per_token = {groups_per_token} times per_group = {per_group} is not the '
+      raise ConfigError(f': groups_per_token = {groups_per_token} times per_group = {per_group} is not the '
                         f"selection's k = {k}. Set both as in the selection.")
     self.coefficient, self.groups_per_token, self.per_group = coefficient, groups_per_token, per_group
 

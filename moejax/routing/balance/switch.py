@@ -55,8 +55,8 @@ class Switch(Balancer):
     convention: what F_e counts; see `switch_loss`.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
-    choosing(k, where)
+  def __init__(self, *, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
+    choosing(k)
     self.coefficient, self.convention = coefficient, convention
 
   def loss(self, routed: Routed) -> jax.Array:

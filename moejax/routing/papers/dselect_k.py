@@ -34,13 +34,13 @@ class DSelectK(Score):
 
   gives = ('selectors',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
                gate: Gate = 'example', tasks: Count = 1, gamma: Positive = 1.):
     if gate == 'task' and (tasks > 1) != (dim is None):
-      raise ConfigError(f"{where}.tasks = {tasks}: gate 'task' needs features=dict(name='tasks') for several tasks, "
+      raise ConfigError(f".tasks = {tasks}: gate 'task' needs features=dict(name='tasks') for several tasks, "
                         'and vector features for one.')
     if gate == 'example' and tasks > 1:
-      raise ConfigError(f"{where}.tasks is only for gate='task'. Remove it.")
+      raise ConfigError(".tasks is only for gate='task'. Remove it.")
     self.num_experts, self.k, self.gate, self.gamma = num_experts, k, gate, gamma
     self.bits = binary_codes(num_experts).shape[1]
 
@@ -49,7 +49,7 @@ class DSelectK(Score):
       uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
       return functional.parameter(rngs, uniform, size, (None,) * len(size))
 
-    rows = (vectors(dim, where),) if gate == 'example' else (tasks,)
+    rows = (vectors(dim),) if gate == 'example' else (tasks,)
     self.codes = parameter(gamma / 100, (*rows, k * self.bits))
     self.weights = parameter(0.05, (*rows, k))
     self.codes_bias = parameter(gamma / 100, (k * self.bits,)) if gate == 'example' else None

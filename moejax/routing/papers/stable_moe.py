@@ -93,9 +93,9 @@ class Distilled(Score):
   gives = ('distilled', 'stage_1')
   with_ids = True
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: Count,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: Count,
                stage_1_steps: Count, width: Count = 50, words: Words = 'unigram', gain: NonNegative = 0.1):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     self.stage_1_steps, self.words = stage_1_steps, words
     orthogonal, normal = nnx.initializers.orthogonal(gain), nnx.initializers.normal(1.)
     self.experts = functional.parameter(rngs, orthogonal, (num_experts, dim), (None, 'embed'))

@@ -77,14 +77,14 @@ class Cosine(Score):
 
   gives = ('cosine',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: Count | None = None,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: Count | None = None,
                project_bias: bool = False, normalize: Normalize = 'both', epsilon: Positive = 1e-4,
                temperature: Temperature = 'none', temperature_init: Positive = 0.07,
                init: Literal['orthogonal', 'normal'] = 'orthogonal', init_scale: Positive = 0.1,
                rescale: Positive | None = None, noise_std: NonNegative | Literal['1/E'] = 0.):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     if project is None and project_bias:
-      raise ConfigError(f'{where}.project_bias: there is no projection to add a bias to. Set project, or remove it.')
+      raise ConfigError('.project_bias: there is no projection to add a bias to. Set project, or remove it.')
     width = dim if project is None else project
     start = uniform_within(dim**-0.5)
     self.kernel = None if project is None else functional.parameter(rngs, start, (dim, width), ('embed', None))

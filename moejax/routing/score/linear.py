@@ -35,10 +35,10 @@ class LinearScore(Score):
     logit_jitter: adds U(-jitter, jitter) to the logits in training (FastMoE's Switch gate).
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs,
                init_std: InitStd = 0.02, bias: bool = False, jitter: Fraction = 0.,
                dropout: Rate = 0., noise_std: NonNegative | Literal['1/E'] = 0., logit_jitter: NonNegative = 0.):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     bias_init = nnx.initializers.zeros
     if init_std == 'torch_linear':
       init = bias_init = uniform_within(dim**-0.5)

@@ -27,7 +27,6 @@ class HierarchicalTopK(Selection):
     groups_per_token: number of groups a token chooses.
     per_group: number of experts it chooses in each.
   """
-  where: str
   num_experts: int
   groups: Groups
   groups_per_token: Count
@@ -37,7 +36,7 @@ class HierarchicalTopK(Selection):
     size = self.num_experts // self.groups
     for name, most in (('groups_per_token', self.groups), ('per_group', size)):
       if getattr(self, name) > most:
-        raise ConfigError(f'{self.where}.{name} must be between 1 and {most}, for {self.groups} groups of {size} '
+        raise ConfigError(f'.{name} must be between 1 and {most}, for {self.groups} groups of {size} '
                           f'experts; not {getattr(self, name)}.')
 
   @property
@@ -71,7 +70,6 @@ class HierarchicalTop2(Selection):
     eval_second: the same at evaluation, with the same draws in every call.
     threshold: for 'random'.
   """
-  where: str
   num_experts: int
   groups: Groups
   second: SecondChoice = 'random'

@@ -52,7 +52,6 @@ class Top2(Selection):
     eval_second: policy at evaluation ('random' in Mesh TensorFlow), with the same draws in every call.
     threshold: for 'random': 0.5 in GShard, 0.2 in Mesh TensorFlow and ST-MoE.
   """
-  where: str
   num_experts: int
   second: SecondExpert = 'all'
   eval_second: SecondExpert = 'all'
@@ -61,7 +60,7 @@ class Top2(Selection):
   k = 2
 
   def __post_init__(self):
-    check_k(2, self.num_experts, self.where)
+    check_k(2, self.num_experts)
 
   def leak(self, train: bool) -> Leak:
     return 'causal'

@@ -34,9 +34,9 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   return jnp.stack(chosen, axis=-1)
 
 
-def check_k(k: int, num_experts: int, where: str):
+def check_k(k: int, num_experts: int):
   if k > num_experts:
-    raise ConfigError(f'{where}: a token cannot choose {k} of {num_experts} experts. '
+    raise ConfigError(f': a token cannot choose {k} of {num_experts} experts. '
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
 
 
@@ -48,12 +48,11 @@ class TopK(Selection):
   Config:
     k: experts per token.
   """
-  where: str
   num_experts: int
   k: Count
 
   def __post_init__(self):
-    check_k(self.k, self.num_experts, self.where)
+    check_k(self.k, self.num_experts)
 
   def leak(self, train: bool) -> Leak:
     return 'causal'

@@ -22,13 +22,12 @@ class OverSelected(Weighting):
   Config:
     renormalize: whether a token's weights are normalised to sum to 1, 'before' or 'after' choices are dropped.
   """
-  where: str
   k: int | None
   renormalize: Renormalize = 'never'
 
   def __post_init__(self):
     if self.k is None and self.renormalize != 'never':
-      raise ConfigError(f'{self.where}.renormalize={self.renormalize!r} requires token choice with a fixed number of '
+      raise ConfigError(f'.renormalize={self.renormalize!r} requires token choice with a fixed number of '
                         "experts. Allowed for this selection: 'never'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:
@@ -65,7 +64,7 @@ class Softmax(OverSelected):
   def __post_init__(self):
     super().__post_init__()
     if self.k is None and self.order == 'after':
-      raise ConfigError(f"{self.where}.order='after' requires token choice with a fixed number of experts. "
+      raise ConfigError(".order='after' requires token choice with a fixed number of experts. "
                         "Allowed for this selection: 'before'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:
