@@ -23,9 +23,21 @@ class FusedExperts(NamedTuple):
   activation: Activation
 
 
-@dataclasses.dataclass(frozen=True)
 class BoundExperts:
-  """Experts with the other arguments of a call bound: `call(rows, layout)`.
+  """Experts as a dispatcher calls them, with rows and their layout alone."""
+
+  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    raise NotImplementedError
+
+  def block(self) -> FusedExperts | None:
+    """The experts as one fused block; None: they only run as called."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundModule(BoundExperts):
+  """A module of experts with the other arguments of its call bound.
 
   Attributes:
     experts: see `build`.
@@ -37,11 +49,11 @@ class BoundExperts:
   train: bool = False
 
   def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    """See `BoundExperts`."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
   def block(self) -> FusedExperts | None:
-    """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
+    """See `BoundExperts`; None if they are not feed-forwards, or use dropout."""
     block = getattr(self.experts, 'block', None)
     return block and block(self.train)
 
@@ -59,7 +71,7 @@ def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs:
 
   Returns:
     A module that is called as `experts(rows, layout, *, key=None, train=False)`. It may have a method
-    `block(train) -> Block | None`, which lets dispatchers fuse the experts with dispatch and combine.
+    `block(train) -> FusedExperts | None`, which lets dispatchers fuse the experts with dispatch and combine.
 
   Raises:
     ConfigError: an invalid config.
