@@ -2,7 +2,6 @@
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from moejax.layers.moe import tokens_per_group
 from moejax.parallel import rules
@@ -22,9 +21,9 @@ class Spanning(NamedTuple):
   dividing: int
 
 
-def sides(config: ConfigDict) -> dict[str, ConfigDict]:
+def sides(config: Any) -> dict[str, Any]:
   """{config path: config} of the model's stacks."""
-  model: Any = config.model
+  model = config.model
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
@@ -67,8 +66,8 @@ def notice(setup) -> str | None:
           f'and the compiler often communicates everything; {keys} gives every shard whole groups.')
 
 
-def _group(side: ConfigDict) -> str | int:
-  moe: Any = side.get('moe')
+def _group(side: Any) -> str | int:
+  moe = side.get('moe')
   return moe.get('group', 'batch') if moe else 'sequence'
 
 
