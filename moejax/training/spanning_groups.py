@@ -6,6 +6,7 @@ import jax
 from moejax.layers.moe import tokens_per_group
 from moejax.parallel import rules
 from moejax.routing.plans import group_size, has_slots
+from moejax.training.setup import Setup
 
 
 class Spanning(NamedTuple):
@@ -27,7 +28,7 @@ def sides(config: Any) -> dict[str, Any]:
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
-def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
+def spanning(setup: Setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
   """{config path: groups} of the stacks whose groups do not divide evenly over `shards` (by default those of `setup`).
 
   Without slots groups have no meaning for a dispatcher, so a group may also span several whole devices.
@@ -54,7 +55,7 @@ def spanning(setup, accumulate: int | None = None, shards: int | None = None) ->
   return found
 
 
-def notice(setup) -> str | None:
+def notice(setup: Setup) -> str | None:
   """A sentence about routers whose groups do not divide evenly over the devices, and what to set; None if all do."""
   found, shards = spanning(setup), rules.batch_shards(setup.mesh)
   if not found:
