@@ -16,9 +16,10 @@ from moejax.functional import Tree, flatten
 from moejax.models.counts import Parameters, parameters_by_part
 from moejax.training import metrics as metrics_lib
 from moejax.training import workdir as workdir_lib
+from moejax.training.setup import Setup
 
 
-def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
+def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree) -> Path:
   """Writes `<workdir>/report/index.html` and its pictures as PNG beside it; returns its path.
 
   Args:
@@ -180,7 +181,7 @@ def _router_table(taken):
   return '<h3>Metrics of every router</h3>' + page.paragraph(note) + page.table(head, rows)
 
 
-def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
+def evaluation(workdir: Path, setup: Setup, rows: list[dict]) -> str:
   """The last metrics of training, later evaluations of checkpoints, and commands for more."""
   evaluated = [row for row in rows if any(name.startswith('eval/') for name in row)]
   measured = [(row['step'], 'in training', {name.removeprefix('eval/'): value for name, value in row.items()
@@ -199,7 +200,7 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
       'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
-def model(setup, parts: dict[str, Parameters]) -> str:
+def model(setup: Setup, parts: dict[str, Parameters]) -> str:
   """Parameters by part, and a list of all of them."""
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
   rows.append(['all', sum(part.total for part in parts.values()), round(sum(part.active for part in parts.values()))])
@@ -210,7 +211,7 @@ def model(setup, parts: dict[str, Parameters]) -> str:
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
 
 
-def _split(setup):
+def _split(setup: Setup) -> str:
   asked = [config.get('split', 'test') for config in setup.config.evaluation.evaluators.values()]
   return next(iter(asked), setup.pipeline.splits[-1])
 

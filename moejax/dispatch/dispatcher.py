@@ -33,7 +33,7 @@ class Dispatcher:
     """x: <float>[G,S,D] -> <float>[G,S,D], without the identity path."""
     raise NotImplementedError
 
-  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts) -> jax.Array:
+  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule) -> jax.Array:
     """`run` on the active mesh. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
@@ -58,7 +58,7 @@ class Dispatcher:
     with at(self.where):
       self.check(plan)
       try:
-        y = self.run_on_mesh(plan, x, experts_lib.BoundExperts(experts, key, train))
+        y = self.run_on_mesh(plan, x, experts_lib.BoundModule(experts, key, train))
       except CannotRun as limit:
         raise ConfigError(f'.implementation: {limit}') from None
     if plan.passthrough is not None:

@@ -37,7 +37,7 @@ Method = Literal['all_to_all'] | Dropless
 Run = Callable[[Plan, jax.Array, experts_lib.BoundExperts], jax.Array]
 
 
-def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts, *, method: Method | None,
+def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule, *, method: Method | None,
                  chunks: int) -> jax.Array:
   """Computes `run(plan, x, experts)` on all devices of the active mesh.
 
@@ -109,7 +109,7 @@ class DeviceExperts:
     inside: whether every expert's hidden units are sharded over the `expert` axis.
     part: this device's shard of the hidden units; None: all of them.
   """
-  call: experts_lib.BoundExperts
+  call: experts_lib.BoundModule
   num_experts: int
   tokens: int
   inside: bool
@@ -140,7 +140,7 @@ class DeviceExperts:
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalExperts(experts_lib.BoundExperts):
+class LocalExperts(experts_lib.BoundModule):
   """This device's experts, as a dispatcher calls them.
 
   Attributes:
@@ -171,12 +171,12 @@ def _by_all_to_all(run, plan, x, here, chunks):
 
 
 @dataclasses.dataclass(frozen=True)
-class _BufferedExperts:
+class _BufferedExperts(experts_lib.BoundExperts):
   """The experts of all devices, as a dispatcher with buffers calls them."""
   here: DeviceExperts
   chunks: int
 
-  def __call__(self, rows, layout):
+  def __call__(self, rows: jax.Array, layout: Buffers) -> jax.Array:
     there = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=0, concat_axis=1, tiled=True)
     back = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=1, concat_axis=0, tiled=True)
     ids = self.here.number(self.here.own_tokens())(layout.row_ids)

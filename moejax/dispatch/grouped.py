@@ -54,7 +54,7 @@ class Grouped(Dispatcher):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)
     expert = jnp.searchsorted(jnp.cumsum(routes.group_sizes), jnp.arange(num_rows), side='right')
     layout = Ragged(expert, routes.group_sizes, row_ids(routes.token, expert, num_experts),
-                            self.implementation)
+                    self.implementation)
     if routes.position is None:
       y = routes.weight[:, None] * experts(take_or_zeros(x[None], routes.token[None])[0], layout)
       return add_rows(y[None], routes.token[None], num_tokens)

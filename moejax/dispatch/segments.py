@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.rows import take_rows
-from moejax.experts import BoundExperts
+from moejax.experts import BoundModule
 from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
@@ -37,7 +37,7 @@ class SegmentDispatch(Dispatcher):
       raise ConfigError(": dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundExperts) -> jax.Array:
+  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundModule) -> jax.Array:
     """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
     module: Any = experts.experts
     choices = plan.expert.shape[-1]

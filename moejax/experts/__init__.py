@@ -38,9 +38,21 @@ class Expert(nnx.Module):
 EXPERTS = config_lib.Registry('expert', Expert, context=('dim', 'num_experts', 'dtype', 'rngs'))
 
 
-@dataclasses.dataclass(frozen=True)
 class BoundExperts:
-  """Experts with the other arguments of a call bound: `call(rows, layout)`.
+  """Experts as a dispatcher calls them, with rows and their layout alone."""
+
+  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    raise NotImplementedError
+
+  def block(self) -> FusedExperts | None:
+    """The experts as one fused block; None: they only run as called."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundModule(BoundExperts):
+  """A module of experts with the other arguments of its call bound.
 
   Attributes:
     experts: see `build`.
@@ -52,11 +64,11 @@ class BoundExperts:
   train: bool = False
 
   def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    """See `BoundExperts`."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
   def block(self) -> FusedExperts | None:
-    """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
+    """See `BoundExperts`; None if they are not feed-forwards, or use dropout."""
     return self.experts.block(self.train)
 
 

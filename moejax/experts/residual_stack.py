@@ -39,7 +39,7 @@ class ResidualStack(Expert):
     self.dtype = dtype
     self.sublayers = nnx.List([
         ResidualSublayer(dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
-                 activation=activation, use_bias=use_bias) for _ in range(sublayers)])
+                         activation=activation, use_bias=use_bias) for _ in range(sublayers)])
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
