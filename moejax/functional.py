@@ -93,7 +93,7 @@ def functionalize(build: Build, method: Callable | None = None) -> Functional:
 
   `method`: what `apply` calls, e.g. `MoE.mix`; the module itself by default.
   """
-  abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
+  abstract: Any = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
 
   def init(key):

@@ -6,6 +6,7 @@ A pattern of kinds is factored into segments, each a repeated unit: 'every secon
 """
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -189,7 +190,8 @@ class Stack:
     for segment, ((unit, repeats), *modules) in enumerate(zip(factor(self.kinds), blocks, views)):
       name = str(segment)
       take = lambda a: a[first:first + repeats * len(unit)].reshape(repeats, len(unit))
-      x, left = functional.scan_modules(nnx.List(modules), body, x, (*jax.tree.map(take, (keys, depths)), cache.get(name, {})))
+      per_layer = (*jax.tree.map(take, (keys, depths)), cache.get(name, {}))
+      x, left = functional.scan_modules(nnx.List(modules), body, x, per_layer)
       stacked.append(left)
       if changed := {str(position): new for position, one in enumerate(left) if (new := sublayer.updates(one))}:
         updates[name] = changed
@@ -211,7 +213,8 @@ class Stack:
     def rematerialised(block, view, *inputs):
       variables, _, rebuild = functional.open_module(nnx.List([block, view]))
       # Inside a scan the loop already prevents the compiler from merging the two computations.
-      compute = jax.checkpoint(lambda variables, *inputs: opened(*rebuild(variables), *inputs),
+      both = lambda variables: typing.cast(nnx.List, rebuild(variables))
+      compute = jax.checkpoint(lambda variables, *inputs: opened(*both(variables), *inputs),
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
       return compute(variables, *inputs)
     return opened if self.remat == 'none' else rematerialised

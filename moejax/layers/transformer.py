@@ -96,8 +96,9 @@ class Transformer(nnx.Module):
     if config.view is not None and config.sharing != 'none':
       raise ConfigError(f".view: layers with sharing = {config.sharing!r} have no weights of their own to view. Use "
                         "sharing='none'.")
-    self.views = None if config.view is None else self.stack.build(
-        lambda kind, rngs: VIEWS.build(config.view, f'{where}.view', block=block(kind, rngs), rngs=rngs), rngs)
+    view = config.view
+    self.views = None if view is None else self.stack.build(
+        lambda kind, rngs: VIEWS.build(view, f'{where}.view', block=block(kind, rngs), rngs=rngs), rngs)
     self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
   def __call__(self, x: jax.Array, context: Context, cache: Tree | None = None, *, key: jax.Array | None,
