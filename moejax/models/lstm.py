@@ -52,7 +52,7 @@ class LSTMBlock(nnx.Module):
 
 @MODELS('lstm')
 class RecurrentModel(nnx.Module):
-  """Tokens to next-token logits: embedding, LSTM, mixture of experts, LSTM, softmax.
+  """TokenRows to next-token logits: embedding, LSTM, mixture of experts, LSTM, softmax.
 
   Every layer but the last is followed by dropout and has a residual connection. The state is reset at the start of each
   document in a row.
