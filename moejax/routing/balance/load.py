@@ -10,7 +10,7 @@ from moejax.config import ConfigError
 from moejax.ranges import NonNegative
 from moejax.routing.balance.means import (group_mean, imbalance, over_tokens, squared_coefficient_of_variation,
                                           token_mean)
-from moejax.routing.balance.requirements import check_noise, choosing
+from moejax.routing.balance.requirements import choosing_by_noise, choosing
 from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
@@ -87,8 +87,7 @@ class SmoothLoad(Balancer):
   """
 
   def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative):
-    check_noise(noisy, k)
-    self.k, self.coefficient = k, coefficient
+    self.k, self.coefficient = choosing_by_noise(noisy, k), coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
     scores = routed.scores

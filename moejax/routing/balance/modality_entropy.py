@@ -65,7 +65,7 @@ class LocalEntropy(Balancer):
     self.coefficient, self.modalities = coefficient, tuple(modalities)
 
   def loss(self, routed: Routed) -> jax.Array:
-    return sum(local_entropy(routed.scores.clean, members(routed, name)) for name in self.modalities)
+    return sum((local_entropy(routed.scores.clean, members(routed, name)) for name in self.modalities), jnp.float32(0))
 
 
 @BALANCERS('global_entropy')
@@ -89,5 +89,5 @@ class GlobalEntropy(Balancer):
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
-    return sum(global_entropy(routed.scores.clean, members(routed, name), experts)
-               for name, experts in self.experts.items())
+    return sum((global_entropy(routed.scores.clean, members(routed, name), experts)
+                for name, experts in self.experts.items()), jnp.float32(0))

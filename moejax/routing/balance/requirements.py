@@ -10,8 +10,9 @@ def choosing(k: int | None) -> int:
   return k
 
 
-def check_noise(noisy: bool, k: int | None):
-  """Raises ConfigError unless routing is token choice by noisy scores."""
-  choosing(k)
+def choosing_by_noise(noisy: bool, k: int | None) -> int:
+  """Returns `k`; raises ConfigError unless routing is token choice by noisy scores."""
+  k = choosing(k)
   if not noisy:
     raise ConfigError(": without noise the load loss has no gradient. Use score 'noisy_linear'.")
+  return k

@@ -57,7 +57,8 @@ class Switch(Balancer):
 
   def __init__(self, *, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
     choosing(k)
-    self.coefficient, self.convention = coefficient, convention
+    self.coefficient = coefficient
+    self.convention: Convention = convention
 
   def loss(self, routed: Routed) -> jax.Array:
     return switch_loss(routed.probs, routed.plan.expert, routed.plan.kept, routed.valid, self.convention)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative, Positive
-from moejax.routing.balance.selectors import reduced
+from moejax.routing.balance.selectors import Reduction, reduced
 from moejax.routing.papers import paper
 from moejax.routing.score.logits import vectors
 from moejax.routing.score.smooth_step import EPSILON, binary_codes, select_by_code, smooth_step
@@ -63,7 +63,9 @@ class DSelectK(Score):
       codes, weights = self.codes[...][rows], self.weights[...][rows]
     else:
       product = lambda kernel: jnp.einsum('gsd,dz->gsz', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
-      codes, weights = product(self.codes) + self.codes_bias[...], product(self.weights) + self.weights_bias[...]
+      codes, weights = product(self.codes), product(self.weights)
+      if self.codes_bias is not None and self.weights_bias is not None:
+        codes, weights = codes + self.codes_bias[...], weights + self.weights_bias[...]
     steps = smooth_step(codes.reshape(*shape, self.k, self.bits), self.gamma)
     selectors = select_by_code(steps, self.num_experts)
     shares = jnp.einsum('gsk,gske->gse', jax.nn.softmax(weights, axis=-1), selectors,
@@ -84,8 +86,9 @@ class Reachable(Balancer):
 
   reads = ('selectors',)
 
-  def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
-    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
+  def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Reduction = 'mean'):
+    self.reduction: Reduction = reduction
+    self.coefficient, self.total = coefficient, reduction == 'sum'
     self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -34,7 +34,7 @@ def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 @BALANCERS('tokens')
-class Tokens(Balancer):
+class TokenBalance(Balancer):
   """See `token_balance_loss`."""
 
   def __init__(self, *, coefficient: NonNegative):

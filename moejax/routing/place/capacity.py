@@ -15,11 +15,12 @@ from moejax.routing.stages import PLACEMENTS, Placement, required
 Priority = Literal['position', 'batch', 'probability', 'random']
 
 
-def check_choosing(k: int | None) -> None:
-  """Raises ConfigError unless tokens choose a fixed number `k` of experts."""
+def check_choosing(k: int | None) -> int:
+  """Returns `k`; raises ConfigError unless tokens choose a fixed number `k` of experts."""
   if k is None:
     raise ConfigError(': a capacity requires token choice with a fixed number of experts, which this selection '
                       "does not have. Use place=dict(name='dropless').")
+  return k
 
 
 @PLACEMENTS('capacity')
@@ -57,7 +58,7 @@ class Capacity(Placement):
   def leak(self, train: bool) -> Leak:
     if self._priority(train) != 'position':
       return 'future'
-    return 'slots' if self.order == 'choice' and self.k > 1 else 'causal'
+    return 'slots' if self.order == 'choice' and check_choosing(self.k) > 1 else 'causal'
 
   def slots(self, tokens: int, train: bool) -> int:
     """C for groups of `tokens`. Raises ConfigError if it is 0."""
@@ -68,8 +69,9 @@ class Capacity(Placement):
     """The convention's formula for `tokens`, unchecked: it may be 0, or exceed `tokens`."""
     key = self._factor(train)
     if key == 'eval_capacity_factor' and self.convention == 'fairseq':
-      return math.ceil(self.eval_capacity_factor * tokens)
-    return capacity(tokens, self.num_experts, self.k, getattr(self, key), self.convention, self.min_capacity)
+      return math.ceil(getattr(self, key) * tokens)
+    return capacity(tokens, self.num_experts, check_choosing(self.k), getattr(self, key), self.convention,
+                    self.min_capacity)
 
   def _factor(self, train):
     return 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'

@@ -94,7 +94,8 @@ class Cosine(Score):
     start = {'divide': temperature_init, 'exponential': -math.log(temperature_init)}
     self.temperature = None if temperature == 'none' else functional.parameter(
         rngs, nnx.initializers.constant(start[temperature]), (), ())
-    self.form, self.normalize, self.epsilon, self.rescale = temperature, normalize, epsilon, rescale
+    self.form, self.epsilon, self.rescale = temperature, epsilon, rescale
+    self.normalize: Normalize = normalize
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
 
@@ -115,10 +116,8 @@ class Cosine(Score):
 
   def scale(self) -> jax.Array | float:
     """The factor of the cosines."""
-    match self.form:
-      case 'none':
-        return 1.
-      case 'divide':
-        return 1 / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)
-      case 'exponential':
-        return jnp.exp(jnp.minimum(self.temperature[...], math.log(LARGEST_SCALE)))
+    if self.temperature is None:
+      return 1.
+    if self.form == 'divide':
+      return 1 / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)
+    return jnp.exp(jnp.minimum(self.temperature[...], math.log(LARGEST_SCALE)))

@@ -1,6 +1,6 @@
 """Routers without parameters: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def dispersed_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> 
 
 def _clusters(embeddings, count, seed):
   from sklearn.cluster import KMeans  # only needed to make a table
-  return KMeans(count, n_init=4, random_state=seed).fit_predict(np.asarray(embeddings, float))
+  n_init: Any = 4  # annotated as a string in scikit-learn
+  return KMeans(count, n_init=n_init, random_state=seed).fit_predict(np.asarray(embeddings, float))
 
 
 @SCORES('hash')

@@ -57,7 +57,8 @@ class LinearScore(Score):
     if train and self.jitter:
       features *= jax.random.uniform(jitter_key, features.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
     if train and self.dropout:
-      keep = jax.random.bernoulli(derive(key, 'dropout'), 1 - self.dropout, features.shape)
+      dropout_key = derive(required(key, 'score "linear" with dropout'), 'dropout')
+      keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, features.shape)
       features = jnp.where(keep, features / (1 - self.dropout), 0)
     clean = product(features, self.kernel[...])
     if self.bias is not None:
@@ -66,8 +67,8 @@ class LinearScore(Score):
       return noiseless(clean)
     logits = clean
     if self.logit_jitter:
-      logits += jax.random.uniform(derive(key, 'logits'), clean.shape, minval=-self.logit_jitter,
-                                   maxval=self.logit_jitter)
+      logits_key = derive(required(key, 'score "linear" with logit_jitter'), 'logits')
+      logits += jax.random.uniform(logits_key, clean.shape, minval=-self.logit_jitter, maxval=self.logit_jitter)
     if not self.noisy:
       return Scores(logits=logits, select=logits, clean=clean)
     return dataclasses.replace(gaussian(logits, self.noise_std, noise_key), clean=clean)

@@ -88,8 +88,7 @@ class HierarchicalTop2(Selection):
     outer, inner = two_levels(scores.select, self.groups)
     size = inner.shape[-1]
     policy = self.second if train else self.eval_second
-    if policy == 'random':
-      key = required(key, "select 'hierarchical_top_2' with second='random'") if train else jax.random.key(0)
+    key = key if train else jax.random.key(0)
 
     def best(logits, name):
       # ([..., 2] the best two, whether the second is taken); a level of size one has no second.
@@ -97,7 +96,8 @@ class HierarchicalTop2(Selection):
       if policy == 'all' or two.shape[-1] < 2:
         return two, jnp.ones(valid.shape, bool)
       share = jax.nn.softmax(jnp.take_along_axis(logits, two, axis=-1), axis=-1)[..., 1]
-      return two, jax.random.uniform(jax.random.fold_in(key, name), valid.shape) * self.threshold < share
+      level_key = jax.random.fold_in(required(key, "select 'hierarchical_top_2' with second='random'"), name)
+      return two, jax.random.uniform(level_key, valid.shape) * self.threshold < share
 
     group, second_group = best(outer, 0)
     of_group = lambda i: jnp.take_along_axis(inner, group[..., i, None, None], axis=-2)[..., 0, :]

@@ -31,13 +31,13 @@ def top_2(scores: Scores, policy: SecondExpert, threshold: float,
   routed = jnp.ones(expert.shape, bool)
   experts = jnp.arange(scores.logits.shape[-1])
   if policy == 'sampling':
-    noisy = scores.logits + jax.random.gumbel(key, scores.logits.shape)
+    noisy = scores.logits + jax.random.gumbel(required(key, f'policy {policy!r}'), scores.logits.shape)
     second = jnp.argmax(jnp.where(experts == expert[..., :1], -jnp.inf, noisy), axis=-1)
     expert = expert.at[..., 1].set(second.astype(jnp.int32))
   if policy == 'random':
     logits = jnp.sum(jnp.where(expert[..., None] == experts, scores.logits[..., None, :], 0.), axis=-1)
     second_gate = jax.nn.softmax(logits, axis=-1)[..., 1]
-    draw = jax.random.uniform(key, second_gate.shape)
+    draw = jax.random.uniform(required(key, f'policy {policy!r}'), second_gate.shape)
     routed = routed.at[..., 1].set(draw * threshold < second_gate)
   return expert, routed
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
-from moejax.routing.plans import Leak, Plan, token_plan
+from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.stages import SELECTIONS, Scores, Selection, required
 
 
@@ -57,7 +57,7 @@ class TopK(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     expert = top_k(scores.select, self.k)
     return token_plan(expert, valid[..., None], self.num_experts)
 
@@ -70,7 +70,7 @@ class Sample(TopK):
   The weight is still the probability of the sampled expert. Evaluation takes the `k` best.
   """
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     if train:
       noise = jax.random.gumbel(required(key, 'select "sample"'), scores.select.shape)
       scores = dataclasses.replace(scores, select=scores.select + noise)

@@ -40,7 +40,7 @@ def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, .
     case 'threshold':
       counts = further > least
     case 'random':
-      counts = jax.random.uniform(key, further.shape) * least < further
+      counts = jax.random.uniform(required(key, 'policy "random"'), further.shape) * least < further
   return jnp.concatenate([first, counts], axis=-1)
 
 

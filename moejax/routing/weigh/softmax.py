@@ -5,7 +5,7 @@ Codebases disagree above all on that: if the second of two experts (p1, p2) is d
 DeepSpeed, fairseq). Gates are normalised in the log domain, because all gates of a token may be tiny.
 """
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -39,7 +39,7 @@ class OverSelected(Weighting):
       return plan.scale(jax.nn.softmax(plan.pick(self.log_gates(logits)), axis=-1))
     return plan.scale(plan.pick(self.gates(logits)))
 
-  def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
+  def after_drops(self, plan: Any, logits: jax.Array) -> Plan:
     if self.renormalize != 'after':
       return plan
     return dataclasses.replace(plan, weight=softmax_over(plan.kept, plan.pick(self.log_gates(logits))))
