@@ -6,6 +6,7 @@ checksums of many objects without reading them. Both need the extra [gcs].
 """
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import re
@@ -43,23 +44,22 @@ def reach(folder: Path) -> None:
   Raises:
     ConfigError: there are no credentials, no such bucket, no permission, or no answer.
   """
-  from google.api_core import exceptions
-  from google.auth.exceptions import DefaultCredentialsError
+  errors = _google('api_core.exceptions')
   bucket, key = split(folder)
   if not bucket or not key:
     raise ConfigError('it names no folder in a bucket: write gs://bucket/folder.')
   try:
-    from google.cloud.storage.retry import DEFAULT_RETRY
-    _client().get_bucket(bucket, timeout=_SECONDS, retry=DEFAULT_RETRY.with_timeout(_SECONDS))
-  except DefaultCredentialsError:
+    retry = _google('cloud.storage.retry').DEFAULT_RETRY.with_timeout(_SECONDS)
+    _client().get_bucket(bucket, timeout=_SECONDS, retry=retry)
+  except _google('auth.exceptions').DefaultCredentialsError:
     raise ConfigError('there are no credentials for Google Cloud. Run gcloud auth application-default login, '
                       'or use a machine with a service account.') from None
-  except exceptions.NotFound:
+  except errors.NotFound:
     raise ConfigError(f'there is no bucket {bucket}.') from None
-  except exceptions.Forbidden:
+  except errors.Forbidden:
     raise ConfigError(f'these credentials may not see the bucket {bucket}. Grant them roles/storage.objectUser '
                       'and roles/storage.legacyBucketReader on it.') from None
-  except Exception as error:  # noqa: BLE001  (whatever the network and the libraries of Google raise)
+  except Exception as error:  # whatever the network and the libraries of Google raise
     raise ConfigError(f'the bucket {bucket} cannot be reached ({_first_line(error)}).') from error
 
 
@@ -80,16 +80,15 @@ def beginning_with(bucket: str, prefix: str) -> dict[str, Any]:
 
 def read(file: Path) -> tuple[bytes, int]:
   """(content, generation) of an object; (b'', 0) if there is none."""
-  from google.api_core.exceptions import NotFound, PreconditionFailed
-  blob = _blob(file)
+  errors, blob = _google('api_core.exceptions'), _blob(file)
   with _os_errors():
     while True:
       try:
         blob.reload(timeout=_SECONDS)
-      except NotFound:
+      except errors.NotFound:
         return b'', 0
       generation = int(blob.generation)
-      with contextlib.suppress(NotFound, PreconditionFailed):  # another write came between
+      with contextlib.suppress(errors.NotFound, errors.PreconditionFailed):  # another write came between
         return blob.download_as_bytes(if_generation_match=generation, timeout=_SECONDS), generation
 
 
@@ -171,11 +170,12 @@ def time_of(blob: Any) -> int:
 def _set_up() -> None:
   """Chooses the libraries, of the several that orbax's paths would use, before their first use."""
   try:
-    import fsspec.config
-    import gcsfs  # noqa: F401
-    from google.cloud import storage  # noqa: F401
+    importlib.import_module('gcsfs')
+    _google('cloud.storage')
   except ImportError as error:
-    raise ConfigError(f"gs:// addresses need packages that are not installed ({error}): pip install 'moejax[gcs]'.") from None
+    raise ConfigError(f"gs:// addresses need a package that is not installed ({error}): "
+                      "pip install 'moejax[gcs]'.") from None
+  import fsspec.config
   os.environ['EPATH_USE_TF'] = 'false'  # whether or not tensorflow is installed
   # Several machines write: what one has listed before says nothing about now.
   fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
@@ -185,8 +185,7 @@ def _set_up() -> None:
 @functools.cache
 def _client() -> Any:
   _set_up()
-  from google.cloud import storage
-  return storage.Client()
+  return _google('cloud.storage').Client()
 
 
 def split(file: Path) -> tuple[str, str]:
@@ -200,17 +199,20 @@ def _blob(file: Path) -> Any:
   return _client().bucket(bucket).blob(key)
 
 
+def _google(module: str) -> Any:
+  return importlib.import_module(f'google.{module}')  # of the extra, which type checkers need not have
+
+
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
   """Errors of Google's libraries as the OSError that a file system would raise."""
-  from google.api_core.exceptions import GoogleAPIError, PreconditionFailed
-  from google.auth.exceptions import GoogleAuthError
-  from google.cloud.storage.exceptions import DataCorruption
+  errors = _google('api_core.exceptions')
   try:
     yield
-  except PreconditionFailed as error:
+  except errors.PreconditionFailed as error:
     raise Changed(_first_line(error)) from error
-  except (GoogleAPIError, GoogleAuthError, DataCorruption) as error:
+  except (errors.GoogleAPIError, _google('auth.exceptions').GoogleAuthError,
+          _google('cloud.storage.exceptions').DataCorruption) as error:
     raise OSError(_first_line(error)) from error
 
 

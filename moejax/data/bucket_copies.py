@@ -57,7 +57,7 @@ def _is_copy(local: Path, blob: Any) -> bool:
 
 
 def _pattern(key: str) -> Any:
-  # What `source.expand` finds among files: `**/` spans any number of folders.
-  expression = ''.join({'**/': '(?:.*/)?', '*': '[^/]*'}.get(part, re.escape(part))
-                       for part in re.split(r'(\*\*/|\*)', key))
+  # What `source.expand` finds among files: `**` spans any number of folders.
+  expression = ''.join({'**/': '(?:.*/)?', '/**': '/.*', '*': '[^/]*'}.get(part, re.escape(part))
+                       for part in re.split(r'(\*\*/|/\*\*$|\*)', key))
   return re.compile(expression if '*' in key else expression + '(?:/.*)?').fullmatch

@@ -111,8 +111,8 @@ class _File:
   def __init__(self, path: Path):
     self._path = path
 
-  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner, int] | None:
-    """Takes the lock, if its owner and the time of its last touch allow that; returns both otherwise."""
+  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner | None, int] | None:
+    """Takes the lock if its owner and the time of its last touch allow that; returns both if not."""
     self._path.parent.mkdir(parents=True, exist_ok=True)
     with _opened(self._path) as file:
       owner, touched = _read(file), os.fstat(file.fileno()).st_mtime_ns
@@ -142,7 +142,7 @@ class _Object:
   def __init__(self, path: Path):
     self._path, self._generation = path, 0
 
-  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner, int] | None:
+  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner | None, int] | None:
     while True:
       content, self._generation = buckets.read(self._path)
       owner = _parsed(content)

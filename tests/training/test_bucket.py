@@ -124,9 +124,9 @@ def damage(file):
   buckets.write(file, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:], generation)
 
 
-def data_file(folder, step):
-  """The file that the parameters are read from."""
-  data = folder / 'checkpoints' / str(step) / 'params' / 'd'
+def data_file(folder, step, item):
+  """The file that an item of a checkpoint is read from."""
+  data = folder / 'checkpoints' / str(step) / item / 'd'
   name, = names(data)
   return data / name
 
@@ -231,7 +231,7 @@ def test_what_a_kill_between_rows_and_the_commit_of_a_checkpoint_leaves_is_not_u
 
 def test_a_damaged_checkpoint_is_named_set_aside_and_its_step_saved_again(run, folder, on_disk):
   run(folder)
-  damage(data_file(folder, 8))
+  damage(data_file(folder, 8, 'params'))
   whole = names(folder / 'checkpoints' / '8')
   with pytest.raises(checksums.Damaged, match='params/.* differs from what was written'):
     checksums.check(folder / 'checkpoints' / '8')
@@ -251,13 +251,15 @@ def test_a_move_that_is_cut_off_loses_nothing_and_can_be_tried_again(folder, cal
   from google.cloud import storage
   with monkeypatch.context() as patch:
     done = []
-    for kind, method in ((storage.Bucket, 'copy_blob'), (storage.Blob, 'delete')):
-      def limited(*args, original=getattr(kind, method)):
+    def limited(original):
+      def call(*args):
         if len(done) == calls:
           raise OSError('the machine is gone')
-        done.append(method)
+        done.append(original)
         return original(*args)
-      patch.setattr(kind, method, limited)
+      return call
+    patch.setattr(storage.Bucket, 'copy_blob', limited(storage.Bucket.copy_blob))
+    patch.setattr(storage.Blob, 'delete', limited(storage.Blob.delete))
     with pytest.raises(OSError, match='the machine is gone'):
       buckets.move(folder / '6', folder / 'damaged-6', kept.COMMITTED)
   # orbax takes what lacks this file for half-written, and removes it.
@@ -323,7 +325,7 @@ def test_a_run_copied_to_a_bucket_is_verified_there(folder, on_disk):
     if path.is_file():
       buckets.upload(path, folder / path.relative_to(on_disk).as_posix())
   assert_same_run(folder, on_disk)
-  damage(data_file(folder, 8))
+  damage(data_file(folder, 8, 'average'))
   assert len(checksums.damaged(folder / 'checkpoints' / '8')) == 1
   assert checkpoint.restore_for_evaluation(folder)[1] == 4
 
