@@ -34,7 +34,7 @@ class Near:
     say: receives messages for the user.
 
   Attributes:
-    folder: on this machine; `workdir` itself if that is no address.
+    folder: on this machine; `workdir` itself if that is not an address.
   """
 
   def __init__(self, workdir: Path, say: Callable[[str], None]):
