@@ -16,7 +16,7 @@ from typing import Any
 
 from moejax.config import ConfigError
 
-_SECONDS = 15  # for the first request, which shows whether the bucket can be reached
+_SECONDS = 10  # for a small request, and again for repeating it; those for files have the client's minutes
 
 
 class Changed(Exception):
@@ -49,8 +49,7 @@ def reach(folder: Path) -> None:
   if not bucket or not key:
     raise ConfigError('it names no folder in a bucket: write gs://bucket/folder.')
   try:
-    retry = _google('cloud.storage.retry').DEFAULT_RETRY.with_timeout(_SECONDS)
-    _client().get_bucket(bucket, timeout=_SECONDS, retry=retry)
+    _client().get_bucket(bucket, **_soon())
   except _google('auth.exceptions').DefaultCredentialsError:
     raise ConfigError('there are no credentials for Google Cloud. Run gcloud auth application-default login, '
                       'or use a machine with a service account.') from None
@@ -84,12 +83,12 @@ def read(file: Path) -> tuple[bytes, int]:
   with _os_errors():
     while True:
       try:
-        blob.reload(timeout=_SECONDS)
+        blob.reload(**_soon())
       except errors.NotFound:
         return b'', 0
       generation = int(blob.generation)
       with contextlib.suppress(errors.NotFound, errors.PreconditionFailed):  # another write came between
-        return blob.download_as_bytes(if_generation_match=generation, timeout=_SECONDS), generation
+        return blob.download_as_bytes(if_generation_match=generation, **_soon()), generation
 
 
 def write(file: Path, content: bytes, generation: int) -> int:
@@ -100,14 +99,14 @@ def write(file: Path, content: bytes, generation: int) -> int:
   """
   blob = _blob(file)
   with _os_errors():
-    blob.upload_from_string(content, if_generation_match=generation, timeout=_SECONDS)
+    blob.upload_from_string(content, if_generation_match=generation, **_soon())
     return int(blob.generation)
 
 
 def delete(file: Path, generation: int) -> None:
   """Deletes the object if `generation` is its generation. Raises Changed if not."""
   with _os_errors():
-    _blob(file).delete(if_generation_match=generation, timeout=_SECONDS)
+    _blob(file).delete(if_generation_match=generation, **_soon())
 
 
 def append(file: Path, line: bytes) -> None:
@@ -197,6 +196,10 @@ def split(file: Path) -> tuple[str, str]:
 def _blob(file: Path) -> Any:
   bucket, key = split(file)
   return _client().bucket(bucket).blob(key)
+
+
+def _soon() -> dict[str, Any]:
+  return dict(timeout=_SECONDS, retry=_google('cloud.storage.retry').DEFAULT_RETRY.with_timeout(_SECONDS))
 
 
 def _google(module: str) -> Any:

@@ -279,7 +279,10 @@ def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Pa
   for step in steps:
     try:
       found = read(step)
-    except Exception as error:  # noqa: BLE001  (damage can raise any error)
+    except Exception as error:  # damage can raise any error, and so can the way to a bucket
+      if buckets.is_address(folder) and not isinstance(error, checksums.Damaged):
+        raise NoCheckpoint(f'The checkpoint {folder / str(step)} cannot be read, and is not damaged '
+                           f'({_reason(error)}). Run the same command again.') from error
       damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
@@ -297,7 +300,7 @@ def _reason(error: Exception) -> str:
 
 def _verify(name: str, tree: Any, about: dict) -> None:
   if fingerprints.fingerprint(tree) != about['fingerprints'].get(name, []):
-    raise ValueError(f'{name} differs from what was saved')
+    raise checksums.Damaged(f'{name} differs from what was saved')
 
 
 def _items(state: TrainState) -> dict[str, Any]:

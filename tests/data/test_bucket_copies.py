@@ -9,16 +9,7 @@ from moejax import buckets
 from moejax.data import SOURCES, TOKENIZERS, DataError, bucket_copies, pack
 from moejax.data.source import expand, local_path
 
-pytestmark = pytest.mark.gcs
-
-
-@pytest.fixture(scope='module', autouse=True)
-def served():
-  from gcs_emulator import serving
-  with serving() as environment, pytest.MonkeyPatch.context() as patch:
-    for name, value in environment.items():
-      patch.setenv(name, value)
-    yield
+pytestmark = [pytest.mark.gcs, pytest.mark.usefixtures('emulated_bucket')]
 
 
 @pytest.fixture(autouse=True)
