@@ -105,7 +105,7 @@ class Checkpoints:
     for partial in () if self._in_bucket else self.folder.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(partial, ignore_errors=True)
     self._open()
-    reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
+    reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0][:300]
     self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training '
               'continues; the next checkpoint is written as scheduled.')
 

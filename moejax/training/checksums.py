@@ -42,7 +42,9 @@ def damaged(folder: Path, within: str = '') -> list[str]:
     sums = content['files']
     if content['checksum'] != _of(sums):
       return [f'{_NAME} differs from what was written']
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if buckets.is_address(folder) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+      raise  # says something about the network
     return [f'{_NAME} cannot be read']
   found, files = [], _files(folder)
   for name, (size, checksum) in sums.items():

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from orbax.checkpoint import checkpoint_managers as policies
 
 from moejax import buckets
-
 from moejax.ranges import Count
 
 # orbax adds this file to a checkpoint when it is whole.

@@ -141,6 +141,7 @@ class _Object:
 
   def __init__(self, path: Path):
     self._path, self._generation = path, 0
+    self._content = json.dumps(_me() | {'hold': uuid.uuid4().hex}).encode()
 
   def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner | None, int] | None:
     while True:
@@ -163,15 +164,13 @@ class _Object:
       buckets.delete(self._path, self._generation)
 
   def _write(self):
-    # Unlike any other write, so that one whose answer was lost is recognised as done.
-    content = json.dumps(_me() | {'write': uuid.uuid4().hex}).encode()
     try:
-      self._generation = buckets.write(self._path, content, self._generation)
+      self._generation = buckets.write(self._path, self._content, self._generation)
     except buckets.Changed:
       found, generation = buckets.read(self._path)
-      if found != content:
+      if found != self._content:
         raise
-      self._generation = generation
+      self._generation = generation  # of an earlier write whose answer was lost
 
 
 @contextlib.contextmanager

@@ -70,7 +70,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
         try:
           batch = batches.next(now)
         except waiting.NoBatch as failure:
-          if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
+          # Several processes can only save together.
+          if now - 1 > start and jax.process_count() == 1 and near.upload(now - 1):
             checkpoints.save(state, batches, {})
           _end_without_batch(failure, now - 1, total, checkpoints, interruption, shown.say)
         with _compiling(now == start + 1 and not compiles_ahead, shown.say), trace.step(now, state):

@@ -1,8 +1,10 @@
 """Paths of data: taken literally except for `*` and `~`; URLs are refused."""
 import os
+import sys
 
 import pytest
 
+from moejax import buckets
 from moejax.data import SOURCES, TOKENIZERS, DataError, pack
 from moejax.data.source import expand, local_path
 
@@ -65,6 +67,13 @@ def test_a_url_is_refused_by_every_source_of_files_and_never_a_folder_of_that_na
   with pytest.raises(DataError, match='--to: .* is a URL'):
     pack.pack(SOURCES.build(dict(name='digits'), 'source'), url)
   assert not os.listdir(tmp_path)
+
+
+def test_data_in_a_bucket_say_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  monkeypatch.setattr(buckets, '_set_up', buckets._set_up.__wrapped__)
+  with pytest.raises(DataError, match=r"source.files: gs://b/a cannot be copied .*: pip install 'moejax\[gcs\]'"):
+    SOURCES.build(dict(name='text', files='gs://b/a'), 'source').open('train')
 
 
 @pytest.mark.parametrize('path', ['a:b', 'C:/x', './gs:/x', '://x'])

@@ -420,9 +420,22 @@ def test_of_many_that_start_at_the_same_moment_one_gets_the_folder(folder, proce
   assert sorted(outcomes) == ['held'] + ['refused'] * 5
 
 
-def test_the_owner_writes_its_lock_again_and_again(folder, monkeypatch):
+@pytest.mark.parametrize('lost', [0, 1])
+def test_the_owner_writes_its_lock_again_and_again(folder, monkeypatch, lost):
+  """Also after a write of which it learned only that the connection was lost."""
+  write, answers = buckets.write, ['lost'] * lost
+
+  def written(file, content, generation):
+    new = write(file, content, generation)
+    if generation and answers:
+      answers.pop()
+      raise OSError('the connection was lost')
+    return new
+  monkeypatch.setattr(buckets, 'write', written)
   monkeypatch.setattr(lock, '_TOUCH', 0.05)
   with lock.held(folder, print):
+    while answers:
+      time.sleep(0.05)
     _, first = buckets.read(folder / lock.FILE)
     while buckets.read(folder / lock.FILE)[1] == first:
       time.sleep(0.05)
