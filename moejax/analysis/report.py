@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from moejax import buckets
 from moejax.analysis import history, page, plots, routes, specialisation_report, trouble
 from moejax.evaluation import log as log_lib
 from moejax.evaluation import passes
@@ -19,16 +20,17 @@ from moejax.training import workdir as workdir_lib
 from moejax.training.setup import Setup
 
 
-def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree) -> Path:
+def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree, into: Path | None = None) -> Path:
   """Writes `<workdir>/report/index.html` and its pictures as PNG beside it; returns its path.
 
   Args:
     workdir: of the run; a missing or empty metrics.jsonl only omits sections.
     setup: of the run (`training.setup.prepare`).
     params, router_state: to evaluate. All processes must call this; the first one writes.
+    into: folder in which report/ is written; None: `workdir`.
   """
-  workdir = Path(workdir)
-  folder = workdir / 'report'
+  workdir = buckets.path(workdir)
+  folder = (into or workdir) / 'report'
   split = passes.Split(setup.pipeline, setup.mesh, _split(setup), None, 'config.data')
   taken = routes.collect(setup.model, params, router_state, split, setup.mesh)
   if jax.process_index() != 0:
@@ -48,7 +50,7 @@ def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree) -
   ]
   head = summary(parts, rows, series, taken)
   (folder / 'index.html').write_text(
-      page.document(f'moejax run: {workdir.resolve().name}', head, sections), encoding='utf-8')
+      page.document(f'moejax run: {(into or workdir).resolve().name}', head, sections), encoding='utf-8')
   return folder / 'index.html'
 
 
