@@ -15,7 +15,7 @@ from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
 
 BUCKET = 'bucket'
-http.server.HTTPServer.request_queue_size = 128  # of 5, most connections of a checkpoint would wait seconds for a second attempt
+http.server.HTTPServer.request_queue_size = 128  # of 5, most connections of a checkpoint would wait for a second attempt
 logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)  # it logs each object that is asked for in vain
 
 

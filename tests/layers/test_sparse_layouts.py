@@ -6,7 +6,7 @@ from moejax.layers import pattern
 
 
 def sparse_layers(num_layers, **config):
-  kinds = pattern.dense_or_sparse(config, 'config.model.sparse', num_layers)
+  kinds = pattern.dense_or_sparse(config, num_layers)
   assert len(kinds) == num_layers
   return [layer for layer, kind in enumerate(kinds) if kind == 'sparse']
 
