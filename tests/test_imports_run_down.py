@@ -20,8 +20,9 @@ HOUSE = '''
     routing  experts
     data  kernels
     command_line
-    parallel  config_files
-    config  functional  random  units  json_lines  shorten  streams  platforms
+    parallel  config_files  json_lines
+    buckets
+    config  functional  random  units  shorten  streams  platforms
     ranges
 '''
 FLOOR = {room: -floor for floor, rooms in enumerate(HOUSE.split('\n')) for room in rooms.split()}

@@ -102,7 +102,7 @@ def scalars(row: Row) -> dict[str, float]:
   return {name: value if value is not None and math.isfinite(value) else math.nan for name, value in flat.items()}
 
 
-class _File(Logger):
+class _FileLogger(Logger):
   # A logger that appends to `_file`, which is open at `_path`.
   needs = None
   _path: Path
@@ -116,7 +116,7 @@ class _File(Logger):
 
 
 @LOGGERS('jsonl')
-class JsonLines(_File):
+class JsonLines(_FileLogger):
   """metrics.jsonl: one object per line, with lists in full; always written."""
   FILE = 'metrics.jsonl'
 
@@ -135,7 +135,7 @@ class JsonLines(_File):
 
 
 @LOGGERS('csv')
-class Csv(_File):
+class Csv(_FileLogger):
   """metrics.csv: one column per number, in order of first appearance.
 
   When a row has new columns (the first evaluation), the file is rewritten with the longer header. A missing value is

@@ -64,7 +64,7 @@ def test_kinds_of_tokens(text, kind):
 
 
 def test_kinds_of_the_ids_of_a_tokenizer():
-  tokenizer = Bytes(where='tokenizer')
+  tokenizer = Bytes()
   ids = np.array([[tokenizer.start, *b'Ab1'], [*b'e z', tokenizer.end]])
   kinds, names = token_kinds.kinds_of(tokenizer, ids)
   assert [[names[kind] for kind in row] for row in kinds] == [

@@ -112,9 +112,9 @@ def test_a_report_of_the_evaluated_parameters_is_written_where_the_config_asks_f
   shutil.copytree(uninterrupted[0], tmp_path / 'run')  # complete, so that nothing is trained
   setup, said, reported = make_setup(**PARTS), [], []
 
-  def write_report(folder, _, params, router_state):
+  def write_report(_folder, _setup, params, _router_state, into):
     reported.append(flatten(params))
-    return folder / 'report'
+    return into / 'report'
   loop.train(dataclasses.replace(setup, report=Report(at=at)), tmp_path / 'run', said.append, write_report)
   named = [line.split()[0] for line in said]
   if at == 'end':

@@ -85,7 +85,7 @@ def test_the_notice_names_a_group_that_divides():
 
 
 def test_training_says_it(monkeypatch, tmp_path):
-  monkeypatch.setattr(loop, 'train', lambda setup, folder, say, write_report: None)
+  monkeypatch.setattr(loop, 'train', lambda setup, folder, say, write_report, near: None)
   monkeypatch.setattr(workdir, 'claim', lambda folder, config: [])
   said = []
   loop.run(decoder(64), tmp_path, said.append)
