@@ -212,5 +212,5 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
   """CRC-32 of all values, in the order of their paths."""
   checksum = 0
   for _, value in sorted(arrays.items()):
-    checksum = zlib.crc32(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)), checksum)
+    checksum = zlib.crc32(value.tobytes(), checksum)
   return checksum

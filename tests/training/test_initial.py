@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from training_fakes import TinyPipeline, make_setup
 
-from moejax import evaluate, train
+from configs import upcycling_digits, vit_digits
+from moejax import config_files, evaluate, train
 from moejax.config import ConfigError
 from moejax.functional import flatten, unflatten
 from moejax.layers.stack import Stack
@@ -54,9 +55,9 @@ def values(config, seed=0):
   trees = []
   for shapes in setup_of(unrolled).model.shapes():
     tree = unflatten({path: np.random.default_rng([seed, zlib.crc32(path.encode())])
-                      .normal(scale=0.1 if path.endswith('bias') else 1, size=leaf.shape).astype(leaf.dtype)
+                      .normal(scale=leaf.shape[-2]**-0.5 if leaf.ndim > 1 else 0.5, size=leaf.shape).astype(leaf.dtype)
                       for path, leaf in flatten(shapes).items()})
-    if config.model.layers == 'scan' and 'blocks' in tree:
+    if config.model.get('layers') == 'scan' and 'blocks' in tree:
       kinds = ('dense', 'sparse') if 'moe' in config.model else ('dense', 'dense')
       tree['blocks'] = Stack(kinds * (config.model.num_layers // 2)).scanned(tree['blocks'])
     trees.append(jax.device_get(tree))
@@ -161,17 +162,19 @@ def test_the_last_the_best_or_a_given_step_is_read(tmp_path):
 # ---- dense to sparse ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('k', [2, 4])
-def test_an_upcycled_model_computes_the_function_of_the_dense_one_whatever_its_router_chooses(dense, k):
-  config = vision(router=papers.top_k_dropless(k=k), init=dict(path=str(dense), rules=UPCYCLE))
+@pytest.mark.parametrize('k', [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_an_upcycled_model_computes_the_function_of_the_dense_one_whatever_its_router_chooses(tmp_path, k):
+  save(tmp_path, vit_digits.get_config(), 8)
+  config = config_files.override(upcycling_digits.get_config(), {'init.path': str(tmp_path), 'model.moe.router.select.k': k})
   setup, (given, _) = setup_of(config), read(config)
   router = {path: leaf for path, leaf in flatten(values(config)[0]).items() if '/moe/router/' in path}
   assert router and not router.keys() & given.keys()
-  output = setup.model.apply(unflatten({**given, **router}), {}, {'image': IMAGES})
+  output = jax.jit(setup.model.apply)(unflatten({**given, **router}), {}, {'image': IMAGES})
   chosen = np.asarray(output.routers['block_01'].plan.to_dense().weight)
-  assert len(np.unique(chosen.argmax(-1))) == 4  # tokens differ in their experts, and all have some
-  np.testing.assert_allclose(chosen.sum(-1), 1, rtol=1e-6)
-  expected = setup_of(vision()).model.apply(*values(vision()), {'image': IMAGES}).logits
+  assert len(np.unique(chosen.argmax(-1))) > 4  # tokens differ in their experts
+  np.testing.assert_allclose(chosen.sum(-1), 1, rtol=1e-5)
+  dense = vit_digits.get_config()
+  expected = jax.jit(setup_of(dense).model.apply)(*values(dense), {'image': IMAGES}).logits
   np.testing.assert_allclose(output.logits, expected, rtol=1e-4, atol=1e-4)  # a sum of k terms rounds otherwise
 
 
