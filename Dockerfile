@@ -18,7 +18,7 @@ RUN pip install --no-cache-dir "jax[${ACCELERATOR}]>=0.10.2,<0.13"
 
 WORKDIR /moejax
 COPY . .
-RUN pip install --no-cache-dir --editable '.[data]' \
+RUN pip install --no-cache-dir --editable '.[data,gcs]' \
  && useradd --uid=1000 --create-home moejax \
  && install --directory --mode=1777 runs
 

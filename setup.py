@@ -41,6 +41,14 @@ HUB = [
     'datasets>=5.2,<6',
     'tensorflow-datasets>=4.9.10,<5',
 ]
+# Runs and data at gs://.
+GCS = [
+    'gcsfs>=2026.10.1,<2027',
+    'google-cloud-storage>=3.17,<4',
+]
+GCS_TEST = [
+    'gcp-storage-emulator>=2026.7.19,<2027',
+]
 TEST = [
     'pytest>=9,<10',
     'pytest-xdist>=3.8,<4',
@@ -119,6 +127,8 @@ setuptools.setup(
         'data': DATA,
         'pairs': PAIRS,
         'hub': HUB,
+        'gcs': GCS,
+        'gcs-test': GCS_TEST,
         'test': TEST + HUB,
         'compile': COMPILE,
         'peers': PEERS,

@@ -21,7 +21,7 @@ bracket or a space continues the path of the group that is being built:
     raise ConfigError(': needs vectors, but the features are ids.')
 
 All others are complete: `config.data`, 'The mesh has ...'. What can also fail later, when the model is traced, keeps
-`path()` when it is built, and calls its parts within `at(that path)`.
+`config_path()` when it is built, and calls its parts within `at(that path)`.
 """
 import contextlib
 import contextvars
@@ -60,7 +60,7 @@ class ConfigError(Explained, ValueError):
 _path: contextvars.ContextVar[str] = contextvars.ContextVar('path', default='')
 
 
-def path() -> str:
+def config_path() -> str:
   """The config path of the group being built; '' outside of any."""
   return _path.get()
 
@@ -84,7 +84,7 @@ def at(where: str) -> Iterator[None]:
 
 
 def _continued(text: str) -> str:
-  return path() + text if text[:1] in ('', '.', ':', '[', ' ') else text
+  return config_path() + text if text[:1] in ('', '.', ':', '[', ' ') else text
 
 
 Built = typing.TypeVar('Built')

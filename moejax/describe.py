@@ -87,13 +87,16 @@ class _Listing:
 
   def below(self, where: str, default: Mapping) -> Iterator[Key]:
     """The keys of the group at `where`; `default`: the group's value if the config omits it."""
+    listed = set()  # attention and cross-attention read the same keys
     for consumed in self._groups[where].values():
       registry = consumed.registry
       if registry is not None and self._chooses(where, consumed, default):
         yield Key(_short(f'{where}.name'), f'which {registry.what}, by name', sentence(consumed.constructor),
                   consumed.name, default.get('name', NEEDED), names=names(registry))
       for name, parameter in consumed.keys.items():
-        yield from self._key(f'{where}.{name}', consumed, default.get(name, parameter.default))
+        if name not in listed:
+          listed.add(name)
+          yield from self._key(f'{where}.{name}', consumed, default.get(name, parameter.default))
 
   def _key(self, where, consumed, default):
     name = where.rpartition('.')[2]

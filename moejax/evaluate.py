@@ -179,7 +179,7 @@ def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
 def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.evaluate', __doc__, keys='config')
-  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run')
+  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run, or gs://bucket/folder')
   flags.add_argument('--step', metavar='STEP', help="step of the checkpoint: an int, 'last' (default) or 'best'")
   flags.add_argument('--follow', action='store_true', help='each checkpoint of the run as it appears, to the last')
   flags.add_argument('--every', metavar='SECONDS', type=float, help='seconds between checks of --follow; default 30')

@@ -73,15 +73,15 @@ class Functional:
     axes: logical axis names of every leaf of `params`.
     state_axes: the same for `state`.
     init_cache: `(batch, length) -> cache`, what the module remembers of B rows of at most `length` tokens before the
-      first, for `apply(..., cache=)`; raises AttributeError for a module that remembers nothing.
+      first, for `apply(..., cache=)`.
     cache_axes: `() -> ` logical axis names of every leaf of the cache.
   """
   init: Callable[[jax.Array], tuple[Tree, Tree]]
   apply: Callable[..., Any]
   axes: Tree
   state_axes: Tree
-  init_cache: Callable[[int, int], Tree]
-  cache_axes: Callable[[], Tree]
+  init_cache: Callable[[int, int], Tree] = lambda batch, length: {}
+  cache_axes: Callable[[], Tree] = dict
 
   def shapes(self) -> tuple[Tree, Tree]:
     """`(params, state)` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
@@ -93,7 +93,7 @@ def functionalize(build: Build, method: Callable | None = None) -> Functional:
 
   `method`: what `apply` calls, e.g. `MoE.mix`; the module itself by default.
   """
-  abstract = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
+  abstract: Any = nnx.eval_shape(lambda: build(Keys(jax.random.key(0))))
   graph, abstract_params, abstract_state = nnx.split(abstract, nnx.Param, RouterState)
 
   def init(key):

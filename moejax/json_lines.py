@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moejax import buckets
+
 
 def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
          say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -18,7 +20,7 @@ def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
     fits: whether an object has the expected form.
     say: receives one message about all skipped lines, if there are any.
   """
-  path = Path(path)
+  path = buckets.path(path)
   rows, broken = [], []
   for number, line in enumerate(path.read_bytes().split(b'\n') if path.exists() else [], 1):
     if not line.strip():
@@ -39,6 +41,9 @@ def read(path: str | Path, fits: Callable[[dict], bool] = lambda row: True,
 
 def append(path: str | Path, row: dict[str, Any]) -> None:
   """Appends a line; a truncated last line stays a line of its own."""
+  if buckets.is_address(path):
+    buckets.append(buckets.path(path), line(row).encode())
+    return
   with open(path, 'ab+') as file:
     if file.tell():
       file.seek(-1, os.SEEK_END)

@@ -28,7 +28,8 @@ def main() -> None:
   """The command."""
   flags = command_line.Parser('moejax.train', __doc__, keys='config')
   flags.add_config()
-  flags.add_argument('--workdir', metavar='FOLDER', help='folder of the run: created if missing, resumed otherwise')
+  flags.add_argument('--workdir', metavar='FOLDER',
+                     help='folder of the run, or gs://bucket/folder: created if missing, resumed otherwise')
   flags.add_processes()
   given = flags.parse(needs=('config', 'workdir'))
   config = config_files.load(given.config, given.overrides)

@@ -34,3 +34,13 @@ def release_compiled_programs():
   """Thousands of small programs would otherwise stay in memory until the end of the run."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def emulated_bucket():
+  """The environment of processes that see gs://bucket; this one does, for clients are kept as long as it lives."""
+  from gcs_emulator import serving
+  with serving() as environment, pytest.MonkeyPatch.context() as patch:
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    yield dict(os.environ)

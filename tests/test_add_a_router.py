@@ -159,7 +159,7 @@ def test_tempered_weights_are_powers_of_the_probabilities(modules):
 
 
 def test_latest_keeps_the_last_tokens_of_an_expert(modules):
-  place = modules['latest'].Latest(where='config.place', num_experts=2, k=1, slots=2)
+  place = modules['latest'].Latest(num_experts=2, k=1, slots=2)
   plan = place(token_plan(jnp.array([[[0], [0], [1], [0]]]), jnp.ones((1, 4, 1), bool), 2), None, key=None, train=True)
   assert plan.kept[0, :, 0].tolist() == [False, True, True, True]
   assert plan.slot[0, 1:, 0].tolist() == [1, 0, 0] and plan.capacity == 2

@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 from flax import nnx
 
-from moejax.config import ConfigError, Registry, at, call, path, recorded
+from moejax.config import ConfigError, Registry, at, call, config_path, recorded
 from moejax.ranges import AtLeast, Count, Divides, Fraction, NotEmpty, Positive, Rate
 
 FRUIT = Registry('fruit', object, context=('dim', 'rngs'))
@@ -261,7 +261,7 @@ class Leaf:
   def __init__(self, *, size: Count = 1, message: str = ''):
     if message:
       raise ConfigError(message)
-    self.path = path()
+    self.path = config_path()
 
   def fall(self, message):
     with at(self.path):
@@ -284,7 +284,7 @@ def grow(*leaves, **keys):
 
 def test_a_constructor_knows_its_path_and_nothing_has_one_outside():
   inner = grow(dict(name='leaf'), dict(name='branch', leaves=(dict(name='leaf'),))).leaves[1].leaves[0]
-  assert inner.path == 'config.tree.leaves[1].leaves[0]' and path() == ''
+  assert inner.path == 'config.tree.leaves[1].leaves[0]' and config_path() == ''
 
 
 @pytest.mark.parametrize('message, complete', [

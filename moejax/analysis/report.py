@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from moejax import buckets
 from moejax.analysis import history, page, plots, routes, specialisation_report, trouble
 from moejax.evaluation import log as log_lib
 from moejax.evaluation import passes
@@ -17,18 +18,20 @@ from moejax.models.counts import Parameters, parameters_by_part
 from moejax.training import initial
 from moejax.training import metrics as metrics_lib
 from moejax.training import workdir as workdir_lib
+from moejax.training.setup import Setup
 
 
-def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
+def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree, into: Path | None = None) -> Path:
   """Writes `<workdir>/report/index.html` and its pictures as PNG beside it; returns its path.
 
   Args:
     workdir: of the run; a missing or empty metrics.jsonl only omits sections.
     setup: of the run (`training.setup.prepare`).
     params, router_state: to evaluate. All processes must call this; the first one writes.
+    into: folder in which report/ is written; None: `workdir`.
   """
-  workdir = Path(workdir)
-  folder = workdir / 'report'
+  workdir = buckets.path(workdir)
+  folder = (into or workdir) / 'report'
   split = passes.Split(setup.pipeline, setup.mesh, _split(setup), None, 'config.data')
   taken = routes.collect(setup.model, params, router_state, split, setup.mesh)
   if jax.process_index() != 0:
@@ -48,7 +51,7 @@ def write(workdir: str | Path, setup, params: Tree, router_state: Tree) -> Path:
   ]
   head = summary(parts, rows, series, taken)
   (folder / 'index.html').write_text(
-      page.document(f'moejax run: {workdir.resolve().name}', head, sections), encoding='utf-8')
+      page.document(f'moejax run: {(into or workdir).resolve().name}', head, sections), encoding='utf-8')
   return folder / 'index.html'
 
 
@@ -181,7 +184,7 @@ def _router_table(taken):
   return '<h3>Metrics of every router</h3>' + page.paragraph(note) + page.table(head, rows)
 
 
-def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
+def evaluation(workdir: Path, setup: Setup, rows: list[dict]) -> str:
   """The last metrics of training, later evaluations of checkpoints, and commands for more."""
   evaluated = [row for row in rows if any(name.startswith('eval/') for name in row)]
   measured = [(row['step'], 'in training', {name.removeprefix('eval/'): value for name, value in row.items()
@@ -200,7 +203,7 @@ def evaluation(workdir: Path, setup, rows: list[dict]) -> str:
       'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
-def model(workdir: Path, setup, parts: dict[str, Parameters]) -> str:
+def model(workdir: Path, setup: Setup, parts: dict[str, Parameters]) -> str:
   """Parameters by part, a list of all of them, and what they started from."""
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
   rows.append(['all', sum(part.total for part in parts.values()), round(sum(part.active for part in parts.values()))])
@@ -213,7 +216,7 @@ def model(workdir: Path, setup, parts: dict[str, Parameters]) -> str:
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
 
 
-def _split(setup):
+def _split(setup: Setup) -> str:
   asked = [config.get('split', 'test') for config in setup.config.evaluation.evaluators.values()]
   return next(iter(asked), setup.pipeline.splits[-1])
 

@@ -166,5 +166,7 @@ def _help(missing, misfits, left, ours, first, read, sources):
 
 def _module(path):
   """A pattern for the arrays beside `path`, in all layers."""
+  if re.search('(^|/)views/', path):
+    return '(^|/)views/'
   inside = re.fullmatch(r'(?:.*/)?blocks/\d+(/.+/|/)[^/]+', path)
   return inside[1] if inside else f'^{path.rpartition("/")[0]}/' if '/' in path else f'^{path}$'

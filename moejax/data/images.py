@@ -35,22 +35,22 @@ class Images(Pipeline):
     mean, std: of pixels; a float, or one per channel.
   """
 
-  def __init__(self, where, source: dict, image_size: Count, channels: Channels, batch_size: Count,
+  def __init__(self, source: dict, image_size: Count, channels: Channels, batch_size: Count,
                crop: crops.Crop = 'stretch', augment: tuple = (), multi_label: bool = False,
                mean: float | tuple[float, ...] = 0.5, std: Positive | tuple[Positive, ...] = 0.5, threads: Natural = 0,
                readers: PartOfBatch = 1):
-    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers)
+    super().__init__(SOURCES.build(source, '.source'), batch_size, threads, readers)
     if self.source.num_classes is None:
-      raise ConfigError(f'{where}.source.num_classes is missing: this pipeline requires labels. '
+      raise ConfigError('.source.num_classes is missing: this pipeline requires labels. '
                         'Set it, or use another pipeline for data without labels.')
     for name, value in (('mean', mean), ('std', std)):
       if not isinstance(value, (int, float)) and len(value) != channels:
-        raise ConfigError(f'{where}.{name} must be a float or {channels} of them, one per channel, not {len(value)}.')
+        raise ConfigError(f'.{name} must be a float or {channels} of them, one per channel, not {len(value)}.')
     self.image_size, self.channels, self.multi_label = image_size, channels, multi_label
     self.crop: crops.Crop = crop
     number: Any = np.float32  # of a float or an array
     self.mean, self.std = number(mean), number(std)
-    self.augmentations = augment_lib.build(augment, f'{where}.augment', channels)
+    self.augmentations = augment_lib.build(augment, '.augment', channels)
 
   def batch_spec(self, batch_size=None):
     size = batch_size or self.batch_size

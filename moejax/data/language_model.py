@@ -22,10 +22,10 @@ class LanguageModelPipeline(TextPipeline):
     length: tokens per row.
   """
 
-  def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,
+  def __init__(self, source: dict, tokenizer: dict, length: Count, batch_size: Count,
                shuffle_batches: Count = 16, threads: Natural = 0, readers: PartOfBatch = 1,
                balance: Balance = 'examples'):
-    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
+    super().__init__(source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
     self.length = length
 
   @property

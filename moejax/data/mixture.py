@@ -7,6 +7,7 @@ import os
 import tokenize
 from typing import Annotated, Any
 
+from moejax.config import config_path
 from moejax.data.source import SOURCES, DataError, Share, Source, Stream, decoding, holdout, place, require
 from moejax.data.text_files import TextDocuments
 from moejax.ranges import Natural, NotEmpty
@@ -23,9 +24,9 @@ class SourceMixture(Source):
     sources: `{name: source}`; the default is `DOMAINS`. A task's id is the index of its name in alphabetical order.
   """
 
-  def __init__(self, *, where: str, sources: Annotated[dict, NotEmpty()] = DOMAINS):
-    self.where, self.tasks = where, tuple(sorted(sources))
-    self._sources = [SOURCES.build(sources[name], f'{where}.sources.{name}') for name in self.tasks]
+  def __init__(self, *, sources: Annotated[dict, NotEmpty()] = DOMAINS):
+    self.where, self.tasks = config_path(), tuple(sorted(sources))
+    self._sources = [SOURCES.build(sources[name], f'.sources.{name}') for name in self.tasks]
     self.splits = tuple(split for split in self._sources[0].splits
                         if all(split in source.splits for source in self._sources))
 
@@ -86,7 +87,7 @@ class Labelled:
 
 class _Installed(Source):
   """Documents that came with installed software: `texts`, of which a part is held out."""
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_fraction: float
   split_seed: int
   texts: Any  # a cached property
@@ -101,7 +102,7 @@ class _Installed(Source):
 @dataclasses.dataclass(frozen=True)
 class PythonLibrary(_Installed):
   """The modules of the running Python's standard library, about 700, without its tests."""
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_fraction: Share = 0.1
   split_seed: Natural = 0
 
@@ -117,7 +118,7 @@ class PythonLibrary(_Installed):
 class PythonProse(_Installed):
   """English prose in pieces of whole paragraphs: Python's language reference, as `help` prints it, and scikit-learn's
   descriptions of its data sets."""
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_fraction: Share = 0.1
   split_seed: Natural = 0
 

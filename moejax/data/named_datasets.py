@@ -7,7 +7,7 @@ from typing import Annotated
 
 import grain
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, config_path
 from moejax.data.source import SOURCES, DataError, Source, Stream, check_strings, decoding, read_file, require
 from moejax.ranges import Count, NotEmpty
 
@@ -24,17 +24,17 @@ class _NamedDataset(Source):
     partitions: our split names -> theirs, in their notation: `dict(train='train[:99%]', test='validation')`.
     num_classes: number of classes of labelled data.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   dataset: Annotated[str, NotEmpty()]
   fields: Names
   partitions: Names
   num_classes: Count | None = None
 
   def __post_init__(self):
-    check_strings(self.fields, f'{self.where}.fields')
-    check_strings(self.partitions, f'{self.where}.partitions')
+    check_strings(self.fields, '.fields')
+    check_strings(self.partitions, '.partitions')
     if not {'image', 'text', 'tokens'} & set(self.fields):
-      raise ConfigError(f'{self.where}.fields must name the field that holds `image`, `text` or `tokens`, '
+      raise ConfigError(f'.fields must name the field that holds `image`, `text` or `tokens`, '
                         f'not {dict(self.fields)}.')
 
   @property

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from moejax import command_line, config_files
 from moejax.config import ConfigError
 from moejax.data import SOURCES, records
-from moejax.data.source import DataError, Example, Source, Stream, decoding, local_path, place
+from moejax.data.source import DataError, Example, Source, Stream, decoding, is_url, place
 
 
 def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = None) -> dict[str, int]:
@@ -28,7 +28,9 @@ def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = 
   """
   if shards < 1:
     raise ConfigError(f'--shards must be 1 or more, not {shards}.')
-  folder = os.path.abspath(local_path(folder, '--to'))
+  if is_url(folder):
+    raise DataError(f'--to: {folder} is a URL. Pack into a folder, and copy that (gcloud storage cp, aws s3 sync).')
+  folder = os.path.abspath(os.path.expanduser(folder))
   if os.path.exists(os.path.join(folder, records.INFO)):
     raise DataError(f'{folder} already holds packed data. Choose another folder, or delete it.')
   if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):

@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, config_path
 from moejax.data.readers import Readers
 from moejax.data.source import DataError, Examples, Source, Stream, place
 from moejax.ranges import Count, Divides
@@ -30,8 +30,9 @@ class Pipeline(abc.ABC):
       so with fewer readers than processes several processes read the same data.
   """
 
-  def __init__(self, where: str, source: Source, batch_size: int, threads: int, readers: int):
-    self.where, self.source, self.batch_size, self.threads, self.readers = where, source, batch_size, threads, readers
+  def __init__(self, source: Source, batch_size: int, threads: int, readers: int):
+    self.source, self.batch_size, self.threads, self.readers = source, batch_size, threads, readers
+    self.where = config_path()
     self._opened = {}
 
   @property

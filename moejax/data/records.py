@@ -10,6 +10,7 @@ import grain
 import msgpack
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.source import (SOURCES, DataError, Example, Path, Source, decoding, local_path, read_file, require)
 from moejax.ranges import Count, NotEmpty
 
@@ -25,7 +26,7 @@ class ArrayRecord(Source):
     path: the folder.
     splits: the splits in it.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   path: Path
   splits: Annotated[tuple[str, ...], NotEmpty()] = ('train', 'test')
   num_classes: Count | None = None

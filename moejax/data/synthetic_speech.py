@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, config_path
 from moejax.data.source import SOURCES, Source
 from moejax.data.speech import LETTERS
 from moejax.data.speech_files import Recordings
@@ -31,7 +31,7 @@ class Speakers(Source):
     frames_per_phone: frames of each phone.
     noise: standard deviation of the Gaussian noise; sounds have 1.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   num_features: Count = 13
   num_speakers: Count = 4
   num_phones: Annotated[int, Between(1, 26)] = 6
@@ -45,7 +45,7 @@ class Speakers(Source):
 
   def __post_init__(self):
     if self.min_phones > self.max_phones:
-      raise ConfigError(f'{self.where}.min_phones = {self.min_phones} must be at most max_phones, {self.max_phones}.')
+      raise ConfigError(f'.min_phones = {self.min_phones} must be at most max_phones, {self.max_phones}.')
 
   def open(self, split):
     self.check_split(split)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.source import (SOURCES, DataError, Files, Path, Share, Source, decoding, holdout, read_file, require)
 from moejax.ranges import Natural, NotEmpty
 
@@ -25,7 +26,7 @@ class Chitchat(Source):
 
   A document is one dialogue; a line is one speaker's turn. Each dialogue is in only one split.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   test_fraction: Share = 0.1
   split_seed: Natural = 0
 
@@ -72,7 +73,7 @@ class Text(Files):
   Config keys:
     document: 'file', one document per file, or 'line', one per line that is not blank.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   files: Path | Annotated[Mapping, NotEmpty()]
   document: Literal['file', 'line'] = 'file'
   test_fraction: Share = 0.1
@@ -107,7 +108,7 @@ class JsonLinesFiles(Files):
   Config keys:
     field: its string field that is the document.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   files: Path | Annotated[Mapping, NotEmpty()]
   field: str = 'text'
   test_fraction: Share = 0.1

@@ -9,7 +9,7 @@ import grain
 import jax
 import numpy as np
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, config_path
 from moejax.data.order import Order
 from moejax.data.packing import Document, Packing, Window
 from moejax.data.pipeline import Pipeline, endless, require_model_key
@@ -29,19 +29,19 @@ class TextPipeline(Pipeline):
       share of every training batch, in its own rows (DEMix, section 3).
   """
 
-  def __init__(self, where: str, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int,
+  def __init__(self, source: dict, tokenizer: dict, batch_size: int, shuffle_batches: int, threads: int,
                readers: int, balance: Balance):
-    built = SOURCES.build(source, f'{where}.source')
+    built = SOURCES.build(source, '.source')
     if balance == 'tasks' and not built.tasks:
-      raise ConfigError(f"{where}.balance is 'tasks', but the source {source['name']!r} has no tasks. Use the source "
+      raise ConfigError(f".balance is 'tasks', but the source {source['name']!r} has no tasks. Use the source "
                         "'mixture'.")
     self.balance, self._shares = balance, len(built.tasks) if balance == 'tasks' else 1
     if batch_size % (readers * self._shares):
-      raise ConfigError(f'{where}.batch_size must be a multiple of {readers * self._shares}, the number of tasks that '
-                        f'share it times {where}.readers, not {batch_size}.')
+      raise ConfigError(f'.batch_size must be a multiple of {readers * self._shares}, the number of tasks that '
+                        f'share it times {config_path()}.readers, not {batch_size}.')
     # Each task has its own readers, so its position is saved like any other reader's.
-    super().__init__(where, built, batch_size, threads, readers * self._shares)
-    self.tokenizer = TOKENIZERS.build(tokenizer, f'{where}.tokenizer')
+    super().__init__(built, batch_size, threads, readers * self._shares)
+    self.tokenizer = TOKENIZERS.build(tokenizer, '.tokenizer')
     self.vocab_size = self.tokenizer.vocab_size
     self.shuffle_batches = shuffle_batches
 

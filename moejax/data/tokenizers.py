@@ -12,7 +12,7 @@ from typing import Annotated
 
 import numpy as np
 
-from moejax.config import Registry
+from moejax.config import Registry, config_path
 from moejax.data import fingerprint
 from moejax.data.source import DataError, Example, Path, decoding, local_path, require, whole_numbers
 from moejax.ranges import Count, NotEmpty
@@ -86,7 +86,7 @@ TOKENIZERS = Registry('tokenizer', Tokenizer)
 @dataclasses.dataclass(frozen=True)
 class Bytes(Tokenizer):
   """UTF-8 bytes: ids 0 to 255 are the bytes, 256 is the start, 257 the end."""
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   vocab_size = 258
   start = 256
   end = 257
@@ -110,7 +110,7 @@ class Ids(Tokenizer):
   Config keys:
     num_ids: number of ids.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   num_ids: Count
   end = None
 
@@ -196,7 +196,7 @@ class SentencePiece(_FromFile):
 
   The start is the file's `<s>`, else its padding (T5's convention), else its end.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   path: Path
   vocab_size: Count
 
@@ -239,7 +239,7 @@ class HuggingFaceTokenizer(_FromFile):
     end_token: the token that ends documents.
     start_token: the token that documents start from; None: the end token, as in GPT-2.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   path: Path
   vocab_size: Count
   end_token: Annotated[str, NotEmpty()]

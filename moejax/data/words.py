@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from moejax.config import config_path
 from moejax.data.tokenizers import TOKENIZERS, Tokenizer
 from moejax.ranges import AtLeast
 
@@ -20,7 +21,7 @@ class HashedWords(Tokenizer):
   Config keys:
     vocab_size: number of ids, including the start and the end.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   vocab_size: Annotated[int, AtLeast(3)]
   start = 0
   end = 1

@@ -1,15 +1,17 @@
 """The base class of dispatchers: registry, check for unsupported plans, and the identity path."""
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 
 from moejax import experts as experts_lib
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, at, config_path
 from moejax.kernels import CannotRun
 from moejax.routing.plans import Plan, TokenPlan
 
-def build(config, where: str) -> 'Dispatcher':
-  """Builds the dispatcher named in `config`, e.g. `dict(name='gather')`. `where` is the config path, for errors."""
+
+def build(config: Mapping, where: str) -> 'Dispatcher':
+  """Builds the dispatcher named in `config`, e.g. `dict(name='gather')`. `where` is the config path."""
   return DISPATCHERS.build(config, where)
 
 
@@ -18,9 +20,9 @@ class Dispatcher:
   """Executes plans. A subclass defines which (`supports`) and how (`run`).
 
   Attributes:
-    where: config path, for errors.
+    where: its config path, for errors while it runs.
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
 
   @classmethod
   def supports(cls, plan_type: type[Plan], placed: bool) -> bool:
@@ -31,7 +33,7 @@ class Dispatcher:
     """x: <float>[G,S,D] -> <float>[G,S,D], without the identity path."""
     raise NotImplementedError
 
-  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts) -> jax.Array:
+  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule) -> jax.Array:
     """`run` on the active mesh. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
@@ -53,11 +55,12 @@ class Dispatcher:
       ConfigError: while tracing, before compilation: the dispatcher does not support the plan, or its implementation
         cannot run here.
     """
-    self.check(plan)
-    try:
-      y = self.run_on_mesh(plan, x, experts_lib.BoundExperts(experts, key, train))
-    except CannotRun as limit:
-      raise ConfigError(f'{self.where}.implementation: {limit}') from None
+    with at(self.where):
+      self.check(plan)
+      try:
+        y = self.run_on_mesh(plan, x, experts_lib.BoundModule(experts, key, train))
+      except CannotRun as limit:
+        raise ConfigError(f'.implementation: {limit}') from None
     if plan.passthrough is not None:
       y = y + plan.passthrough[..., None] * x
     return y.astype(x.dtype)
@@ -68,7 +71,7 @@ class Dispatcher:
     if not self.supports(*kind):
       own = next(name for name in DISPATCHERS if DISPATCHERS[name] is type(self))
       able = [repr(name) for name in DISPATCHERS if DISPATCHERS[name].supports(*kind)]
-      raise ConfigError(f'{self.where}: dispatcher {own!r} cannot run a {_describe(plan)}; {" and ".join(able)} can. '
+      raise ConfigError(f': dispatcher {own!r} cannot run a {_describe(plan)}; {" and ".join(able)} can. '
                         'Change the dispatcher or the router.')
 
 

@@ -37,8 +37,8 @@ Method = Literal['all_to_all'] | Dropless
 Run = Callable[[Plan, jax.Array, experts_lib.BoundExperts], jax.Array]
 
 
-def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts, *, method: Method | None,
-                 chunks: int, where: str) -> jax.Array:
+def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule, *, method: Method | None,
+                 chunks: int) -> jax.Array:
   """Computes `run(plan, x, experts)` on all devices of the active mesh.
 
   Args:
@@ -48,7 +48,6 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundE
     experts: all experts.
     method: of the exchange; None: the dropless method with less traffic.
     chunks: number of parts sent and computed in turn, so that one is sent while another is computed.
-    where: config path of the dispatcher, for errors.
 
   Returns:
     <float>[G,S,D].
@@ -71,7 +70,7 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundE
   variables, axes, rebuild = functional.open_module(experts.experts)
   specs = {path: rules.parameter_spec(axes[path], variables[path].shape) for path in variables}
   hidden = _hidden_axes(axes, specs)
-  _check(mesh, plan.num_experts, hidden, where)
+  _check(mesh, plan.num_experts, hidden)
   if 'expert' in hidden:
     method = 'all_gather'
   if method is None:
@@ -83,7 +82,7 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundE
       bound = dataclasses.replace(experts, experts=module, key=key)
       here = DeviceExperts(bound, plan.num_experts, x.shape[0] * x.shape[1], 'expert' in hidden,
                            HiddenShard(hidden) if hidden else None)
-      return _METHODS[method](run, plan, x, here, chunks, where).astype(x.dtype)[None]
+      return _METHODS[method](run, plan, x, here, chunks).astype(x.dtype)[None]
 
   batch = PartitionSpec(rules.BATCH_AXES)
   parts = 'model' if 'model' in hidden else None
@@ -110,7 +109,7 @@ class DeviceExperts:
     inside: whether every expert's hidden units are sharded over the `expert` axis.
     part: this device's shard of the hidden units; None: all of them.
   """
-  call: experts_lib.BoundExperts
+  call: experts_lib.BoundModule
   num_experts: int
   tokens: int
   inside: bool
@@ -141,7 +140,7 @@ class DeviceExperts:
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalExperts(experts_lib.BoundExperts):
+class LocalExperts(experts_lib.BoundModule):
   """This device's experts, as a dispatcher calls them.
 
   Attributes:
@@ -167,31 +166,30 @@ class LocalExperts(experts_lib.BoundExperts):
 # ---- the three ways -------------------------------------------------------------------------------------------------
 
 
-def _by_all_to_all(run, plan, x, here, chunks, where):
-  return run(plan, x, _BufferedExperts(here, chunks, where))
+def _by_all_to_all(run, plan, x, here, chunks):
+  return run(plan, x, _BufferedExperts(here, chunks))
 
 
 @dataclasses.dataclass(frozen=True)
-class _BufferedExperts:
+class _BufferedExperts(experts_lib.BoundExperts):
   """The experts of all devices, as a dispatcher with buffers calls them."""
   here: DeviceExperts
   chunks: int
-  where: str
 
-  def __call__(self, rows, layout):
+  def __call__(self, rows: jax.Array, layout: Buffers) -> jax.Array:
     there = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=0, concat_axis=1, tiled=True)
     back = functools.partial(jax.lax.all_to_all, axis_name='expert', split_axis=1, concat_axis=0, tiled=True)
     ids = self.here.number(self.here.own_tokens())(layout.row_ids)
     experts = self.here.experts(lambda ids: ids)
     if rows.shape[1] % self.chunks:
-      raise ConfigError(f'{self.where}.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
+      raise ConfigError(f'.chunks = {self.chunks} does not divide the {rows.shape[1]} slots that a device '
                         'sends to each expert: choose a divisor or another capacity.')
     y = [back(experts(there(part), Buffers(there(part_ids))))
          for part, part_ids in zip(jnp.split(rows, self.chunks, 1), jnp.split(ids, self.chunks, 1))]
     return jnp.concatenate(y, axis=1)
 
 
-def _by_all_gather(run, plan, x, here, chunks, where):
+def _by_all_gather(run, plan, x, here, chunks):
   def gather(a):
     return jax.lax.all_gather(a, 'expert', tiled=True)
 
@@ -202,7 +200,7 @@ def _by_all_gather(run, plan, x, here, chunks, where):
     plan = _restricted(jax.tree.map(gather, plan), here.first, here.count)
     y = run(plan, gather(x), here.experts(here.number(gather(token), here.first, here.count)))
     return jax.lax.psum_scatter(y.astype(x.dtype), 'expert', tiled=True)
-  return _in_chunks(compute, plan, x, here, chunks, where)
+  return _in_chunks(compute, plan, x, here, chunks)
 
 
 def _restricted(plan, first, count):
@@ -215,17 +213,17 @@ def _restricted(plan, first, count):
   return dataclasses.replace(plan, expert=jnp.where(kept, expert, 0), kept=kept, num_experts=count)
 
 
-def _by_ragged_all_to_all(run, plan, x, here, chunks, where):
+def _by_ragged_all_to_all(run, plan, x, here, chunks):
   def compute(plan, x, token):
     return run(plan, x, ragged.RaggedExperts(here.experts(lambda ids: ids), here.number(token)))
-  return _in_chunks(compute, plan, x, here, chunks, where)
+  return _in_chunks(compute, plan, x, here, chunks)
 
 
-def _in_chunks(compute, plan, x, here, chunks, where):
+def _in_chunks(compute, plan, x, here, chunks):
   if not isinstance(plan, TokenPlan) or chunks == 1:
     return compute(plan, x, here.own_tokens())
   if x.shape[1] % chunks:
-    raise ConfigError(f'{where}.chunks = {chunks} does not divide the {x.shape[1]} tokens of a device: choose a '
+    raise ConfigError(f'.chunks = {chunks} does not divide the {x.shape[1]} tokens of a device: choose a '
                       'divisor.')
   split = lambda a: jnp.split(a, chunks, axis=1)
   plans = zip(*map(split, jax.tree.leaves(plan)))
@@ -257,11 +255,11 @@ def _over_fsdp(variable, spec, experts):
   return variable
 
 
-def _check(mesh: Mesh, num_experts: int, hidden: tuple[str, ...], where: str) -> None:
+def _check(mesh: Mesh, num_experts: int, hidden: tuple[str, ...]) -> None:
   devices = mesh.shape['expert']
   if num_experts % devices and 'expert' not in hidden:
     shares = math.prod(mesh.shape[axis] for axis in ('expert', 'model'))
-    raise ConfigError(f'{where}: with {num_experts} experts on the {devices} devices of the mesh axis `expert`, hidden '
+    raise ConfigError(f': with {num_experts} experts on the {devices} devices of the mesh axis `expert`, hidden '
                       f'units are split {shares} ways (expert x model), which does not divide them. Make '
                       f'config.model.moe.experts.hidden a multiple of {shares}, or config.mesh.expert a divisor of '
                       f'{num_experts}.')

@@ -36,7 +36,7 @@ class Gather(Dispatcher):
 
   def run_on_mesh(self, plan, x, experts):
     """See `Dispatcher.run_on_mesh`."""
-    return over_devices(self.run, plan, x, experts, method='all_to_all', chunks=self.chunks, where=self.where)
+    return over_devices(self.run, plan, x, experts, method='all_to_all', chunks=self.chunks)
 
 
 def _run_tokens(plan, x, experts):
@@ -69,7 +69,7 @@ def _on_buffers(rows, token, plan, experts):
   num_tokens = plan.expert.shape[1] if isinstance(plan, TokenPlan) else plan.num_tokens
   shape = (groups, plan.num_experts, plan.capacity)
   ids = row_ids(token.reshape(shape) + num_tokens * jnp.arange(groups)[:, None, None],
-                        jnp.arange(plan.num_experts)[:, None], plan.num_experts)
+                jnp.arange(plan.num_experts)[:, None], plan.num_experts)
   buffers = to_buffers(rows.reshape(*shape, dim))
   y = experts(buffers, Buffers(ids.swapaxes(0, 1).reshape(plan.num_experts, -1)))
   return from_buffers(y, groups).reshape(groups, -1, dim)

@@ -48,13 +48,13 @@ class Grouped(Dispatcher):
 
   def run_on_mesh(self, plan, x, experts):
     """See `Dispatcher.run_on_mesh`."""
-    return over_devices(self.run, plan, x, experts, method=self.exchange, chunks=self.chunks, where=self.where)
+    return over_devices(self.run, plan, x, experts, method=self.exchange, chunks=self.chunks)
 
   def _sorted(self, plan, x, routes, order, experts):
     num_tokens, num_rows, num_experts = len(x), len(routes.token), len(routes.group_sizes)
     expert = jnp.searchsorted(jnp.cumsum(routes.group_sizes), jnp.arange(num_rows), side='right')
     layout = Ragged(expert, routes.group_sizes, row_ids(routes.token, expert, num_experts),
-                            self.implementation)
+                    self.implementation)
     if routes.position is None:
       y = routes.weight[:, None] * experts(take_or_zeros(x[None], routes.token[None])[0], layout)
       return add_rows(y[None], routes.token[None], num_tokens)

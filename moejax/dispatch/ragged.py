@@ -15,8 +15,10 @@ from moejax.kernels.target import target
 
 
 @dataclasses.dataclass(frozen=True)
-class RaggedExperts:
+class RaggedExperts(experts_lib.BoundExperts):
   """Sends rows sorted by expert to the devices of the mesh axis `expert`, and returns the experts' outputs.
+
+  There is no fused block: rows are gathered before they are sent, and summed after they return.
 
   Attributes:
     local: this device's experts.
@@ -24,10 +26,6 @@ class RaggedExperts:
   """
   local: experts_lib.BoundExperts
   number: Callable[[jax.Array], jax.Array]
-
-  def block(self) -> None:
-    """No fused block: rows are gathered before they are sent, and summed after they return."""
-    return None
 
   def __call__(self, rows: jax.Array, layout: Ragged) -> jax.Array:
     """rows: <float>[M,D] sorted by expert -> <float>[M,D]."""

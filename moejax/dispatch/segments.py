@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax.config import ConfigError
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
 from moejax.dispatch.rows import take_rows
-from moejax.experts import BoundExperts
+from moejax.experts import BoundModule
 from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name
 from moejax.routing.by_expert import by_expert
@@ -34,15 +34,15 @@ class SegmentDispatch(Dispatcher):
   def check(self, plan):
     """Raises ConfigError unless `plan` is a dropless TokenPlan."""
     if not isinstance(plan, TokenPlan) or plan.capacity is not None:
-      raise ConfigError(f"{self.where}: dispatcher 'segments' requires token choice without a capacity. Use "
+      raise ConfigError(": dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundExperts) -> jax.Array:
+  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundModule) -> jax.Array:
     """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
     module: Any = experts.experts
     choices = plan.expert.shape[-1]
     if getattr(module, 'segments', None) != choices:
-      raise ConfigError(f"{self.where}: each token has {choices} choices: set experts=dict(name='segments', "
+      raise ConfigError(f": each token has {choices} choices: set experts=dict(name='segments', "
                         f'segments={choices}, ...), or another dispatch.')
     tokens = x.reshape(-1, x.shape[-1])
     expert = jnp.where(plan.kept, plan.expert, plan.num_experts).reshape(-1, choices)

@@ -6,21 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from moejax import json_lines
+from moejax import buckets, json_lines
 
 FILE = 'evaluations.jsonl'
 
 
 def append(workdir: str | Path, step: int, overrides: dict, metrics: dict[str, float]) -> Path:
   """Appends a line; returns the path of the file."""
-  path = Path(workdir) / FILE
+  path = buckets.path(workdir) / FILE
   json_lines.append(path, {'step': step, 'overrides': overrides, 'metrics': metrics})
   return path
 
 
 def read(workdir: str | Path, say: Callable[[str], None] = print) -> list[dict]:
   """All lines in order; [] if there are none. `say` reports lines that cannot be read."""
-  return json_lines.read(Path(workdir) / FILE, _is_evaluation, say)
+  return json_lines.read(buckets.path(workdir) / FILE, _is_evaluation, say)
 
 
 def steps(workdir: str | Path, overrides: dict, say: Callable[[str], None] = print) -> set[int]:

@@ -4,6 +4,7 @@ A dispatcher calls `experts(rows, layout, key=key, train=train)` and gets one ou
 which expert's weights apply to which row.
 """
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -37,9 +38,21 @@ class Expert(nnx.Module):
 EXPERTS = config_lib.Registry('expert', Expert, context=('dim', 'num_experts', 'dtype', 'rngs'))
 
 
-@dataclasses.dataclass(frozen=True)
 class BoundExperts:
-  """Experts with the other arguments of a call bound: `call(rows, layout)`.
+  """Experts as a dispatcher calls them, with rows and their layout alone."""
+
+  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    raise NotImplementedError
+
+  def block(self) -> FusedExperts | None:
+    """The experts as one fused block; None: they only run as called."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundModule(BoundExperts):
+  """A module of experts with the other arguments of its call bound.
 
   Attributes:
     experts: see `build`.
@@ -51,20 +64,20 @@ class BoundExperts:
   train: bool = False
 
   def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
-    """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
+    """See `BoundExperts`."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 
   def block(self) -> FusedExperts | None:
-    """The experts as one fused block; None if they are not feed-forwards, or use dropout."""
+    """See `BoundExperts`; None if they are not feed-forwards, or use dropout."""
     return self.experts.block(self.train)
 
 
-def build(config, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> Expert:
+def build(config: Mapping, where: str, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs) -> Expert:
   """Builds the experts named in `config`, e.g. `dict(name='feed_forward', hidden=1024)`.
 
   Args:
     config: `name` and the keys of its constructor.
-    where: config path, for errors.
+    where: config path.
     dim: D.
     num_experts: E, or None for a single expert without an expert axis.
     dtype: dtype of the computation; parameters are float32.

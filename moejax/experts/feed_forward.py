@@ -20,13 +20,12 @@ class FeedForwardExperts(Expert):
   `bo` [D].
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+  def __init__(self, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
                activation: Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
                init: Literal['independent', 'identical'] = 'independent', init_scale: Positive = 1.):
     """Initialises the weights; biases start at zero.
 
     Args:
-      where: config path, for errors.
       dim: D.
       num_experts: E, or None for one dense feed-forward without expert axis.
       dtype: dtype of the computation.

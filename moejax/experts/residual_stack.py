@@ -22,12 +22,11 @@ class ResidualStack(Expert):
   pass through unchanged. The model's `sparse_form='insert'` feeds it `x` itself.
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+  def __init__(self, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
                sublayers: Annotated[int, Between(1, 32)] = 1, activation: Activation = 'relu', use_bias: bool = True):
     """Initialises all sublayers; the defaults are fairseq's.
 
     Args:
-      where: config path, for errors.
       dim: D.
       num_experts: E, or None for a single stack without an expert axis.
       dtype: dtype of the computation.
@@ -39,8 +38,8 @@ class ResidualStack(Expert):
     """
     self.dtype = dtype
     self.sublayers = nnx.List([
-        ResidualSublayer(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
-                 activation=activation, use_bias=use_bias) for _ in range(sublayers)])
+        ResidualSublayer(dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
+                         activation=activation, use_bias=use_bias) for _ in range(sublayers)])
 
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:

@@ -19,8 +19,8 @@ class ScaledGEGLU(FeedForwardExperts):
   st-moe-pytorch.
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count):
-    super().__init__(where=where, dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
+  def __init__(self, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count):
+    super().__init__(dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation='geglu', use_bias=True)
     for name, outputs in dict(wi=2 * hidden, wg=2 * hidden, bi=2 * hidden, bg=2 * hidden, wo=dim, bo=dim).items():
       old = getattr(self, name)

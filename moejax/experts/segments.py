@@ -21,12 +21,11 @@ class SegmentExperts(Expert):
   of the hidden layer. Parameters: `wi` and `wg` [N,E,D,F/N], `wo` [N,E,F,D/N].
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
+  def __init__(self, *, dim: int, num_experts: int | None, dtype, rngs: nnx.Rngs, hidden: Count,
                segments: Annotated[Count, Divides('dim'), Divides('hidden')], activation: Activation = 'relu'):
     """Initialises the weights.
 
     Args:
-      where: config path, for errors.
       dim: D.
       num_experts: E.
       dtype: dtype of the computation.
@@ -36,8 +35,8 @@ class SegmentExperts(Expert):
       activation: the nonlinearity; gated activations have a third matrix.
     """
     if num_experts is None:
-      raise ConfigError(f"{where}: a shared expert cannot be 'segments', which tokens choose. Use 'feed_forward'.")
-    self.where, self.dtype, self.segments = where, dtype, segments
+      raise ConfigError(": a shared expert cannot be 'segments', which tokens choose. Use 'feed_forward'.")
+    self.dtype, self.segments = dtype, segments
     self.activation: Activation = activation
     draw = jax.nn.initializers.variance_scaling(1., 'fan_in', 'truncated_normal', batch_axis=(0, 1))
     weight = lambda shape, axes: functional.parameter(rngs, draw, (segments, num_experts, *shape),
@@ -59,4 +58,4 @@ class SegmentExperts(Expert):
   def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
                train: bool = False) -> jax.Array:
     """Raises ConfigError: only dispatch 'segments' can call these experts."""
-    raise ConfigError(f"{self.where}: experts 'segments' need dispatch=dict(name='segments').")
+    raise ConfigError(": experts 'segments' need dispatch=dict(name='segments').")

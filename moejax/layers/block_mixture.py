@@ -13,7 +13,7 @@ from moejax.layers.feed_forwards.moe import ExpertCount
 from moejax.layers.sublayer import Cache, Context, Left
 from moejax.random import derive
 from moejax.routing import router as routers
-from moejax.routing.plans import Leak
+from moejax.routing.plans import Leak, SoftPlan
 from moejax.routing.router import RouterOutput
 
 # Keys of `MoE` for experts that are feed-forwards.
@@ -44,6 +44,7 @@ class LayerMixture(nnx.Module):
                train: bool) -> tuple[jax.Array, RouterOutput]:
     """x: <float>[B,S,D] -> the same shape, and the router's output."""
     routed = self.router(x, context.inputs, key=derive(key, 'router'), train=train)
+    assert not isinstance(routed.plan, SoftPlan)
     weight = routed.plan.to_dense().weight
     graph, variables = nnx.split(self.layers)
 

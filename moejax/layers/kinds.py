@@ -3,7 +3,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from moejax.config import ConfigError, path
+from moejax.config import ConfigError, config_path
 from moejax.layers.block import BranchSpec
 from moejax.layers.pattern import Kind, dense_or_sparse, mixtures, named_kinds
 from moejax.layers.stack import Depth, Layers, Remat
@@ -36,6 +36,7 @@ class TransformerConfig:
       mixes whole layers (`LayerMixture`).
     blocks: kinds of blocks by name, each with its branches by name, in order, in place of the keys above; see `pattern`.
     pattern: the kind of each layer; may be None if there is only one.
+    view: what blocks compute with in place of their stored weights, e.g. LoRA; see `views`.
     dropout: on every branch, and on the input.
     stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
     layers: scanned (only distinct blocks are compiled) or unrolled.
@@ -53,6 +54,7 @@ class TransformerConfig:
   sparse_form: SparseForm = 'replace'
   blocks: Mapping | None = None
   pattern: Mapping | None = None
+  view: Mapping | None = None
   dropout: Rate = 0.
   stochastic_depth: Rate = 0.
   layers: Layers = 'unrolled'
@@ -67,7 +69,7 @@ def expand(config: TransformerConfig, cross_attention: bool = False) -> tuple[tu
   shorthand = [name for name in ('attention', 'feed_forward', 'moe', 'extra_feed_forward')
                if getattr(config, name) is not None]
   if shorthand:
-    raise ConfigError(f'.{shorthand[0]}: {path()}.blocks says what each kind of block is made of. Remove '
+    raise ConfigError(f'.{shorthand[0]}: {config_path()}.blocks says what each kind of block is made of. Remove '
                       f'{", ".join(shorthand)}.')
   return named_kinds(config.blocks, config.pattern, config.num_layers)
 
@@ -80,7 +82,7 @@ def _dense_and_sparse(config: TransformerConfig, cross_attention: bool) -> tuple
   kinds, sparse = mixtures(
       config.moe, dense_or_sparse(config.sparse or dict(name='none'), config.num_layers))
   if config.moe is None and 'sparse' in kinds:
-    raise ConfigError(f'.moe is missing: {path()}.sparse makes some layers sparse. Set moe, or sparse=none.')
+    raise ConfigError(f'.moe is missing: {config_path()}.sparse makes some layers sparse. Set moe, or sparse=none.')
   if config.sparse_form == 'layer' and (config.sharing == 'all_but_norms' or config.extra_feed_forward is not None):
     key, why = (('sharing', "each expert is a layer with its own norms. Use 'all' or 'none'")
                 if config.extra_feed_forward is None else
@@ -88,11 +90,11 @@ def _dense_and_sparse(config: TransformerConfig, cross_attention: bool) -> tuple
     raise ConfigError(f".{key}: with sparse_form='layer' {why}.")
 
   def branch(key: str, name: str, keys: Mapping, norm: str = '') -> BranchSpec:
-    return BranchSpec({'name': name, **keys}, f'{path()}.{key}', norm)
+    return BranchSpec({'name': name, **keys}, f'{config_path()}.{key}', norm)
 
   mixed = dict(attention=branch('attention', 'attention', config.attention))
   if cross_attention:
-    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{path()}.attention')
+    mixed['cross_attention'] = BranchSpec({**config.attention, 'name': 'cross_attention'}, f'{config_path()}.attention')
   dense = dict(feed_forward=branch('feed_forward', 'feed_forward', config.feed_forward))
   contents = {'dense': {**mixed, **dense}}
   for kind, moe in sparse.items():

@@ -10,7 +10,7 @@ layout `sparse=dict(name='every', n=2)` stand for two kinds, 'dense' and 'sparse
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from moejax.config import ConfigError, Registry, path
+from moejax.config import ConfigError, Registry, config_path
 from moejax.layers.block import BranchSpec
 from moejax.ranges import Count, Natural
 
@@ -48,20 +48,20 @@ def named_kinds(blocks: Mapping, pattern: Mapping | None,
   Raises:
     ConfigError: the pattern does not name a kind of `blocks` for each layer.
   """
-  kinds = {name: {branch: BranchSpec(config, f'{path()}.blocks.{name}.{branch}') for branch, config in block.items()}
+  kinds = {name: {branch: BranchSpec(config, f'{config_path()}.blocks.{name}.{branch}') for branch, config in block.items()}
            for name, block in blocks.items()}
   if pattern is None and len(kinds) > 1:
-    raise ConfigError(f'.pattern is missing: {path()}.blocks has the kinds {", ".join(kinds)}. Set e.g. '
+    raise ConfigError(f'.pattern is missing: {config_path()}.blocks has the kinds {", ".join(kinds)}. Set e.g. '
                       f"pattern=dict(name='cycle', kinds={tuple(kinds)}).")
   chosen = (tuple(kinds) * num_layers if pattern is None else
             PATTERNS.build(pattern, '.pattern', num_layers=num_layers))
   if unknown := sorted(set(chosen) - set(kinds)):
-    raise ConfigError(f'.pattern: there is no kind {unknown[0]!r} in {path()}.blocks. '
+    raise ConfigError(f'.pattern: there is no kind {unknown[0]!r} in {config_path()}.blocks. '
                       f'Allowed: {", ".join(kinds)}.')
   if len(chosen) != num_layers:
-    raise ConfigError(f'.pattern names {len(chosen)} layers, and {path()}.num_layers is {num_layers}.')
+    raise ConfigError(f'.pattern names {len(chosen)} layers, and {config_path()}.num_layers is {num_layers}.')
   if unused := sorted(set(kinds) - set(chosen)):
-    raise ConfigError(f'.blocks.{unused[0]} is not used: no layer of {path()}.pattern is of this kind. Remove it.')
+    raise ConfigError(f'.blocks.{unused[0]} is not used: no layer of {config_path()}.pattern is of this kind. Remove it.')
   return chosen, kinds
 
 

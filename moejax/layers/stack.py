@@ -6,6 +6,7 @@ A pattern of kinds is factored into segments, each a repeated unit: 'every secon
 """
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -103,8 +104,8 @@ class Stack:
       else:
         yield block
 
-  def run(self, blocks: nnx.List, step: Step, x: jax.Array, key: jax.Array | None,
-          cache: Tree | None = None) -> tuple[jax.Array, dict[str, RouterOutput], Tree, Tree | None]:
+  def run(self, blocks: nnx.List, step: Step, x: jax.Array, key: jax.Array | None, cache: Tree | None = None,
+          views: nnx.List | None = None) -> tuple[jax.Array, dict[str, RouterOutput], Tree, Tree | None]:
     """Applies all blocks to `x`.
 
     Args:
@@ -113,6 +114,7 @@ class Stack:
       x: <float>[B,S,D].
       key: for noise and dropout.
       cache: what the branches of each block remember, by the paths of `blocks`, as `caches` returns it.
+      views: a `View` for each block, as `build` returns them: `step` receives the block with the weights that it makes.
 
     Returns:
       x: output of the last block.
@@ -120,11 +122,12 @@ class Stack:
       updates: updates of router state, nested by the paths of `blocks`.
       cache: the new one; None without one.
     """
-    step = self._rematerialised(step)
+    step = self._opened(step)
     depths = jnp.arange(len(self.kinds))
     keys = None if key is None else jax.vmap(lambda depth: jax.random.fold_in(key, depth))(depths)
     run = self._scan if self.layers == 'scan' else self._unroll
-    x, left, updates, new_cache = run(blocks, step, x, keys, depths, cache or {})
+    views = nnx.List([None] * len(blocks)) if views is None else views
+    x, left, updates, new_cache = run(blocks, views, step, x, keys, depths, cache or {})
     routers = {}
     for depth in sorted(left):
       routers |= sublayer.routers(f'block_{depth:02d}', left[depth])
@@ -167,32 +170,36 @@ class Stack:
   def _places(self) -> Iterator[tuple[int, int, int, int]]:
     return places((len(unit), repeats) for unit, repeats in factor(self.kinds))
 
-  def _unroll(self, blocks, step, x, keys, depths, cache):
+  def _unroll(self, blocks, views, step, x, keys, depths, cache):
     left, updates, new_cache = {}, {}, {}
-    for depth, block in enumerate(blocks):
+    for depth, (block, view) in enumerate(zip(blocks, views)):
       name = str(depth)
-      x, left[depth] = step(block, x, None if keys is None else keys[depth], depths[depth], cache.get(name))
+      key = None if keys is None else keys[depth]
+      x, left[depth] = step(block, view, x, key, depths[depth], cache.get(name))
       if changed := sublayer.updates(left[depth]):
         updates[name] = changed
       if remembered := sublayer.caches(left[depth]):
         new_cache[name] = remembered
     return x, left, updates, new_cache
 
-  def _scan(self, blocks, step, x, keys, depths, cache):
-    def body(unit, x, per_layer):
+  def _scan(self, blocks, views, step, x, keys, depths, cache):
+    def body(modules, x, per_layer):
+      unit, unit_views = modules
       keys, depths, caches = per_layer
       left = []
       for position, block in enumerate(unit):
         key = None if keys is None else keys[position]
-        x, of_block = step(block, x, key, depths[position], caches.get(str(position)))
+        view = None if unit_views is None else unit_views[position]
+        x, of_block = step(block, view, x, key, depths[position], caches.get(str(position)))
         left.append(of_block)
       return x, left
 
     stacked, updates, new_cache, first = [], {}, {}, 0
-    for segment, ((unit, repeats), modules) in enumerate(zip(factor(self.kinds), blocks)):
+    for segment, ((unit, repeats), *modules) in enumerate(zip(factor(self.kinds), blocks, views)):
       name = str(segment)
       take = lambda a: a[first:first + repeats * len(unit)].reshape(repeats, len(unit))
-      x, left = functional.scan_modules(modules, body, x, (*jax.tree.map(take, (keys, depths)), cache.get(name, {})))
+      per_layer = (*jax.tree.map(take, (keys, depths)), cache.get(name, {}))
+      x, left = functional.scan_modules(nnx.List(modules), body, x, per_layer)
       stacked.append(left)
       if changed := {str(position): new for position, one in enumerate(left) if (new := sublayer.updates(one))}:
         updates[name] = changed
@@ -203,14 +210,19 @@ class Stack:
             for depth, segment, repeat, position in self._places()}
     return x, left, updates, new_cache
 
-  def _rematerialised(self, step: Step) -> Step:
-    if self.remat == 'none':
-      return step
+  def _opened(self, step: Step) -> Callable:
+    """`step` of a block and its view: with the weights that the view makes, and as much recomputed as `remat` says."""
+    def opened(block, view, *inputs):
+      if view is not None:
+        stored, _, rebuild = functional.open_module(block)
+        block = rebuild(view(stored))
+      return step(block, *inputs)
 
-    def rematerialised(block, x, key, depth, cache):
-      variables, _, rebuild = functional.open_module(block)
+    def rematerialised(block, view, *inputs):
+      variables, _, rebuild = functional.open_module(nnx.List([block, view]))
       # Inside a scan the loop already prevents the compiler from merging the two computations.
-      compute = jax.checkpoint(lambda variables, *inputs: step(rebuild(variables), *inputs),
+      both = lambda variables: typing.cast(nnx.List, rebuild(variables))
+      compute = jax.checkpoint(lambda variables, *inputs: opened(*both(variables), *inputs),
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
-      return compute(variables, x, key, depth, cache)
-    return rematerialised
+      return compute(variables, *inputs)
+    return opened if self.remat == 'none' else rematerialised

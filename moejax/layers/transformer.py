@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config import ConfigError, at, path
+from moejax.config import ConfigError, at, config_path
 from moejax.functional import Tree, add_updates
 from moejax.layers.block import Block, Norms
 from moejax.layers.block_mixture import BlockMixture
@@ -17,6 +17,7 @@ from moejax.layers.kinds import TransformerConfig, expand
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Stack, factor
 from moejax.layers.sublayer import Context
+from moejax.layers.views import VIEWS
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
@@ -56,7 +57,7 @@ class Transformer(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs,
                cross_attention: bool = False):
-    where = path()
+    where = config_path()
     kinds, contents = expand(config, cross_attention)
     if config.sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f".sharing = {config.sharing!r} needs layers of one kind, and there are "
@@ -92,6 +93,12 @@ class Transformer(nnx.Module):
     self.shared = None if config.sharing == 'none' else block(kinds[0], rngs)
     if isinstance(self.shared, Block) and config.sharing == 'all_but_norms':
       self.shared.remove_norms()
+    if config.view is not None and config.sharing != 'none':
+      raise ConfigError(f".view: layers with sharing = {config.sharing!r} have no weights of their own to view. Use "
+                        "sharing='none'.")
+    view = config.view
+    self.views = None if view is None else self.stack.build(
+        lambda kind, rngs: VIEWS.build(view, f'{where}.view', block=block(kind, rngs), rngs=rngs), rngs)
     self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
   def __call__(self, x: jax.Array, context: Context, cache: Tree | None = None, *, key: jax.Array | None,
@@ -105,7 +112,7 @@ class Transformer(nnx.Module):
       block = own if self.shared is None else self.shared
       return block(x, context, cache, key=key, depth=depth, train=train, norms=norms)
 
-    x, routers, updates, cache = self.stack.run(self.blocks, step, x, derive(key, 'blocks'), cache)
+    x, routers, updates, cache = self.stack.run(self.blocks, step, x, derive(key, 'blocks'), cache, self.views)
     if updates and self.sharing != 'none':
       by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
       updates = dict(shared=functools.reduce(add_updates, by_layer.values()))

@@ -21,7 +21,7 @@ from moejax.ranges import Count
 
 @MODELS('decoder')
 class Decoder(nnx.Module):
-  """Tokens to next-token logits; a token attends to itself and earlier tokens of its segment.
+  """TokenRows to next-token logits; a token attends to itself and earlier tokens of its segment.
 
   Config keys besides those of `TransformerConfig`:
     vocab_size, dim: sizes.
@@ -64,7 +64,7 @@ class Decoder(nnx.Module):
     return ModelOutput(self.head(encoded.x, self.embedding), encoded.x, encoded.routers, encoded.updates,
                        cache=None if cache is None else dict(sequences.remember(cache, tokens), blocks=encoded.cache))
 
-  def embed(self, tokens: sequences.Tokens) -> tuple[jax.Array, Context]:
+  def embed(self, tokens: sequences.TokenRows) -> tuple[jax.Array, Context]:
     """The embedded tokens <float>[B,S,D], and what all blocks read."""
     x = self.encoding.embed(self.embedding(tokens.ids), tokens.positions)
     length = tokens.ids.shape[1]

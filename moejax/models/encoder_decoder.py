@@ -80,7 +80,7 @@ class EncoderDecoder(nnx.Module):
     return ModelOutput(self.head(features, self.embedding), features, routers,
                        {name: updates for name, updates in sides.items() if updates})
 
-  def _embed(self, encoding: PositionEncoding, tokens: sequences.Tokens, *, causal: bool,
+  def _embed(self, encoding: PositionEncoding, tokens: sequences.TokenRows, *, causal: bool,
              **memory) -> tuple[jax.Array, Context]:
     length = tokens.ids.shape[1]
     x = encoding.embed(self.embedding(tokens.ids), tokens.positions)

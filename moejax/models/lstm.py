@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config import call, path
+from moejax.config import call, config_path
 from moejax.functional import Tree
 from moejax.layers import sublayer
 from moejax.layers.dropout import dropout as drop
@@ -52,7 +52,7 @@ class LSTMBlock(nnx.Module):
 
 @MODELS('lstm')
 class RecurrentModel(nnx.Module):
-  """Tokens to next-token logits: embedding, LSTM, mixture of experts, LSTM, softmax.
+  """TokenRows to next-token logits: embedding, LSTM, mixture of experts, LSTM, softmax.
 
   Every layer but the last is followed by dropout and has a residual connection. The state is reset at the start of each
   document in a row.
@@ -78,7 +78,7 @@ class RecurrentModel(nnx.Module):
     self.blocks = nnx.List([LSTMBlock(layer, dropout=dropout, mixture_output=mixture_output, **build) for layer in layers])
     for mixture in [block.moe for block in self.blocks if block.moe is not None]:
       for train in (True, False):
-        causality.refuse(mixture.leak(train), f'{path()}.moe.router', train, routing_leak)
+        causality.refuse(mixture.leak(train), f'{config_path()}.moe.router', train, routing_leak)
     self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:

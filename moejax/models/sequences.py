@@ -9,13 +9,13 @@ from moejax.functional import Tree
 from moejax.routing.inputs import RouterInputs
 
 
-# How many earlier tokens routers may look at (`RouterInputs.earlier_ids`).
+# Number of earlier tokens that routers see (`RouterInputs.earlier_ids`).
 _EARLIER = 4
 CACHE_AXES = dict(length=('batch',), ids=('batch', None))
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class TokenRows:
   """Token sequences, several documents packed in a row.
 
   Attributes:
@@ -58,7 +58,7 @@ class Tokens:
     return self.past['length'][:, None] + jnp.cumsum(self.segments > 0, axis=1, dtype=jnp.int32) - 1
 
 
-def remember(past: Tree, tokens: Tokens) -> Tree:
+def remember(past: Tree, tokens: TokenRows) -> Tree:
   """`past` after these tokens too; padding follows the tokens of a row."""
   count = jnp.sum(tokens.segments > 0, axis=1, dtype=jnp.int32)
   latest = jnp.take_along_axis(_after(past, tokens.ids), count[:, None] + jnp.arange(_EARLIER), axis=1)
@@ -74,13 +74,13 @@ def init_cache(batch: int) -> Tree:
   return dict(length=jnp.zeros(batch, jnp.int32), ids=jnp.zeros((batch, _EARLIER), jnp.int32))
 
 
-def read(batch: Tree, prefix: str = '', past: Tree | None = None) -> Tokens:
+def read(batch: Tree, prefix: str = '', past: Tree | None = None) -> TokenRows:
   """`batch[prefix + 'tokens' | 'segments' | 'positions' | 'tasks']`; without segments each row is one document.
 
   Args:
     batch: the tokens; with a `past`, those after it.
     prefix: of the names in the batch.
-    past: see `Tokens`.
+    past: see `TokenRows`.
 
   Raises:
     ConfigError: the batch has no such tokens.
@@ -92,5 +92,5 @@ def read(batch: Tree, prefix: str = '', past: Tree | None = None) -> Tokens:
   whole, start = jnp.ones_like(ids), jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=ids.dtype), ids.shape)
   if past is not None:
     start = start + past['length'][:, None]
-  return Tokens(ids, batch.get(f'{prefix}segments', whole), batch.get(f'{prefix}positions', start),
+  return TokenRows(ids, batch.get(f'{prefix}segments', whole), batch.get(f'{prefix}positions', start),
                 batch.get(f'{prefix}tasks'), past)

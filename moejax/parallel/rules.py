@@ -59,6 +59,7 @@ class Rules:
 
 
 # The stages of ZeRO (arXiv:1910.02054, section 5); each shards one more kind of array.
+Zero = Literal[0, 1, 2, 3]
 _STAGES = {
     0: Rules(_SPLIT, _SPLIT, _SPLIT, _ACTIVATIONS),
     1: Rules(_SPLIT, _SPLIT, _SPLIT_OVER_DATA, _ACTIVATIONS),
@@ -67,7 +68,7 @@ _STAGES = {
 }
 
 
-def build(*, zero: Literal[0, 1, 2, 3] = 3, sequence: bool = False) -> Rules:
+def build(*, zero: Zero = 3, sequence: bool = False) -> Rules:
   """config.sharding.
 
   Args:

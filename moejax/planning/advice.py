@@ -16,14 +16,14 @@ from moejax.planning.estimate import MARGIN, Estimator, Settings
 from moejax.planning.memory import Memory
 from moejax.planning.topologies import Topology
 from moejax.training import spanning_groups
-from moejax.training.setup import prepare
+from moejax.training.setup import Setup, prepare
 from moejax.training.spanning_groups import sides
 from moejax.units import size
 
 _MODEL = (1, 2, 4, 8)  # sizes of the mesh axis `model`: within a host or a corner of a torus
 
 
-def advise(setup, memory: Memory, topology: Topology) -> str:
+def advise(setup: Setup, memory: Memory, topology: Topology) -> str:
   """Names the largest part of memory and the keys to change, as command line flags that `prepare` accepts.
 
   Keys are given only if the step is estimated to fit with them; otherwise the smallest topology that it fits.
@@ -62,7 +62,7 @@ def divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _larger(setup, estimate: Estimator, topology: Topology) -> str:
+def _larger(setup: Setup, estimate: Estimator, topology: Topology) -> str:
   for name, chip in topologies.by_size(topology):
     for settings in _ranked(setup, estimate.now, topologies.chips(name)):
       total = estimate(settings)
@@ -73,14 +73,15 @@ def _larger(setup, estimate: Estimator, topology: Topology) -> str:
   return 'It does not fit any known topology either: make the model, its batch or its examples smaller.'
 
 
-def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
+def _ranked(setup: Setup, now: Settings, chips: int) -> list[Settings]:
   """Settings that divide the model and the batch over `chips`, by increasing cost in time."""
   batch = next(iter(setup.pipeline.batch_spec().values())).shape[0]
   experts, heads = _experts(setup), math.gcd(*(side.get('attention', {}).get('heads', 1)
                                                for side in sides(setup.config).values()))
   full = any(side.get('remat', 'none') != 'full' for side in sides(setup.config).values())
   one_hot = any(map(estimate_lib.one_hot_of_batch, sides(setup.config).values()))
-  found = []
+  found: list[Settings] = []
+  stages: set[rules.Zero] = {now.zero, 3}
   for model, expert in itertools.product(_MODEL, divisors(experts)):
     if chips % (model * expert) or (model > 1 and heads % model):
       continue
@@ -88,7 +89,7 @@ def _ranked(setup, now: Settings, chips: int) -> list[Settings]:
     if batch % shards:
       continue
     for data, accumulate, zero, remat, within in itertools.product(
-        {1, math.gcd(rest, now.axes['data'])}, divisors(batch // shards), {now.zero, 3}, {False, full},
+        {1, math.gcd(rest, now.axes['data'])}, divisors(batch // shards), stages, {False, full},
         {None, 'sequence' if one_hot else None}):
       if accumulate >= now.accumulate:
         found.append(Settings((data, rest // data, expert, model), accumulate, zero, remat, within))
@@ -102,7 +103,7 @@ def _cost(now: Settings, new: Settings) -> float:
           0.5 * (new.groups is not None) + 1.5 * new.full_remat + math.log2(new.accumulate / now.accumulate))
 
 
-def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
+def _keys(setup: Setup, settings: Settings, topology: str) -> dict[str, int | str]:
   """The keys of `settings`, plus the groups and the exchange that the topology requires."""
   keys = estimate_lib.overrides(setup.config, settings)
   if settings.groups is None:
@@ -114,7 +115,7 @@ def _keys(setup, settings: Settings, topology: str) -> dict[str, int | str]:
   return keys
 
 
-def _accepted_keys(setup, settings: Settings, topology: Topology) -> dict[str, int | str]:
+def _accepted_keys(setup: Setup, settings: Settings, topology: Topology) -> dict[str, int | str]:
   """The keys of `settings`, or none if `prepare` rejects them."""
   try:
     keys = _keys(setup, settings, topology.name)
@@ -124,7 +125,7 @@ def _accepted_keys(setup, settings: Settings, topology: Topology) -> dict[str, i
   return keys
 
 
-def _largest(setup, memory: Memory) -> tuple[str, int]:
+def _largest(setup: Setup, memory: Memory) -> tuple[str, int]:
   experts, others = _parameters(setup)
   held = memory.parameters + memory.optimizer + memory.others + memory.gradients
   parts = {
@@ -134,7 +135,7 @@ def _largest(setup, memory: Memory) -> tuple[str, int]:
   return max(parts.items(), key=lambda part: part[1])
 
 
-def _parameters(setup) -> tuple[int, int]:
+def _parameters(setup: Setup) -> tuple[int, int]:
   """Bytes of parameters on one device: (of experts, all others)."""
   params, _ = setup.model.shapes()
   shardings = rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters)
@@ -144,7 +145,7 @@ def _parameters(setup) -> tuple[int, int]:
   return experts, bytes_on_one_device(placed) - experts
 
 
-def _experts(setup) -> int:
+def _experts(setup: Setup) -> int:
   """The number that the mesh axis `expert` must divide: the gcd of the experts of all layers."""
   axes, shapes = flatten(setup.model.axes), flatten(setup.model.shapes()[0])
   return math.gcd(*(length for path, leaf in shapes.items() for name, length in zip(axes[path], leaf.shape)

@@ -26,6 +26,7 @@ from moejax.planning.topologies import Topology
 from moejax.planning.traffic import traffic
 from moejax.training import spanning_groups
 from moejax.training import step as step_lib
+from moejax.training.setup import Setup
 from moejax.training.speed import model_flops
 
 # Announces a stage of the work, which runs while the context is open.
@@ -88,7 +89,7 @@ class PodPlan:
     return self.model_flops / (self.program.estimate.step * self.topology.chip.peak * self.chips)
 
 
-def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> PodPlan:
+def plan(setup: Setup, topology: Topology, stage: Stage = lambda name: contextlib.nullcontext()) -> PodPlan:
   """Compiles the training step of `setup`, which must be prepared for the devices of `topology`.
 
   Raises:
@@ -103,7 +104,7 @@ def plan(setup, topology: Topology, stage: Stage = lambda name: contextlib.nullc
     with stage('lowering it'):
       lowered = traced.lower()
   with stage('counting parameters and FLOPs'):
-    known = dict(
+    known: dict[str, Any] = dict(
         topology=topology, mesh=dict(setup.mesh.shape), parameters=parameter_counts(setup.model, batch),
         batch=next(iter(batch.values())).shape[0], accumulate=setup.training.accumulate,
         flops=_flops(setup, state, batch) / len(topology.devices), model_flops=model_flops(setup),

@@ -12,17 +12,17 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from moejax.config_files import override
 from moejax.functional import flatten
 from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.planning import memory as memory_lib
-from moejax.training import setup as setup_lib
 from moejax.training import step as step_lib
+from moejax.training.setup import Setup, prepare
 from moejax.training.spanning_groups import sides
 
 # Factor by which a step may exceed its estimate; tests/planning/test_estimate.py compares with compiled steps.
@@ -45,7 +45,7 @@ class Settings:
   """
   mesh: tuple[int, ...]
   accumulate: int
-  zero: int
+  zero: rules.Zero
   full_remat: bool = False
   groups: str | None = None
 
@@ -60,15 +60,15 @@ class Settings:
     return math.prod(self.axes[axis] for axis in rules.BATCH_AXES)
 
 
-def of_setup(setup) -> Settings:
+def of_setup(setup: Setup) -> Settings:
   """The settings of a setup."""
   return Settings(tuple(setup.mesh.shape[axis] for axis in mesh_lib.AXES), setup.training.accumulate,
                   setup.config.sharding.zero)
 
 
-def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
+def overrides(config: Any, settings: Settings) -> dict[str, int | str]:
   """`{config key: value}` to set for `settings`; an axis that the config leaves at -1 adapts."""
-  wanted = {f'mesh.{axis}': size for axis, size in settings.axes.items()}
+  wanted: dict[str, int | str] = {f'mesh.{axis}': size for axis, size in settings.axes.items()}
   found = {f'mesh.{axis}': size for axis, size in (_DEFAULT_MESH | dict(config.mesh)).items()}
   wanted |= {'training.accumulate': settings.accumulate, 'sharding.zero': settings.zero}
   found |= {'training.accumulate': config.training.accumulate, 'sharding.zero': config.sharding.zero}
@@ -80,7 +80,7 @@ def overrides(config: ConfigDict, settings: Settings) -> dict[str, int | str]:
   return {key: value for key, value in wanted.items() if found[key] not in (value, -1)}
 
 
-def one_hot_of_batch(side: ConfigDict) -> bool:
+def one_hot_of_batch(side: Any) -> bool:
   """Whether a stack uses one-hot matrices that grow with the square of the batch."""
   moe = side.get('moe') or {}
   return (moe.get('dispatch') or {}).get('name') == 'einsum' and moe.get('group', 'batch') == 'batch'
@@ -89,7 +89,7 @@ def one_hot_of_batch(side: ConfigDict) -> bool:
 class Estimator:
   """Bytes on one chip as a function of settings, calibrated to `memory` for the settings of `setup`."""
 
-  def __init__(self, setup, memory: memory_lib.Memory):
+  def __init__(self, setup: Setup, memory: memory_lib.Memory):
     self.setup, self.memory, self.now = setup, memory, of_setup(setup)
     self._shapes = jax.eval_shape(step_lib.init_function(setup))
     self._exact, self._whole_layer = functools.cache(self._exact), functools.cache(self._whole_layer)
@@ -124,7 +124,7 @@ class Estimator:
   def _of_device(self, settings) -> float:
     return self._microbatch(settings) / settings.shards
 
-  def _on(self, mesh: tuple[int, ...], zero: int):
+  def _on(self, mesh: tuple[int, ...], zero: rules.Zero) -> Setup:
     # Only shardings are needed, for which a mesh needs no devices.
     return dataclasses.replace(self.setup, mesh=jax.sharding.AbstractMesh(mesh, mesh_lib.AXES),
                                rules=rules.build(zero=zero))
@@ -142,14 +142,15 @@ class Estimator:
     layers: dict[str, int] = {}
     for path, leaf in flatten(shapes).items():
       repeats = leaf.shape[0] if flatten(axes)[path][0] == 'layers' else 1
-      layer = re.match(r'(?:.*?/)?blocks/\d+(?:/\d+(?=/))?|', path)[0]
+      found = re.match(r'(?:.*?/)?blocks/\d+(?:/\d+(?=/))?', path)
+      layer = found[0] if found else ''
       layers[layer] = layers.get(layer, 0) + math.prod(placed[path].shard_shape(leaf.shape)) // repeats
     return _GATHERED * max(layers.values())
 
   @functools.cached_property
   def _kept_by_full(self) -> int:
     keys = overrides(self.setup.config, dataclasses.replace(self.now, full_remat=True))
-    setup = setup_lib.prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
+    setup = prepare(override(self.setup.config, keys), list(self.setup.mesh.devices.ravel()))
     return memory_lib.kept(setup, setup.pipeline.batch_spec())
 
   @functools.cached_property

@@ -32,10 +32,12 @@ class Instruction:
     lists = [name for names in _CALLED_LISTS.findall(plain) for name in re.findall(_NAME, names)]
     return tuple(dict.fromkeys(_CALLED.findall(plain) + lists))
 
-  def attribute(self, name: str) -> str | None:
-    """The computation, number or word given as `name=`."""
+  def attribute(self, name: str) -> str:
+    """The computation, number or word given as `name=`. Raises ValueError if there is none."""
     found = re.search(rf'\b{name}=' + _NAME, _strings_removed(self.attributes))
-    return found and found[1]
+    if found is None:
+      raise ValueError(f'The instruction {self.name} has no attribute {name!r}.')
+    return found[1]
 
   @property
   def op_name(self) -> str:
@@ -74,10 +76,10 @@ def parse(text: str) -> Module:
   for line in text.splitlines():
     if line.startswith('}'):
       current = None
-    elif current is None and line.endswith('{') and not line.startswith((' ', 'HloModule')):
-      name = re.match(r'(ENTRY )?' + _NAME, line)
-      current = computations[name[2]] = Computation(name[2])
-      if name[1]:
+    elif current is None and line.endswith('{') and not line.startswith('HloModule') and (
+        header := re.match(r'(ENTRY )?' + _NAME, line)):
+      current = computations[header[2]] = Computation(header[2])
+      if header[1]:
         entry = current
     elif current is not None and ' = ' in line:
       instruction = _instruction(line.strip())
@@ -94,7 +96,7 @@ def size(shape: str) -> int:
   """Bytes of an array, or of all arrays of a tuple, without the padding of layouts."""
   total = 0
   for kind, dimensions in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', shape)):
-    bits = _BITS[kind] if kind in _BITS else int(re.search(r'\d+', kind)[0])
+    bits = _BITS[kind] if kind in _BITS else int(re.findall(r'\d+', kind)[0])
     total += bits * math.prod(int(n) for n in dimensions.split(',') if n)
   return -(-total // 8)
 
@@ -112,10 +114,10 @@ def trip_count(module: Module, loop: Loop) -> int | None:
   test = condition.root
   if test is None or test.opcode != 'compare':
     return None
-  sides = [_line(module, loop, condition, operand) for operand in test.operands]
-  if None in sides:
+  left, right = (_line(module, loop, condition, operand) for operand in test.operands)
+  if left is None or right is None:
     return None
-  (start, step), (end, other) = sides
+  (start, step), (end, other) = left, right
   difference, slope = end - start, step - other
   # The loop runs while start + slope * t <direction> end.
   match test.attribute('direction'):

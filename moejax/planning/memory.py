@@ -11,6 +11,7 @@ from moejax.functional import Tree
 from moejax.parallel import rules
 from moejax.parallel.rules import bytes_on_one_device
 from moejax.training import step as step_lib
+from moejax.training.setup import Setup
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -56,9 +57,9 @@ class Memory:
     return max(0, self.temporaries - self.gradients - self.activations)
 
 
-def of_program(setup, state: Any, batch: Tree, available: int, stats: Any) -> Memory:
+def of_program(setup: Setup, state: Any, batch: Tree, available: int, stats: Any) -> Memory:
   """Memory of a compiled step; `stats` is its `memory_analysis()`."""
-  parts = held(setup, state, batch) | dict(activations=kept(setup, batch))
+  parts: dict[str, Any] = held(setup, state, batch) | dict(activations=kept(setup, batch))
   total = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes +
            stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
   arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
@@ -66,9 +67,9 @@ def of_program(setup, state: Any, batch: Tree, available: int, stats: Any) -> Me
                 unaliased=max(0, total - arguments - stats.temp_size_in_bytes))
 
 
-def of_refused(setup, state: Any, batch: Tree, available: int, message: str) -> Memory:
+def of_refused(setup: Setup, state: Any, batch: Tree, available: int, message: str) -> Memory:
   """Memory of a step that the compiler refused for lack of memory, from its message."""
-  parts = held(setup, state, batch) | dict(activations=kept(setup, batch))
+  parts: dict[str, Any] = held(setup, state, batch) | dict(activations=kept(setup, batch))
   arguments = parts['parameters'] + parts['optimizer'] + parts['others'] + parts['batch']
   asked, only_temporaries = refusal(message)
   total = max(asked + arguments if only_temporaries else asked, arguments + parts['gradients'])
@@ -86,7 +87,7 @@ def refusal(message: str) -> tuple[int, bool]:
   return 0, True
 
 
-def held(setup, state: Any, batch: Tree) -> dict[str, int]:
+def held(setup: Setup, state: Any, batch: Tree) -> dict[str, int]:
   """Bytes on one chip of the arrays with shardings: parameters, optimizer, others, batch and gradients."""
   placed = rules.shardings(setup.mesh, setup.model.axes, state.params, setup.rules.gradients)
   gradients = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -97,7 +98,7 @@ def held(setup, state: Any, batch: Tree) -> dict[str, int]:
       gradients=bytes_on_one_device(gradients))
 
 
-def kept(setup, batch: Tree) -> int:
+def kept(setup: Setup, batch: Tree) -> int:
   """Bytes per shard of the batch of the residuals of a microbatch's loss, excluding parameters."""
   count = setup.training.accumulate
   micro = {name: jax.ShapeDtypeStruct((leaf.shape[0] // count, *leaf.shape[1:]), leaf.dtype)
@@ -117,6 +118,6 @@ def kept(setup, batch: Tree) -> int:
   for leaf in leaves:
     if (leaf.shape, leaf.dtype) in own:
       own.remove((leaf.shape, leaf.dtype))
-    elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    elif not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
       total += math.prod(leaf.shape) * leaf.dtype.itemsize
   return total // rules.batch_shards(setup.mesh)

@@ -1,11 +1,10 @@
 """Roofline estimate of the time of a step, from the FLOPs, memory traffic and collectives of its compiled program."""
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
-import jax
-
 from moejax.planning.collectives import Collective
-from moejax.planning.topologies import Topology
+from moejax.planning.topologies import Device, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Estimate:
     return max(self.compute, self.memory) + self.communication
 
 
-def estimate(topology: Topology, devices: Sequence[jax.Device], flops: float, traffic: float,
+def estimate(topology: Topology, devices: Sequence[Device], flops: float, traffic: float,
              collectives: Iterable[Collective]) -> Estimate:
   """For one chip: `flops` of its matrix products, `traffic` of its memory in bytes; `devices` in the mesh's order."""
   return Estimate(flops / topology.chip.peak, traffic / topology.chip.bandwidth,
@@ -51,7 +50,7 @@ def assumptions(topology: Topology) -> list[str]:
       'Routing is balanced. Nothing was run: only a run can show how far a real step is from this.']
 
 
-def seconds(collective: Collective, topology: Topology, devices: Sequence[jax.Device]) -> float:
+def seconds(collective: Collective, topology: Topology, devices: Sequence[Device]) -> float:
   """Seconds of one execution of a collective.
 
   In an all-to-all bytes pass several links: half of the bytes of one half of a side cross its middle, which is
@@ -76,11 +75,11 @@ def seconds(collective: Collective, topology: Topology, devices: Sequence[jax.De
   return collective.sent / sum(links for _, links in sides) / chip.link
 
 
-def _sides(group: Sequence[jax.Device], topology: Topology) -> list[tuple[int, int]]:
+def _sides(group: Sequence[Device], topology: Topology) -> list[tuple[int, int]]:
   """(number of chips, links out of each) along every side of the torus that a group spans."""
   sides = []
   for axis, length in enumerate(topology.shape):
     side = len({device.coords[axis] for device in group})
     if side > 1:
-      sides.append((side, 2 if side == length >= topology.chip.ring else 1))
+      sides.append((side, 2 if side == length >= (topology.chip.ring or math.inf) else 1))
   return sides

@@ -31,7 +31,6 @@ class RouterInputs:
     tasks: <int32>[G,S] task, domain or language of the token's document.
     modalities: <int32>[G,S] 0 for images, 1 for text.
     shared: <float>[G,S,De] output of an embedding network shared by the routers of all layers.
-    where: config path of the router, for errors; set by the router.
   """
   token_ids: jax.Array | None = None
   previous_ids: jax.Array | None = None
@@ -43,13 +42,12 @@ class RouterInputs:
   tasks: jax.Array | None = None
   modalities: jax.Array | None = None
   shared: jax.Array | None = None
-  where: str = dataclasses.field(default='the router', metadata=dict(static=True))
 
   def __getitem__(self, name: str) -> jax.Array:
     """The field `name`. Raises ConfigError, while tracing, if the model does not supply it."""
     value = getattr(self, name)
     if value is None:
-      raise ConfigError(f'{self.where} needs {name.replace("_", " ")}, but the model does not supply them '
+      raise ConfigError(f' needs {name.replace("_", " ")}, but the model does not supply them '
                         f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose another router.')
     return value
 

@@ -83,49 +83,50 @@ class Router(nnx.Module):
     balance: {name: dict or coefficient} of balance losses and updates.
   """
 
-  def __init__(self, *, where: str, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
+  def __init__(self, *, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
-    self.num_experts, self.where = num_experts, where
-    self.features: Feature = FEATURES.build(features, f'{where}.features', dim=dim, rngs=rngs)
-    self.score: Score = SCORES.build(score, f'{where}.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
-    self.select: Selection = SELECTIONS.build(select, f'{where}.select', num_experts=num_experts)
+    self.num_experts, self.where = num_experts, configs.config_path()
+    self.features: Feature = FEATURES.build(features, '.features', dim=dim, rngs=rngs)
+    self.score: Score = SCORES.build(score, '.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
+    self.select: Selection = SELECTIONS.build(select, '.select', num_experts=num_experts)
     if self.select.reads_slots != (self.score.slots is not None):
-      raise configs.ConfigError(f'{where}: score {score["name"]!r} and select {select["name"]!r} do not fit together: '
+      raise configs.ConfigError(f': score {score["name"]!r} and select {select["name"]!r} do not fit together: '
                                 "score 'soft_moe' requires select 'soft', and vice versa.")
     if self.score.with_ids != self.features.with_ids:
-      raise configs.ConfigError(f'{where}: score {score["name"]!r} and features {features["name"]!r} do not fit '
+      raise configs.ConfigError(f': score {score["name"]!r} and features {features["name"]!r} do not fit '
                                 "together: score 'distilled' requires features 'token_with_ids', and vice versa.")
     if self.select.reads_slots and balance:
-      raise configs.ConfigError(f'{where}.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
-    self.weigh: Weighting = WEIGHTINGS.build(weigh, f'{where}.weigh', num_experts=num_experts, k=self.select.k)
+      raise configs.ConfigError(f'.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
+    self.weigh: Weighting = WEIGHTINGS.build(weigh, '.weigh', num_experts=num_experts, k=self.select.k)
     if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
       raise configs.ConfigError(
-          f'{where}.weigh: with one expert per token, renormalised weights are always 1, so the objective gives the '
+          '.weigh: with one expert per token, renormalised weights are always 1, so the objective gives the '
           "router no gradient. Use weigh=dict(name='softmax', order='before', renormalize='never'), or more experts "
           "per token; weigh=dict(name='one') if another loss trains the router.")
-    self.place: Placement = PLACEMENTS.build(place, f'{where}.place', num_experts=num_experts, k=self.select.k)
+    self.place: Placement = PLACEMENTS.build(place, '.place', num_experts=num_experts, k=self.select.k)
     if self.place.soft and self.weigh.renormalize == 'after':
-      raise configs.ConfigError(f"{where}.place: {place['name']!r} does not support weigh.renormalize='after'. "
+      raise configs.ConfigError(f".place: {place['name']!r} does not support weigh.renormalize='after'. "
                                 "Use 'before' or 'never'.")
-    self.balance = balancers(balance, f'{where}.balance', num_experts=num_experts, k=self.select.k,
+    self.balance = balancers(balance, '.balance', num_experts=num_experts, k=self.select.k,
                              noisy=self.score.noisy)
-    self._check_reads(where, score['name'])
+    self._check_reads(score['name'])
 
-  def _check_reads(self, where, score):
+  def _check_reads(self, score):
     reads = {'select': self.select.reads, **{f'balance.{name}': each.reads for name, each in self.balance.items()}}
     for name, extras in reads.items():
       missing = [extra for extra in extras if extra not in self.score.gives]
       if missing:
         able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
-        raise configs.ConfigError(f'{where}.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
+        raise configs.ConfigError(f'.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
                                   f'configured, does not provide. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; determined by the config."""
     stages: tuple[Stage, ...] = (self.features, self.score, self.select, self.weigh, self.place,
                                  *self.balance.values())
-    return most_leaking(*(stage.leak(train) for stage in stages))
+    leaks: list[Leak] = [stage.leak(train) for stage in stages]
+    return most_leaking(*leaks)
 
   def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None = None,
                train: bool = False) -> RouterOutput:
@@ -140,24 +141,35 @@ class Router(nnx.Module):
     Raises:
       ValueError: the key or an input is missing, or the capacity is 0.
     """
+    with configs.at(self.where):
+      return self._route(x, inputs, key, train)
+
+  def _route(self, x, inputs, key, train):
     x = without_padding(x, inputs.valid)
     shared = None if inputs.shared is None else without_padding(inputs.shared, inputs.valid)
-    inputs = dataclasses.replace(inputs, shared=shared, where=self.where)
+    inputs = dataclasses.replace(inputs, shared=shared)
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
-    scores = self.score(self.features(x, inputs), key=derive(key, 'score'), train=train)
+    with configs.at('.features'):
+      features = self.features(x, inputs)
+    scores = self.score(features, key=derive(key, 'score'), train=train)
     gates = self.weigh.gates(scores.logits)
     if self.select.reads_gates:
       scores = dataclasses.replace(scores, select=gates)
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
-    selected = self.select(scores, valid, key=derive(key, 'select'), train=train)
+    with configs.at('.select'):
+      selected = self.select(scores, valid, key=derive(key, 'select'), train=train)
     selected = self.weigh.weigh(selected, scores.logits)
-    documents = dict(documents=inputs['documents']) if self.place.by_document else {}
-    placed = self.place(selected, selected.pick(gates), key=derive(key, 'place'), train=train, **documents)
+    with configs.at('.place'):
+      documents = dict(documents=inputs['documents']) if self.place.by_document else {}
+      placed = self.place(selected, selected.pick(gates), key=derive(key, 'place'), train=train, **documents)
     placed = self.weigh.after_drops(placed, scores.logits)
-    routed = Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid,
-                              placed=placed, inputs=inputs)
-    raw = {name: balancer.loss(routed) for name, balancer in self.balance.items()}
+    routed = Routed(scores=scores, probs=self.weigh.probs(scores.logits), plan=selected, valid=valid, placed=placed,
+                    inputs=inputs)
+    raw = {}
+    for name, balancer in self.balance.items():
+      with configs.at(f'.balance.{name}'):
+        raw[name] = balancer.loss(routed)
     raw = {name: loss for name, loss in raw.items() if loss is not None}
     balance_updates = {name: balancer.update(routed) for name, balancer in self.balance.items()}
     updates = dict(score=self.score.update(), balance=_nonempty(balance_updates)) if train else {}
@@ -175,7 +187,7 @@ class Router(nnx.Module):
 
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
-  """Builds the router described by `config`; `where` is its config path, for errors. Raises `ConfigError`."""
+  """Builds the router described by `config`; `where` is its config path. Raises `ConfigError`."""
   return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from moejax import buckets
 from moejax.functional import Tree
 from moejax.parallel import processes
 from moejax.training import checksums, fingerprints, kept, peers, quiet
@@ -42,7 +43,8 @@ class Checkpoints:
 
   def __init__(self, workdir: str | Path, config: ConfigDict, options: CheckpointConfig, say: Callable[[str], None],
                data: Mapping[str, str]):
-    self.folder = Path(workdir).absolute() / 'checkpoints'
+    self.folder = kept.folder(workdir)
+    self._in_bucket = buckets.is_address(self.folder)
     self._config, self._options, self._say, self._data = config, options, say, dict(data)
     self._saving: int | None = None
     quiet.libraries()
@@ -99,10 +101,10 @@ class Checkpoints:
   def _failed(self, error: Exception) -> None:
     peers.check(error)
     # The manager keeps the error of its thread forever: a new one starts clean. Half-written files are removed.
-    for partial in self.folder.glob('*orbax-checkpoint-tmp*'):
+    for partial in () if self._in_bucket else self.folder.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(partial, ignore_errors=True)
     self._open()
-    reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0]
+    reason = 'the disk is full' if 'No space left' in str(error) else str(error).splitlines()[0][:300]
     self._say(f'The checkpoint of step {self._saving} could not be written: {reason}. {self.last_good()} Training '
               'continues; the next checkpoint is written as scheduled.')
 
@@ -135,8 +137,9 @@ class Checkpoints:
     for other in damaged if jax.process_index() == 0 else ():
       # Out of the way, so that its step can be saved again; and kept, because it is not ours to destroy.
       aside = self.folder / f'damaged-{other}'
-      shutil.rmtree(aside, ignore_errors=True)
-      (self.folder / str(other)).rename(aside)
+      if not self._in_bucket:
+        shutil.rmtree(aside, ignore_errors=True)
+      buckets.move(self.folder / str(other), aside, kept.COMMITTED)
     if damaged:
       processes.wait('damaged checkpoints are out of the way')
       self._manager.close()
@@ -198,19 +201,20 @@ class Checkpoints:
         checksums.check(path.parent, 'metrics/')
       except checksums.Damaged as error:
         if path.exists():
-          path.rename(path.with_name('damaged-metrics'))
+          buckets.move(path, path.with_name('damaged-metrics'))
           self._say(f'The score of the checkpoint {path.parent} is damaged ({error}): it cannot be kept as the best.')
     processes.wait('damaged scores are out of the way')
 
   def _write_checksums(self):
-    # Called when all files are written, before the checkpoint gets its name: a complete one has checksums.
+    # Called when all files are written, before the checkpoint gets its name, or in a bucket the file that says that it
+    # is whole: a complete one has checksums.
     if jax.process_index() == 0:
-      for partial in self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
+      for partial in self.folder.glob(str(self._saving) if self._in_bucket else f'{self._saving}.orbax-checkpoint-tmp*'):
         checksums.write(partial)
 
   def _look_for_folder(self):
     vanished = [step for step in self._manager.all_steps() if not (self.folder / str(step)).is_dir()]
-    if processes.largest(bool(vanished) or not self.folder.is_dir()):
+    if processes.largest(bool(vanished) or not (self._in_bucket or self.folder.is_dir())):
       names = ''.join(f' {step}' for step in sorted(vanished))
       self._say(f'Checkpoints{names} have vanished from {self.folder}. Training continues, and writes the next '
                 'one now.')
@@ -229,8 +233,7 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None,
     NoCheckpoint: there is no checkpoint, or none can be read; with `step`, that one.
   """
   quiet.libraries()
-  folder = Path(workdir).absolute() / 'checkpoints'
-  steps = kept.complete(workdir)
+  folder, steps = kept.folder(workdir), kept.complete(workdir)
   if step is not None:
     if step not in steps:
       raise NoCheckpoint(f'{folder} has no checkpoint of step {step}; there are {sorted(steps)}.')
@@ -286,7 +289,10 @@ def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Pa
   for step in steps:
     try:
       found = read(step)
-    except Exception as error:  # noqa: BLE001  (damage can raise any error)
+    except Exception as error:  # damage can raise any error, and so can the way to a bucket
+      if buckets.is_address(folder) and not isinstance(error, checksums.Damaged):
+        raise NoCheckpoint(f'The checkpoint {folder / str(step)} cannot be read, and is not damaged '
+                           f'({_reason(error)}). Run the same command again.') from error
       damaged.append((step, _reason(error)))
       continue
     for bad, reason in damaged:
@@ -304,7 +310,7 @@ def _reason(error: Exception) -> str:
 
 def _verify(name: str, tree: Any, about: dict) -> None:
   if fingerprints.fingerprint(tree) != about['fingerprints'].get(name, []):
-    raise ValueError(f'{name} differs from what was saved')
+    raise checksums.Damaged(f'{name} differs from what was saved')
 
 
 def _items(state: TrainState) -> dict[str, Any]:

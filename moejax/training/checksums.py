@@ -1,11 +1,17 @@
 """Checksums of the files of a folder: small files are verified before they are used, and damaged files are named.
 
     checksums.json: {"files": {"params/d/0f3a...": [<bytes>, <CRC-32>], ...}, "checksum": <CRC-32 of files>}
+
+In a bucket, MD5 takes the place of CRC-32: the bucket computes it for every object, so that no process reads a
+checkpoint only to check it. A copy on a disk of such a folder is verified by it, too.
 """
+import base64
+import hashlib
 import json
 import zlib
 from pathlib import Path
 
+from moejax import buckets
 from moejax.training.workdir import write_atomically
 
 _NAME = 'checksums.json'
@@ -20,8 +26,9 @@ class Damaged(Exception):
 
 def write(folder: Path) -> None:
   """Writes `checksums.json` for all files in `folder`."""
-  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in (_NAME, _CHANGES_LATER)]
-  sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
+  in_bucket = buckets.is_address(folder)
+  sums = {name: (size, _checksum(folder / name, in_bucket, md5)) for name, (size, md5) in _files(folder).items()
+          if name.rpartition('/')[2] not in (_NAME, _CHANGES_LATER)}
   write_atomically(folder / _NAME, json.dumps({'files': sums, 'checksum': _of(sums)}, indent=1) + '\n')
 
 
@@ -35,18 +42,19 @@ def damaged(folder: Path, within: str = '') -> list[str]:
     sums = content['files']
     if content['checksum'] != _of(sums):
       return [f'{_NAME} differs from what was written']
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if buckets.is_address(folder) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+      raise  # says something about the network
     return [f'{_NAME} cannot be read']
-  found = []
+  found, files = [], _files(folder)
   for name, (size, checksum) in sums.items():
-    path = folder / name
     if not name.startswith(within):
       continue
-    if not path.is_file():
+    if name not in files:
       found.append(f'{name} is missing')
-    elif path.stat().st_size != size:
-      found.append(f'{name} has {path.stat().st_size} bytes instead of {size}')
-    elif _checksum(path)[1] != checksum:
+    elif files[name][0] != size:
+      found.append(f'{name} has {files[name][0]} bytes instead of {size}')
+    elif _checksum(folder / name, isinstance(checksum, str), files[name][1]) != checksum:
       found.append(f'{name} differs from what was written')
   return found
 
@@ -63,9 +71,22 @@ def _of(sums):
   return zlib.crc32(json.dumps(sums, sort_keys=True).encode())
 
 
-def _checksum(path: Path) -> tuple[int, int]:
-  size = checksum = 0
-  with open(path, 'rb') as file:
+def _files(folder: Path) -> dict[str, tuple[int, str | None]]:
+  """{path in the folder: (size, MD5 where the bucket knows it)} of all files, in order."""
+  if buckets.is_address(folder):
+    return {name: (blob.size, blob.md5_hash) for name, blob in sorted(buckets.objects(folder).items())}
+  return {path.relative_to(folder).as_posix(): (path.stat().st_size, None) for path in sorted(folder.rglob('*'))
+          if path.is_file()}
+
+
+def _checksum(path: Path, as_md5: bool, known: str | None) -> int | str:
+  if as_md5 and known is not None:
+    return known
+  md5, crc32 = hashlib.md5(usedforsecurity=False), 0
+  with path.open('rb') as file:
     while chunk := file.read(_CHUNK):
-      size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-  return size, checksum
+      if as_md5:
+        md5.update(chunk)
+      else:
+        crc32 = zlib.crc32(chunk, crc32)
+  return base64.b64encode(md5.digest()).decode() if as_md5 else crc32

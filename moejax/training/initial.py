@@ -7,6 +7,7 @@ Only a run without a checkpoint of its own reads a source, once; lineage.json in
 optimizer's state and the moving average start anew. Router state has paths like parameters, and follows the same rules.
 """
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -17,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from moejax import config
+from moejax import buckets
 from moejax.checkpoints import mapping
 from moejax.checkpoints.mapping import Assigned, MappingRule
 from moejax.checkpoints.operations import REINITIALISE, Shape
 from moejax.checkpoints.unrolled import Stored, stored
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, at, call, config_path
 from moejax.functional import flatten
 from moejax.parallel import processes
 from moejax.ranges import Natural
@@ -96,8 +97,8 @@ class CheckpointInit(Init):
     self.paths = (path,) if isinstance(path, str) else tuple(path)
     if not self.paths:
       raise ConfigError('.path is empty: name the workdir of a run.')
-    self.step, self.unused, self.where = step, tuple(unused), config.path()
-    self.rules = [config.call(MappingRule, rule, f'.rules[{number}]') for number, rule in enumerate(rules)]
+    self.step, self.unused, self.where = step, tuple(unused), config_path()
+    self.rules = [call(MappingRule, rule, f'.rules[{number}]') for number, rule in enumerate(rules)]
     for number, pattern in enumerate(self.unused):
       try:
         re.compile(pattern)
@@ -122,11 +123,11 @@ class CheckpointInit(Init):
     return ({path: value for path, value in given.items() if value is not None}, self._lineage(assigned, sources))
 
   def _read(self, arrays: bool) -> list[SourceRun]:
-    with processes.together(f'read {self.where}.path'), config.at(self.where):
+    with processes.together(f'read {self.where}.path'), at(self.where):
       return [_source(path, self.step, arrays) for path in self.paths]
 
   def _assign(self, ours: '_Ours', sources: list[SourceRun]) -> dict[str, Assigned]:
-    with config.at(self.where):
+    with at(self.where):
       shapes = [{path: tuple(leaf.shape) for path, leaf in source.arrays.items()} for source in sources]
       return mapping.assign(self.rules, self.unused, ours.unrolled_shapes(), shapes, ' and '.join(map(str, sources)))
 
@@ -183,15 +184,15 @@ def sentence(lineage: Mapping) -> str:
 
 def lineage(folder: str | Path) -> dict | None:
   """What lineage.json of a run holds; None for a run whose parameters were drawn."""
-  file = Path(folder) / FILE
+  file = buckets.path(folder) / FILE
   return json.loads(file.read_text()) if file.exists() else None
 
 
 def _source(name: str, step: int | str, arrays: bool) -> SourceRun:
-  folder = Path(name).expanduser()
+  folder = buckets.path(os.path.expanduser(name))
   if folder.parent.name == 'checkpoints' and folder.name.isdigit():
     if step not in ('last', int(folder.name)):
-      raise ConfigError(f'.step = {step!r}, but {config.path()}.path is the checkpoint of step {folder.name}. Remove one.')
+      raise ConfigError(f'.step = {step!r}, but {config_path()}.path is the checkpoint of step {folder.name}. Remove one.')
     folder, step = folder.parent.parent, int(folder.name)
   try:
     _, number, *trees = checkpoint.restore_for_evaluation(folder, steps.find(folder, step), arrays)

@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 from orbax.checkpoint import checkpoint_managers as policies
 
+from moejax import buckets
 from moejax.ranges import Count
+
+# orbax adds this file to a checkpoint when it is whole.
+COMMITTED = 'commit_success.txt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +29,18 @@ class CheckpointConfig:
   mode: Literal['max', 'min'] = 'max'
 
 
+def folder(workdir: str | Path) -> Path:
+  """The folder of the checkpoints of a run."""
+  path = buckets.path(workdir)
+  return (path if buckets.is_address(path) else path.absolute()) / 'checkpoints'
+
+
 def complete(workdir: str | Path) -> list[int]:
   """Steps of the complete checkpoints in the folder of a run, latest first."""
-  names = (path.name for path in (Path(workdir) / 'checkpoints').glob('*'))
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  found = [path for path in folder(workdir).glob('*') if path.name.isdigit()]
+  if buckets.is_address(workdir):  # where they are written under their final names
+    found = [path for path in found if (path / COMMITTED).exists()]
+  return sorted((int(path.name) for path in found), reverse=True)
 
 
 def policy(options: CheckpointConfig) -> dict[str, Any]:

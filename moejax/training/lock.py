@@ -3,7 +3,8 @@
     lock: {"host": "node-3", "process": 4711, "started": "83021", "machine": "<boot> <name space of process numbers>"}
 
 The owner touches the file every few seconds. On the same machine, a killed owner is recognised by its process;
-elsewhere, by a file that is no longer touched.
+elsewhere, by a file that is no longer touched. In a bucket the lock is an object, each write of which is conditional on
+the generation last seen: of several that write at once exactly one succeeds.
 """
 import contextlib
 import fcntl
@@ -13,18 +14,28 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 
+from moejax import buckets
 from moejax.config import ConfigError
 from moejax.parallel import processes
+from moejax.training.recovery import Stopped
 
 FILE = 'lock'
 _TOUCH = 5.  # seconds between touches
 _SILENCE = 30.  # seconds without a touch after which an owner on another machine counts as dead
+
+# {'host': ..., 'process': ..., 'started': ..., 'machine': ...}
+Owner = dict[str, Any]
+
+
+class Lost(Stopped):
+  """Another run has taken over the folder in a bucket."""
 
 
 @contextlib.contextmanager
@@ -36,9 +47,10 @@ def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     ConfigError: another run holds it, or the folder cannot be created or written to.
   """
   error, ended = None, threading.Event()
+  lock = _Object(folder / FILE) if buckets.is_address(folder) else _File(folder / FILE)
   if jax.process_index() == 0:
     try:
-      _take(folder, say)
+      _take(lock, folder, say)
     except ConfigError as caught:
       error = caught
   processes.wait('the first process has tried to take the folder')
@@ -47,27 +59,42 @@ def held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
   if jax.process_index() != 0:
     yield
     return
-  threading.Thread(target=_touch, args=(folder / FILE, ended), daemon=True).start()
+  touching = threading.Thread(target=lock.touch, args=(ended,), daemon=True)
+  touching.start()
   try:
     yield
   finally:
     ended.set()
-    _give_back(folder / FILE)
+    touching.join()
+    lock.give_back()
 
 
-def _take(folder, say):
+def check(folder: Path) -> None:
+  """Raises `Lost` in the first process if the lock of a folder in a bucket has another owner.
+
+  Where the machine was cut off from the bucket for longer than others wait, one of them may hold it by now.
+  """
+  if jax.process_index() != 0 or not buckets.is_address(folder):
+    return
+  owner = _parsed(buckets.read(folder / FILE)[0])
+  if owner != _me():
+    other = f'process {owner["process"]} on {owner["host"]} has taken it over' if owner else 'its lock is gone'
+    raise Lost(f'{folder} does not belong to this run any more: {other}. Stopped, without writing to it.')
+
+
+def _take(lock, folder, say):
   watched, since = None, time.monotonic()
   while True:
+    def may_take(owner, touched, watched=watched, since=since):
+      return owner is None or _dead(owner) or (watched == (owner, touched) and time.monotonic() - since > _SILENCE)
     try:
-      folder.mkdir(parents=True, exist_ok=True)
-      with _opened(folder / FILE) as file:
-        owner, touched = _read(file), os.fstat(file.fileno()).st_mtime_ns
-        if owner is None or _dead(owner) or (watched == (owner, touched) and time.monotonic() - since > _SILENCE):
-          _write(file, _me())
-          return
+      held_by = lock.take_if(may_take)
     except OSError as error:
       reason = (error.strerror or str(error)).lower()
       raise ConfigError(f'--workdir={folder} cannot be the folder of a run: {reason}. Choose another --workdir.') from None
+    if held_by is None:
+      return
+    owner, touched = held_by
     if owner['machine'] == _me()['machine'] or watched not in (None, (owner, touched)):
       raise ConfigError(f'--workdir={folder} is in use: process {owner["process"]} on {owner["host"]} trains there. '
                         'Choose another --workdir, or run the same command when it has ended.')
@@ -78,19 +105,72 @@ def _take(folder, say):
     time.sleep(_SILENCE / 30)
 
 
-def _give_back(path):
-  # Where the folder was deleted in the meantime, there is nothing to give back.
-  with contextlib.suppress(OSError):
-    if path.exists():
-      with _opened(path) as file:
-        if _read(file) == _me():
-          path.unlink()
+class _File:
+  """The lock of a folder on a file system."""
 
+  def __init__(self, path: Path):
+    self._path = path
 
-def _touch(path, ended):
-  while not ended.wait(_TOUCH):
+  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner | None, int] | None:
+    """Takes the lock if its owner and the time of its last touch allow that; returns both if not."""
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(self._path) as file:
+      owner, touched = _read(file), os.fstat(file.fileno()).st_mtime_ns
+      if not may_take(owner, touched):
+        return owner, touched
+      _write(file, _me())
+    return None
+
+  def touch(self, ended: threading.Event) -> None:
+    """Touches the lock every few seconds until `ended`."""
+    while not ended.wait(_TOUCH):
+      with contextlib.suppress(OSError):
+        os.utime(self._path)
+
+  def give_back(self) -> None:
+    # Where the folder was deleted in the meantime, there is nothing to give back.
     with contextlib.suppress(OSError):
-      os.utime(path)
+      if self._path.exists():
+        with _opened(self._path) as file:
+          if _read(file) == _me():
+            self._path.unlink()
+
+
+class _Object:
+  """The lock of a folder in a bucket: its generation takes the place of the time of its last touch."""
+
+  def __init__(self, path: Path):
+    self._path, self._generation = path, 0
+    self._content = json.dumps(_me() | {'hold': uuid.uuid4().hex}).encode()
+
+  def take_if(self, may_take: Callable[[Owner | None, int], bool]) -> tuple[Owner | None, int] | None:
+    while True:
+      content, self._generation = buckets.read(self._path)
+      owner = _parsed(content)
+      if not may_take(owner, self._generation):
+        return owner, self._generation
+      with contextlib.suppress(buckets.Changed):
+        self._write()
+        return None
+
+  def touch(self, ended: threading.Event) -> None:
+    with contextlib.suppress(buckets.Changed):  # `check` will say so
+      while not ended.wait(_TOUCH):
+        with contextlib.suppress(OSError):
+          self._write()
+
+  def give_back(self) -> None:
+    with contextlib.suppress(OSError, buckets.Changed):
+      buckets.delete(self._path, self._generation)
+
+  def _write(self):
+    try:
+      self._generation = buckets.write(self._path, self._content, self._generation)
+    except buckets.Changed:
+      found, generation = buckets.read(self._path)
+      if found != self._content:
+        raise
+      self._generation = generation  # of an earlier write whose answer was lost
 
 
 @contextlib.contextmanager
@@ -108,13 +188,19 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def _read(file):
-  """The owner; None if there is none, or if it was killed while writing."""
   file.seek(0)
+  return _parsed(file.read())
+
+
+def _parsed(content: str | bytes) -> Owner | None:
+  """The owner; None if there is none, or if it was killed while writing."""
   try:
-    owner = json.load(file)
+    owner = json.loads(content)
   except ValueError:
     return None
-  return owner if isinstance(owner, dict) and owner.keys() == _me().keys() else None
+  if not isinstance(owner, dict) or not _me().keys() <= owner.keys():
+    return None
+  return {key: owner[key] for key in _me()}
 
 
 def _write(file, owner):

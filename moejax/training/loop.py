@@ -6,16 +6,16 @@ from typing import Any, NoReturn
 
 import jax
 
-from moejax import evaluation, streams
+from moejax import buckets, evaluation, streams
 from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes
-from moejax.training import (alarms, checkpoint, kept, lock, loggers, metrics, peers, profile, progress, recovery, rollback,
-                             room, spanning_groups, step, waiting, workdir)
+from moejax.training import (alarms, bucket, checkpoint, kept, lock, loggers, metrics, peers, profile, progress, recovery,
+                             rollback, room, spanning_groups, step, waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
-# Writes a report of (folder, setup, parameters, router state), and returns its path.
-WriteReport = Callable[[Path, Setup, Tree, Tree], Path]
+# Writes a report of (folder, setup, parameters, router state) into a folder near it, and returns its path.
+WriteReport = Callable[[Path, Setup, Tree, Tree, Path], Path]
 
 
 def run(config: Any, folder: str | Path, say: Callable[[str], None] = print,
@@ -43,18 +43,18 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print,
     loggers.check(setup.loggers)
   for line in progress.describe(setup):
     say(line)
-  with lock.held(folder, say):
+  with lock.held(folder, say), bucket.Near(folder, say) as near:
     for change in workdir.claim(folder, setup.config):
       say(change)
     if slow := spanning_groups.notice(setup):
       say(slow)
-    return train(setup, folder, say, write_report)
+    return train(setup, folder, say, write_report, near)
 
 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
-          write_report: WriteReport | None = None) -> dict[str, Any]:
-  """The loop itself; `folder` belongs to the run of `setup`."""
-  total = setup.training.steps
+          write_report: WriteReport | None = None, near: bucket.Near | None = None) -> dict[str, Any]:
+  """The loop itself; `folder` belongs to the run of `setup`, and `near` holds its files if it is in a bucket."""
+  total, near = setup.training.steps, near or bucket.Near(Path(folder), say)
   data, signal_in_any = setup.pipeline.fingerprint(), processes.LargestBefore()
   with (recovery.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say, data) as checkpoints,
@@ -63,7 +63,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
     states = step.abstract_state(setup)
     state = checkpoints.restore(states, batches)
     if state is None:
-      state = setup.init.state(setup, Path(folder), say)
+      state = setup.init.state(setup, buckets.path(folder), say)
     start = int(state.step)
     if start:
       say(f'Resuming after step {start} of {total}.')
@@ -72,8 +72,9 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
     with _compiling(compiles_ahead, say):
       train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with (metrics.MetricsWriter(folder, start, say, setup.loggers, setup.config.to_dict()) as writer,
-          progress.Progress(setup, start, say) as shown, profile.Profile(setup.profile, folder, start, shown) as trace):
+    with (metrics.MetricsWriter(near.folder, start, near.say, setup.loggers, setup.config.to_dict()) as writer,
+          progress.Progress(setup, start, say) as shown,
+          profile.Profile(setup.profile, near.folder, start, shown) as trace):
       row, batches.say = writer.last_row, shown.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, shown.say)
       collapse = alarms.Collapse(setup, writer.kept)
@@ -81,7 +82,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
         try:
           batch = batches.next(now)
         except waiting.NoBatch as failure:
-          if now - 1 > start and jax.process_count() == 1:  # Several can only save together.
+          # Several processes can only save together.
+          if now - 1 > start and jax.process_count() == 1 and near.upload(now - 1):
             checkpoints.save(state, batches, {})
           _end_without_batch(failure, now - 1, total, checkpoints, interruption, shown.say)
         with _compiling(now == start + 1 and not compiles_ahead, shown.say), trace.step(now, state):
@@ -111,7 +113,8 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
             writer.write(now, row)
           if saves and rollback.sound(measured):
             writer.sync()  # A run resumes from this checkpoint with all rows up to it.
-            checkpoints.save(state, batches, row)
+            if near.upload(now):
+              checkpoints.save(state, batches, row)
         if stops and now < total:
           _end_interrupted(now, total, checkpoints, signal)
       guard.finish()
@@ -120,7 +123,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
     if checkpoints.latest_step() != total:
       raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Free disk '
                                   'space, and run the same command again.')
-  _finish(setup, Path(folder), state, row, writer.where(), say, write_report)
+  _finish(setup, buckets.path(folder), near, state, row, writer.where(), say, write_report)
   return row
 
 
@@ -159,8 +162,8 @@ def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) 
   return row
 
 
-def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, Any], curves: list[str],
-            say: Callable[[str], None], write_report: WriteReport | None) -> None:
+def _finish(setup: Setup, folder: Path, near: bucket.Near, state: step.TrainState, row: dict[str, Any],
+            curves: list[str], say: Callable[[str], None], write_report: WriteReport | None) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
   trouble = rollback.counters(state)
@@ -171,9 +174,9 @@ def _finish(setup: Setup, folder: Path, state: step.TrainState, row: dict[str, A
     say(f'  {name:<32} {value:.5g}')
   say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')
   if write_report is not None and setup.report.at == 'end':
-    say(f'Report         {write_report(folder, setup, state.evaluated, state.router_state)}')
-  say(f'Curves         {", or: ".join(curves)}')
-  if trace := profile.where(folder):
-    say(f'Profile        {trace}')
+    near.say(f'Report         {write_report(folder, setup, state.evaluated, state.router_state, near.folder)}')
+  near.say(f'Curves         {", or: ".join(curves)}')
+  if trace := profile.where(near.folder):
+    near.say(f'Profile        {trace}')
   say(f'Evaluate again python -m moejax.evaluate --workdir={folder}')
   say('Next           change one key with --config.<key>=<value> and another --workdir, and compare the two reports.')

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moejax import json_lines
+from moejax import buckets, json_lines
 from moejax.parallel import processes
 from moejax.training.loggers import LOGGERS, JsonLines, Opening
 
@@ -68,7 +68,7 @@ class MetricsWriter:
 
 def read(workdir: str | Path, say: Callable[[str], None] = lambda sentence: None) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl in order; [] if there is none. `say` receives a message about unreadable lines."""
-  return json_lines.read(Path(workdir) / JsonLines.FILE, _is_row, say)
+  return json_lines.read(buckets.path(workdir) / JsonLines.FILE, _is_row, say)
 
 
 def fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, config_path
 from moejax.layers import ctc
 from moejax.ranges import NonNegative, Rate
 
@@ -26,12 +26,12 @@ def build(config: Mapping, where: str) -> 'Objective':
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """Attributes:
-    where: config path.
+    where: its config path, for errors while it runs.
     router_losses: whether the losses of all layers' routers are summed, or averaged over layers.
     needs: keys that a batch must have: one of each tuple.
   """
   needs: ClassVar[tuple[tuple[str, ...], ...]]
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   router_losses: Literal['sum', 'mean'] = 'sum'
 
   def counted(self, batch: Batch) -> jax.Array:
@@ -84,7 +84,7 @@ class Classification(Objective):
 
   def __post_init__(self):
     if self.loss == 'sigmoid' and self.label_smoothing:
-      raise ConfigError(f'{self.where}.label_smoothing is for loss="softmax"; set it to 0 for loss="sigmoid".')
+      raise ConfigError('.label_smoothing is for loss="softmax"; set it to 0 for loss="sigmoid".')
 
   def counted(self, batch):
     return batch['valid']

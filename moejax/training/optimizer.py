@@ -47,7 +47,7 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
   Raises:
     ConfigError: also if `decay` or `gradient_scale` is not a regular expression, or matches no parameter.
   """
-  shared = [field.name for field in dataclasses.fields(_Common) if field.name != 'where']
+  shared = [field.name for field in dataclasses.fields(_Common)]
   common = call(_Common, {k: config[k] for k in shared if k in config}, where)
   own = {k: v for k, v in config.items() if k not in shared}
   schedule = SCHEDULES.build(common.schedule, f'{where}.schedule', steps=steps)
@@ -57,7 +57,7 @@ def build(config: Mapping, where: str, *, model: Functional, steps: int) -> Opti
     transform = optax.chain(optax.clip_by_global_norm(common.clip), transform)
   if common.gradient_scale is not None:
     scale = call(_GradientScale, common.gradient_scale, f'{where}.gradient_scale')
-    mask = matching(model, scale.parameters, f'{scale.where}.parameters')
+    mask = matching(model, scale.parameters, f'{where}.gradient_scale.parameters')
     transform = optax.chain(optax.masked(optax.scale(scale.factor), mask), transform)
   return Optimizer(transform, schedule)
 
@@ -72,7 +72,6 @@ class _Common:
     decay: regular expression; parameters whose path it matches decay. None: see `decayed_by_default`.
     gradient_scale: dict(parameters=, factor=): see `_GradientScale`; None: no scaling.
   """
-  where: str
   schedule: dict
   clip: Positive | None = None
   decay: str | None = None
@@ -91,7 +90,6 @@ class _GradientScale:
     parameters: regular expression that matches their paths.
     factor: multiplies their gradients.
   """
-  where: str
   parameters: str
   factor: NonNegative
 
@@ -187,19 +185,19 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate
 
 
 @SCHEDULES('constant')
-def constant(*, steps: int, where: str, peak: Positive, warmup: Natural = 0) -> Schedule:
+def constant(*, steps: int, peak: Positive, warmup: Natural = 0) -> Schedule:
   """Constant at `peak`.
 
   Config:
     peak: largest learning rate.
     warmup: steps of linear growth to it.
   """
-  _check(where, steps, warmup)
+  _check(steps, warmup)
   return _warmed_up(peak, warmup, lambda step: jnp.full_like(step, peak))
 
 
 @SCHEDULES('linear')
-def linear(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
+def linear(*, steps: int, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
   """Linear decay to `end` at the last step.
 
   Config:
@@ -207,12 +205,12 @@ def linear(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
     warmup: steps of linear growth to it.
     end: learning rate at the last step.
   """
-  _check(where, steps, warmup)
+  _check(steps, warmup)
   return _warmed_up(peak, warmup, lambda step: peak + (end - peak) * _progress(step, warmup, steps))
 
 
 @SCHEDULES('cosine')
-def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
+def cosine(*, steps: int, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
   """Cosine decay to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
 
   Config:
@@ -220,13 +218,13 @@ def cosine(*, steps: int, where: str, peak: Positive, warmup: Natural = 0, end: 
     warmup: steps of linear growth to it.
     end: learning rate at the last step.
   """
-  _check(where, steps, warmup)
+  _check(steps, warmup)
   return _warmed_up(peak, warmup, lambda step: end + (peak - end) * 0.5 * (
       1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))))
 
 
 @SCHEDULES('rsqrt')
-def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
+def rsqrt(*, steps: int, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
   """`peak * sqrt(warmup / step)`; the last `cooldown` steps decay linearly to 0 (Zhai et al. 2022, section 3.5).
 
   Config:
@@ -234,7 +232,7 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: 
     warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
     cooldown: number of last steps, which decay linearly to 0.
   """
-  _check(where, steps, warmup + cooldown)
+  _check(steps, warmup + cooldown)
   scale = max(warmup, 1)
 
   def decay(step):
@@ -243,9 +241,9 @@ def rsqrt(*, steps: int, where: str, peak: Positive, warmup: Natural, cooldown: 
   return _warmed_up(peak, warmup, decay)
 
 
-def _check(where, steps, warmup):
+def _check(steps, warmup):
   if warmup >= steps:
-    raise ConfigError(f'{where}: {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
+    raise ConfigError(f': {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
                       'config.training.steps. Shorten them, or raise config.training.steps.')
 
 

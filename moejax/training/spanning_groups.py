@@ -2,12 +2,12 @@
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from moejax.layers.feed_forwards.moe import tokens_per_group
 from moejax.models.mixtures import mixture_of
 from moejax.parallel import rules
 from moejax.routing.plans import group_size, has_slots
+from moejax.training.setup import Setup
 
 
 class Spanning(NamedTuple):
@@ -25,13 +25,13 @@ class Spanning(NamedTuple):
   group: int | str
 
 
-def sides(config: ConfigDict) -> dict[str, ConfigDict]:
+def sides(config: Any) -> dict[str, Any]:
   """{config path: config} of the model's stacks."""
-  model: Any = config.model
+  model = config.model
   return {f'model.{side}': model[side] for side in ('encoder', 'decoder') if side in model} or {'model': model}
 
 
-def spanning(setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
+def spanning(setup: Setup, accumulate: int | None = None, shards: int | None = None) -> dict[str, Spanning]:
   """{path of a mixture in the config: groups} for groups that do not divide evenly over `shards` (those of `setup`).
 
   Without slots groups have no meaning for a dispatcher, so a group may also span several whole devices.
@@ -59,7 +59,7 @@ def spanning(setup, accumulate: int | None = None, shards: int | None = None) ->
   return found
 
 
-def notice(setup) -> str | None:
+def notice(setup: Setup) -> str | None:
   """A sentence about routers whose groups do not divide evenly over the devices, and what to set; None if all do."""
   found, shards = spanning(setup), rules.batch_shards(setup.mesh)
   if not found:

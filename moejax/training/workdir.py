@@ -14,23 +14,26 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from moejax import buckets
 from moejax.config import ConfigError
 from moejax.parallel import processes
 from moejax.training import kept, resume
 
-_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # gs://bucket, and what pathlib makes of it
+_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # s3://bucket, and what pathlib makes of it
 
 
 def find(workdir: str | Path) -> Path:
-  """The folder of a run that the user names; `~` is expanded.
+  """The folder of a run that the user names: `~` is expanded, and gs://bucket/run is a folder in a bucket.
 
   Raises:
-    ConfigError: it is not a folder, or checkpoints in it could not be read back.
+    ConfigError: it is not a folder, checkpoints in it could not be read back, or the bucket cannot be reached.
   """
   name = os.path.expanduser(workdir)
+  if buckets.is_address(name):
+    return _find_in_bucket(name)
   if _ADDRESS.match(name):
-    raise ConfigError(f'--workdir={workdir} is an address, and a run needs a folder. Mount the bucket (gcsfuse, s3fs, '
-                      '...), and set --workdir to a folder in it.')
+    raise ConfigError(f'--workdir={workdir} is an address, and a run needs a folder, or gs://bucket/folder. Mount the '
+                      'bucket (s3fs, ...), and set --workdir to a folder in it.')
   if name.startswith('~'):
     raise ConfigError(f'--workdir={workdir}: there is no home folder {name.split("/")[0]}. Write out the path, or '
                       'begin it with ./ for a folder of that name.')
@@ -44,6 +47,17 @@ def find(workdir: str | Path) -> Path:
   return path
 
 
+def _find_in_bucket(name: str) -> Path:
+  try:
+    path = buckets.path(name)
+    if forbidden := sorted(set('*?[\\#') & set(str(path))):
+      raise ConfigError(f'there is {" and ".join(forbidden)} in its name. Choose one without.')
+    buckets.reach(path)
+  except ConfigError as error:
+    raise ConfigError(f'--workdir={name} cannot be the folder of a run: {error}') from None
+  return path
+
+
 def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
   """Makes `workdir` the folder of this run, or checks that it already is.
 
@@ -54,8 +68,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
     ConfigError: the folder holds a run whose config differs in keys that may not change (`training.resume`); names
       them with both values. Or the processes do not share the folder.
   """
-  path = Path(workdir) / 'config.json'
-  changes = []
+  folder = buckets.path(workdir)
+  path, changes = folder / 'config.json', []
   if path.exists():
     old = resume.completed(load_config(workdir))
     differences = dict(compare(old, config))
@@ -64,13 +78,13 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
       raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
                         f'keys back. (These may change on resume: {", ".join(resume.FREE)}, training.steps.)')
     changes = [f'Resuming with another config: {line}.' for line in differences.values()]
-    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), Path(workdir))
-  elif (Path(workdir) / 'checkpoints').exists() or (Path(workdir) / 'metrics.jsonl').exists():
+    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), folder)
+  elif (folder / 'checkpoints').exists() or (folder / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so the run they belong to is '
                       'unknown. Choose another --workdir.')
   processes.wait('all have looked into the folder')
   if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dumps(config))
   processes.wait('the folder is claimed')
   if not path.exists():
@@ -91,7 +105,7 @@ def compare(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
 
 def load_config(workdir: str | Path) -> ConfigDict:
   """The config of the run in `workdir`. Raises ConfigError where there is none."""
-  path = Path(workdir) / 'config.json'
+  path = buckets.path(workdir) / 'config.json'
   if not path.exists():
     raise ConfigError(f'{workdir} holds no run: there is no config.json in it.')
   try:
@@ -112,6 +126,9 @@ def loads(text: str) -> ConfigDict:
 
 def write_atomically(path: Path, text: str) -> None:
   """Writes all of `text` or nothing."""
+  if buckets.is_address(path):
+    path.write_bytes(text.encode())  # objects are whole
+    return
   partial = path.with_name(path.name + '.partial')
   try:
     with open(partial, 'w') as file:

@@ -17,10 +17,12 @@ PATTERNS = [('dense',) * 3, ('dense', 'sparse') * 3, ('dense', 'dense', 'dense',
 def test_every_layer_of_a_scanned_stack_is_found(kinds):
   layers = {str(depth): {'w': np.full(2, depth), **({'moe': {'wi': np.full(3, depth)}} if kind == 'sparse' else {})}
             for depth, kind in enumerate(kinds)}
-  flat = flatten({'encoder': {'blocks': Stack(kinds).scanned(layers)}, 'head': np.full(4, -1)})
+  views = {depth: {'moe': layer['moe']} for depth, layer in layers.items() if 'moe' in layer}  # of some kinds only
+  flat = flatten({'encoder': {'blocks': Stack(kinds).scanned(layers), 'views': Stack(kinds).scanned(views)},
+                  'head': np.full(4, -1)})
   found = {path: flat[place.path] if place.repeat is None else flat[place.path][place.repeat]
            for path, place in stored(flat).items()}
-  expected = flatten({'encoder': {'blocks': layers}, 'head': np.full(4, -1)})
+  expected = flatten({'encoder': {'blocks': layers, 'views': views}, 'head': np.full(4, -1)})
   assert found.keys() == expected.keys()
   for path in expected:
     np.testing.assert_array_equal(found[path], expected[path])

@@ -105,7 +105,7 @@ def test_sources_that_cannot_be_mixed_or_balanced_are_refused(build, folder):
 
 
 def test_the_default_domains_exist_and_differ():
-  source = mixture.SourceMixture(where='config.data.source')
+  source = mixture.SourceMixture()
   assert source.tasks == ('code', 'dialogue', 'prose')
   examples = {split: source.open(split) for split in source.splits}
   joined = {}

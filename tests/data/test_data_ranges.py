@@ -94,7 +94,7 @@ def test_invalid_values_are_refused_in_a_sentence(changes, sentence):
 
 def test_the_longest_text_to_corrupt_is_found_fast():
   from moejax.data.span_corruption import corrupted_lengths, noise_counts
-  tokens, targets = corrupted_lengths(2**31 - 1, 0.15, 3.0, 'config.data')
+  tokens, targets = corrupted_lengths(2**31 - 1, 0.15, 3.0)
   for more, fits in ((0, True), (1, False)):
     noise, spans = noise_counts(tokens + more, 0.15, 3.0)
     assert (tokens + more - noise + spans + 1 <= 2**31 - 1) == fits

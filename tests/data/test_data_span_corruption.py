@@ -87,9 +87,9 @@ def test_lengths_match_t5():
   # 568 * 0.15 = 85.2 -> 85 noise tokens in round(85 / 3) = 28 spans. The encoder reads 568 - 85 + 28 + 1 = 512, the
   # decoder writes 85 + 28 + 1 = 114, as in the T5 code's documentation of its pretraining lengths.
   assert noise_counts(568, .15, 3.) == (85, 28)
-  assert corrupted_lengths(512, .15, 3., 'x') == (568, 114)
+  assert corrupted_lengths(512, .15, 3.) == (568, 114)
   # By hand for 8: 9 tokens have 1 noise token (1.35) in 1 span, 9 - 1 + 1 + 1 = 10 > 8; 7 have 1, 7 - 1 + 1 + 1 = 8.
-  assert corrupted_lengths(8, .15, 3., 'x') == (7, 3)
+  assert corrupted_lengths(8, .15, 3.) == (7, 3)
 
 
 def test_all_ways_to_cut_spans_are_equally_likely():

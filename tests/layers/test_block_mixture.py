@@ -18,7 +18,7 @@ from moejax.layers.block import Block, BranchSpec
 from moejax.layers.sublayer import Context
 from moejax.layers.positions import POSITIONS
 from moejax.layers.stack import Stack
-from moejax.models.sequences import Tokens
+from moejax.models.sequences import TokenRows
 from moejax.random import derive
 from moejax.routing import papers
 
@@ -52,7 +52,7 @@ def dense_block(rngs, dropout):
 def context():
   encoding = POSITIONS.build(dict(name='rope'), 'config.positions', dim=D, rngs=nnx.Rngs(0), heads=2,
                              bidirectional=False)
-  return Context(Tokens(IDS, SEGMENTS, POSITION, TASKS).router_inputs, encoding,
+  return Context(TokenRows(IDS, SEGMENTS, POSITION, TASKS).router_inputs, encoding,
                  mask=Mask(SEGMENTS, SEGMENTS, causal=True))
 
 

@@ -81,7 +81,7 @@ def test_experts_share_no_parameters_but_words_share_segments():
 
 
 @pytest.mark.parametrize('config, message', [
-    (dict(dispatch='grouped'), "config.moe.experts: experts 'segments' need dispatch"),
+    (dict(dispatch='grouped'), "config.moe.dispatch: experts 'segments' need dispatch"),
     (dict(experts=dict(name='feed_forward', hidden=F)), r'config.moe.dispatch: each token has 2 choices'),
     (dict(hashes=4), 'experts.segments must be .* that divides dim and that divides hidden, not 4'),
     (dict(router=papers.switch()), "config.moe.dispatch: dispatcher 'segments' requires token choice"),

@@ -1,12 +1,13 @@
 """Sparse layer layouts against the layers in papers and their code."""
 import pytest
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, at
 from moejax.layers import pattern
 
 
 def sparse_layers(num_layers, **config):
-  kinds = pattern.dense_or_sparse(config, 'config.model.sparse', num_layers)
+  with at('config.model'):
+    kinds = pattern.dense_or_sparse(config, num_layers)
   assert len(kinds) == num_layers
   return [layer for layer, kind in enumerate(kinds) if kind == 'sparse']
 

@@ -39,7 +39,7 @@ MODELS = {
     'shared blocks': decoder(sharing='all_but_norms'),
     'top-2 without capacity': sparse(papers.top_k_dropless(k=2)),
     'hashes of a token and the one before': sparse(papers.hash_layers(vocab_size=VOCABULARY, of='bigrams')),
-    'an LSTM': decoder(attention=None, feed_forward=None, num_layers=2, blocks=dict(
+    'LSTMs, scanned': decoder(attention=None, feed_forward=None, layers='scan', blocks=dict(
         a=dict(mixer=dict(name='lstm'), ffn=dict(name='feed_forward', hidden=12)))),
 }
 

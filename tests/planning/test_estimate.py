@@ -113,7 +113,7 @@ def memory_of(setup, **parts):
   held = memory_lib.held(setup, step_lib.abstract_state(setup), step_lib.abstract_batch(setup))
   total = sum(held.values())
   return memory_lib.Memory(**held, **dict(activations=0, temporaries=held['gradients'], unaliased=0, total=total,
-                                        available=total // 2) | parts)
+                                          available=total // 2) | parts)
 
 
 def advised(text):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers, router
 from moejax.routing.inputs import RouterInputs
@@ -208,7 +208,7 @@ def test_straight_through_gives_dispatch_the_gradient_of_the_weights():
     config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=hidden, activation='gelu'),
                   router=papers.lucidrains(policy='all', capacity_factor=16., z=0., straight_through=straight_through),
                   dispatch=dict(name='einsum'), group='sequence')
-    return functional.functionalize(lambda rngs: MoE(config, 'moe', dim=dim, dtype=jnp.float32, rngs=rngs))
+    return functional.functionalize(lambda rngs: call(MoE, config, 'moe', dim=dim, dtype=jnp.float32, rngs=rngs), MoE.mix)
 
   draw = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: draw.normal(0, 0.5, leaf.shape).astype(np.float32), layer(True).shapes()[0])

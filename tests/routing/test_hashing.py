@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, call
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers, router, stages
 from moejax.routing.features import bigrams
@@ -53,7 +53,7 @@ def test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary():
   """Each token passes the dense feed-forward of its part, computed here for the parts one after the other."""
   config = dict(num_experts=E, experts=dict(name='feed_forward', hidden=F, activation='relu'),
                 router=papers.hash_layers(V), dispatch=dict(name='grouped'))
-  layer = functional.functionalize(lambda rngs: MoE(config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs))
+  layer = functional.functionalize(lambda rngs: call(MoE, config, 'config.moe', dim=D, dtype=jnp.float32, rngs=rngs), MoE.mix)
   rng = np.random.RandomState(0)
   params = jax.tree.map(lambda leaf: jnp.float32(rng.normal(0, 0.4, leaf.shape)), layer.shapes()[0])
   y, _ = layer.apply(params, {}, X, INPUTS)

@@ -146,7 +146,7 @@ def test_second_choices_are_drawn_at_both_levels_and_weights_do_not_know():
   low = np.log(1 / 9)
   logits = joint_logits(jnp.broadcast_to(jnp.asarray([0, low, -9.]), (1, 4000, 3)),
                                      jnp.broadcast_to(jnp.asarray([[0, low, -9., -9.]] * 3), (1, 4000, 3, 4)))
-  select = HierarchicalTop2(where='', num_experts=E, groups=N)
+  select = HierarchicalTop2(num_experts=E, groups=N)
   plan = select(noiseless(logits), jnp.ones((1, 4000), bool), key=jax.random.key(0), train=True)
   np.testing.assert_array_equal(plan.expert[0, 0], [0, 1, 4])
   kept = np.asarray(plan.kept[0])
@@ -173,7 +173,7 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
 
 
 def test_a_second_group_that_does_not_exist_is_not_a_choice():
-  place = TwoLevelCapacity(where='', num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
+  place = TwoLevelCapacity(num_experts=4, k=2, groups=2, capacity_factor=9., second_level_factor=9.)
   plan = TokenPlan(expert=jnp.asarray([[[0, 1]] * 5]), weight=jnp.ones((1, 5, 2)), kept=jnp.ones((1, 5, 2), bool),
                    num_experts=4)
   assert place(plan, plan.weight, key=None, train=True).kept.all()

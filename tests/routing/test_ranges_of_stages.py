@@ -88,12 +88,23 @@ def test_chunks_are_counted_from_1(name):
 
 
 @pytest.mark.parametrize('fragment, message', [
-    (papers.hash_layers(vocab_size=9), r'config\.router needs token ids, but the model does not supply them .* Language models have them'),
+    (papers.hash_layers(vocab_size=9), r'^config\.router\.features needs token ids, but the model does not supply them .* Language models have them'),
     (papers.demix(num_domains=2), 'needs tasks, but the model does not supply them .* with the task or domain'),
-    (papers.limoe(image_experts=1., text_experts=1.), 'needs modalities, but .*two_modalities'),
+    (papers.limoe(image_experts=1., text_experts=1.), r'^config\.router\.balance\.local_entropy needs modalities, but .*two_modalities'),
     (papers.speech_moe(shared_dim=3), 'needs shared, but .* network that all routers share'),
 ])
 def test_a_missing_router_input_is_named_with_a_remedy(fragment, message):
   module, x = build(fragment), jnp.zeros((1, 3, D))
   with pytest.raises(ConfigError, match=message):
     module(x, RouterInputs(), key=jax.random.key(0), train=True)
+
+
+@pytest.mark.parametrize('change, path', [
+    (dict(place=dict(name='capacity', capacity_factor=0.1, convention='tutel')), 'place.capacity_factor'),
+    (papers.expert_choice() | dict(select=dict(name='expert_choice', capacity_factor=0.1, convention='lingvo')),
+     'select.capacity_factor'),
+])
+def test_a_capacity_that_keeps_nothing_is_refused_with_its_path_while_tracing(change, path):
+  module = build(papers.switch() | dict(balance={}) | change)
+  with pytest.raises(ConfigError, match=rf'^config\.router\.{path} = 0\.1 drops every token'):
+    module(jnp.zeros((1, 3, D)), RouterInputs(), key=jax.random.key(0), train=True)

@@ -11,7 +11,7 @@ import pytest
 
 from moejax import functional
 from moejax.config import ConfigError
-from moejax.models.sequences import Tokens
+from moejax.models.sequences import TokenRows
 from moejax.routing import papers, router
 from moejax.routing.papers.stable_moe import balance_loss, distillation_loss
 
@@ -55,7 +55,7 @@ SEGMENTS = jnp.array([[1] * 12, [1] * 3 + [2] * 7 + [3] * 2])
 
 def batch(seed):
   ids = jax.random.randint(jax.random.key(seed), (G, S), 0, V)
-  return jax.random.normal(jax.random.key(100 + seed), (G, S, D)), Tokens(ids, SEGMENTS, POSITIONS).router_inputs
+  return jax.random.normal(jax.random.key(100 + seed), (G, S, D)), TokenRows(ids, SEGMENTS, POSITIONS).router_inputs
 
 
 def greedy(params, x):
@@ -191,7 +191,7 @@ def test_words_before_count_within_their_document(words):
   assert (chosen != by_word(params, inputs.token_ids)).any()
   # Neither a later word nor one of another document has a part in it.
   for changed, same in ((np.s_[0, 6], np.s_[0, :6]), (np.s_[1, 2], np.s_[1, 3:])):
-    other = Tokens(inputs.token_ids.at[changed].add(1) % V, SEGMENTS, POSITIONS).router_inputs
+    other = TokenRows(inputs.token_ids.at[changed].add(1) % V, SEGMENTS, POSITIONS).router_inputs
     np.testing.assert_array_equal(built(words)[2](params, state, x, other).plan.expert[..., 0][same], chosen[same])
 
 

@@ -216,6 +216,16 @@ def test_a_deeper_model_starts_with_the_layers_of_a_shallower_one(dense, tmp_pat
       np.testing.assert_array_equal(found[path][depth], expected, err_msg=path)
 
 
+def test_views_of_weights_are_drawn_and_what_they_view_is_read(dense):
+  """LoRA on a scanned model (2106.09685), from an unrolled one."""
+  config = vision('scan', init=dict(path=str(dense)))
+  config.model.view = dict(name='lora', rank=2, of='attention/(query|value)')
+  with pytest.raises(ConfigError, match=r"help: rules=\(dict\(ours='\(\^\|/\)views/', do='reinitialise'\),\)\.$"):
+    read(config)
+  config.init.rules = (dict(ours='(^|/)views/', do='reinitialise'),)
+  assert_equal(read(config)[0], *values(vision('scan')))
+
+
 def test_learned_positions_are_resized_to_a_larger_grid(dense):
   rules = (dict(ours='^encoding/', do='resize_grid'),)
   found, _ = read(vision(image_size=14, init=dict(path=str(dense), rules=rules)))

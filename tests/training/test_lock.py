@@ -123,7 +123,7 @@ def test_an_owner_on_another_machine_that_still_touches_its_lock_keeps_it(tmp_pa
   monkeypatch.setattr(lock, '_SILENCE', 6.)
   monkeypatch.setattr(lock, '_TOUCH', 0.05)
   ended = threading.Event()
-  alive = threading.Thread(target=lock._touch, args=(tmp_path / lock.FILE, ended))
+  alive = threading.Thread(target=lock._File(tmp_path / lock.FILE).touch, args=(ended,))
   alive.start()
   with pytest.raises(ConfigError, match='is in use'):
     take(tmp_path)

@@ -20,7 +20,7 @@ from moejax.routing.plans import TokenPlan
 from moejax.routing.router import RouterOutput
 from moejax.training import methods, objectives
 
-OBJECTIVE = objectives.LanguageModel(where='config.objective')
+OBJECTIVE = objectives.LanguageModel()
 V = 13
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: configs and metrics survive being written and read; another run's folder is not touched."""
 import json
 import math
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_dict
 
+from moejax import buckets
 from moejax.config import ConfigError
 from moejax.training import metrics, workdir
 from moejax.training.setup import default_config
@@ -100,9 +102,17 @@ def test_a_full_disk_keeps_the_old_file_and_no_partial_new_one(tmp_path, monkeyp
 # ---- names of folders ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['gs://bucket/run', 's3://bucket', 'file:///tmp/run', Path('gs://bucket/run')])
+@pytest.mark.parametrize('name', ['s3://bucket', 'file:///tmp/run', Path('s3://bucket/run')])
 def test_an_address_is_refused_as_a_folder(name):
   with pytest.raises(ConfigError, match='is an address, and a run needs a folder'):
+    workdir.find(name)
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', Path('gs://bucket/run')])
+def test_an_address_in_a_bucket_says_what_to_install(name, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  monkeypatch.setattr(buckets, '_set_up', buckets._set_up.__wrapped__)
+  with pytest.raises(ConfigError, match=r"--workdir=gs://?bucket/run .* not installed .*: pip install 'moejax\[gcs\]'"):
     workdir.find(name)
 
 

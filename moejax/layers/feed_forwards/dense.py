@@ -15,9 +15,9 @@ class DenseFeedForward(experts.FeedForwardExperts, Sublayer):
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, hidden: Count,
                activation: experts.Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
-               init_scale: Positive = 1., where: str = 'feed_forward'):
+               init_scale: Positive = 1.):
     """See `moejax.experts.feed_forward.FeedForwardExperts`."""
-    super().__init__(where=where, dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
+    super().__init__(dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation=activation, use_bias=use_bias, dropout=dropout, init_scale=init_scale)
 
   def __call__(self, x: jax.Array, context: Context | None = None, cache: Cache | None = None, *,

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from moejax import dispatch as dispatchers
 from moejax import experts as all_experts
-from moejax.config import ConfigError, path
+from moejax.config import ConfigError, config_path
 from moejax.experts.layouts import Dense
 from moejax.layers import initializers
 from moejax.layers.embeddings import Linear
@@ -49,7 +49,7 @@ class MoE(Sublayer):
                shared: Mapping | None = None, shared_gate: Literal['sum', 'softmax'] = 'sum'):
     """Raises ConfigError for a number of experts that the active mesh does not divide."""
     check_experts(num_experts, rules.active())
-    self.group, self.where = group, path()
+    self.group, self.where = group, config_path()
     self.router = routers.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
     self.dispatch = dispatchers.build(dispatch, '.dispatch')
     self.experts = all_experts.build(experts, '.experts', dim=dim, num_experts=num_experts, dtype=dtype,
@@ -57,7 +57,7 @@ class MoE(Sublayer):
     self.shared = None if shared is None else all_experts.build(
         shared, '.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
     if shared_gate == 'softmax' and self.shared is None:
-      raise ConfigError(f'.shared_gate = "softmax" requires a shared expert: set {path()}.shared.')
+      raise ConfigError(f'.shared_gate = "softmax" requires a shared expert: set {config_path()}.shared.')
     self.shared_gate = None if shared_gate == 'sum' else Linear(
         shape=(dim, 2), axes=('embed', None), init=initializers.fan_in(in_axis=0, out_axis=1),
         bias_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)

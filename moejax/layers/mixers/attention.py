@@ -32,7 +32,7 @@ class Attention(Sublayer):
     heads: H.
     kv_heads: N heads of keys and values, each shared by H/N query heads (2305.13245); H by default.
     head_dim: D/H by default.
-    use_bias: whether all projections add a bias, or those that do, e.g. ('query', 'key', 'value') in Qwen2.
+    use_bias: whether projections add a bias, or the names of the ones that do, e.g. ('query', 'key', 'value') in Qwen2.
     qk_norm: norm of queries and keys, e.g. `dict(name='layer_norm', use_bias=False)` (2302.05442), or None.
     qk_norm_of: what it normalises: each 'head', or 'all_heads' together (OLMoE, 2409.02060).
     scale: 'sqrt' divides logits by sqrt(head_dim); 'none' initialises the query kernel smaller by that factor (T5).

@@ -5,7 +5,6 @@
 A token's place is its number in the row, counted over all calls, without padding; its slot is `place % T`. `places` is
 `EMPTY` in a slot that holds no token.
 """
-import jax
 import jax.numpy as jnp
 
 from moejax.layers.attend import EMPTY

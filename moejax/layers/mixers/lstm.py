@@ -34,7 +34,7 @@ class LSTM(Sublayer):
   """An LSTM over sequences, as wide as its input. The forget gate's bias starts at 1 (Jozefowicz et al. 2015)."""
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.dtype = dtype
+    self.dim, self.dtype = dim, dtype
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
     self.kernel = functional.parameter(rngs, fan_in, (dim, 4 * dim), ('embed', None))
     self.recurrent_kernel = functional.parameter(rngs, fan_in, (dim, 4 * dim), ('embed', None))
@@ -56,7 +56,7 @@ class LSTM(Sublayer):
   def init_cache(self, batch: int, length: int) -> Cache:
     """The state after the latest token."""
     del length
-    shape = (batch, self.recurrent_kernel.shape[0])
+    shape = (batch, self.dim)
     return dict(hidden=jnp.zeros(shape, self.dtype), cell=jnp.zeros(shape, self.dtype))
 
   def cache_axes(self) -> Axes:

@@ -40,8 +40,8 @@ class Bias(Balancer):
     rate: u, the size of a step.
   """
 
-  def __init__(self, *, where: str, k: int | None, num_experts: int, rate: NonNegative = 1e-3):
-    choosing(k, where)
+  def __init__(self, *, k: int | None, num_experts: int, rate: NonNegative = 1e-3):
+    choosing(k)
     self.rate = rate
     self.bias = functional.router_state(jnp.zeros(num_experts), (None,))
 

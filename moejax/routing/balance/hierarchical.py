@@ -6,7 +6,7 @@ from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative
 from moejax.routing.balance.load import chosen, prob_in_top_k
 from moejax.routing.balance.means import imbalance, over_tokens
-from moejax.routing.balance.requirements import check_noise
+from moejax.routing.balance.requirements import choosing_by_noise
 from moejax.routing.balance.switch import switch_loss
 from moejax.routing.score.hierarchical import Hierarchical
 from moejax.routing.select.top_k import top_k
@@ -24,11 +24,11 @@ class HierarchicalLoad(Balancer):
 
   reads = Hierarchical.gives
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative, groups_per_token: Count,
+  def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative, groups_per_token: Count,
                per_group: Count):
-    check_noise(noisy, k, where)
+    choosing_by_noise(noisy, k)
     if groups_per_token * per_group != k:
-      raise ConfigError(f'{where}: groups_per_token = {groups_per_token} times per_group = {per_group} is not the '
+      raise ConfigError(f': groups_per_token = {groups_per_token} times per_group = {per_group} is not the '
                         f"selection's k = {k}. Set both as in the selection.")
     self.coefficient, self.groups_per_token, self.per_group = coefficient, groups_per_token, per_group
 

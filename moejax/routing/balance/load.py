@@ -10,7 +10,7 @@ from moejax.config import ConfigError
 from moejax.ranges import NonNegative
 from moejax.routing.balance.means import (group_mean, imbalance, over_tokens, squared_coefficient_of_variation,
                                           token_mean)
-from moejax.routing.balance.requirements import check_noise, choosing
+from moejax.routing.balance.requirements import choosing_by_noise, choosing
 from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
@@ -40,10 +40,10 @@ def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, 
 class Load(Balancer):
   """See `load_loss`. Requires a score with noise; without noise it has no gradient."""
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
-    self.k = choosing(k, where)
+  def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative):
+    self.k = choosing(k)
     if not noisy:
-      raise ConfigError(f"{where}: without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
+      raise ConfigError(": without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -86,9 +86,8 @@ class SmoothLoad(Balancer):
   Without noise (at evaluation), of the counts.
   """
 
-  def __init__(self, *, where: str, k: int | None, noisy: bool, coefficient: NonNegative):
-    check_noise(noisy, k, where)
-    self.k, self.coefficient = k, coefficient
+  def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative):
+    self.k, self.coefficient = choosing_by_noise(noisy, k), coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
     scores = routed.scores

@@ -60,12 +60,12 @@ class LocalEntropy(Balancer):
     modalities: the modalities whose entropies are summed.
   """
 
-  def __init__(self, *, where: str, coefficient: NonNegative,
+  def __init__(self, *, coefficient: NonNegative,
                modalities: Annotated[tuple[Literal['image', 'text'], ...], NotEmpty()] = ('text',)):
     self.coefficient, self.modalities = coefficient, tuple(modalities)
 
   def loss(self, routed: Routed) -> jax.Array:
-    return sum(local_entropy(routed.scores.clean, members(routed, name)) for name in self.modalities)
+    return sum((local_entropy(routed.scores.clean, members(routed, name)) for name in self.modalities), jnp.float32(0))
 
 
 @BALANCERS('global_entropy')
@@ -76,18 +76,18 @@ class GlobalEntropy(Balancer):
     image_experts, text_experts: S of each; None: no loss for that modality.
   """
 
-  def __init__(self, *, where: str, num_experts: int, coefficient: NonNegative,
+  def __init__(self, *, num_experts: int, coefficient: NonNegative,
                image_experts: Annotated[float, AtLeast(1)] | None = None,
                text_experts: Annotated[float, AtLeast(1)] | None = None):
     wanted = zip(MODALITIES, (image_experts, text_experts))
     self.experts = {name: experts for name, experts in wanted if experts is not None}
     if not self.experts:
-      raise ConfigError(f'{where}: set image_experts, text_experts or both.')
+      raise ConfigError(': set image_experts, text_experts or both.')
     for name, experts in self.experts.items():
       if experts > num_experts:
-        raise ConfigError(f'{where}.{name}_experts must be between 1 and num_experts = {num_experts}, not {experts}.')
+        raise ConfigError(f'.{name}_experts must be between 1 and num_experts = {num_experts}, not {experts}.')
     self.coefficient = coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
-    return sum(global_entropy(routed.scores.clean, members(routed, name), experts)
-               for name, experts in self.experts.items())
+    return sum((global_entropy(routed.scores.clean, members(routed, name), experts)
+                for name, experts in self.experts.items()), jnp.float32(0))

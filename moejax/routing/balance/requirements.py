@@ -2,16 +2,17 @@
 from moejax.config import ConfigError
 
 
-def choosing(k: int | None, where: str) -> int:
-  """Returns `k`; raises ConfigError if it is None. `where`: config path of the balancer."""
+def choosing(k: int | None) -> int:
+  """Returns `k`; raises ConfigError if it is None."""
   if k is None:
-    raise ConfigError(f'{where} requires token choice with a fixed number of experts; this selection needs no '
+    raise ConfigError(' requires token choice with a fixed number of experts; this selection needs no '
                       'balancing. Remove it.')
   return k
 
 
-def check_noise(noisy: bool, k: int | None, where: str):
-  """Raises ConfigError unless routing is token choice by noisy scores."""
-  choosing(k, where)
+def choosing_by_noise(noisy: bool, k: int | None) -> int:
+  """Returns `k`; raises ConfigError unless routing is token choice by noisy scores."""
+  k = choosing(k)
   if not noisy:
-    raise ConfigError(f"{where}: without noise the load loss has no gradient. Use score 'noisy_linear'.")
+    raise ConfigError(": without noise the load loss has no gradient. Use score 'noisy_linear'.")
+  return k

@@ -9,6 +9,9 @@ from moejax.routing.score.smooth_step import EPSILON
 from moejax.routing.shares import normalized
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
+# Over tokens.
+Reduction = Literal['mean', 'sum']
+
 
 def entropy(selected: jax.Array) -> jax.Array:
   """`sum over k and experts of -r log(r + 1e-6)`: <float32>[..., K, E] -> <float32>[...]."""
@@ -25,14 +28,15 @@ class SelectorEntropy(Balancer):
 
   reads = ('selectors',)
 
-  def __init__(self, *, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
-    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
+  def __init__(self, *, coefficient: NonNegative, reduction: Reduction = 'mean'):
+    self.reduction: Reduction = reduction
+    self.coefficient, self.total = coefficient, reduction == 'sum'
 
   def loss(self, routed: Routed) -> jax.Array:
     return reduced(entropy(routed.scores.extras['selectors']), routed.valid, self.reduction)
 
 
-def reduced(values: jax.Array, valid: jax.Array, reduction: Literal['mean', 'sum']) -> jax.Array:
+def reduced(values: jax.Array, valid: jax.Array, reduction: Reduction) -> jax.Array:
   """The mean or sum of `values` <float32>[G,S] over the `valid` tokens <bool>[G,S]."""
   total = jnp.sum(jnp.where(valid, values, 0))
   return total if reduction == 'sum' else total / jnp.maximum(valid.sum(), 1)

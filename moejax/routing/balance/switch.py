@@ -55,9 +55,10 @@ class Switch(Balancer):
     convention: what F_e counts; see `switch_loss`.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
-    choosing(k, where)
-    self.coefficient, self.convention = coefficient, convention
+  def __init__(self, *, k: int | None, coefficient: NonNegative, convention: Convention = 'moejax'):
+    choosing(k)
+    self.coefficient = coefficient
+    self.convention: Convention = convention
 
   def loss(self, routed: Routed) -> jax.Array:
     return switch_loss(routed.probs, routed.plan.expert, routed.plan.kept, routed.valid, self.convention)

@@ -49,7 +49,7 @@ class Tasks(TokenIds):
 
 
 @FEATURES('documents')
-class Documents(TokenIds):
+class DocumentIds(TokenIds):
   """The document id of each token."""
 
   field = 'documents'

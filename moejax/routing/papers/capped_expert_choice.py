@@ -64,7 +64,6 @@ class CappedExpertChoice(Selection):
       `weigh=dict(name='one')`.
     convention: formula for C (`conventions.capacity`).
   """
-  where: str
   num_experts: int
   capacity_factor: Positive = 2.
   cap: Positive = 2.
@@ -77,7 +76,7 @@ class CappedExpertChoice(Selection):
 
   def __post_init__(self):
     if self.cap < self.capacity_factor:
-      raise ConfigError(f'{self.where}.cap = {self.cap} must be at least capacity_factor = {self.capacity_factor}, '
+      raise ConfigError(f'.cap = {self.cap} must be at least capacity_factor = {self.capacity_factor}, '
                         'the average number of experts per token.')
 
   def leak(self, train: bool) -> Leak:
@@ -86,7 +85,7 @@ class CappedExpertChoice(Selection):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
-                                        f'{self.where}.capacity_factor', self.convention)
+                                        'capacity_factor', self.convention)
     over_tokens = self.rank == 'plan_times_gate'
     gates = softmax_over_tokens(scores.select, valid) if over_tokens else jax.nn.softmax(scores.select, axis=-1)
     plan = jax.lax.stop_gradient(jax.vmap(

@@ -47,9 +47,9 @@ class Comet(Score):
 
   gives = ('selectors', 'permutation')
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count, gamma: Positive = 1.,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count, gamma: Positive = 1.,
                search_steps: Count | None = None):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     self.num_experts, self.gamma = num_experts, gamma
     self.gives = ('selectors',) if search_steps is None else ('selectors', 'permutation')
 

@@ -34,10 +34,10 @@ class TaskMLP(Score):
     start, decay, end: see `temperature`.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: Count = 64,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, hidden: Count = 64,
                relaxation: Relaxation = 'straight_through', start: Positive = 2., decay: NonNegative = 3e-4,
                end: Positive = 0.1):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     self.noise, self.schedule = relaxation != 'softmax', (start, decay, end)
     init, zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros
     self.wi = functional.parameter(rngs, init, (dim, hidden), (None, None))

@@ -18,11 +18,11 @@ class Task(Score):
     num_tasks: number of tasks in the data, at most the number of experts.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, num_tasks: Count):
+  def __init__(self, *, dim: int | None, num_experts: int, num_tasks: Count):
     if dim is not None:
-      raise ConfigError(f"{where}: 'task' needs task ids. Set features=dict(name='tasks').")
+      raise ConfigError(": 'task' needs task ids. Set features=dict(name='tasks').")
     if num_tasks > num_experts:
-      raise ConfigError(f'{where}.num_tasks = {num_tasks} must be at most num_experts = {num_experts}.')
+      raise ConfigError(f'.num_tasks = {num_tasks} must be at most num_experts = {num_experts}.')
     self.num_experts = num_experts
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:

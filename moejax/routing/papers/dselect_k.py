@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative, Positive
-from moejax.routing.balance.selectors import reduced
+from moejax.routing.balance.selectors import Reduction, reduced
 from moejax.routing.papers import paper
 from moejax.routing.score.logits import vectors
 from moejax.routing.score.smooth_step import EPSILON, binary_codes, select_by_code, smooth_step
@@ -34,13 +34,13 @@ class DSelectK(Score):
 
   gives = ('selectors',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, k: Count,
                gate: Gate = 'example', tasks: Count = 1, gamma: Positive = 1.):
     if gate == 'task' and (tasks > 1) != (dim is None):
-      raise ConfigError(f"{where}.tasks = {tasks}: gate 'task' needs features=dict(name='tasks') for several tasks, "
+      raise ConfigError(f".tasks = {tasks}: gate 'task' needs features=dict(name='tasks') for several tasks, "
                         'and vector features for one.')
     if gate == 'example' and tasks > 1:
-      raise ConfigError(f"{where}.tasks is only for gate='task'. Remove it.")
+      raise ConfigError(".tasks is only for gate='task'. Remove it.")
     self.num_experts, self.k, self.gate, self.gamma = num_experts, k, gate, gamma
     self.bits = binary_codes(num_experts).shape[1]
 
@@ -49,7 +49,7 @@ class DSelectK(Score):
       uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
       return functional.parameter(rngs, uniform, size, (None,) * len(size))
 
-    rows = (vectors(dim, where),) if gate == 'example' else (tasks,)
+    rows = (vectors(dim),) if gate == 'example' else (tasks,)
     self.codes = parameter(gamma / 100, (*rows, k * self.bits))
     self.weights = parameter(0.05, (*rows, k))
     self.codes_bias = parameter(gamma / 100, (k * self.bits,)) if gate == 'example' else None
@@ -63,7 +63,9 @@ class DSelectK(Score):
       codes, weights = self.codes[...][rows], self.weights[...][rows]
     else:
       product = lambda kernel: jnp.einsum('gsd,dz->gsz', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
-      codes, weights = product(self.codes) + self.codes_bias[...], product(self.weights) + self.weights_bias[...]
+      codes, weights = product(self.codes), product(self.weights)
+      if self.codes_bias is not None and self.weights_bias is not None:
+        codes, weights = codes + self.codes_bias[...], weights + self.weights_bias[...]
     steps = smooth_step(codes.reshape(*shape, self.k, self.bits), self.gamma)
     selectors = select_by_code(steps, self.num_experts)
     shares = jnp.einsum('gsk,gske->gse', jax.nn.softmax(weights, axis=-1), selectors,
@@ -84,8 +86,9 @@ class Reachable(Balancer):
 
   reads = ('selectors',)
 
-  def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Literal['mean', 'sum'] = 'mean'):
-    self.coefficient, self.reduction, self.total = coefficient, reduction, reduction == 'sum'
+  def __init__(self, *, num_experts: int, coefficient: NonNegative, reduction: Reduction = 'mean'):
+    self.reduction: Reduction = reduction
+    self.coefficient, self.total = coefficient, reduction == 'sum'
     self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 
   def loss(self, routed: Routed) -> jax.Array:

@@ -43,9 +43,9 @@ class FastMoELoss(Balancer):
       whose first choice is within capacity.
   """
 
-  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, counts: Counts = 'best'):
+  def __init__(self, *, k: int | None, coefficient: NonNegative, counts: Counts = 'best'):
     if counts == 'surviving':
-      choosing(k, where)
+      choosing(k)
     self.coefficient, self.counts = coefficient, counts
 
   def loss(self, routed: Routed) -> jax.Array:
@@ -93,7 +93,7 @@ class NearFirst(TopK):
   def __post_init__(self):
     super().__post_init__()
     if self.num_experts % self.nodes or self.num_experts < 2 * self.nodes or self.k != 2:
-      raise ConfigError(f'{self.where} requires k = 2 and at least two experts on each node, the same number on all; '
+      raise ConfigError(f' requires k = 2 and at least two experts on each node, the same number on all; '
                         f'not k = {self.k} and {self.num_experts} experts on {self.nodes} nodes.')
 
   def leak(self, train: bool) -> Leak:

@@ -49,7 +49,7 @@ class Swipe(TrainedTogether):
 
   def __post_init__(self):
     if self.k > self.num_experts:
-      raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
+      raise ConfigError(f'.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:

@@ -39,8 +39,8 @@ def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) ->
 class Tutel(Balancer):
   """See `tutel_loss`; assumes Tutel's noise, of standard deviation 1/E."""
 
-  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative):
-    self.k, self.coefficient = choosing(k, where), coefficient
+  def __init__(self, *, k: int | None, coefficient: NonNegative):
+    self.k, self.coefficient = choosing(k), coefficient
 
   def loss(self, routed: Routed) -> jax.Array:
     return tutel_loss(routed.scores.logits, routed.scores.clean, self.k, routed.valid)

@@ -34,7 +34,7 @@ def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 @BALANCERS('tokens')
-class Tokens(Balancer):
+class TokenBalance(Balancer):
   """See `token_balance_loss`."""
 
   def __init__(self, *, coefficient: NonNegative):
@@ -55,7 +55,6 @@ class MtfExpertChoice(Selection):
     capacity_factor: for Mesh TensorFlow's capacity C, at least 4.
     eval_capacity_factor: the factor at evaluation.
   """
-  where: str
   num_experts: int
   capacity_factor: Positive = 1.25
   eval_capacity_factor: Positive = 2.
@@ -68,7 +67,7 @@ class MtfExpertChoice(Selection):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     factor = 'capacity_factor' if train else 'eval_capacity_factor'
-    slots = conventions.slots_that_choose(tokens, self.num_experts, getattr(self, factor), f'{self.where}.{factor}',
+    slots = conventions.slots_that_choose(tokens, self.num_experts, getattr(self, factor), factor,
                                         'mesh_tensorflow')
     token, filled = expert_choice(scores.select, valid, slots)
     plan = slot_plan(token, filled, tokens)

@@ -22,10 +22,10 @@ class Policy(LinearScore):
 
   gives = ('value',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
-    super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
+    super().__init__(dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
     zeros = nnx.initializers.zeros
-    self.value = functional.parameter(rngs, zeros, (vectors(dim, where),), ('embed',))
+    self.value = functional.parameter(rngs, zeros, (vectors(dim),), ('embed',))
     self.value_bias = functional.parameter(rngs, zeros, (), ())
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:

@@ -29,7 +29,6 @@ class Transport(Selection):
     iterations: iterations of Adam or Sinkhorn.
     learning_rate: for Adam.
   """
-  where: str
   num_experts: int
   regularizer: Regularizer = 'sparse'
   strength: Positive = 1.
@@ -75,7 +74,7 @@ class TransportToExperts(Transport):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
-                                        f'{self.where}.capacity_factor', self.convention)
+                                        'capacity_factor', self.convention)
     plan = self.transport(scores, valid, slots, 'experts')
     token, filled = expert_choice(plan, valid, slots)
     chosen = slot_plan(token, filled, tokens)
@@ -94,7 +93,7 @@ class TransportToTokens(Transport):
 
   def __post_init__(self):
     if self.k > self.num_experts:
-      raise ConfigError(f'{self.where}.k: a token cannot choose {self.k} of {self.num_experts} experts. '
+      raise ConfigError(f'.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:

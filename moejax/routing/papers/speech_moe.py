@@ -33,7 +33,7 @@ class WithShared(Feature):
       return x.astype(jnp.float32)
     shared = inputs['shared']
     if shared.shape[-1] != self.shared_dim:
-      raise ConfigError(f'{inputs.where}.features.shared_dim is {self.shared_dim}, but the shared network has width '
+      raise ConfigError(f'.shared_dim is {self.shared_dim}, but the shared network has width '
                         f'{shared.shape[-1]}. Make them equal.')
     return jnp.concatenate([shared.astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
 

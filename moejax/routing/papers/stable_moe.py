@@ -68,6 +68,7 @@ def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: j
     return table[ids]
   if words == 'bigram':
     return (table[ids] + table[jnp.where(inputs['positions'] == 0, ids, inputs['previous_ids'])]) / 2
+  assert kernel is not None
   reach = jnp.concatenate([ids[..., None], inputs['earlier_ids']], axis=-1)
   taps = jnp.where(reach < 0, 0., kernel)
   return jnp.einsum('gsj,gsjw->gsw', taps, table[reach], precision=jax.lax.Precision.HIGHEST)
@@ -93,10 +94,11 @@ class Distilled(Score):
   gives = ('distilled', 'stage_1')
   with_ids = True
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: Count,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, vocab_size: Count,
                stage_1_steps: Count, width: Count = 50, words: Words = 'unigram', gain: NonNegative = 0.1):
-    dim = vectors(dim, where)
-    self.stage_1_steps, self.words = stage_1_steps, words
+    dim = vectors(dim)
+    self.stage_1_steps = stage_1_steps
+    self.words: Words = words
     orthogonal, normal = nnx.initializers.orthogonal(gain), nnx.initializers.normal(1.)
     self.experts = functional.parameter(rngs, orthogonal, (num_experts, dim), (None, 'embed'))
     self.words_table = functional.parameter(rngs, normal, (vocab_size, width), ('vocab', None))

@@ -27,8 +27,8 @@ class LinearWithThresholds(LinearScore):
 
   gives = ('threshold',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
-    super().__init__(where=where, dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.02):
+    super().__init__(dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
     self.threshold = functional.parameter(rngs, nnx.initializers.constant(1 / num_experts), (num_experts,), (None,))
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
@@ -45,7 +45,6 @@ class Batchwise(Selection):
   Config:
     experts_per_token: k, average number of experts per token.
   """
-  where: str
   num_experts: int
   experts_per_token: Positive
 
@@ -62,7 +61,7 @@ class Batchwise(Selection):
       return token_plan(expert, (gates > scores.extras['threshold']) & valid[..., None], self.num_experts)
     tokens = valid.shape[1]
     slots = conventions.slots_that_choose(tokens, self.num_experts, self.experts_per_token,
-                                        f'{self.where}.experts_per_token')
+                                        'experts_per_token')
     token, filled = expert_choice(gates, valid, slots)
     return slot_plan(token, filled, tokens)
 

@@ -14,8 +14,8 @@ from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
 class UniformNoise(Score):
   """`x W`, plus in training uniform noise in [0, 1) for every token and expert (section 3). W is initialised to 0."""
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs):
-    shape = (vectors(dim, where), num_experts)
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs):
+    shape = (vectors(dim), num_experts)
     self.kernel = functional.parameter(rngs, nnx.initializers.zeros, shape, ('embed', None))
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:

@@ -41,8 +41,8 @@ class FixedTemperature(Balancer):
 
   reads = ('cosine',)
 
-  def __init__(self, *, where: str, k: int | None, coefficient: NonNegative, temperature: Positive = 0.07):
-    choosing(k, where)
+  def __init__(self, *, k: int | None, coefficient: NonNegative, temperature: Positive = 0.07):
+    choosing(k)
     self.coefficient, self.temperature = coefficient, temperature
 
   def loss(self, routed: Routed) -> jax.Array:

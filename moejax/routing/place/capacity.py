@@ -15,11 +15,12 @@ from moejax.routing.stages import PLACEMENTS, Placement, required
 Priority = Literal['position', 'batch', 'probability', 'random']
 
 
-def check_choosing(k: int | None, where: str) -> None:
-  """Raises ConfigError unless tokens choose a fixed number `k` of experts; `where`: config path of the placement."""
+def check_choosing(k: int | None) -> int:
+  """Returns `k`; raises ConfigError unless tokens choose a fixed number `k` of experts."""
   if k is None:
-    raise ConfigError(f'{where}: a capacity requires token choice with a fixed number of experts, which this selection '
+    raise ConfigError(': a capacity requires token choice with a fixed number of experts, which this selection '
                       "does not have. Use place=dict(name='dropless').")
+  return k
 
 
 @PLACEMENTS('capacity')
@@ -42,7 +43,6 @@ class Capacity(Placement):
       position at evaluation (DeepSpeed's random token selection).
     order: 'choice': first choices before second choices; 'token': token by token, strictly causal.
   """
-  where: str
   num_experts: int
   k: int | None
   capacity_factor: Positive
@@ -53,24 +53,25 @@ class Capacity(Placement):
   order: Order = 'choice'
 
   def __post_init__(self):
-    check_choosing(self.k, self.where)
+    check_choosing(self.k)
 
   def leak(self, train: bool) -> Leak:
     if self._priority(train) != 'position':
       return 'future'
-    return 'slots' if self.order == 'choice' and self.k > 1 else 'causal'
+    return 'slots' if self.order == 'choice' and check_choosing(self.k) > 1 else 'causal'
 
   def slots(self, tokens: int, train: bool) -> int:
     """C for groups of `tokens`. Raises ConfigError if it is 0."""
     key = self._factor(train)
-    return checked_slots(self.formula(tokens, train), tokens, getattr(self, key), f'{self.where}.{key}')
+    return checked_slots(self.formula(tokens, train), tokens, getattr(self, key), key)
 
   def formula(self, tokens: int, train: bool) -> int:
     """The convention's formula for `tokens`, unchecked: it may be 0, or exceed `tokens`."""
     key = self._factor(train)
     if key == 'eval_capacity_factor' and self.convention == 'fairseq':
-      return math.ceil(self.eval_capacity_factor * tokens)
-    return capacity(tokens, self.num_experts, self.k, getattr(self, key), self.convention, self.min_capacity)
+      return math.ceil(getattr(self, key) * tokens)
+    return capacity(tokens, self.num_experts, check_choosing(self.k), getattr(self, key), self.convention,
+                    self.min_capacity)
 
   def _factor(self, train):
     return 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'
@@ -106,5 +107,5 @@ class CapacityInOrder(Capacity):
   def __post_init__(self):
     super().__post_init__()
     if (self.priority, self.order) != ('position', 'choice'):
-      raise ConfigError(f'{self.where}: this placement assigns slots by position and choice. Remove priority and '
+      raise ConfigError(': this placement assigns slots by position and choice. Remove priority and '
                         "order, or use name='capacity'.")

@@ -62,19 +62,19 @@ def capacity(tokens: int, num_experts: int, k: int, factor: float, convention: C
   return max(formula(tokens, num_experts, k, factor), least if minimum is None else minimum)
 
 
-def checked_slots(slots: int, tokens: int, factor: float, where: str) -> int:
-  """min(`slots`, `tokens`): an expert cannot get more. `where`: config path of `factor`.
+def checked_slots(slots: int, tokens: int, factor: float, key: str) -> int:
+  """min(`slots`, `tokens`): an expert cannot get more. `key`: the config key of `factor`.
 
   Raises:
     ConfigError: there are no slots.
   """
   if slots < 1:
-    raise ConfigError(f'{where} = {factor} drops every token: in a group of {tokens} tokens every expert gets {slots} '
+    raise ConfigError(f'.{key} = {factor} drops every token: in a group of {tokens} tokens every expert gets {slots} '
                       'slots. Raise the factor, set a min_capacity, or make the groups larger.')
   return min(slots, tokens)
 
 
-def slots_that_choose(tokens: int, num_experts: int, factor: float, where: str,
+def slots_that_choose(tokens: int, num_experts: int, factor: float, key: str,
                       convention: Convention = 'moejax') -> int:
   """C for expert choice, with `factor` experts per token on average: `capacity` for K = 1, after `checked_slots`."""
-  return checked_slots(capacity(tokens, num_experts, 1, factor, convention), tokens, factor, where)
+  return checked_slots(capacity(tokens, num_experts, 1, factor, convention), tokens, factor, key)

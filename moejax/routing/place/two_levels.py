@@ -26,7 +26,6 @@ class TwoLevelCapacity(Placement):
     capacity_factor, eval_capacity_factor: for groups.
     second_level_factor: for the experts of a group.
   """
-  where: str
   num_experts: int
   k: int | None
   groups: Groups
@@ -35,7 +34,7 @@ class TwoLevelCapacity(Placement):
   second_level_factor: Positive = 1.
 
   def __post_init__(self):
-    check_choosing(self.k, self.where)
+    check_choosing(self.k)
 
   def leak(self, train: bool) -> Leak:
     return 'slots'
@@ -45,10 +44,10 @@ class TwoLevelCapacity(Placement):
     name = 'capacity_factor' if train else 'eval_capacity_factor'
     factor, second = getattr(self, name), self.second_level_factor
     of_group = checked_slots(capacity(tokens, self.groups, 2, factor, 'mesh_tensorflow'), tokens, factor,
-                             f'{self.where}.{name}')
+                             name)
     size = self.num_experts // self.groups
     of_expert = capacity(of_group, size, 2, second, 'mesh_tensorflow')
-    return of_group, checked_slots(of_expert, of_group, second, f'{self.where}.second_level_factor')
+    return of_group, checked_slots(of_expert, of_group, second, 'second_level_factor')
 
   def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     of_group, of_expert = self.slots(plan.expert.shape[1], train)

@@ -16,8 +16,8 @@ class Centroids(Score):
     gain: initial length of the vectors.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: NonNegative = 0.1):
-    self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim, where), num_experts),
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, gain: NonNegative = 0.1):
+    self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim), num_experts),
                                        ('embed', None))
 
   def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:

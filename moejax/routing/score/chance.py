@@ -26,12 +26,12 @@ class Random(Score):
     seed: seed of the draws at evaluation.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, per: Share = 'token',
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, per: Share = 'token',
                eval_per: Share | None = None, seed: int = 0):
     self.num_experts, self.seed = num_experts, seed
     self.per = {True: per, False: per if eval_per is None else eval_per}
     if 'document' in self.per.values() and dim is not None:
-      raise ConfigError(f"{where}: a draw per document needs document ids. Set features=dict(name='documents').")
+      raise ConfigError(": a draw per document needs document ids. Set features=dict(name='documents').")
     # Layers share a config but must draw independently.
     self.layer = functional.router_state(jax.random.randint(rngs.params(), (), 0, 2**16), ())
 

@@ -77,14 +77,14 @@ class Cosine(Score):
 
   gives = ('cosine',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: Count | None = None,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, project: Count | None = None,
                project_bias: bool = False, normalize: Normalize = 'both', epsilon: Positive = 1e-4,
                temperature: Temperature = 'none', temperature_init: Positive = 0.07,
                init: Literal['orthogonal', 'normal'] = 'orthogonal', init_scale: Positive = 0.1,
                rescale: Positive | None = None, noise_std: NonNegative | Literal['1/E'] = 0.):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     if project is None and project_bias:
-      raise ConfigError(f'{where}.project_bias: there is no projection to add a bias to. Set project, or remove it.')
+      raise ConfigError('.project_bias: there is no projection to add a bias to. Set project, or remove it.')
     width = dim if project is None else project
     start = uniform_within(dim**-0.5)
     self.kernel = None if project is None else functional.parameter(rngs, start, (dim, width), ('embed', None))
@@ -94,7 +94,8 @@ class Cosine(Score):
     start = {'divide': temperature_init, 'exponential': -math.log(temperature_init)}
     self.temperature = None if temperature == 'none' else functional.parameter(
         rngs, nnx.initializers.constant(start[temperature]), (), ())
-    self.form, self.normalize, self.epsilon, self.rescale = temperature, normalize, epsilon, rescale
+    self.form, self.epsilon, self.rescale = temperature, epsilon, rescale
+    self.normalize: Normalize = normalize
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
 
@@ -115,10 +116,8 @@ class Cosine(Score):
 
   def scale(self) -> jax.Array | float:
     """The factor of the cosines."""
-    match self.form:
-      case 'none':
-        return 1.
-      case 'divide':
-        return 1 / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)
-      case 'exponential':
-        return jnp.exp(jnp.minimum(self.temperature[...], math.log(LARGEST_SCALE)))
+    if self.temperature is None:
+      return 1.
+    if self.form == 'divide':
+      return 1 / jnp.maximum(self.temperature[...], LEAST_TEMPERATURE)
+    return jnp.exp(jnp.minimum(self.temperature[...], math.log(LARGEST_SCALE)))

@@ -1,6 +1,6 @@
 """Routers without parameters: fixed experts for every token id (Hash Layers, arXiv 2106.04426)."""
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def dispersed_table(embeddings: np.ndarray, num_experts: int, seed: int = 0) -> 
 
 def _clusters(embeddings, count, seed):
   from sklearn.cluster import KMeans  # only needed to make a table
-  return KMeans(count, n_init=4, random_state=seed).fit_predict(np.asarray(embeddings, float))
+  n_init: Any = 4  # annotated as a string in scikit-learn
+  return KMeans(count, n_init=n_init, random_state=seed).fit_predict(np.asarray(embeddings, float))
 
 
 @SCORES('hash')
@@ -89,23 +90,23 @@ class Hash(Score):
 
   gives = ('experts',)
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, vocab_size: Count,
+  def __init__(self, *, dim: int | None, num_experts: int, vocab_size: Count,
                table: HashTable | tuple[Natural, ...] = 'random', seed: Natural = 0,
                frequencies: tuple[NonNegative, ...] | None = None, hashes: Count = 1):
     if dim is not None:
-      raise ConfigError(f"{where}: 'hash' needs token ids. Set features=dict(name='token_ids').")
+      raise ConfigError(": 'hash' needs token ids. Set features=dict(name='token_ids').")
     if frequencies is not None and (table != 'balanced' or len(frequencies) != vocab_size):
-      raise ConfigError(f"{where}.frequencies is only for table='balanced', with one for each of the {vocab_size} ids; "
+      raise ConfigError(f".frequencies is only for table='balanced', with one for each of the {vocab_size} ids; "
                         f'got {len(frequencies)} for table={table!r}.')
     self.num_experts = num_experts
     if isinstance(table, str):
       if hashes > 1 and table == 'modulo':
-        raise ConfigError(f"{where}.hashes is {hashes}, but with table='modulo' all hashes are equal. Set it to 1.")
+        raise ConfigError(f".hashes is {hashes}, but with table='modulo' all hashes are equal. Set it to 1.")
       frequencies = None if frequencies is None else tuple(frequencies)
       tables = [hash_table(table, vocab_size, num_experts, seed + n, frequencies) for n in range(hashes)]
     else:
       if len(table) != vocab_size or not all(0 <= expert < num_experts for expert in table) or hashes != 1:
-        raise ConfigError(f'{where}.table must have an expert below {num_experts} for each of the {vocab_size} ids, '
+        raise ConfigError(f'.table must have an expert below {num_experts} for each of the {vocab_size} ids, '
                           f'with hashes=1; got {len(table)} entries and hashes={hashes}.')
       tables = [table]
     self.tables = tuple(tuple(int(expert) for expert in table) for table in tables)  # static: part of the program

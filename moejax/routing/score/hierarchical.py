@@ -46,10 +46,10 @@ class Hierarchical(Score):
 
   gives = ('outer', 'outer_clean', 'inner', 'inner_clean')
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, groups: Groups,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, groups: Groups,
                noise: Literal['learned', 'none'] = 'learned', init_std: NonNegative = 0.,
                noise_floor: NonNegative = 1e-2):
-    dim, size = vectors(dim, where), num_experts // groups
+    dim, size = vectors(dim), num_experts // groups
     init = nnx.initializers.normal(init_std)
     outer = lambda: functional.parameter(rngs, init, (dim, groups), ('embed', None))
     inner = lambda: functional.parameter(rngs, init, (dim, groups, size), ('embed', None, None))

@@ -35,10 +35,10 @@ class LinearScore(Score):
     logit_jitter: adds U(-jitter, jitter) to the logits in training (FastMoE's Switch gate).
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs,
                init_std: InitStd = 0.02, bias: bool = False, jitter: Fraction = 0.,
                dropout: Rate = 0., noise_std: NonNegative | Literal['1/E'] = 0., logit_jitter: NonNegative = 0.):
-    dim = vectors(dim, where)
+    dim = vectors(dim)
     bias_init = nnx.initializers.zeros
     if init_std == 'torch_linear':
       init = bias_init = uniform_within(dim**-0.5)
@@ -57,7 +57,8 @@ class LinearScore(Score):
     if train and self.jitter:
       features *= jax.random.uniform(jitter_key, features.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
     if train and self.dropout:
-      keep = jax.random.bernoulli(derive(key, 'dropout'), 1 - self.dropout, features.shape)
+      dropout_key = derive(required(key, 'score "linear" with dropout'), 'dropout')
+      keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, features.shape)
       features = jnp.where(keep, features / (1 - self.dropout), 0)
     clean = product(features, self.kernel[...])
     if self.bias is not None:
@@ -66,8 +67,8 @@ class LinearScore(Score):
       return noiseless(clean)
     logits = clean
     if self.logit_jitter:
-      logits += jax.random.uniform(derive(key, 'logits'), clean.shape, minval=-self.logit_jitter,
-                                   maxval=self.logit_jitter)
+      logits_key = derive(required(key, 'score "linear" with logit_jitter'), 'logits')
+      logits += jax.random.uniform(logits_key, clean.shape, minval=-self.logit_jitter, maxval=self.logit_jitter)
     if not self.noisy:
       return Scores(logits=logits, select=logits, clean=clean)
     return dataclasses.replace(gaussian(logits, self.noise_std, noise_key), clean=clean)

@@ -15,10 +15,10 @@ def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: Mapping
   return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))
 
 
-def vectors(dim: int | None, where: str) -> int:
+def vectors(dim: int | None) -> int:
   """The width of the features; raises ConfigError if they are ids."""
   if dim is None:
-    raise ConfigError(f'{where}: needs vectors, but the features are ids. '
+    raise ConfigError(': needs vectors, but the features are ids. '
                       "Remove features=dict(name='token_ids'), or score by 'hash'.")
   return dim
 

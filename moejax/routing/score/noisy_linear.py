@@ -32,9 +32,9 @@ class NoisyLinear(Score):
 
   noisy = True
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.,
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, init_std: NonNegative = 0.,
                noise_floor: NonNegative = 1e-2):
-    shape, init = (vectors(dim, where), num_experts), nnx.initializers.normal(init_std)
+    shape, init = (vectors(dim), num_experts), nnx.initializers.normal(init_std)
     self.kernel = functional.parameter(rngs, init, shape, ('embed', None))
     self.noise_kernel = functional.parameter(rngs, init, shape, ('embed', None))
     self.noise_floor = noise_floor

@@ -33,8 +33,8 @@ class SoftMoE(Score):
   only their directions matter, but the shorter they are, the faster Adam turns them.
   """
 
-  def __init__(self, *, where: str, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: Count = 1):
-    dim = vectors(dim, where)
+  def __init__(self, *, dim: int | None, num_experts: int, rngs: nnx.Rngs, slots: Count = 1):
+    dim = vectors(dim)
     self.slots = slots
     self.phi = functional.parameter(rngs, nnx.initializers.lecun_normal(), (dim, num_experts, slots),
                                     ('embed', None, None))

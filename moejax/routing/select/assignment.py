@@ -106,7 +106,6 @@ class TrainedTogether(Selection):
 
   Training therefore depends on later tokens and evaluation does not; a decoder allows that by `routing_leak='train'`.
   """
-  where: str
   num_experts: int
 
   def leak(self, train: bool) -> Leak:

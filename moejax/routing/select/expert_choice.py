@@ -36,7 +36,6 @@ class ExpertChoice(Selection):
     capacity_factor: c, average number of experts per token; C is the capacity for K = 1.
     convention: formula for C (`placement.capacity`).
   """
-  where: str
   num_experts: int
   capacity_factor: Positive = 2.
   convention: Convention = 'moejax'
@@ -49,6 +48,6 @@ class ExpertChoice(Selection):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = slots_that_choose(tokens, self.num_experts, self.capacity_factor,
-                                        f'{self.where}.capacity_factor', self.convention)
+                                        'capacity_factor', self.convention)
     token, filled = expert_choice(jax.nn.softmax(scores.select, axis=-1), valid, slots)
     return slot_plan(token, filled, tokens)

@@ -63,10 +63,10 @@ class GroupLimited(TopK):
     size = self.num_experts // self.groups
     least = -(-self.k // size)
     if not least <= self.groups_per_token <= self.groups:
-      raise ConfigError(f'{self.where}.groups_per_token must be between {least} (for k = {self.k} experts in groups of '
+      raise ConfigError(f'.groups_per_token must be between {least} (for k = {self.k} experts in groups of '
                         f'{size}) and {self.groups}, the number of groups; not {self.groups_per_token}.')
     if self.group_score == 'top_2_sum' and size < 2:
-      raise ConfigError(f"{self.where}.group_score: 'top_2_sum' needs groups of at least two experts. Use 'max'.")
+      raise ConfigError(".group_score: 'top_2_sum' needs groups of at least two experts. Use 'max'.")
 
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     limited = group_limited(scores.select, self.groups, self.groups_per_token, self.group_score)

@@ -17,7 +17,6 @@ class Hashed(Selection):
   Config:
     k: N, number of hashes.
   """
-  where: str
   num_experts: int
   k: Count
 
@@ -29,5 +28,5 @@ class Hashed(Selection):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     experts = scores.extras['experts']
     if experts.shape[-1] != self.k:
-      raise ConfigError(f"{self.where}.k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")
+      raise ConfigError(f".k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")
     return token_plan(experts, valid[..., None], self.num_experts)

@@ -27,7 +27,6 @@ class HierarchicalTopK(Selection):
     groups_per_token: number of groups a token chooses.
     per_group: number of experts it chooses in each.
   """
-  where: str
   num_experts: int
   groups: Groups
   groups_per_token: Count
@@ -37,7 +36,7 @@ class HierarchicalTopK(Selection):
     size = self.num_experts // self.groups
     for name, most in (('groups_per_token', self.groups), ('per_group', size)):
       if getattr(self, name) > most:
-        raise ConfigError(f'{self.where}.{name} must be between 1 and {most}, for {self.groups} groups of {size} '
+        raise ConfigError(f'.{name} must be between 1 and {most}, for {self.groups} groups of {size} '
                           f'experts; not {getattr(self, name)}.')
 
   @property
@@ -71,7 +70,6 @@ class HierarchicalTop2(Selection):
     eval_second: the same at evaluation, with the same draws in every call.
     threshold: for 'random'.
   """
-  where: str
   num_experts: int
   groups: Groups
   second: SecondChoice = 'random'
@@ -90,8 +88,7 @@ class HierarchicalTop2(Selection):
     outer, inner = two_levels(scores.select, self.groups)
     size = inner.shape[-1]
     policy = self.second if train else self.eval_second
-    if policy == 'random':
-      key = required(key, "select 'hierarchical_top_2' with second='random'") if train else jax.random.key(0)
+    key = key if train else jax.random.key(0)
 
     def best(logits, name):
       # ([..., 2] the best two, whether the second is taken); a level of size one has no second.
@@ -99,7 +96,8 @@ class HierarchicalTop2(Selection):
       if policy == 'all' or two.shape[-1] < 2:
         return two, jnp.ones(valid.shape, bool)
       share = jax.nn.softmax(jnp.take_along_axis(logits, two, axis=-1), axis=-1)[..., 1]
-      return two, jax.random.uniform(jax.random.fold_in(key, name), valid.shape) * self.threshold < share
+      level_key = jax.random.fold_in(required(key, "select 'hierarchical_top_2' with second='random'"), name)
+      return two, jax.random.uniform(level_key, valid.shape) * self.threshold < share
 
     group, second_group = best(outer, 0)
     of_group = lambda i: jnp.take_along_axis(inner, group[..., i, None, None], axis=-2)[..., 0, :]

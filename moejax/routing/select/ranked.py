@@ -19,7 +19,6 @@ class Ranked(Selection):
   Config:
     alternatives: number of fallback experts.
   """
-  where: str
   num_experts: int
   alternatives: Natural = 3
 
@@ -27,7 +26,7 @@ class Ranked(Selection):
 
   def __post_init__(self):
     if self.alternatives >= self.num_experts:
-      raise ConfigError(f'{self.where}.alternatives must be between 0 and {self.num_experts - 1}, the number of other '
+      raise ConfigError(f'.alternatives must be between 0 and {self.num_experts - 1}, the number of other '
                         f'experts; not {self.alternatives}.')
 
   def leak(self, train: bool) -> Leak:

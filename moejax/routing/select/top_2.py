@@ -31,13 +31,13 @@ def top_2(scores: Scores, policy: SecondExpert, threshold: float,
   routed = jnp.ones(expert.shape, bool)
   experts = jnp.arange(scores.logits.shape[-1])
   if policy == 'sampling':
-    noisy = scores.logits + jax.random.gumbel(key, scores.logits.shape)
+    noisy = scores.logits + jax.random.gumbel(required(key, f'policy {policy!r}'), scores.logits.shape)
     second = jnp.argmax(jnp.where(experts == expert[..., :1], -jnp.inf, noisy), axis=-1)
     expert = expert.at[..., 1].set(second.astype(jnp.int32))
   if policy == 'random':
     logits = jnp.sum(jnp.where(expert[..., None] == experts, scores.logits[..., None, :], 0.), axis=-1)
     second_gate = jax.nn.softmax(logits, axis=-1)[..., 1]
-    draw = jax.random.uniform(key, second_gate.shape)
+    draw = jax.random.uniform(required(key, f'policy {policy!r}'), second_gate.shape)
     routed = routed.at[..., 1].set(draw * threshold < second_gate)
   return expert, routed
 
@@ -52,7 +52,6 @@ class Top2(Selection):
     eval_second: policy at evaluation ('random' in Mesh TensorFlow), with the same draws in every call.
     threshold: for 'random': 0.5 in GShard, 0.2 in Mesh TensorFlow and ST-MoE.
   """
-  where: str
   num_experts: int
   second: SecondExpert = 'all'
   eval_second: SecondExpert = 'all'
@@ -61,7 +60,7 @@ class Top2(Selection):
   k = 2
 
   def __post_init__(self):
-    check_k(2, self.num_experts, self.where)
+    check_k(2, self.num_experts)
 
   def leak(self, train: bool) -> Leak:
     return 'causal'

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
-from moejax.routing.plans import Leak, Plan, token_plan
+from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.stages import SELECTIONS, Scores, Selection, required
 
 
@@ -34,9 +34,9 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   return jnp.stack(chosen, axis=-1)
 
 
-def check_k(k: int, num_experts: int, where: str):
+def check_k(k: int, num_experts: int):
   if k > num_experts:
-    raise ConfigError(f'{where}: a token cannot choose {k} of {num_experts} experts. '
+    raise ConfigError(f': a token cannot choose {k} of {num_experts} experts. '
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
 
 
@@ -48,17 +48,16 @@ class TopK(Selection):
   Config:
     k: experts per token.
   """
-  where: str
   num_experts: int
   k: Count
 
   def __post_init__(self):
-    check_k(self.k, self.num_experts, self.where)
+    check_k(self.k, self.num_experts)
 
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     expert = top_k(scores.select, self.k)
     return token_plan(expert, valid[..., None], self.num_experts)
 
@@ -71,7 +70,7 @@ class Sample(TopK):
   The weight is still the probability of the sampled expert. Evaluation takes the `k` best.
   """
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
     if train:
       noise = jax.random.gumbel(required(key, 'select "sample"'), scores.select.shape)
       scores = dataclasses.replace(scores, select=scores.select + noise)

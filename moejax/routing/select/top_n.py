@@ -40,7 +40,7 @@ def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, .
     case 'threshold':
       counts = further > least
     case 'random':
-      counts = jax.random.uniform(key, further.shape) * least < further
+      counts = jax.random.uniform(required(key, 'policy "random"'), further.shape) * least < further
   return jnp.concatenate([first, counts], axis=-1)
 
 
@@ -62,7 +62,7 @@ class TopN(TopK):
   def __post_init__(self):
     super().__post_init__()
     if len(self._thresholds()) != self.k - 1:
-      raise ConfigError(f'{self.where}.threshold has {len(self._thresholds())} values for {self.k - 1} choices after '
+      raise ConfigError(f'.threshold has {len(self._thresholds())} values for {self.k - 1} choices after '
                         'the first: give one for each, or a single float.')
 
   def _thresholds(self) -> tuple[float, ...]:

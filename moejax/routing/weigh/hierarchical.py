@@ -40,14 +40,13 @@ class HierarchicalWeights(Weighting):
   Config:
     groups: N, a divisor of the number of experts, as in the score.
   """
-  where: str
   k: int | None
   num_experts: int
   groups: Groups
 
   def __post_init__(self):
     if self.k is None:
-      raise ConfigError(f"{self.where}: weigh 'hierarchical' requires token choice, but this selection is not token "
+      raise ConfigError(": weigh 'hierarchical' requires token choice, but this selection is not token "
                         "choice. Use weigh=dict(name='softmax').")
 
   def weigh(self, plan: TokenPlan, logits: jax.Array) -> TokenPlan:

@@ -5,7 +5,7 @@ Codebases disagree above all on that: if the second of two experts (p1, p2) is d
 DeepSpeed, fairseq). Gates are normalised in the log domain, because all gates of a token may be tiny.
 """
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -22,13 +22,12 @@ class OverSelected(Weighting):
   Config:
     renormalize: whether a token's weights are normalised to sum to 1, 'before' or 'after' choices are dropped.
   """
-  where: str
   k: int | None
   renormalize: Renormalize = 'never'
 
   def __post_init__(self):
     if self.k is None and self.renormalize != 'never':
-      raise ConfigError(f'{self.where}.renormalize={self.renormalize!r} requires token choice with a fixed number of '
+      raise ConfigError(f'.renormalize={self.renormalize!r} requires token choice with a fixed number of '
                         "experts. Allowed for this selection: 'never'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:
@@ -40,7 +39,7 @@ class OverSelected(Weighting):
       return plan.scale(jax.nn.softmax(plan.pick(self.log_gates(logits)), axis=-1))
     return plan.scale(plan.pick(self.gates(logits)))
 
-  def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
+  def after_drops(self, plan: Any, logits: jax.Array) -> Plan:
     if self.renormalize != 'after':
       return plan
     return dataclasses.replace(plan, weight=softmax_over(plan.kept, plan.pick(self.log_gates(logits))))
@@ -65,7 +64,7 @@ class Softmax(OverSelected):
   def __post_init__(self):
     super().__post_init__()
     if self.k is None and self.order == 'after':
-      raise ConfigError(f"{self.where}.order='after' requires token choice with a fixed number of experts. "
+      raise ConfigError(".order='after' requires token choice with a fixed number of experts. "
                         "Allowed for this selection: 'before'.")
 
   def log_gates(self, logits: jax.Array) -> jax.Array:

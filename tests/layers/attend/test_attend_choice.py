@@ -13,7 +13,8 @@ from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import interpreted
 from moejax.layers.attend import Mask, attend, choice, explain
 from moejax.layers.attend.kernel import AttentionInputs
-from moejax.parallel import rules, topologies
+from moejax.parallel import rules
+from moejax.planning import topologies
 
 KINDS = {'tpu': 'TPU v5 lite', 'gpu': 'NVIDIA H100 80GB HBM3', 'cpu': 'cpu'}
 B, H, N = 2, 8, 4
