@@ -63,7 +63,7 @@ class SourceRun(NamedTuple):
   """A checkpoint of another run.
 
   Attributes:
-    path: of its run, as the config gives it.
+    path: of its run.
     step: of the checkpoint.
     arrays: parameters and router state by path in the unrolled form: numpy arrays, or their shapes alone.
     lineage: of its run; None for one that was drawn.

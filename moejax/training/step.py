@@ -106,7 +106,8 @@ def init_state(setup, given: Mapping[str, Given] | None = None) -> TrainState:
   """The initial state, created with its shardings.
 
   Args:
-    given: {path: what is not drawn}, with the shardings of `state_shardings`.
+    given: {path: what is not drawn}, with the shardings of `state_shardings`. It is not donated, since arrays on a CPU
+      may share memory with those of the host; a step needs room for as many gradients anyway.
   """
   # On a CPU, optimising this program, which runs once, would take longer than all else at the start of a run.
   options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
