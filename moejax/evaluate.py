@@ -54,11 +54,12 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     NoCheckpoint: there is no checkpoint to evaluate.
   """
   from moejax.parallel import processes
+  from moejax.training import steps as steps_lib
   from moejax.training import workdir as workdir_lib
   from moejax.training.checkpoint import restore_for_evaluation
   workdir, say = workdir_lib.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
-  results = measure(*restore_for_evaluation(workdir, find_step(workdir, step)))
+  results = measure(*restore_for_evaluation(workdir, steps_lib.find(workdir, step)))
   say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
       f'experts per token; {workdir / "report" / "index.html"} names the keys.')
   return results
@@ -173,29 +174,6 @@ def check_parameters(setup: Setup, params: Tree, router_state: Tree) -> None:
         raise ConfigError(f'The {what} {path} is {found.get(path, "absent")} in the checkpoint and '
                           f'{wanted.get(path, "absent")} in the model of this config. An evaluation can only '
                           'change keys that keep all parameters, such as capacity, experts per token or dispatch.')
-
-
-def find_step(workdir: str | Path, step: int | str) -> int | None:
-  """The checkpoint step that 'last' (None: the latest readable one), 'best' or an int names."""
-  if step == 'last':
-    return None
-  if step != 'best':
-    if not str(step).isdigit():
-      raise ConfigError(f"--step must be an int, 'last' or 'best', not {step!r}.")
-    return int(step)
-  from moejax.training import kept
-  from moejax.training import metrics as metrics_lib
-  from moejax.training import workdir as workdir_lib
-  config: Any = workdir_lib.load_config(workdir)
-  options = config.checkpoint
-  steps = kept.complete(workdir)
-  scores = {row['step']: row[options.metric] for row in metrics_lib.read(workdir)
-            if row['step'] in steps and row.get(options.metric) is not None}
-  if not scores:
-    raise ConfigError(f'Cannot determine the best checkpoint of {workdir}: config.checkpoint.metric is '
-                      f'{options.metric!r}, and no checkpoint has a value for it. Use --step=last or one of the steps: '
-                      f'{", ".join(map(str, sorted(steps))) or "there are none"}.')
-  return (max if options.mode == 'max' else min)(scores, key=lambda step: scores[step])
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ HOUSE = '''
     train  evaluate  plan  describe  systems
     analysis  planning  surgery
     training
-    evaluation
+    evaluation  checkpoints
     models
     layers
     dispatch

@@ -15,6 +15,7 @@ from moejax.evaluation import log as log_lib
 from moejax.evaluation import passes
 from moejax.functional import Tree, flatten
 from moejax.models.counts import Parameters, parameters_by_part
+from moejax.training import initial
 from moejax.training import metrics as metrics_lib
 from moejax.training import workdir as workdir_lib
 from moejax.training.setup import Setup
@@ -45,7 +46,7 @@ def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree, i
       ('Balance', balance(folder, series, taken)),
       ('Specialisation', specialisation_report.section(folder, taken, setup.pipeline)),
       ('Evaluation', evaluation(workdir, setup, rows)),
-      ('Model', model(setup, parts)),
+      ('Model', model(workdir, setup, parts)),
       ('Config', page.details('Show the full config', page.code(workdir_lib.dumps(setup.config)))),
   ]
   head = summary(parts, rows, series, taken)
@@ -202,14 +203,16 @@ def evaluation(workdir: Path, setup: Setup, rows: list[dict]) -> str:
       'parameters.') + page.code('\n'.join([command, *(f'{command} {option}' for option in options)]))
 
 
-def model(setup: Setup, parts: dict[str, Parameters]) -> str:
-  """Parameters by part, and a list of all of them."""
+def model(workdir: Path, setup: Setup, parts: dict[str, Parameters]) -> str:
+  """Parameters by part, a list of all of them, and what they started from."""
   rows = [[name, part.total, round(part.active)] for name, part in parts.items()]
   rows.append(['all', sum(part.total for part in parts.values()), round(sum(part.active for part in parts.values()))])
   axes = flatten(setup.model.axes)
   each = [[path, ' × '.join(map(str, leaf.shape)) or 'scalar', ', '.join(str(a) for a in axes[path]),
            math.prod(leaf.shape)] for path, leaf in flatten(setup.model.shapes()[0]).items()]
-  return page.table(['part', 'parameters', 'active per token'], rows) + page.details(
+  lineage = initial.lineage(workdir)
+  origin = page.paragraph(initial.sentence(lineage)) if lineage else ''
+  return page.table(['part', 'parameters', 'active per token'], rows) + origin + page.details(
       'Show every parameter', page.table(['parameter', 'shape', 'axes', 'count'], each))
 
 

@@ -7,7 +7,7 @@ A pattern of kinds is factored into segments, each a repeated unit: 'every secon
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import jax
@@ -53,6 +53,20 @@ def factor(kinds: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:
       candidates.append((blocks + period, segments + 1, spelled + ((kinds[start:start + period], length // period),)))
     best.append(min(candidates, key=lambda candidate: candidate[:2]))
   return best[-1][2]
+
+
+def places(segments: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
+  """(depth, segment, repeat, position in the unit) of every layer, by depth.
+
+  Args:
+    segments: (blocks in the unit, repeats) of each.
+  """
+  depth = 0
+  for segment, (unit, repeats) in enumerate(segments):
+    for repeat in range(repeats):
+      for position in range(unit):
+        yield depth, segment, repeat, position
+        depth += 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +168,7 @@ class Stack:
                       for position, trees in unit.items()} for segment, unit in tree.items()}
 
   def _places(self) -> Iterator[tuple[int, int, int, int]]:
-    # (depth, segment, repeat, position in the unit), by depth
-    depth = 0
-    for segment, (unit, repeats) in enumerate(factor(self.kinds)):
-      for repeat in range(repeats):
-        for position in range(len(unit)):
-          yield depth, segment, repeat, position
-          depth += 1
+    return places((len(unit), repeats) for unit, repeats in factor(self.kinds))
 
   def _unroll(self, blocks, views, step, x, keys, depths, cache):
     left, updates, new_cache = {}, {}, {}

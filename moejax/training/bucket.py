@@ -1,7 +1,7 @@
 """The files that a run appends to, where its folder is in a bucket: they grow near it, and are uploaded whole.
 
     gs://bucket/run/metrics.jsonl  metrics.csv  tensorboard/  wandb/  profile/  report/    copies of the files near
-    gs://bucket/run/config.json  evaluations.jsonl  lock  checkpoints/                     written there directly
+    gs://bucket/run/config.json  lineage.json  evaluations.jsonl  lock  checkpoints/       written there directly
 
 A run uploads what has changed before each checkpoint and at its end, so that it resumes with all rows up to the
 checkpoint. Nothing of this happens to a run in a folder: it is its own `near`.
@@ -21,7 +21,7 @@ from moejax.training import lock, peers
 from moejax.training.loggers import JsonLines
 
 # What a run does not continue, or does not write through its files near.
-_STAYS = ('checkpoints', 'report', 'profile', 'config.json', 'evaluations.jsonl', lock.FILE)
+_STAYS = ('checkpoints', 'report', 'profile', 'config.json', 'lineage.json', 'evaluations.jsonl', lock.FILE)
 
 
 class Near:

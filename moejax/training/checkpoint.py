@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -223,10 +222,12 @@ class Checkpoints:
       self._open()
 
 
-def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tuple[ConfigDict, int, Tree, Tree]:
+def restore_for_evaluation(workdir: str | Path, step: int | None = None,
+                           arrays: bool = True) -> tuple[ConfigDict, int, Tree, Tree]:
   """(config, step, params, router state) from a checkpoint alone; `params` is the moving average where one was kept.
 
-  The latest readable checkpoint, or the one of `step`. Arrays are uncommitted: `jax.jit` moves them to any mesh.
+  The latest readable checkpoint, or the one of `step`. Arrays are numpy's, on no device yet. Without `arrays` only
+  their shapes are read, as `jax.ShapeDtypeStruct`s.
 
   Raises:
     NoCheckpoint: there is no checkpoint, or none can be read; with `step`, that one.
@@ -250,8 +251,11 @@ def restore_for_evaluation(workdir: str | Path, step: int | None = None) -> tupl
   def read_items(step):
     about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / 'about')
     def item(name):
+      if name in about['fingerprints'] and not arrays:
+        return _shapes(folder / str(step) / name)
       tree = _restore_to_host(folder / str(step) / name) if name in about['fingerprints'] else {}
-      _verify(name, tree, about)
+      if arrays:
+        _verify(name, tree, about)
       return tree
     params = item('average' if 'average' in about['fingerprints'] else 'params')
     return workdirs.loads(about['config']), about['step'], params, item('router_state')
@@ -269,7 +273,13 @@ def _restore_to_host(path: Path) -> Tree:
   with ocp.PyTreeCheckpointer() as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return jax.tree.map(jnp.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+    return jax.tree.map(np.asarray, checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+
+
+def _shapes(path: Path) -> Tree:
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                        checkpointer.metadata(path).item_metadata.tree)
 
 
 def _first_readable(steps: Iterable[int], read: Callable[[int], Any], folder: Path,

@@ -1,4 +1,4 @@
-"""Fingerprints of arrays, computed on their devices: one int per leaf, changed by any change of one element."""
+"""Fingerprints of arrays, computed where they lie: one int per leaf, changed by any change of one element."""
 import functools
 from typing import Any
 
@@ -14,6 +14,8 @@ def fingerprint(tree: Any) -> list[int]:
   leaves = jax.tree.leaves(tree)
   if not leaves:
     return []
+  if isinstance(leaves[0], np.ndarray):
+    return [_of_host(leaf) for leaf in leaves]
   return np.asarray(_fingerprints(_mesh(leaves[0]))(leaves)).tolist()
 
 
@@ -35,6 +37,13 @@ def _fingerprint(x: jax.Array) -> jax.Array:
   for axis, size in enumerate(x.shape):
     position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
   return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _of_host(x: np.ndarray) -> int:
+  # The same sum without a device, which may not have room for all of `x`.
+  bits = x.ravel() if x.dtype == bool else x.ravel().view(f'uint{8 * x.dtype.itemsize}')
+  position = np.arange(x.size, dtype=np.uint32)
+  return int(np.sum(bits.astype(np.uint32) * (2 * position + 1), dtype=np.uint32))
 
 
 def _mesh(leaf):

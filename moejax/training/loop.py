@@ -10,7 +10,7 @@ from moejax import buckets, evaluation, streams
 from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes
-from moejax.training import (alarms, bucket, checkpoint, lock, loggers, metrics, peers, profile, progress, recovery,
+from moejax.training import (alarms, bucket, checkpoint, kept, lock, loggers, metrics, peers, profile, progress, recovery,
                              rollback, room, spanning_groups, step, waiting, workdir)
 from moejax.training.setup import Setup, prepare
 
@@ -37,6 +37,8 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print,
   folder = workdir.find(folder)
   setup = prepare(config)
   room.check(setup)
+  if not kept.complete(folder):
+    setup.init.check(setup)
   if jax.process_index() == 0:
     loggers.check(setup.loggers)
   for line in progress.describe(setup):
@@ -61,7 +63,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
     states = step.abstract_state(setup)
     state = checkpoints.restore(states, batches)
     if state is None:
-      state = step.init_state(setup)
+      state = setup.init.state(setup, buckets.path(folder), say)
     start = int(state.step)
     if start:
       say(f'Resuming after step {start} of {total}.')

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moejax.config import ConfigError
 from moejax.training import optimizer
@@ -17,6 +18,8 @@ FREE = ('training.log_every', 'checkpoint', 'evaluation', 'recovery', 'mesh', 's
         'profile', 'data.threads')
 # The schedule of the learning rate may change only together with the length.
 _STEPS, _SCHEDULE = 'training.steps', 'optimizer.schedule'
+# config.init of configs that are older than this section.
+DRAWN = {'name': 'random'}
 # Keys of a schedule that follow the length, in `moejax.shorten`.
 _PHASES = ('warmup', 'cooldown')
 
@@ -25,6 +28,11 @@ def refused(keys: Sequence[str]) -> list[str]:
   """The keys that may not change on resume, out of `keys`, which differ between the old and the new config."""
   allowed = (*FREE, _STEPS, *((_SCHEDULE,) if _STEPS in keys else ()))
   return [key for key in keys if not any(key == one or key.startswith(f'{one}.') for one in allowed)]
+
+
+def completed(old: ConfigDict) -> ConfigDict:
+  """The config of a run, with the sections that configs have had since it was started."""
+  return ConfigDict({'init': DRAWN, **old})
 
 
 def follow_length(old: Mapping, new: Mapping, checkpoints: Sequence[int], folder: Path) -> list[str]:

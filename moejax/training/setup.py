@@ -16,7 +16,7 @@ from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes, rules
 from moejax.random import derive
 from moejax.ranges import Above, Below, Count, Natural
-from moejax.training import methods, objectives, optimizer, step, workdir
+from moejax.training import initial, methods, objectives, optimizer, resume, step, workdir
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.loggers import LOGGERS
 from moejax.training.profile import ProfileConfig
@@ -31,6 +31,7 @@ def default_config() -> ConfigDict:
 
       seed        every random number of the run follows from it
       method      `methods`: name, its own keys
+      init        `initial`: name, its own keys
       optimizer   `optimizer.build`: name, its own keys, clip, decay, schedule
       training    `Training`: steps, log_every, accumulate, average
       evaluation  `Evaluation`: every, evaluators
@@ -45,6 +46,7 @@ def default_config() -> ConfigDict:
   return ConfigDict(dict(
       seed=0,
       method=dict(name='plain'),
+      init=resume.DRAWN,
       optimizer=dict(name='adamw', weight_decay=0.0, clip=1.0, schedule=dict(name='cosine', peak=1e-3, warmup=100)),
       training=dict(steps=1000, log_every=50, accumulate=1, average=config_dict.placeholder(float)),
       evaluation=dict(every=config_dict.placeholder(int), evaluators=dict()),
@@ -108,6 +110,7 @@ class Setup:
   model: Functional
   objective: objectives.Objective
   method: Any
+  init: initial.Init
   optimizer: optimizer.Optimizer
   pipeline: Any
   evaluators: dict[str, Any]
@@ -167,6 +170,7 @@ def build(config: Mapping | ConfigDict, devices: Sequence[Any] | None = None) ->
       evaluation=evaluated, report=call(Report, sections.report, 'config.report'),
       objective=objectives.build(sections.objective, 'config.objective'),
       method=methods.METHODS.build(sections.method, 'config.method'),
+      init=initial.INITS.build(sections.get('init', resume.DRAWN), 'config.init'),
       optimizer=optimizer.build(sections.optimizer, 'config.optimizer', model=model, steps=training.steps),
       checkpoint=call(CheckpointConfig, sections.checkpoint, 'config.checkpoint'),
       recovery=call(RecoveryConfig, sections.recovery, 'config.recovery'),
@@ -195,6 +199,7 @@ class Sections:
     report: see `Report`.
     loggers: where metrics go besides metrics.jsonl: names of `loggers.LOGGERS`, such as 'csv'.
     profile: see `profile.ProfileConfig`.
+    init: how the parameters of a new run start; see `initial`.
   """
   seed: Natural
   model: Mapping
@@ -211,6 +216,7 @@ class Sections:
   report: Mapping
   loggers: Sequence[str] = ('tensorboard',)
   profile: Mapping = dataclasses.field(default_factory=dict)
+  init: Mapping = dataclasses.field(default_factory=lambda: resume.DRAWN)
 
 
 def _loggers(names: Sequence[str]) -> tuple[str, ...]:

@@ -5,14 +5,15 @@
 The step is one `jax.jit`ed function over plain trees, sharded by `parallel/rules.py`; its input state is donated.
 """
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from moejax.functional import Tree, add_updates, merge_updates
+from moejax.functional import Tree, add_updates, flatten, merge_updates, unflatten
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.training import optimizer as optimizer_lib
@@ -61,10 +62,25 @@ def state_shardings(setup) -> TrainState:
       average=None if setup.training.average is None else optimizer)
 
 
-def init_function(setup) -> Callable[[], TrainState]:
-  """A function that returns the initial state; pure, for `jax.jit` and `jax.eval_shape`."""
-  def init():
-    params, router_state = setup.model.init(derive(jax.random.key(setup.seed), 'init'))
+class Given(NamedTuple):
+  """The initial value of a parameter, or of router state, that is not drawn.
+
+  Attributes:
+    array: of the shape of the parameter; or its `entries` alone, while the others are drawn.
+    entries: <int32>[N] along its first axis; None: all.
+  """
+  array: jax.Array
+  entries: np.ndarray | None = None
+
+
+def init_function(setup) -> Callable[..., TrainState]:
+  """A function that returns the initial state; pure, for `jax.jit` and `jax.eval_shape`.
+
+  Its argument has what is `Given`, by path; None: all is drawn.
+  """
+  def init(given: Mapping[str, Given] | None = None):
+    drawn = setup.model.init(derive(jax.random.key(setup.seed), 'init'))
+    params, router_state = drawn if given is None else (_replaced(tree, given) for tree in drawn)
     average = None if setup.training.average is None else jax.tree.map(jnp.copy, params)
     state = TrainState(jnp.int32(0), params, router_state, setup.optimizer.transform.init(params), spikes.initial(),
                        average)
@@ -86,11 +102,23 @@ def abstract_batch(setup) -> dict[str, jax.ShapeDtypeStruct]:
           for name, leaf in setup.pipeline.batch_spec().items()}
 
 
-def init_state(setup) -> TrainState:
-  """The initial state, created with its shardings."""
+def init_state(setup, given: Mapping[str, Given] | None = None) -> TrainState:
+  """The initial state, created with its shardings.
+
+  Args:
+    given: {path: what is not drawn}, with the shardings of `state_shardings`. It is not donated, since arrays on a CPU
+      may share memory with those of the host; a step needs room for as many gradients anyway.
+  """
   # On a CPU, optimising this program, which runs once, would take longer than all else at the start of a run.
   options = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-  return jax.jit(init_function(setup), out_shardings=state_shardings(setup), compiler_options=options)()
+  return jax.jit(init_function(setup), out_shardings=state_shardings(setup), compiler_options=options)(given)
+
+
+def _replaced(tree: Tree, given: Mapping[str, Given]) -> Tree:
+  def replaced(leaf, value):
+    return value.array if value.entries is None else leaf.at[value.entries].set(value.array)
+  return unflatten({path: replaced(leaf, given[path]) if path in given else leaf
+                    for path, leaf in flatten(tree).items()})
 
 
 def make_train_step(setup) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:

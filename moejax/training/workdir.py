@@ -1,6 +1,7 @@
 """The folder of a run: its files, and which run it belongs to.
 
     config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  report/index.html  lock (while it runs)
+    lineage.json        if config.init names other runs
     metrics.csv  wandb/  profile/   if config.loggers and config.profile ask for them
 """
 import json
@@ -70,7 +71,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
   folder = buckets.path(workdir)
   path, changes = folder / 'config.json', []
   if path.exists():
-    old = load_config(workdir)
+    old = resume.completed(load_config(workdir))
     differences = dict(compare(old, config))
     if forbidden := [differences[key] for key in resume.refused(list(differences))]:
       shown = '; '.join(forbidden[:8]) + (f'; and {len(forbidden) - 8} more' if len(forbidden) > 8 else '')

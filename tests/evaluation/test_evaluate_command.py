@@ -11,7 +11,7 @@ from moejax import evaluate, evaluation
 from moejax.config import ConfigError
 from moejax.evaluation import log
 from moejax.routing import papers
-from moejax.training import checkpoint, step, workdir
+from moejax.training import checkpoint, step, steps, workdir
 from moejax.training.setup import default_config, prepare
 
 
@@ -89,12 +89,12 @@ def test_an_invalid_change_is_refused_in_a_sentence(run_dir, overrides, message)
 
 @pytest.mark.parametrize('asked, found', [('last', None), ('best', 1), ('2', 2), (2, 2)])
 def test_a_word_or_an_int_names_a_step(run_dir, asked, found):
-  assert evaluate.find_step(run_dir, asked) == found
+  assert steps.find(run_dir, asked) == found
 
 
 def test_an_invalid_step_is_refused(run_dir):
   with pytest.raises(ConfigError, match="must be an int, 'last' or 'best', not 'first'"):
-    evaluate.find_step(run_dir, 'first')
+    steps.find(run_dir, 'first')
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -108,3 +108,21 @@ def test_one_process_stopped_two_go_on_write_the_report_and_evaluate_as_one(tmp_
   assert len(numbers[0]) > 4
   np.testing.assert_allclose(*numbers, rtol=1e-4)  # printed to five digits
   assert 'evaluations.jsonl' in outputs[1][0] and 'evaluations.jsonl' not in outputs[1][1]
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_parameters_that_one_starts_from(tmp_path, undisturbed, cache):
+  flags = ['--config.init.name=checkpoint', f'--config.init.path={undisturbed}', '--config.training.steps=3']
+  rows = []
+  for count in (1, 2):
+    outputs = process_launcher.run(command(tmp_path / str(count), *flags), count, devices=2, cache=cache)
+    said = [output.count(f'Parameters start from {undisturbed}, step {STEPS}: ') for output in outputs]
+    assert said == [1, 0][:count]
+    rows.append([metrics.repeatable(row) for row in metrics.read(tmp_path / str(count))])
+  for row, wanted in zip(*rows, strict=True):
+    for name, value in wanted.items():
+      np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5, err_msg=f'step {row["step"]} {name}')
+  losses = [row['train/loss'] for row in metrics.read(undisturbed)]
+  assert abs(rows[0][0]['train/loss'] - losses[-1]) < abs(rows[0][0]['train/loss'] - losses[0])
+  lineages = [(tmp_path / name / 'lineage.json').read_text() for name in '12']
+  assert lineages[0] == lineages[1]

@@ -249,6 +249,11 @@ def test_the_fingerprint_changes_when_elements_swap_places():
   assert fingerprints.fingerprint(FIXED) != fingerprints.fingerprint(FIXED[:, ::-1])
 
 
+@pytest.mark.parametrize('x', [FIXED, FIXED[0, 0, 0], FIXED.astype(jnp.bfloat16), FIXED.astype(jnp.uint8), FIXED > 5])
+def test_an_array_of_the_host_has_the_fingerprint_that_it_has_on_a_device(x):
+  assert fingerprints.fingerprint(np.asarray(x)) == fingerprints.fingerprint(x)
+
+
 # ---- full disk ------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
-from moejax.training import methods, objectives, optimizer, setup
+from moejax.training import initial, methods, objectives, optimizer, setup
 from moejax.training.checkpoint import CheckpointConfig
 from moejax.training.profile import ProfileConfig
 from moejax.training.spikes import RecoveryConfig
@@ -130,6 +130,7 @@ def make_setup(devices=1, pipeline=None, objective=None, optimizer_config=None, 
       rules=call(rules.build, config.sharding, 'config.sharding'),
       objective=objectives.build(config.objective, 'config.objective'),
       method=methods.METHODS.build(config.method, 'config.method'),
+      init=initial.INITS.build(config.init, 'config.init'),
       optimizer=optimizer.build(config.optimizer, 'config.optimizer', model=model, steps=training.steps),
       evaluators={'test': accuracy(pipeline, model.apply)} if evaluate else {},
       evaluation=call(setup.Evaluation, config.evaluation, 'config.evaluation'),
