@@ -7,6 +7,7 @@ import jax
 from moejax import experts as experts_lib
 from moejax.config import ConfigError, Registry, at, config_path
 from moejax.kernels import CannotRun
+from moejax.parallel import rules
 from moejax.routing.plans import Plan, TokenPlan
 
 
@@ -34,7 +35,7 @@ class Dispatcher:
     raise NotImplementedError
 
   def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule) -> jax.Array:
-    """`run` on the active mesh. By default the compiler partitions it."""
+    """`run` on the active mesh of several devices. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
   def __call__(self, plan: Plan, x: jax.Array, experts: experts_lib.Expert, *, key: jax.Array | None = None,
@@ -55,10 +56,12 @@ class Dispatcher:
       ConfigError: while tracing, before compilation: the dispatcher does not support the plan, or its implementation
         cannot run here.
     """
+    mesh = rules.active()
+    run = self.run if mesh is None or mesh.size == 1 else self.run_on_mesh
     with at(self.where):
       self.check(plan)
       try:
-        y = self.run_on_mesh(plan, x, experts_lib.BoundModule(experts, key, train))
+        y = run(plan, x, experts_lib.BoundModule(experts, key, train))
       except CannotRun as limit:
         raise ConfigError(f'.implementation: {limit}') from None
     if plan.passthrough is not None:

@@ -39,7 +39,7 @@ Run = Callable[[Plan, jax.Array, experts_lib.BoundExperts], jax.Array]
 
 def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule, *, method: Method | None,
                  chunks: int) -> jax.Array:
-  """Computes `run(plan, x, experts)` on all devices of the active mesh.
+  """Computes `run(plan, x, experts)` on all devices of the active mesh, which has several.
 
   Args:
     run: the dispatcher's `run`.
@@ -56,8 +56,7 @@ def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundM
     ConfigError: the number of experts or chunks does not divide evenly.
   """
   mesh = rules.active()
-  if mesh is None or mesh.size == 1:
-    return run(plan, x, experts)
+  assert mesh is not None
   plan = dataclasses.replace(plan, passthrough=None)
   shards = rules.batch_shards(mesh)
   shape = x.shape

@@ -9,11 +9,11 @@ from flax import nnx
 
 from moejax.config import call
 from moejax.layers import feed_forwards, mixers  # noqa: F401  (whose sublayers are registered)
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.norms import NORMS
 from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.random import dropout as drop
 from moejax.routing.plans import Leak
 
 

@@ -16,8 +16,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.functional import Tree
-from moejax.layers import sublayer
-from moejax.layers.sublayer import Left
+from moejax.layers.sublayer import Cache, Left
 from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
@@ -130,7 +129,7 @@ class Stack:
     x, left, updates, new_cache = run(blocks, views, step, x, keys, depths, cache or {})
     routers = {}
     for depth in sorted(left):
-      routers |= sublayer.routers(f'block_{depth:02d}', left[depth])
+      routers |= routers_of(f'block_{depth:02d}', left[depth])
     return x, routers, updates, None if cache is None else new_cache
 
   def caches(self, of_kind: Callable[[str], Tree]) -> Tree:
@@ -176,9 +175,9 @@ class Stack:
       name = str(depth)
       key = None if keys is None else keys[depth]
       x, left[depth] = step(block, view, x, key, depths[depth], cache.get(name))
-      if changed := sublayer.updates(left[depth]):
+      if changed := updates_of(left[depth]):
         updates[name] = changed
-      if remembered := sublayer.caches(left[depth]):
+      if remembered := _caches_of(left[depth]):
         new_cache[name] = remembered
     return x, left, updates, new_cache
 
@@ -201,9 +200,9 @@ class Stack:
       per_layer = (*jax.tree.map(take, (keys, depths)), cache.get(name, {}))
       x, left = functional.scan_modules(nnx.List(modules), body, x, per_layer)
       stacked.append(left)
-      if changed := {str(position): new for position, one in enumerate(left) if (new := sublayer.updates(one))}:
+      if changed := {str(position): new for position, one in enumerate(left) if (new := updates_of(one))}:
         updates[name] = changed
-      if remembered := {str(position): new for position, one in enumerate(left) if (new := sublayer.caches(one))}:
+      if remembered := {str(position): new for position, one in enumerate(left) if (new := _caches_of(one))}:
         new_cache[name] = remembered
       first += repeats * len(unit)
     left = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
@@ -226,3 +225,22 @@ class Stack:
                                policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
       return compute(variables, *inputs)
     return opened if self.remat == 'none' else rematerialised
+
+
+def updates_of(left: dict[str, Left]) -> dict[str, Any]:
+  """Updates of the state of all routers of a block, by the paths of its variables."""
+  return {branch: dict(router=one.router.updates)
+          for branch, one in left.items() if one.router is not None and one.router.updates}
+
+
+def routers_of(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
+  """The outputs of the routers of the block `name`, without updates: `{'block_03': ...}` for a single one,
+  `{'block_03/attention': ..., 'block_03/moe': ...}` for several."""
+  found = {branch: dataclasses.replace(one.router, updates={})
+           for branch, one in left.items() if one.router is not None}
+  return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
+
+
+def _caches_of(left: dict[str, Left]) -> dict[str, Cache]:
+  """What the branches of a block remember."""
+  return {branch: one.cache for branch, one in left.items() if one.cache is not None}

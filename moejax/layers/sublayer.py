@@ -4,7 +4,7 @@ A sublayer mixes tokens (`mixers`: attention, recurrence) or transforms each tok
 experts). Both follow one protocol, so that a block can hold any of them in any order.
 """
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -87,22 +87,3 @@ class Sublayer(nnx.Module):
 
 
 SUBLAYERS: Registry[Sublayer] = Registry('sublayer', Sublayer, context=('dim', 'dtype', 'rngs'))
-
-
-def updates(left: dict[str, Left]) -> dict[str, Any]:
-  """Updates of the state of all routers of a block, by the paths of its variables."""
-  return {branch: dict(router=one.router.updates)
-          for branch, one in left.items() if one.router is not None and one.router.updates}
-
-
-def routers(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
-  """The outputs of the routers of the block `name`, without updates: `{'block_03': ...}` for a single one,
-  `{'block_03/attention': ..., 'block_03/moe': ...}` for several."""
-  found = {branch: dataclasses.replace(one.router, updates={})
-           for branch, one in left.items() if one.router is not None}
-  return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
-
-
-def caches(left: dict[str, Left]) -> dict[str, Cache]:
-  """What the branches of a block remember."""
-  return {branch: one.cache for branch, one in left.items() if one.cache is not None}

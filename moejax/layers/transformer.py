@@ -12,7 +12,6 @@ from moejax.config import ConfigError, at, config_path
 from moejax.functional import Tree, add_updates
 from moejax.layers.block import Block, Norms
 from moejax.layers.block_mixture import BlockMixture
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.kinds import TransformerConfig, expand
 from moejax.layers.norms import NORMS
 from moejax.layers.stack import Stack, factor
@@ -20,6 +19,7 @@ from moejax.layers.sublayer import Context
 from moejax.layers.views import VIEWS
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.random import dropout as drop
 from moejax.routing.router import RouterOutput
 
 # Tracing a block for training takes a tenth of a second, and compiling it a few seconds.

@@ -8,7 +8,6 @@ from flax import nnx
 from moejax.config import at, call
 from moejax.functional import Tree
 from moejax.layers.attend import Mask
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import PositionEncoding, position_encoding
 from moejax.layers.sublayer import Context
@@ -18,6 +17,7 @@ from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.random import derive
+from moejax.random import dropout as drop
 from moejax.ranges import Count, Rate
 
 

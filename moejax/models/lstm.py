@@ -8,17 +8,17 @@ from flax import nnx
 
 from moejax.config import call, config_path
 from moejax.functional import Tree
-from moejax.layers import sublayer
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.layers.mixers.lstm import LSTM
+from moejax.layers.stack import routers_of, updates_of
 from moejax.layers.sublayer import Left
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
 from moejax.parallel import rules
 from moejax.random import derive
+from moejax.random import dropout as drop
 from moejax.ranges import Count, Rate
 from moejax.routing.inputs import RouterInputs
 
@@ -88,7 +88,7 @@ class RecurrentModel(nnx.Module):
     inputs, routers, updates = tokens.router_inputs, {}, {}
     for depth, block in enumerate(self.blocks):
       x, left = block(x, inputs, key=derive(key, depth), train=train)
-      routers |= sublayer.routers(f'block_{depth:02d}', left)
-      if changed := sublayer.updates(left):
+      routers |= routers_of(f'block_{depth:02d}', left)
+      if changed := updates_of(left):
         updates[str(depth)] = changed
     return ModelOutput(self.head(x, self.embedding), x, routers, dict(blocks=updates) if updates else {})

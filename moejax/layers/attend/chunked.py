@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.layers.attend.blind import average_where_blind
-from moejax.layers.attend.kernel import DROPS, AttentionInputs, AttentionKernel, accumulator
+from moejax.layers.attend.kernel import DROPS, AttentionInputs, AttentionKernel
 from moejax.layers.attend.mask import EMPTY, Mask
+from moejax.layers.attend.plain import accumulator
 
 # Tokens of a block.
 QUERIES = 128

@@ -3,7 +3,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from moejax.kernels.target import Target
 from moejax.layers.attend.mask import Mask
@@ -34,8 +33,3 @@ class AttentionKernel(NamedTuple):
   """
   run: Callable[[AttentionInputs], jax.Array]
   limit: Callable[[Target, AttentionInputs], str | None] = lambda target, inputs: None
-
-
-def accumulator(x: jax.Array) -> jax.typing.DTypeLike:
-  """The dtype of logits, weights and sums over keys."""
-  return jnp.promote_types(x.dtype, jnp.float32)

@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel, accumulator
+from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
 
 
 def attend(inputs: AttentionInputs) -> jax.Array:
@@ -26,6 +26,11 @@ def attend(inputs: AttentionInputs) -> jax.Array:
     weights = inputs.drop(weights)
   weights = weights.astype(values.dtype).reshape(batch, kv_heads, heads // kv_heads, length, -1)
   return jnp.einsum('bnrst,btnk->bsnrk', weights, values).reshape(queries.shape[:-1] + values.shape[-1:])
+
+
+def accumulator(x: jax.Array) -> jax.typing.DTypeLike:
+  """The dtype of logits, weights and sums over keys."""
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _softmax(logits, sinks):

@@ -14,12 +14,12 @@ from moejax import functional
 from moejax.config import ConfigError
 from moejax.layers import attend, initializers
 from moejax.layers.attend import Mask
-from moejax.layers.dropout import dropout as drop
 from moejax.layers.mixers import kv_cache
 from moejax.layers.norms import NORMS
 from moejax.layers.positions import PositionEncoding
 from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
+from moejax.random import dropout as drop
 from moejax.ranges import Count, Divides, Positive, Rate
 
 Projection = Literal['query', 'key', 'value', 'out']

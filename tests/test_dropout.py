@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.layers.dropout import dropout
+from moejax.random import dropout
 
 X = jnp.ones((64, 8, 8))
 KEY = jax.random.key(0)
