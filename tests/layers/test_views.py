@@ -20,10 +20,12 @@ MOE = dict(num_experts=4, experts=dict(name='feed_forward', hidden=8, activation
 LORA = dict(name='lora', rank=2, alpha=4., of='attention/(query|key|value|out)|moe/experts/w.|moe/router/score/kernel|feed_forward/w.')
 RUNS = [dict(), dict(layers='scan'), dict(remat='full'), dict(layers='scan', remat='dots')]
 by_run = pytest.mark.parametrize('run', RUNS, ids=['unrolled', 'scan', 'remat', 'scan and remat'])
+by_two = pytest.mark.parametrize('run', [RUNS[0], RUNS[3]], ids=['unrolled', 'scan and remat'])
 
 
-def decoder(view=None, **config):
-  return models.build(dict(name='decoder', vocab_size=30, dim=8, num_layers=4, attention=dict(heads=2),
+def decoder(view=None, layers='unrolled', **config):
+  return models.build(dict(name='decoder', vocab_size=30, dim=8, num_layers=4 if layers == 'scan' else 2, layers=layers,
+                           attention=dict(heads=2),
                            feed_forward=dict(hidden=12), moe=MOE, sparse=dict(name='every', n=2), view=view, **config))
 
 
@@ -45,12 +47,12 @@ def test_adapters_change_nothing_at_the_start(run):
   plain, viewed, params = built(tuple(run.items()))
   own, _ = jax.jit(plain.init)(jax.random.key(0))
   base = {name: tree for name, tree in params.items() if name != 'views'}
-  assert flatten(base).keys() == flatten(own).keys() and len(flatten(params['views'])) > 20
+  assert flatten(base).keys() == flatten(own).keys() and len(flatten(params['views'])) >= 20
   out = [jax.jit(model.apply)(tree, {}, dict(tokens=TOKENS)).logits for model, tree in ((plain, base), (viewed, params))]
   np.testing.assert_array_equal(*out)
 
 
-@by_run
+@by_two
 def test_merged_weights_compute_what_adapters_compute(run):
   plain, viewed, params = built(tuple(run.items()))
   params = learned(params)
@@ -75,7 +77,7 @@ def test_an_adapter_is_a_product_in_the_shape_of_its_weight():
   np.testing.assert_allclose(merged['blocks/0/attention/out'], flat['blocks/0/attention/out'] + 2. * (a @ b).reshape(2, 4, 8), atol=1e-6)
 
 
-@by_run
+@by_two
 def test_gradients_reach_adapters_through_the_weights(run):
   """dL/dB = scale * A^T dL/dW, where dL/dW is that of the merged model."""
   plain, viewed, params = built(tuple(run.items()))
@@ -91,7 +93,7 @@ def test_gradients_reach_adapters_through_the_weights(run):
 
 
 def test_adapters_on_a_mesh_compute_what_they_compute_on_one_device():
-  _, viewed, params = built((('layers', 'scan'),))
+  _, viewed, params = built((('layers', 'scan'), ('remat', 'dots')))
   params = learned(params)
   expected = jax.jit(viewed.apply)(params, {}, dict(tokens=TOKENS)).logits
   mesh = mesh_lib.build(dict(data=2, expert=2, model=2))
