@@ -59,7 +59,7 @@ def run(monkeypatch):
     monkeypatch.setattr(loop, 'prepare', lambda config: make_setup(pipeline=pipeline, **{**PARTS, **sections}))
     monkeypatch.setattr(loop.room, 'check', lambda setup: None)
     monkeypatch.setattr(loop.progress, 'describe', lambda setup: [])
-    monkeypatch.setattr(loop.groups, 'notice', lambda setup: None)
+    monkeypatch.setattr(loop.spanning_groups, 'notice', lambda setup: None)
     loop.run(None, folder, said.append)
     return said
   return run
