@@ -80,9 +80,14 @@ class Stack:
   remat: Remat = 'none'
 
   @property
+  def traced_kinds(self) -> tuple[str, ...]:
+    """Kinds of the blocks traced and compiled, those of `distinct`: if scanned, of the units; if unrolled, of all."""
+    return tuple(kind for unit, _ in factor(self.kinds) for kind in unit) if self.layers == 'scan' else self.kinds
+
+  @property
   def traced(self) -> int:
-    """Number of blocks traced and compiled: if scanned, the blocks of the units; if unrolled, all."""
-    return sum(len(unit) for unit, _ in factor(self.kinds)) if self.layers == 'scan' else len(self.kinds)
+    """Number of blocks traced and compiled."""
+    return len(self.traced_kinds)
 
   def build(self, block: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.List:
     """Calls `block(kind, rngs=)` for every layer."""
@@ -134,20 +139,21 @@ class Stack:
 
   def caches(self, of_kind: Callable[[str], Tree]) -> Tree:
     """`of_kind(kind)` for every layer, by the paths of blocks; scanned ones have an axis of repeats before all others."""
-    if self.layers != 'scan':
-      return {str(depth): tree for depth, kind in enumerate(self.kinds) if (tree := of_kind(kind))}
-    return {str(segment): {str(position): jax.tree.map(lambda a: jnp.broadcast_to(a, (repeats, *a.shape)), tree)
-                           for position, kind in enumerate(unit) if (tree := of_kind(kind))}
-            for segment, (unit, repeats) in enumerate(factor(self.kinds))}
+    return self._by_path(of_kind, lambda array, repeats: jnp.broadcast_to(array, (repeats, *array.shape)))
 
   def cache_axes(self, of_kind: Callable[[str], Tree]) -> Tree:
     """Logical names of the axes of `caches`; `of_kind(kind)` are those of a layer."""
+    return self._by_path(of_kind, lambda axes, _: ('layers', *axes))
+
+  def _by_path(self, of_kind: Callable[[str], Tree], repeated: Callable[[Any, int], Any]) -> Tree:
+    # `of_kind(kind)` by the paths of blocks, with `repeated(leaf, repeats)` where these are scanned.
     if self.layers != 'scan':
       return {str(depth): tree for depth, kind in enumerate(self.kinds) if (tree := of_kind(kind))}
-    return {str(segment): {str(position): {branch: {name: ('layers', *axes) for name, axes in cache.items()}
-                                           for branch, cache in tree.items()}
+    stacked = lambda tree, repeats: functional.unflatten(
+        {path: repeated(leaf, repeats) for path, leaf in functional.flatten(tree).items()})
+    return {str(segment): {str(position): stacked(tree, repeats)
                            for position, kind in enumerate(unit) if (tree := of_kind(kind))}
-            for segment, (unit, _) in enumerate(factor(self.kinds))}
+            for segment, (unit, repeats) in enumerate(factor(self.kinds))}
 
   def unrolled(self, scanned: Tree) -> Tree:
     """Converts parameters (or any tree with the same paths) from the scanned to the unrolled form."""

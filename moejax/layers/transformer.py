@@ -14,7 +14,7 @@ from moejax.layers.block import Block, Norms
 from moejax.layers.block_mixture import BlockMixture
 from moejax.layers.kinds import TransformerConfig, expand
 from moejax.layers.norms import NORMS
-from moejax.layers.stack import Stack, factor
+from moejax.layers.stack import Stack
 from moejax.layers.sublayer import Context
 from moejax.layers.views import VIEWS
 from moejax.parallel import rules
@@ -129,9 +129,7 @@ class Transformer(nnx.Module):
     return self.stack.cache_axes(lambda kind: self._of_kind(kind).cache_axes())
 
   def _of_kind(self, kind: str) -> Any:
-    kinds = self.stack.kinds if self.stack.layers != 'scan' else [kind for unit, _ in factor(self.stack.kinds)
-                                                                  for kind in unit]
-    return next(block for block, other in zip(self.distinct_blocks(), kinds) if other == kind)
+    return next(block for block, other in zip(self.distinct_blocks(), self.stack.traced_kinds) if other == kind)
 
   def distinct_blocks(self) -> Iterator[Any]:
     """Blocks for reading their static attributes; one for all layers that are scanned together or share it."""

@@ -17,6 +17,13 @@ def stack_depth_and_branch(router: str) -> tuple[str, int, str]:
   return stack.rstrip('_'), int(depth), branch
 
 
+def mixtures_of(model: Mapping) -> list[Any]:
+  """The configs of all mixtures of experts in `model`, config.model."""
+  stacks = [model[side] for side in ('encoder', 'decoder') if side in model] or [model]
+  named = [branch for stack in stacks for kind in (stack.get('blocks') or {}).values() for branch in kind.values()]
+  return [*(stack['moe'] for stack in stacks if stack.get('moe')), *(branch for branch in named if 'router' in branch)]
+
+
 def mixture_of(model: Mapping, router: str) -> tuple[str, Any]:
   """(config path, config) of the mixture of experts with this router, named as in `ModelOutput.routers`.
 

@@ -11,6 +11,8 @@ from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.functional import Tree
 from moejax.layers.feed_forwards.moe import ExpertCount
+from moejax.layers.stack import routers_of, updates_of
+from moejax.layers.sublayer import Left
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS
 from moejax.models.vision import Side, patchify
@@ -138,5 +140,6 @@ class PatchMixture(nnx.Module):
     patches = patchify(batch['image'].astype(jnp.float32), self.patch_size)
     scores, routed = self.blocks[0].moe(patches, batch.get('valid'), key=key, train=train)
     logits = jax.nn.softmax(scores, axis=-1) if self.output == 'probabilities' else scores
-    updates = {'blocks': {'0': dict(moe=dict(router=routed.updates))}} if routed.updates else {}
-    return ModelOutput(logits, scores, {'block_00': dataclasses.replace(routed, updates={})}, updates)
+    left = dict(moe=Left(routed))
+    updates = {'blocks': {'0': changed}} if (changed := updates_of(left)) else {}
+    return ModelOutput(logits, scores, routers_of('block_00', left), updates)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 import jax
 
 from moejax.layers.feed_forwards.moe import tokens_per_group
-from moejax.models.mixtures import mixture_of
+from moejax.models.mixtures import mixture_of, mixtures_of
 from moejax.parallel import rules
 from moejax.routing.plans import group_size, has_slots
 from moejax.training.setup import Setup
@@ -37,15 +37,15 @@ def spanning(setup: Setup, accumulate: int | None = None, shards: int | None = N
   Without slots groups have no meaning for a dispatcher, so a group may also span several whole devices.
   """
   accumulate, shards = accumulate or setup.training.accumulate, shards or rules.batch_shards(setup.mesh)
-  if shards == 1:
-    return {}
+  if shards == 1 or all(_group(mixture) == 'sequence' for mixture in mixtures_of(setup.config.model)):
+    return {}  # without tracing the model
   batch = setup.pipeline.batch_spec()
   examples = next(iter(batch.values())).shape[0]
   routers = jax.eval_shape(lambda *args: setup.model.apply(*args), *setup.model.shapes(), batch).routers
   plans, groups = {}, {}
   for name, router in routers.items():
     path, mixture = mixture_of(setup.config.model, name)
-    plans[path], groups[path] = router.plan, mixture.get('group', 'batch')
+    plans[path], groups[path] = router.plan, _group(mixture)
   found = {}
   for path, plan in plans.items():
     if groups[path] == 'sequence':
@@ -69,6 +69,10 @@ def notice(setup: Setup) -> str | None:
   keys = ' '.join(f'--config.{path}.group={group.dividing}' for path, group in found.items())
   return (f'Slow: {what} do not divide evenly over the {shards} shards of the batch, so devices route them together '
           f'and the compiler often communicates everything; {keys} gives every shard whole groups.')
+
+
+def _group(mixture: Any) -> int | str:
+  return mixture.get('group', 'batch')
 
 
 def _tokens(plan) -> int:

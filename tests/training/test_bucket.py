@@ -17,9 +17,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lock_race
 import numpy as np
 import pytest
-from training_fakes import TinyPipeline, make_setup
+from training_fakes import StopsAt, make_setup
 
 from moejax import buckets, evaluate
 from moejax.config import ConfigError
@@ -63,19 +64,6 @@ def run(monkeypatch):
     loop.run(None, folder, said.append)
     return said
   return run
-
-
-class StopsAt(TinyPipeline):
-  """Calls `act` when batch `number` is read, the one of step `number + 1`."""
-
-  def __init__(self, number, act):
-    super().__init__()
-    self.number, self.act = number, act
-
-  def batch(self, number):
-    if number == self.number:
-      self.act()
-    return super().batch(number)
 
 
 @pytest.fixture(scope='module')
@@ -399,25 +387,7 @@ def test_of_many_that_start_at_the_same_moment_one_gets_the_folder(folder, proce
   monkeypatch.setattr(lock, '_SILENCE', 0.5)
   if silent:
     owned(folder, process, machine='another boot')
-  outcomes, everybody, done = [], threading.Barrier(6), threading.Event()
-
-  def start():
-    everybody.wait()
-    try:
-      with lock.held(folder, lambda sentence: None):
-        outcomes.append('held')
-        done.wait(30)
-    except ConfigError:
-      outcomes.append('refused')
-      if len(outcomes) == 6:
-        done.set()
-
-  threads = [threading.Thread(target=start) for _ in range(6)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert sorted(outcomes) == ['held'] + ['refused'] * 5
+  assert sorted(lock_race.outcomes(6, folder)) == ['held'] + ['refused'] * 5
 
 
 @pytest.mark.parametrize('lost', [0, 1])

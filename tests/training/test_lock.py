@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 
+import lock_race
 import pytest
 
 from moejax.config import ConfigError
@@ -87,25 +88,7 @@ def test_only_one_of_many_takes_over_the_folder_of_a_killed_run(tmp_path, proces
   owned(tmp_path, process)
   process.kill()
   process.wait()
-  outcomes, everybody, done = [], threading.Barrier(8), threading.Event()
-
-  def start():
-    everybody.wait()
-    try:
-      with lock.held(tmp_path, print):
-        outcomes.append('held')
-        done.wait(30)
-    except ConfigError:
-      outcomes.append('refused')
-      if len(outcomes) == 8:
-        done.set()
-
-  threads = [threading.Thread(target=start) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert sorted(outcomes) == ['held'] + ['refused'] * 7
+  assert sorted(lock_race.outcomes(8, tmp_path)) == ['held'] + ['refused'] * 7
 
 
 # ---- other machines -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from training_fakes import TinyPipeline, make_setup
+from training_fakes import StopsAt, TinyPipeline, make_setup
 
 from moejax import evaluate
 from moejax.config import ConfigError
@@ -68,19 +68,6 @@ def assert_same_run(folder, uninterrupted):
   assert set(a) == set(b)
   for path in a:
     np.testing.assert_array_equal(a[path], b[path])
-
-
-class StopsAt(TinyPipeline):
-  """Calls `act` when batch `number` is read, the one of step `number + 1`."""
-
-  def __init__(self, number, act):
-    super().__init__()
-    self.number, self.act = number, act
-
-  def batch(self, number):
-    if number == self.number:
-      self.act()
-    return super().batch(number)
 
 
 def crash():

@@ -93,6 +93,19 @@ class TinyPipeline:
     return {'examples': str(len(self.label))}
 
 
+class StopsAt(TinyPipeline):
+  """Calls `act` when batch `number` is read, the one of step `number + 1`."""
+
+  def __init__(self, number, act):
+    super().__init__()
+    self.number, self.act = number, act
+
+  def batch(self, number):
+    if number == self.number:
+      self.act()
+    return super().batch(number)
+
+
 def accuracy(pipeline, apply):
   """An evaluator: accuracy over all 64 points."""
   @jax.jit

@@ -157,15 +157,13 @@ class SelfAttention(Attention):
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D], with the mask, bias and positions of the context."""
-    mask = context.mask and context.mask.with_window(self.window)
-    if mask is None and self.window is not None:
-      mask = Mask(window=self.window)
+    mask = (context.mask or Mask()).with_window(self.window)
     encoding, positions = context.encoding, context.inputs.positions
     if cache is None:
       return self.read(x, mask=mask, bias=context.bias, encoding=encoding, positions=positions, key=key,
                        train=train), Left()
     queries = self.queries(x, encoding, positions)
-    if mask is None or mask.query_positions is None or mask.query_segments is None:
+    if mask.query_positions is None or mask.query_segments is None:
       raise ValueError('Attention with a cache needs a mask with the places and the segments of the new tokens.')
     keys, values = self.keys_and_values(x, encoding, positions)
     new = dict(keys=keys, values=values, places=mask.query_positions, segments=mask.query_segments)

@@ -102,7 +102,7 @@ class Capacity(Placement):
 
 @dataclasses.dataclass(frozen=True)
 class CapacityInOrder(Capacity):
-  # A capacity whose slots are assigned by position only.
+  """Base class of placements whose slots are assigned by position and choice only."""
 
   def __post_init__(self):
     super().__post_init__()

@@ -34,7 +34,8 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
   return jnp.stack(chosen, axis=-1)
 
 
-def check_k(k: int, num_experts: int):
+def check_k(k: int, num_experts: int) -> None:
+  """Raises ConfigError unless a token can choose `k` experts."""
   if k > num_experts:
     raise ConfigError(f': a token cannot choose {k} of {num_experts} experts. '
                       f'Allowed for k: 1 to num_experts ({num_experts}).')
