@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 from moejax import config as configs
 from moejax.random import derive
-from moejax.routing.balance.means import valid_mean
-from moejax.routing.inputs import RouterInputs, without_padding
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, most_leaking
 from moejax.routing.stages import (BALANCERS, FEATURES, PLACEMENTS, SCORES, SELECTIONS, WEIGHTINGS, Balancer, Feature,
                                    Placement, Routed, Score, Selection, Stage, Weighting)
+from moejax.routing.valid_tokens import valid_mean, without_padding
 
 # Stages register themselves.
 import moejax.routing.balance

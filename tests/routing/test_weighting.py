@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError
-from moejax.routing import papers, router, shares
-from moejax.routing.balance.means import imbalance
+from moejax.routing import papers, router
+from moejax.routing.balance.imbalance import imbalance
 from moejax.routing.inputs import RouterInputs
+from moejax.routing.logits import normalized, router_probs
 from moejax.routing.plans import DensePlan, SlotPlan, SoftPlan, TokenPlan
-from moejax.routing.shares import normalized
 from moejax.routing.stages import WEIGHTINGS
 import routing_reference as reference
 
@@ -109,8 +109,8 @@ def test_soft_moe_combine_weights_are_a_softmax_over_all_slots_of_all_experts():
 
 
 def test_router_probabilities_are_gates_over_their_sum_with_slots_added_up():
-  np.testing.assert_allclose(shares.router_probs(jnp.array([[[.2, .6]]])), [[[.25, .75]]], rtol=1e-6)
-  np.testing.assert_allclose(shares.router_probs(jnp.array([[[[.1, .2], [.3, .4]]]])), [[[.3, .7]]], rtol=1e-6)
+  np.testing.assert_allclose(router_probs(jnp.array([[[.2, .6]]])), [[[.25, .75]]], rtol=1e-6)
+  np.testing.assert_allclose(router_probs(jnp.array([[[[.1, .2], [.3, .4]]]])), [[[.3, .7]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('config', [dict(name='softmax', renormalize='before'), dict(name='softmax', order='after'),

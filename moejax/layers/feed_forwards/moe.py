@@ -18,9 +18,10 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import LARGEST, Between, Count
 from moejax.routing import router as routers
-from moejax.routing.inputs import RouterInputs, without_padding
+from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
+from moejax.routing.valid_tokens import without_padding
 
 # The largest number trained so far (2407.04153); 32-bit indices still allow a hundred slots each.
 ExpertCount = Annotated[int, Between(1, 2**20)]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import NonNegative
+from moejax.routing.logits import normalized
 from moejax.routing.plans import Plan
 from moejax.routing.select.top_k import TopK
-from moejax.routing.shares import normalized
 from moejax.routing.stages import SELECTIONS, Scores, required
 
 Policy = Literal['all', 'none', 'threshold', 'random']
