@@ -63,7 +63,7 @@ MUTANTS = (
              'test_router'),
     _routing('noise while evaluating', 'score/linear', '    if not train:\n      return noiseless(clean)\n', '',
              'test_scores'),
-    _routing('the random second expert is always taken', 'select/top_2', 'draw * threshold < second_gate',
+    _routing('the random second expert is always taken', 'select/gshard_top_2', 'draw * threshold < second_gate',
              'draw * threshold >= 0', 'test_selection'),
     _routing('ties go to the last expert', 'select/top_k', 'num_experts, index).min(-1)', '-1, index).max(-1)',
              'test_selection'),
