@@ -8,7 +8,7 @@ Paper: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906), as implemented by lucidrai
 Command: python -m moejax.train --config=configs/lucidrains_chitchat.py --workdir=runs/lucidrains_chitchat
 Cost: about four minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: numbers: tests/routing/select/test_top_n.py::test_each_rank_counts_as_often_as_its_threshold_says,
+Proof: numbers: tests/routing/select/test_thresholded_top_k.py::test_each_rank_counts_as_often_as_its_threshold_says,
   tests/routing/place/test_straight_through.py::test_straight_through_gives_dispatch_the_gradient_of_the_weights,
   tests/experts/test_scaled_geglu.py::test_is_the_loop_over_rows,
   tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[lucidrains]

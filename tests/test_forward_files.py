@@ -7,7 +7,9 @@ import pytest
 from tests import forward_files
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-MOST_FILES = 46  # of a forward pass of configs/mixtral_chitchat.py
+# Of a forward pass of configs/mixtral_chitchat.py.
+MOST_COMPUTING = 22
+MOST_CALLED = 39
 
 
 @pytest.fixture(scope='module')
@@ -16,9 +18,29 @@ def stops():
   return forward_files.stops(str(CONFIGS / 'mixtral_chitchat.py'))
 
 
-def test_a_forward_pass_runs_at_most_so_many_files(stops):
+def test_a_forward_pass_is_computed_in_at_most_so_many_files(stops):
   forward, _ = stops
-  assert len(forward) <= MOST_FILES, forward_files.table('forward pass', forward)
+  computing = [file for file in forward if file.equations]
+  assert len(computing) <= MOST_COMPUTING, forward_files.table('computes', computing)
+
+
+def test_a_forward_pass_calls_at_most_so_many_files(stops):
+  forward, _ = stops
+  assert len(forward) <= MOST_CALLED, forward_files.table('forward pass', forward)
+
+
+def test_equations_belong_to_the_innermost_file_that_calls_jax(tmp_path, monkeypatch):
+  """A loop's body is counted as the loop is: the double is `inner`'s, the sum `outer`'s, and the loop `outer`'s."""
+  monkeypatch.setattr(forward_files, 'PACKAGE', tmp_path)
+  inner, outer = {'lax': jax.lax}, {'lax': jax.lax}
+  (tmp_path / 'inner.py').write_text('def double(x):\n  return lax.mul(x, x)\n')
+  exec(compile((tmp_path / 'inner.py').read_text(), tmp_path / 'inner.py', 'exec'), inner)
+  source = 'def outer(x):\n  return lax.fori_loop(0, 3, lambda _, y: lax.add(y, double(y)), x)\n'
+  outer['double'] = inner['double']
+  exec(compile(source, tmp_path / 'outer.py', 'exec'), outer)
+  program = jax.make_jaxpr(outer['outer'])(1.)
+  found = list(forward_files.sources(program.jaxpr))
+  assert found.count('inner.py') == 1 and found.count('outer.py') >= 2 and set(found) == {'inner.py', 'outer.py'}
 
 
 def test_files_come_in_the_order_of_the_house(stops):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments import runner
 from moejax.kernels import hopper
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import target
 
 FOLDER = pathlib.Path(__file__).parent

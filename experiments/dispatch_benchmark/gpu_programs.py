@@ -17,7 +17,7 @@ import numpy as np
 from experiments.dispatch_benchmark import gpu_timing
 from moejax import kernels
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
-from moejax.kernels.activations import GATES, activate
+from moejax.kernels.expert_block import GATES, activate
 
 # For `ragged_dot_mgpu`: block_m, block_n, block_k, steps in flight, width of the grid's panels. The fastest counts.
 MGPU_TILES = (128, 128, 64, 4, 8), (128, 192, 64, 4, 4), (64, 128, 64, 6, 8), (192, 128, 64, 4, 8)

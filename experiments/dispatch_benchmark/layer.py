@@ -11,7 +11,7 @@ from experiments.dispatch_benchmark.programs import Program
 from moejax import functional, kernels
 from moejax.config import call
 from moejax.experts import EXPERTS, Expert
-from moejax.kernels.activations import activate
+from moejax.kernels.expert_block import activate
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.routing import papers
 

@@ -11,8 +11,8 @@ from moejax.dispatch.exchange import Dropless, over_devices
 from moejax.dispatch.rows import add_rows, sum_choices, take_or_zeros, take_rows
 from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name, Routes, expert_block
+from moejax.kernels.routes import by_expert
 from moejax.ranges import Count
-from moejax.routing.by_expert import by_expert
 from moejax.routing.plans import SlotPlan, TokenPlan
 
 

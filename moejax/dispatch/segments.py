@@ -11,7 +11,7 @@ from moejax.dispatch.rows import take_rows
 from moejax.experts import BoundModule
 from moejax.experts.layouts import Ragged, row_ids
 from moejax.kernels import Name
-from moejax.routing.by_expert import by_expert
+from moejax.kernels.routes import by_expert
 from moejax.routing.plans import TokenPlan
 
 

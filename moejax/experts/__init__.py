@@ -13,7 +13,7 @@ from flax import nnx
 from moejax import config as config_lib
 from moejax.experts.layouts import Layout
 from moejax.kernels import Weights
-from moejax.kernels.activations import Activation
+from moejax.kernels.expert_block import Activation
 
 
 class FusedExperts(NamedTuple):

@@ -8,7 +8,7 @@ from flax import nnx
 from moejax import functional
 from moejax.experts import EXPERTS, Expert, FusedExperts, Layout
 from moejax.kernels import Weights
-from moejax.kernels.activations import GATES, Activation, activate
+from moejax.kernels.expert_block import GATES, Activation, activate
 from moejax.ranges import Count, Positive, Rate
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from moejax import functional
 from moejax.experts import EXPERTS, Expert, Layout
 from moejax.experts.feed_forward import FeedForwardExperts
-from moejax.kernels.activations import Activation
+from moejax.kernels.expert_block import Activation
 from moejax.random import derive
 from moejax.ranges import Between, Count
 

@@ -7,7 +7,7 @@ from flax import nnx
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.experts import EXPERTS, Expert, Layout
-from moejax.kernels.activations import GATES, Activation, activate
+from moejax.kernels.expert_block import GATES, Activation, activate
 from moejax.ranges import Count, Divides
 
 

@@ -6,10 +6,9 @@
 
 `implementation=` names one of `choice.MODULES`.
 """
-from moejax.kernels.choice import CannotRun, Name, explain
+from moejax.kernels.choice import CannotRun, Name, Shape, explain
 from moejax.kernels.expert_block import expert_block
 from moejax.kernels.grouped_matmul import grouped_matmul
-from moejax.kernels.implementation import Shape
 from moejax.kernels.routes import Routes, Weights
 
 __all__ = ['CannotRun', 'Name', 'Routes', 'Shape', 'Weights', 'expert_block', 'explain', 'grouped_matmul']

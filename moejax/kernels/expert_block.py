@@ -7,16 +7,23 @@ grouped matmuls. The backward pass saves `x` and the pre-activations (SonicMoE, 
 and computes the hidden layer again, and does not need the experts' outputs.
 """
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from moejax.kernels import routes as routes_lib
-from moejax.kernels.activations import GATES, Activation, activate
-from moejax.kernels.choice import Name, choose
-from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels.choice import Implementation, Name, Shape, choose
 from moejax.kernels.routes import Routes, Weights, combine, take
+
+Activation = Literal['gelu', 'relu', 'silu', 'squared_relu', 'geglu', 'reglu', 'swiglu']
+
+# gelu is the tanh approximation; squared ReLU is So et al. 2021 (Primer).
+ACTIVATIONS = {'gelu': jax.nn.gelu, 'relu': jax.nn.relu, 'silu': jax.nn.silu,
+               'squared_relu': lambda x: jnp.square(jax.nn.relu(x))}
+# Shazeer 2020, "GLU variants improve transformer", eq. 6: act(x Wg) * (x Wi).
+GATES = {'geglu': jax.nn.gelu, 'reglu': jax.nn.relu, 'swiglu': jax.nn.silu}
+assert set(ACTIVATIONS) | set(GATES) == set(get_args(Activation))
 
 
 def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: Activation,
@@ -44,6 +51,11 @@ def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: 
   if rows == 0:
     return jnp.zeros_like(x)
   return _expert_block(chosen, activation, x, weights, routes_lib.ungrouped_nowhere(routes))
+
+
+def activate(activation: Activation, zi: jax.Array, zg: jax.Array | None) -> jax.Array:
+  """The hidden layer from the pre-activations: act(zi), or act(zg) * zi if the activation is gated."""
+  return ACTIVATIONS[activation](zi) if zg is None else GATES[activation](zg) * zi
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -8,10 +8,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from moejax.kernels import hopper_fp8
-from moejax.kernels import padding
-from moejax.kernels import reference
-from moejax.kernels.implementation import Shape
+from moejax.kernels import hopper_fp8, padding, reference
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import target
 
 Name = Literal['reference', 'pallas_gpu']

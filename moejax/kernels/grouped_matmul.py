@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.kernels import padding
-from moejax.kernels.choice import Name, choose
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Name, Shape, choose
 
 
 def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from moejax.kernels import hopper_pipeline
-from moejax.kernels import padding
-from moejax.kernels import tuning
-from moejax.kernels.activations import Activation
+from moejax.kernels import hopper_pipeline, padding, tuning
+from moejax.kernels.choice import Implementation, Shape
+from moejax.kernels.expert_block import Activation
 from moejax.kernels.hopper_pipeline import Tile
-from moejax.kernels.implementation import Implementation, Shape
 from moejax.kernels.target import Target
 
 ROW_MULTIPLE = hopper_pipeline.ROWS

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from moejax.kernels import hopper
-from moejax.kernels import hopper_pipeline
-from moejax.kernels import padding
-from moejax.kernels.implementation import Shape
+from moejax.kernels import hopper, hopper_pipeline, padding
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import Target
 
 ROW_MULTIPLE = hopper_pipeline.ROWS

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moejax.kernels import padding
-from moejax.kernels import tpu_tiles
-from moejax.kernels.activations import Activation, activate
-from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels import padding, tpu_tiles
+from moejax.kernels.choice import Implementation, Shape
+from moejax.kernels.expert_block import Activation, activate
 from moejax.kernels.target import Target, target
 from moejax.kernels.tpu_tiles import ROWS
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from moejax.kernels.implementation import Implementation
+from moejax.kernels.choice import Implementation
 
 
 def by_ragged_dot(ragged_dot_general: Callable[..., jax.Array], **limit) -> Implementation:

@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.kernels.implementation import Implementation
+from moejax.kernels.choice import Implementation
 
 
 def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:

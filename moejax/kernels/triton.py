@@ -14,9 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 import jax.numpy as jnp
 
-from moejax.kernels import padding
-from moejax.kernels import tuning
-from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels import padding, tuning
+from moejax.kernels.choice import Implementation, Shape
 from moejax.kernels.target import Target, target
 
 ROWS = 128

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from moejax import command_line
 from moejax.config import ConfigError
 from moejax.kernels import padding
-from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels.choice import Implementation, Shape
 from moejax.kernels.target import target
 
 MODULES = {'pallas_gpu': 'moejax.kernels.hopper', 'pallas_tpu': 'moejax.kernels.pallas_tpu',

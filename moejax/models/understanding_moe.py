@@ -17,7 +17,7 @@ from moejax.models.registry import MODELS
 from moejax.models.vision import Side, patchify
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive
-from moejax.routing import router as routers
+from moejax.routing import router as router_lib
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import SoftPlan
 from moejax.routing.router import RouterOutput
@@ -76,7 +76,7 @@ class FilterMixture(nnx.Module):
   def __init__(self, *, dim: int, num_classes: int, rngs: nnx.Rngs, num_experts: ExpertCount, experts: dict,
                router: dict):
     build: dict[str, Any] = dict(dim=dim, num_experts=num_experts, rngs=rngs)
-    self.router = routers.build(router, '.router', **build)
+    self.router = router_lib.build(router, '.router', **build)
     if self.router.select.reads_slots:
       raise ConfigError('.router: the slots of Soft MoE are mixtures of images, which have no class. Choose a router '
                         'that weighs experts per image.')

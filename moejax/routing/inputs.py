@@ -2,7 +2,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from moejax.config import ConfigError
 
@@ -50,13 +49,3 @@ class RouterInputs:
       raise ConfigError(f' needs {name.replace("_", " ")}, but the model does not supply them '
                         f'(RouterInputs.{name} is None). {_GIVEN_BY[name]}, or choose another router.')
     return value
-
-
-def without_padding(x: jax.Array, valid: jax.Array | None) -> jax.Array:
-  """`x` <float>[G,S,..] with zeros where not `valid` <bool>[G,S]; unchanged if `valid` is None.
-
-  Padding may hold anything: an infinity times a weight of zero is NaN, forward and backward.
-  """
-  if valid is None:
-    return x
-  return jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0)

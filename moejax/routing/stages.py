@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from moejax import functional
 from moejax.config import Registry
 from moejax.routing.inputs import RouterInputs
+from moejax.routing.logits import router_probs, softmax_over_experts
 from moejax.routing.plans import Leak, Plan
-from moejax.routing.shares import router_probs, softmax_over_experts
 
 
 class Stage:
@@ -91,6 +92,12 @@ class Scores:
 def noiseless(logits: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
   """Scores without noise: `logits` throughout."""
   return Scores(logits=logits, select=logits, clean=logits, extras=dict(extras))
+
+
+def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
+  """`clean` logits <float32>[G,S,E] plus Gaussian noise with the same standard deviation for all."""
+  logits = clean + noise_std * jax.random.normal(key, clean.shape)
+  return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))
 
 
 class Score(Stage, nnx.Module):

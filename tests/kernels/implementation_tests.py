@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import example, given, settings, strategies as st
 
 from moejax.kernels import Routes, Weights, expert_block, grouped_matmul
-from moejax.kernels.activations import Activation
+from moejax.kernels.expert_block import Activation
 from moejax.kernels.target import interpreted
 
 class ImplementationTests:

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from moejax.kernels import fp8, hopper, hopper_fp8, padding
-from moejax.kernels.activations import ACTIVATIONS, GATES
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
+from moejax.kernels.expert_block import ACTIVATIONS, GATES
 from moejax.planning import topologies
 
 pytestmark = pytest.mark.skipif(topologies.missing('h100:1x1') is not None, reason=str(topologies.missing('h100:1x1')))

@@ -13,10 +13,10 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from implementation_tests import group_products, scalar_activation
-from moejax.kernels import hopper, hopper_fp8, fp8, tuning
-from moejax.kernels.activations import ACTIVATIONS, GATES
+from moejax.kernels import fp8, hopper, hopper_fp8, tuning
+from moejax.kernels.choice import Shape
+from moejax.kernels.expert_block import ACTIVATIONS, GATES
 from moejax.kernels.hopper import HopperTiles
-from moejax.kernels.implementation import Shape
 from moejax.kernels.target import Target, interpreted
 
 interprets = pytest.mark.skipif(not hasattr(plgpu, 'force_gpu_interpret_mode'),

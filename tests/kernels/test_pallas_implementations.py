@@ -3,7 +3,7 @@ import pytest
 
 from implementation_tests import ImplementationTests
 from moejax.kernels import hopper
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import Target
 
 

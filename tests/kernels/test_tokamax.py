@@ -6,7 +6,7 @@ import importlib.util
 
 from implementation_tests import ImplementationTests
 from moejax.kernels import tokamax
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import Target
 
 TARGET, SHAPE = Target('gpu', 'NVIDIA H100 80GB HBM3'), Shape(64, 4, 8, 8, 'float32')

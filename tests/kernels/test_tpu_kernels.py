@@ -14,7 +14,7 @@ from hypothesis import example, given, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from moejax.kernels import pallas_tpu, tpu_tiles
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import Target, interpreted
 from moejax.kernels.tpu_tiles import GENERATIONS, LANES, TPUTiles
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, strategies as st
 
 from implementation_tests import group_products
 from moejax.kernels import triton
-from moejax.kernels.implementation import Shape
+from moejax.kernels.choice import Shape
 from moejax.kernels.target import Target, interpreted
 
 # Three steps of 16 columns in 48, and two in 32: loops and tiles of more than one step both ways.

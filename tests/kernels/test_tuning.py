@@ -18,7 +18,7 @@ import pytest
 
 from moejax.config import ConfigError
 from moejax.kernels import triton, tuning
-from moejax.kernels.implementation import Implementation, Shape
+from moejax.kernels.choice import Implementation, Shape
 from moejax.kernels.target import interpreted
 
 LAYER = tuning.SparseLayer(rows=60, experts=4, dim=16, hidden=32)

@@ -87,7 +87,7 @@ def test_soft_slots_compute_mixtures_so_that_no_experts_per_token_are_reported()
 
 
 def test_a_second_expert_that_was_not_drawn_is_not_dropped():
-  config = dict(score=dict(name='linear'), select=dict(name='top_2', second='random'))
+  config = dict(score=dict(name='linear'), select=dict(name='gshard_top_2', second='random'))
   out = route_logits(config, jnp.broadcast_to(jnp.array([5., 0.]), (1, 64, 2)), train=True)
   assert not out.plan.kept.all()
   assert out.metrics['dropped'] == 0

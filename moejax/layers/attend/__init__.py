@@ -7,6 +7,6 @@
 `implementation=` names one of `choice.REASONS`, each a module of this package.
 """
 from moejax.layers.attend.choice import Name, attend, explain
-from moejax.layers.attend.mask import EMPTY, Mask
+from moejax.layers.attend.inputs import EMPTY, Mask
 
 __all__ = ['EMPTY', 'Mask', 'Name', 'attend', 'explain']

@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.layers.attend.mask import Mask
+from moejax.layers.attend.inputs import Mask
 
 
 def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) -> jax.Array:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import target
-from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
-from moejax.layers.attend.mask import Mask
+from moejax.layers.attend.inputs import AttentionInputs, AttentionKernel, Mask
 
 Name = Literal['plain', 'chunked', 'cudnn', 'splash', 'tokamax']
 

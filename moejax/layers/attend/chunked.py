@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.layers.attend.blind import average_where_blind
-from moejax.layers.attend.kernel import DROPS, AttentionInputs, AttentionKernel
-from moejax.layers.attend.mask import EMPTY, Mask
+from moejax.layers.attend.inputs import DROPS, EMPTY, AttentionInputs, AttentionKernel, Mask
 from moejax.layers.attend.plain import accumulator
 
 # Tokens of a block.

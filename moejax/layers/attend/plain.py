@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.layers.attend.kernel import AttentionInputs, AttentionKernel
+from moejax.layers.attend.inputs import AttentionInputs, AttentionKernel
 
 
 def attend(inputs: AttentionInputs) -> jax.Array:

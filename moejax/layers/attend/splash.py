@@ -11,8 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from moejax.kernels.target import Target, target
 from moejax.layers.attend.blind import without_blind
-from moejax.layers.attend.kernel import DROPS, AttentionInputs, AttentionKernel
-from moejax.layers.attend.mask import Mask
+from moejax.layers.attend.inputs import DROPS, AttentionInputs, AttentionKernel, Mask
 from moejax.parallel import rules
 
 LANES = 128  # lengths are multiples of this

@@ -11,8 +11,7 @@ import jax
 
 from moejax.kernels.target import Target
 from moejax.layers.attend.blind import without_blind
-from moejax.layers.attend.kernel import DROPS, AttentionInputs, AttentionKernel
-from moejax.layers.attend.mask import Mask
+from moejax.layers.attend.inputs import DROPS, AttentionInputs, AttentionKernel, Mask
 
 
 def attend(inputs: AttentionInputs) -> jax.Array:

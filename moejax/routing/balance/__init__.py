@@ -11,6 +11,6 @@
 
 `balance=dict(importance=0.005, bias=dict(rate=1e-3))` names some of them; a number is short for
 `dict(coefficient=number)`. Balancers that are not named cost nothing. Losses are means over the routing groups that
-have a valid token, and over valid tokens within a group (`means.py`); the z-loss is the mean over all valid tokens.
+have a valid token, and over valid tokens within a group (`valid_tokens.py`); the z-loss is the mean over all valid tokens.
 """
 from moejax.routing.balance import bias, hierarchical, importance, load, modality_entropy, selectors, switch, z

@@ -4,13 +4,14 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative
+from moejax.routing.balance.imbalance import imbalance
 from moejax.routing.balance.load import chosen, prob_in_top_k
-from moejax.routing.balance.means import imbalance, over_tokens
 from moejax.routing.balance.requirements import choosing_by_noise
 from moejax.routing.balance.switch import switch_loss
 from moejax.routing.score.hierarchical import Hierarchical
 from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import over_tokens
 
 
 @BALANCERS('hierarchical_load')

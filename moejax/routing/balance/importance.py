@@ -2,9 +2,9 @@
 import jax
 
 from moejax.ranges import NonNegative
-from moejax.routing.balance.means import (group_mean, imbalance, over_tokens, squared_coefficient_of_variation,
-                                          token_mean)
+from moejax.routing.balance.imbalance import imbalance, squared_coefficient_of_variation
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import group_mean, over_tokens, token_mean
 
 
 def importance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:

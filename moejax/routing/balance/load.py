@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import NonNegative
-from moejax.routing.balance.means import (group_mean, imbalance, over_tokens, squared_coefficient_of_variation,
-                                          token_mean)
-from moejax.routing.balance.requirements import choosing_by_noise, choosing
+from moejax.routing.balance.imbalance import imbalance, squared_coefficient_of_variation
+from moejax.routing.balance.requirements import choosing, choosing_by_noise
 from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import group_mean, over_tokens, token_mean
 
 
 def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int, valid: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import AtLeast, NonNegative, NotEmpty
-from moejax.routing.balance.means import group_mean, token_mean
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import group_mean, token_mean
 
 # `RouterInputs.modalities` holds indices into this tuple.
 MODALITIES = ('image', 'text')

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative
+from moejax.routing.logits import normalized
 from moejax.routing.score.smooth_step import EPSILON
-from moejax.routing.shares import normalized
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 # Over tokens.

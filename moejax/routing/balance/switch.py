@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative
-from moejax.routing.balance.means import group_mean, token_mean
 from moejax.routing.balance.requirements import choosing
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import group_mean, token_mean
 
 Convention = Literal['moejax', 'gshard', 'fairseq', 'flaxformer', 'mixtral', 'deepspeed']
 

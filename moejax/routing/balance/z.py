@@ -2,8 +2,8 @@
 import jax
 
 from moejax.ranges import NonNegative
-from moejax.routing.balance.means import valid_mean
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import valid_mean
 
 
 def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:

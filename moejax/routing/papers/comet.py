@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, Positive
+from moejax.routing.logits import normalized, vectors
 from moejax.routing.papers import paper
 from moejax.routing.score.local_search import LocalSearch
-from moejax.routing.score.logits import vectors
 from moejax.routing.score.smooth_step import select_by_tree, smooth_step
-from moejax.routing.shares import normalized
 from moejax.routing.stages import SCORES, Score, Scores
 
 

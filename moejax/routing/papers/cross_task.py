@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, NonNegative, Positive
+from moejax.routing.logits import vectors
 from moejax.routing.papers import paper
 from moejax.routing.plans import Plan
-from moejax.routing.score.logits import vectors
 from moejax.routing.stages import SCORES, WEIGHTINGS, Score, Scores, Weighting, noiseless, required
 
 # gumbel_softmax_st, gumbel_softmax and softmax in CrossTaskMoE.

@@ -27,7 +27,7 @@ def deepspeed(k: int = 1, capacity_factor: float = 1., eval_capacity_factor: flo
   For the layer: `moe.shared` with `shared_gate` (residual MoE), and a list for `moe.num_experts` (pyramid).
   """
   select = {1: dict(name='sample' if noise == 'rsample' else 'top_k', k=1),
-            2: dict(name='top_2', second='sampling', eval_second='sampling')}.get(k, dict(name='top_k', k=k))
+            2: dict(name='gshard_top_2', second='sampling', eval_second='sampling')}.get(k, dict(name='top_k', k=k))
   priority = {1: 'random' if random_token_selection else 'position', 2: 'position'}.get(k, 'probability')
   return dict(
       score=dict(name='linear', init_std='torch_linear', jitter=0.01 if noise == 'jitter' else 0.),

@@ -9,8 +9,8 @@ from moejax import functional
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative, Positive
 from moejax.routing.balance.selectors import Reduction, reduced
+from moejax.routing.logits import vectors
 from moejax.routing.papers import paper
-from moejax.routing.score.logits import vectors
 from moejax.routing.score.smooth_step import EPSILON, binary_codes, select_by_code, smooth_step
 from moejax.routing.stages import BALANCERS, SCORES, Balancer, Routed, Score, Scores
 

@@ -19,8 +19,8 @@ def fairseq(second: Second = 'all', capacity_factor: float = 1., eval_fraction: 
   'random' keeps it with probability min(1, 2*g2), where g2 is p2, or p2/(p1+p2) with `renormalize='before'`.
   """
   gate = 'renormalized' if renormalize == 'before' else 'probability'
-  select = (dict(name='top_n', k=2, policy='random', threshold=0.5, gate=gate) if second == 'random' else
-            dict(name='top_2', second=second, eval_second=second))
+  select = (dict(name='thresholded_top_k', k=2, policy='random', threshold=0.5, gate=gate) if second == 'random' else
+            dict(name='gshard_top_2', second=second, eval_second=second))
   return dict(
       score=dict(name='linear', init_std=0.02),
       select=select,

@@ -144,7 +144,7 @@ def fastmoe(gate: Gate = 'gshard', capacity: tuple[float, float] = (1.2, 2.4), b
   over_chosen = dict(name='softmax', order='after', renormalize='never')
   placed = lambda factor, eval_factor, convention: dict(
       name='capacity', capacity_factor=factor, eval_capacity_factor=eval_factor, convention=convention, order='token')
-  random_second = dict(name='top_2', second='random', eval_second='random', threshold=0.5)
+  random_second = dict(name='gshard_top_2', second='random', eval_second='random', threshold=0.5)
   shares = experts_per_worker / 2  # ceil(factor*S) of W workers are factor*n/2 equal shares of 2*S*W choices over n*W
   return {
       'naive': dict(score=score, select=dict(name='top_k', k=2), weigh=over_chosen),

@@ -14,7 +14,7 @@ def glam(capacity_factor: float = 2., eval_capacity_factor: float | None = None)
   """
   return dict(
       score=dict(name='linear', init_std='1/sqrt(D)'),
-      select=dict(name='top_2', second='all'),
+      select=dict(name='gshard_top_2', second='all'),
       weigh=dict(name='softmax', order='before', renormalize='before'),
       place=dict(name='capacity', capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor,
                  convention='lingvo'),

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative
-from moejax.routing.balance.means import group_mean
 from moejax.routing.balance.requirements import choosing
 from moejax.routing.papers import paper
 from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import BALANCERS, Balancer, Routed
+from moejax.routing.valid_tokens import group_mean
 
 
 def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) -> jax.Array:

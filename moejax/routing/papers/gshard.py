@@ -2,7 +2,7 @@
 from typing import Any
 
 from moejax.routing.papers import paper
-from moejax.routing.select.top_2 import SecondExpert
+from moejax.routing.select.gshard_top_2 import SecondExpert
 
 
 @paper('GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding', '2006.16668', draws=True,
@@ -18,7 +18,7 @@ def gshard(second: SecondExpert = 'random', capacity_factor: float = 1.,
   """
   return dict(
       score=dict(name='linear', init_std=0.02),
-      select=dict(name='top_2', second=second, threshold=0.5),
+      select=dict(name='gshard_top_2', second=second, threshold=0.5),
       weigh=dict(name='softmax', order='before', renormalize='before'),
       place=dict(name='capacity', capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor),
       balance=dict(switch=dict(coefficient=0.01, convention='gshard')))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from moejax.ranges import NonNegative
 from moejax.routing.balance.switch import switch_loss
 from moejax.routing.papers import paper
-from moejax.routing.select.top_n import Policy
+from moejax.routing.select.thresholded_top_k import Policy
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 Counts = Literal['all', 'kept']
@@ -49,7 +49,7 @@ def lucidrains(n: int = 2, threshold: float | tuple[float, ...] = 0.2, policy: P
       switch=dict(coefficient=0.01, convention='gshard'))
   return dict(
       score=dict(name='linear', init_std='torch_linear'),
-      select=dict(name='top_n', k=n, policy=policy, eval_policy=eval_policy, threshold=threshold),
+      select=dict(name='thresholded_top_k', k=n, policy=policy, eval_policy=eval_policy, threshold=threshold),
       weigh=dict(name='softmax', order='before', renormalize='before'),
       place=dict(name='straight_through' if straight_through else 'capacity', capacity_factor=capacity_factor,
                  eval_capacity_factor=eval_capacity_factor, convention='mesh_tensorflow'),

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from moejax.ranges import NonNegative, Positive
-from moejax.routing.balance.means import group_mean
 from moejax.routing.papers import paper
 from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan
 from moejax.routing.select.expert_choice import expert_choice
 from moejax.routing.stages import BALANCERS, SELECTIONS, Balancer, Routed, Scores, Selection
+from moejax.routing.valid_tokens import group_mean
 
 
 def softmax_over_tokens(logits: jax.Array, valid: jax.Array) -> jax.Array:

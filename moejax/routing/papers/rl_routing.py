@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import NonNegative
+from moejax.routing.logits import vectors
 from moejax.routing.papers import paper
 from moejax.routing.score.linear import LinearScore
-from moejax.routing.score.logits import vectors
 from moejax.routing.stages import SCORES, Scores
 
 

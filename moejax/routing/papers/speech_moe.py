@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import Natural, NonNegative
-from moejax.routing.balance.means import valid_mean
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers import paper
 from moejax.routing.stages import BALANCERS, FEATURES, Balancer, Feature, Routed
+from moejax.routing.valid_tokens import valid_mean
 
 
 @FEATURES('with_shared')

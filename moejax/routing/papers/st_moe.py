@@ -16,7 +16,7 @@ def st_moe(capacity_factor: float = 1.25, eval_capacity_factor: float | None = 2
   """
   return dict(
       score=dict(name='linear', init_std=0.02),
-      select=dict(name='top_2', second='random', eval_second='random', threshold=0.2),
+      select=dict(name='gshard_top_2', second='random', eval_second='random', threshold=0.2),
       weigh=dict(name='softmax', order='before', renormalize='before'),
       place=dict(name='capacity', capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor,
                  convention='mesh_tensorflow'),

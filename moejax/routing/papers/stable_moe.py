@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, NonNegative
-from moejax.routing.balance.means import valid_mean
 from moejax.routing.inputs import RouterInputs
+from moejax.routing.logits import vectors
 from moejax.routing.papers import paper
-from moejax.routing.score.logits import vectors
 from moejax.routing.stages import BALANCERS, FEATURES, SCORES, Balancer, Feature, Routed, Score, Scores
+from moejax.routing.valid_tokens import valid_mean
 
 # wordemb, bigram_emb and cnn in the stablemoe code.
 Words = Literal['unigram', 'bigram', 'convolution']

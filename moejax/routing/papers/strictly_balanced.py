@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import NonNegative, Positive
+from moejax.routing.logits import softmax_over_experts
 from moejax.routing.papers import paper
 from moejax.routing.place import conventions
 from moejax.routing.plans import Leak, Plan, slot_plan, token_plan
 from moejax.routing.score.linear import LinearScore
 from moejax.routing.select.expert_choice import expert_choice
-from moejax.routing.shares import softmax_over_experts
 from moejax.routing.stages import (BALANCERS, SCORES, SELECTIONS, WEIGHTINGS, Balancer, Routed, Scores, Selection,
                                    Weighting)
 

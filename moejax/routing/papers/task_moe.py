@@ -22,7 +22,7 @@ def task_moe(num_tasks: int, level: Literal['token', 'sentence', 'task'] = 'task
   return dict(
       features=features,
       score=dict(name='linear', init_std=0.02),
-      select=dict(name='top_2', second='all'),
+      select=dict(name='gshard_top_2', second='all'),
       # Softmax over the two logits equals renormalised probabilities, and is bit-identical after extraction.
       weigh=dict(name='softmax', order='after', renormalize='never'),
       place=place,

@@ -5,8 +5,8 @@ from flax import nnx
 import jax
 
 from moejax import functional
+from moejax.routing.logits import product, vectors
 from moejax.routing.papers import paper
-from moejax.routing.score.logits import product, vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from moejax.routing.by_expert import by_expert
+from moejax.kernels.routes import by_expert
 
 Order = Literal['choice', 'token']
 

@@ -4,7 +4,7 @@ import jax
 
 from moejax import functional
 from moejax.ranges import NonNegative
-from moejax.routing.score.logits import product, vectors
+from moejax.routing.logits import product, vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless
 
 

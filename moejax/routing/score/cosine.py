@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative, Positive
-from moejax.routing.score.logits import gaussian, uniform_within, vectors
-from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
+from moejax.routing.logits import uniform_within, vectors
+from moejax.routing.stages import SCORES, Score, Scores, gaussian, noiseless, required
 
 Normalize = Literal['both', 'experts', 'none']
 Temperature = Literal['none', 'divide', 'exponential']

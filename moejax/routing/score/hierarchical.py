@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count, Divides, NonNegative
-from moejax.routing.score.logits import vectors
+from moejax.routing.logits import vectors
 from moejax.routing.score.noisy_linear import learned_noise_std
 from moejax.routing.stages import SCORES, Score, Scores, required
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from moejax import functional
 from moejax.random import derive
 from moejax.ranges import Fraction, NonNegative, Rate
-from moejax.routing.score.logits import gaussian, product, uniform_within, vectors
-from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
+from moejax.routing.logits import product, uniform_within, vectors
+from moejax.routing.stages import SCORES, Score, Scores, gaussian, noiseless, required
 
 InitStd = NonNegative | Literal['1/sqrt(D)', 'torch_linear', 'xavier', 'xavier/2']
 _INITS = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import NonNegative
-from moejax.routing.score.logits import product, vectors
+from moejax.routing.logits import product, vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
 
 

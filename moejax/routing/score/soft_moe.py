@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from moejax import functional
 from moejax.ranges import Count
-from moejax.routing.score.logits import vectors
+from moejax.routing.logits import vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless
 
 

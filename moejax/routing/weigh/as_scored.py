@@ -3,8 +3,8 @@ import dataclasses
 
 import jax
 
+from moejax.routing.logits import softmax_over_experts
 from moejax.routing.plans import Plan
-from moejax.routing.shares import softmax_over_experts
 from moejax.routing.stages import WEIGHTINGS, Weighting
 
 

@@ -3,7 +3,7 @@ import dataclasses
 
 import jax
 
-from moejax.routing.shares import softmax_over_experts
+from moejax.routing.logits import softmax_over_experts
 from moejax.routing.stages import WEIGHTINGS
 from moejax.routing.weigh.softmax import OverSelected
 

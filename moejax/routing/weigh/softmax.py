@@ -10,8 +10,8 @@ from typing import Any, Literal
 import jax
 
 from moejax.config import ConfigError
+from moejax.routing.logits import softmax_over
 from moejax.routing.plans import Plan
-from moejax.routing.shares import softmax_over
 from moejax.routing.stages import WEIGHTINGS, Renormalize, Weighting
 
 

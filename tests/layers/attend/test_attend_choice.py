@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh as Devices
 from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import interpreted
 from moejax.layers.attend import Mask, attend, choice, explain
-from moejax.layers.attend.kernel import AttentionInputs
+from moejax.layers.attend.inputs import AttentionInputs
 from moejax.parallel import rules
 from moejax.planning import topologies
 

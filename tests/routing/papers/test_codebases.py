@@ -35,7 +35,7 @@ def route(config, values, train=True, key=KEY):
 
 def both_seconds(config):
   """`config` with both experts always taken, which makes it deterministic."""
-  return config | dict(select=dict(name='top_2', second='all'), score=config['score'] | dict(logit_jitter=0.))
+  return config | dict(select=dict(name='gshard_top_2', second='all'), score=config['score'] | dict(logit_jitter=0.))
 
 
 def top_2_weights(values, capacity, queue_of):

@@ -10,9 +10,11 @@ import routing_reference as reference
 from moejax.config import ConfigError
 from moejax.random import derive
 from moejax.routing import papers, router
-from moejax.routing.balance import load, means
+from moejax.routing.balance import load
+from moejax.routing.balance.imbalance import imbalance
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.score import noisy_linear
+from moejax.routing.valid_tokens import over_tokens
 
 G, S, D, E = 1, 6, 5, 4
 
@@ -74,9 +76,9 @@ def test_losses_of_a_case_worked_out_by_hand():
   logits, valid = jnp.asarray([[[2., 1, 0], [0, 3, 1]]]), jnp.ones((1, 2), bool)
   prob = load.prob_in_top_k(logits, jnp.zeros((1, 2, 3)), jnp.ones((1, 2, 3)), 1)
   np.testing.assert_allclose(prob[0], [[.158655, .022750, .022750], [.001350, .158655, .001350]], atol=1e-6)
-  assert float(means.imbalance(means.over_tokens(prob, valid), valid)) == pytest.approx(.326896, abs=2e-5)
+  assert float(imbalance(over_tokens(prob, valid), valid)) == pytest.approx(.326896, abs=2e-5)
   weight = jnp.asarray([[[1., 0, 0], [0, 1, 0]]])
-  assert float(means.imbalance(means.over_tokens(weight, valid), valid)) == pytest.approx(.5, abs=1e-6)
+  assert float(imbalance(over_tokens(weight, valid), valid)) == pytest.approx(.5, abs=1e-6)
 
 
 def test_weights_and_losses_equal_a_loop_over_tokens_in_float64():
@@ -114,7 +116,7 @@ def test_without_noise_the_load_is_counted():
 
 
 def test_the_load_loss_moves_noise_and_logits_of_an_expert_that_is_not_chosen():
-  gradients = jax.jit(jax.grad(lambda clean, std: means.imbalance(means.over_tokens(load.prob_in_top_k(
+  gradients = jax.jit(jax.grad(lambda clean, std: imbalance(over_tokens(load.prob_in_top_k(
       jnp.asarray([[[2., 1, 0]]]), clean, std, 1), jnp.ones((1, 1), bool)), jnp.ones((1, 1), bool)), argnums=(0, 1)))(
           jnp.zeros((1, 1, 3)), jnp.ones((1, 1, 3)))
   # dP/dclean = phi(2) and dP/dstd = 2 phi(2) for the third, whose threshold is 2; CV^2 falls as its load grows.
@@ -135,7 +137,7 @@ def test_vanishing_noise_leaves_finite_gradients():
   clean = jnp.array([[[2., 1., 1.]]])
   def loss(raw, clean):
     std = noisy_linear.learned_noise_std(raw, 0.)
-    return means.imbalance(means.over_tokens(load.prob_in_top_k(clean, clean, std, 1), jnp.ones((1, 1), bool)),
+    return imbalance(over_tokens(load.prob_in_top_k(clean, clean, std, 1), jnp.ones((1, 1), bool)),
                            jnp.ones((1, 1), bool))
   value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.full((1, 1, 3), -120.), clean)
   assert value == pytest.approx(2)  # the load is 1, 0, 0: of mean 1/3 and variance 2/9

@@ -51,7 +51,7 @@ def test_every_expert_takes_exactly_its_capacity_of_the_tokens_that_want_it_most
 def test_padding_is_routed_nowhere():
   scores = noiseless(jax.random.normal(KEY, (1, 3, E)))
   valid = jnp.array([[True, False, True]])
-  for config in (dict(name='top_k', k=2), dict(name='top_2'), dict(name='sample', k=1),
+  for config in (dict(name='top_k', k=2), dict(name='gshard_top_2'), dict(name='sample', k=1),
                  dict(name='expert_choice', capacity_factor=4.), dict(name='all')):
     plan = build(**config)(scores, valid, key=KEY, train=True)
     np.testing.assert_array_equal(plan.shares()[0, 1], np.zeros(E))
@@ -61,7 +61,7 @@ def test_padding_is_routed_nowhere():
 def second_expert_share(probs, **config):
   """How often each expert is the second one of 4,096 equal tokens, and how often there is one at all."""
   logits = jnp.broadcast_to(jnp.log(jnp.asarray(probs)), (1, 4096, len(probs)))
-  select = build(len(probs), name='top_2', **config)
+  select = build(len(probs), name='gshard_top_2', **config)
   plan = select(noiseless(logits), jnp.ones((1, 4096), bool), key=KEY, train=True)
   assert (plan.expert[..., 0] == np.argmax(probs)).all() and plan.kept[..., 0].all()
   second = np.bincount(np.asarray(plan.expert[0, :, 1]), minlength=len(probs)) / 4096
@@ -95,7 +95,7 @@ def test_the_second_expert_is_random_at_evaluation_only_if_configured_and_then_r
   logits = jnp.broadcast_to(jnp.log(jnp.array([.8, .2])), (1, 512, 2))
   valid = jnp.ones((1, 512), bool)
   always, mesh_tensorflow = (
-      build(2, name='top_2', second='random', eval_second=policy) for policy in ('all', 'random'))
+      build(2, name='gshard_top_2', second='random', eval_second=policy) for policy in ('all', 'random'))
   assert always(noiseless(logits), valid, key=None, train=False).kept.all()
   first, second = (mesh_tensorflow(noiseless(logits), valid, key=key, train=False).kept for key in (None, KEY))
   np.testing.assert_array_equal(first, second)
@@ -114,7 +114,8 @@ def test_sampled_experts_follow_the_softmax_in_training_and_are_the_best_at_eval
 
 def test_randomness_needs_a_key_in_training():
   scores, valid = noiseless(jnp.zeros((1, 2, 3))), jnp.ones((1, 2), bool)
-  for config in (dict(name='sample', k=1), dict(name='top_2', second='random'), dict(name='top_2', second='sampling')):
+  for config in (dict(name='sample', k=1), dict(name='gshard_top_2', second='random'),
+                 dict(name='gshard_top_2', second='sampling')):
     with pytest.raises(ValueError, match='draws random numbers in training'):
       build(3, **config)(scores, valid, key=None, train=True)
 
@@ -131,7 +132,7 @@ def test_soft_dispatch_is_a_distribution_over_valid_tokens():
 
 
 @pytest.mark.parametrize('config, num_experts', [
-    (dict(name='top_k', k=5), 4), (dict(name='top_2'), 1), (dict(name='sample', k=3), 2)])
+    (dict(name='top_k', k=5), 4), (dict(name='gshard_top_2'), 1), (dict(name='sample', k=3), 2)])
 def test_a_token_cannot_choose_more_experts_than_there_are(config, num_experts):
   with pytest.raises(ConfigError, match=rf'config\.select: a token cannot choose \d of {num_experts} experts'):
     build(num_experts, **config)

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.routing.by_expert import by_expert
+from moejax.kernels.routes import by_expert
 
 # (E, copies of the choices): a few, and so many that E * M is more than an int32 holds.
 SMALL, LARGE = (5, 1), (2**20, 2048)

@@ -1,12 +1,17 @@
-"""Which keys a query sees, as data: every implementation of attention lowers it in its own way.
+"""What attention reads, and what an implementation of it is.
+
+Which keys a query sees is data (`Mask`), which every implementation lowers in its own way.
 
 Axis letters: B batch, S queries, T keys.
 """
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from moejax.kernels.target import Target
 
 EMPTY = -1  # the position of an empty slot of a cache
 
@@ -77,3 +82,30 @@ class Mask:
       mask = mask & other
     batch = mask.shape[0]
     return jnp.broadcast_to(mask, (batch, queries, keys))[:, None]
+
+
+class AttentionInputs(NamedTuple):
+  """What `attend` computes from; the same shapes and meanings as its arguments."""
+  queries: jax.Array
+  keys: jax.Array
+  values: jax.Array
+  scale: float
+  mask: Mask | None = None
+  bias: jax.Array | None = None
+  sinks: jax.Array | None = None
+  cap: float | None = None
+  drop: Callable[[jax.Array], jax.Array] | None = None
+
+
+DROPS = "dropout of attention's weights needs all of them: use 'plain', or set dropout to 0."
+
+
+class AttentionKernel(NamedTuple):
+  """One way to compute attention, forward and backward.
+
+  Attributes:
+    run: -> <float>[B,S,H,v] of the dtype of the values.
+    limit: one sentence on why the target cannot run the inputs, of which it reads no values; None if it can.
+  """
+  run: Callable[[AttentionInputs], jax.Array]
+  limit: Callable[[Target, AttentionInputs], str | None] = lambda target, inputs: None

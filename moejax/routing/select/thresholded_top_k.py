@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.ranges import NonNegative
+from moejax.routing.logits import normalized
 from moejax.routing.plans import Plan
 from moejax.routing.select.top_k import TopK
-from moejax.routing.shares import normalized
 from moejax.routing.stages import SELECTIONS, Scores, required
 
 Policy = Literal['all', 'none', 'threshold', 'random']
@@ -44,9 +44,9 @@ def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, .
   return jnp.concatenate([first, counts], axis=-1)
 
 
-@SELECTIONS('top_n')
+@SELECTIONS('thresholded_top_k')
 @dataclasses.dataclass(frozen=True)
-class TopN(TopK):
+class ThresholdedTopK(TopK):
   """The `k` best experts, with those after the first kept by a policy: see `further_choices`.
 
   Config besides `k`:
@@ -71,7 +71,7 @@ class TopN(TopK):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     policy = self.policy if train else self.eval_policy
     if policy == 'random':
-      key = required(key, 'select "top_n" with policy="random"') if train else jax.random.key(0)
+      key = required(key, 'select "thresholded_top_k" with policy="random"') if train else jax.random.key(0)
     plan = super().__call__(scores, valid, key=key, train=train)
     gates = plan.pick(jax.nn.softmax(scores.logits, axis=-1))
     gates = normalized(gates) if self.gate == 'renormalized' else gates

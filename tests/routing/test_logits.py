@@ -4,14 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.routing import shares
-from moejax.routing.balance.means import imbalance
-from moejax.routing.shares import normalized
+from moejax.routing.balance.imbalance import imbalance
+from moejax.routing.logits import normalized, router_probs
 
 
 def test_router_probabilities_are_gates_over_their_sum_with_slots_added_up():
-  np.testing.assert_allclose(shares.router_probs(jnp.array([[[.2, .6]]])), [[[.25, .75]]], rtol=1e-6)
-  np.testing.assert_allclose(shares.router_probs(jnp.array([[[[.1, .2], [.3, .4]]]])), [[[.3, .7]]], rtol=1e-6)
+  np.testing.assert_allclose(router_probs(jnp.array([[[.2, .6]]])), [[[.25, .75]]], rtol=1e-6)
+  np.testing.assert_allclose(router_probs(jnp.array([[[[.1, .2], [.3, .4]]]])), [[[.3, .7]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('size', [1e-36, 1e-25, 1., 1e25])

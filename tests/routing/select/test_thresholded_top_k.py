@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 def selected(probs, number=4096, train=True, **config):
   """The choices of `number` equal tokens with these router probabilities."""
   logits = jnp.broadcast_to(jnp.log(jnp.asarray(probs, jnp.float32)), (1, number, len(probs)))
-  select = SELECTIONS.build(dict(name='top_n', k=3) | config, 'config.select', num_experts=len(probs))
+  select = SELECTIONS.build(dict(name='thresholded_top_k', k=3) | config, 'config.select', num_experts=len(probs))
   return select(noiseless(logits), jnp.ones((1, number), bool), key=KEY, train=train)
 
 
@@ -48,7 +48,7 @@ def test_evaluation_draws_the_same_every_time_and_training_by_its_key():
   one, again = (selected([.5, .3, .1, .1], train=False).kept for _ in range(2))
   np.testing.assert_array_equal(one, again)
   with pytest.raises(ValueError, match='draws random numbers in training'):
-    SELECTIONS.build(dict(name='top_n', k=2), 'select', num_experts=E)(
+    SELECTIONS.build(dict(name='thresholded_top_k', k=2), 'select', num_experts=E)(
         noiseless(jnp.zeros((1, 2, E))), jnp.ones((1, 2), bool), key=None, train=True)
 
 

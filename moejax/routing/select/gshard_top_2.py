@@ -13,7 +13,7 @@ from moejax.routing.stages import SELECTIONS, Scores, Selection, required
 SecondExpert = Literal['all', 'sampling', 'random']
 
 
-def top_2(scores: Scores, policy: SecondExpert, threshold: float,
+def gshard_top_2(scores: Scores, policy: SecondExpert, threshold: float,
           key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """GShard's choice of two experts (Algorithm 1; names of the policies as in lingvo and Mesh TensorFlow).
 
@@ -42,10 +42,10 @@ def top_2(scores: Scores, policy: SecondExpert, threshold: float,
   return expert, routed
 
 
-@SELECTIONS('top_2')
+@SELECTIONS('gshard_top_2')
 @dataclasses.dataclass(frozen=True)
-class Top2(Selection):
-  """Two experts per token, the second by a policy: see the function `top_2`.
+class GShardTop2(Selection):
+  """Two experts per token, the second by a policy: see the function `gshard_top_2`.
 
   Config:
     second: policy in training.
@@ -68,6 +68,6 @@ class Top2(Selection):
   def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
     policy = self.second if train else self.eval_second
     if policy != 'all':
-      key = required(key, f'select "top_2" with second={policy!r}') if train else jax.random.key(0)
-    expert, routed = top_2(scores, policy, self.threshold, key)
+      key = required(key, f'select "gshard_top_2" with second={policy!r}') if train else jax.random.key(0)
+    expert, routed = gshard_top_2(scores, policy, self.threshold, key)
     return token_plan(expert, routed & valid[..., None], self.num_experts)
