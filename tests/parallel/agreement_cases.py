@@ -14,7 +14,8 @@ from moejax.functional import flatten, unflatten
 from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes
 from moejax.routing import papers
-from moejax.training import spikes, step
+from moejax.training import step
+from moejax.training.durability import spikes
 from moejax.training.setup import default_config, prepare
 from moejax.training.step import TrainState
 

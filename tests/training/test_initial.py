@@ -18,7 +18,8 @@ from moejax.config import ConfigError
 from moejax.functional import flatten, unflatten
 from moejax.layers.stack import Stack
 from moejax.routing import papers
-from moejax.training import checkpoint, initial, loop, metrics, step, workdir
+from moejax.training import initial, loop, metrics, step, workdir
+from moejax.training.durability import checkpoint, restore
 from moejax.training.setup import build, default_config
 
 UPCYCLE = (dict(ours='/moe/experts/', source='/feed_forward/', do='repeat'),
@@ -302,7 +303,7 @@ def test_a_run_that_is_killed_resumes_without_its_source(tmp_path, monkeypatch):
   said = []
   loop.train(setup(), tmp_path / 'killed', said.append)
   assert 'Resuming after step 5 of 8.' in said and not any('Parameters start' in line for line in said)
-  killed, undisturbed = (checkpoint.restore_for_evaluation(tmp_path / name) for name in ('killed', 'undisturbed'))
+  killed, undisturbed = (restore.restore_for_evaluation(tmp_path / name) for name in ('killed', 'undisturbed'))
   assert_equal(flatten(killed[2]), undisturbed[2])
   rows = [[metrics.repeatable(row) for row in metrics.read(tmp_path / name)] for name in ('killed', 'undisturbed')]
   assert rows[0] == rows[1]
