@@ -6,9 +6,9 @@ Paper: Lewis et al. 2021, "BASE Layers: Simplifying Training of Large, Sparse Mo
 Command: python -m moejax.train --config=configs/base_chitchat.py --workdir=runs/base_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
-Proof: numbers: tests/routing/test_assignment.py::test_the_total_score_is_within_eps_a_token_of_the_best_assignment,
-  tests/routing/test_assignment.py::test_every_expert_gets_the_same_number_of_tokens,
-  tests/routing/test_whole_fragments.py::test_base_is_balanced_and_weighs_by_the_sigmoid_of_the_affinity
+Proof: numbers: tests/routing/select/test_assignment.py::test_the_total_score_is_within_eps_a_token_of_the_best_assignment,
+  tests/routing/select/test_assignment.py::test_every_expert_gets_the_same_number_of_tokens,
+  tests/routing/papers/test_training_steps.py::test_base_is_balanced_and_weighs_by_the_sigmoid_of_the_affinity
 Differs: training depends on later bytes of the batch, as published (routing_leak='train'). Biases of the residual stack
   start at zero, unlike those of fairseq's second matrix: here the layer starts as exactly the identity.
 """

@@ -8,8 +8,8 @@ Command: python -m moejax.train --config=configs/capped_expert_choice_digits.py
   --workdir=runs/capped_expert_choice_digits
 Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
-Proof: numbers: tests/routing/test_optimal_transport.py::test_bounded_plans_equal_the_linear_program,
-  tests/routing/test_optimal_transport.py::test_the_cap_keeps_experts_from_taking_the_same_tokens
+Proof: numbers: tests/routing/select/test_optimal_transport.py::test_bounded_plans_equal_the_linear_program,
+  tests/routing/select/test_optimal_transport.py::test_the_cap_keeps_experts_from_taking_the_same_tokens
 Differs: lingvo computes its plan from a softmax over tokens, and ranks and weighs by the product of the two, with more
   entropy (epsilon 0.1). Here as in the paper: over experts, by the plan, epsilon 0.001.
 """

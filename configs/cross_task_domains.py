@@ -9,7 +9,7 @@ Command: python -m moejax.train --config=configs/cross_task_domains.py --workdir
 Cost: about six minutes on 2 CPU cores: all three layers compute every byte, so that all routes have a gradient. A
   domain's route, extracted with `moejax.surgery.extract_task`, costs as much as the dense model.
 Result: Expected: routes that differ by domain in some layer, and a perplexity at or below configs/dense_domains.py.
-Proof: numbers: tests/routing/test_task_routing.py::test_the_task_router_is_its_formula_in_float64,
+Proof: numbers: tests/routing/papers/test_cross_task.py::test_the_task_router_is_its_formula_in_float64,
   tests/layers/test_block_mixture.py::test_the_output_is_the_weighted_sum_of_a_loop_over_layers,
   tests/layers/test_block_mixture.py::test_gradients_of_a_hard_route_are_straight_through,
   tests/layers/test_block_mixture.py::test_a_route_is_the_dense_model_of_its_layers

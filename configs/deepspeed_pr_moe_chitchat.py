@@ -10,8 +10,8 @@ Expected: close to configs/mixtral_chitchat.py; not measured.
 Proof: numbers:
   tests/layers/test_residual_and_pyramid.py::test_the_softmax_gate_weighs_the_routed_and_the_fixed_expert_token_by_token,
   tests/layers/test_residual_and_pyramid.py::test_the_parameters_of_a_pyramid_equal_the_formula,
-  tests/routing/test_codebases.py::test_deepspeed_keeps_every_token_equally_often,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[deepspeed]
+  tests/routing/papers/test_codebases.py::test_deepspeed_keeps_every_token_equally_often,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[deepspeed]
 Differs: the paper's figure shows a plain sum of the two branches, the code weighs them with a softmax; we follow the
   code (shared_gate='sum' is the paper's). The code selects tokens at random at evaluation too; here evaluation is by
   position. The paper's models have a mixture in every second layer; here in both layers. In the code all experts of a

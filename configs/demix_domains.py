@@ -10,7 +10,7 @@ Cost: about three minutes on 2 CPU cores.
 Result: Expected: a lower perplexity than configs/dense_domains.py in every domain; the posterior mixture close to
   the dense model. For models half as wide, after 200 steps: 11.0 with known domain, 11.5 posterior, 11.5 dense.
 Proof: identities: tests/evaluation/test_domains.py::test_bayes_is_never_worse_than_one_expert_by_more_than_its_prior,
-  tests/routing/test_task_routing.py::test_the_gradient_of_a_demix_expert_is_the_mean_over_its_own_domain,
+  tests/routing/papers/test_demix.py::test_the_gradient_of_a_demix_expert_is_the_mean_over_its_own_domain,
   tests/surgery/test_add_domain.py::test_training_on_the_new_domain_leaves_the_logits_of_all_others_bit_for_bit
 Differs: the published code starts every document from equal weights and uses only the last token; so does
   evidence='previous_token'. It computes an updating prior but does not use it; here it is used. Instead of its groups

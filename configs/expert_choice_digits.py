@@ -7,9 +7,9 @@ Command: python -m moejax.train --config=configs/expert_choice_digits.py --workd
 Cost: about two minutes on 2 CPU cores.
 Result: experiments/digits/results.json, and the table in README.md.
 Proof: numbers:
-  tests/routing/test_selection.py::test_every_expert_takes_exactly_its_capacity_of_the_tokens_that_want_it_most,
-  tests/routing/test_weighting.py::test_expert_choice_weights_are_the_probabilities_of_the_tokens_taken,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[expert_choice]
+  tests/routing/select/test_selections.py::test_every_expert_takes_exactly_its_capacity_of_the_tokens_that_want_it_most,
+  tests/routing/weigh/test_weightings.py::test_expert_choice_weights_are_the_probabilities_of_the_tokens_taken,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[expert_choice]
 Differs: nothing known for this form; Mesh TensorFlow's `expert_selection`, a softmax over tokens, is a different
   router.
 """

@@ -8,7 +8,7 @@ Command: python -m moejax.train --config=configs/fairseq_chitchat.py --workdir=r
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
 Proof: implementation: tests/oracles/test_transformers_routers.py::test_fairseq_equals_the_router_of_nllb_moe,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[fairseq]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[fairseq]
 Differs: the paper's evaluation has ceil(0.25*S) slots, here 2*ceil(S/E) as in the recipes' generation
   (`eval_fraction`). The code divides the experts' gradients by the square root of the number of workers instead of that
   number, which under Adam only changes the norm for clipping, and is omitted here. The gate is initialised with

@@ -6,10 +6,10 @@ Paper: He et al. 2021, "FastMoE: A Fast Mixture-of-Expert Training System" (arXi
 Command: python -m moejax.train --config=configs/fastmoe_chitchat.py --workdir=runs/fastmoe_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: numbers: tests/routing/test_codebases.py::test_the_gates_of_fastmoe_equal_a_loop_over_tokens,
-  tests/routing/test_codebases.py::test_fastmoe_s_switch_loss_counts_surviving_tokens,
-  tests/routing/test_codebases.py::test_faster_sends_few_tokens_to_other_nodes,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[fastmoe]
+Proof: numbers: tests/routing/papers/test_codebases.py::test_the_gates_of_fastmoe_equal_a_loop_over_tokens,
+  tests/routing/papers/test_codebases.py::test_fastmoe_s_switch_loss_counts_surviving_tokens,
+  tests/routing/papers/test_codebases.py::test_faster_sends_few_tokens_to_other_nodes,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[fastmoe]
 Differs: in the code a second expert dropped at random has already taken a slot; here it is dropped before capacity, as
   in GShard. Its kernel assigns slots with atomic operations, in undefined order; here by token. With several workers
   its loss has the squared number of experts of a worker in place of E^2; here it is the loss of one worker. Its experts

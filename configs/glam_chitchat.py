@@ -8,9 +8,9 @@ Paper: Du et al. 2021, "GLaM: Efficient Scaling of Language Models with Mixture-
 Command: python -m moejax.train --config=configs/glam_chitchat.py --workdir=runs/glam_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: numbers: tests/routing/test_codebases.py::test_glam_keeps_the_choices_of_a_queue_and_renormalises_before,
+Proof: numbers: tests/routing/papers/test_codebases.py::test_glam_keeps_the_choices_of_a_queue_and_renormalises_before,
   tests/layers/test_sparse_layouts.py::test_glam_starts_with_a_sparse_layer,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[glam]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[glam]
 Differs: in the published code every layer has its own position bias, here all share one. Its optimizer is
   Adafactor with a learning rate of 1/sqrt(step); here AdamW as in the other configs.
 """

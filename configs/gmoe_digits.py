@@ -7,9 +7,9 @@ Command: python -m moejax.train --config=configs/gmoe_digits.py --workdir=runs/g
 Cost: about a minute and a half on 2 CPU cores.
 Result: Expected: as configs/vmoe_digits.py; for the paper's topic, unseen domains, see the claim `gmoe` of
   experiments/paper_effects/claims.py.
-Proof: numbers: tests/routing/test_cosine.py::test_gmoe_is_tutel_s_router_token_by_token,
-  tests/routing/test_cosine.py::test_tutel_s_losses_are_a_loop_over_tokens_and_experts,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[gmoe]
+Proof: numbers: tests/routing/score/test_cosine.py::test_gmoe_is_tutel_s_router_token_by_token,
+  tests/routing/score/test_cosine.py::test_tutel_s_losses_are_a_loop_over_tokens_and_experts,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[gmoe]
 Differs: k is 1 as in the code. The load loss is Tutel's, which compares probabilities with logits
   (papers.gmoe(balance='vmoe') compares logits with logits, and has V-MoE's variance). The code's experts start as
   copies of a pretrained feed-forward, here they are initialised independently.

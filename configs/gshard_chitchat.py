@@ -9,9 +9,9 @@ Cost: about three minutes on 2 CPU cores.
 Expected: close to configs/mixtral_chitchat.py; not measured.
 Proof: implementation:
   tests/oracles/test_transformers_routers.py::test_gshard_equals_it_where_gates_are_renormalised_before,
-  tests/routing/test_selection.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
-  tests/routing/test_balancing.py::test_the_switch_loss_of_the_golden_gates,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[gshard]
+  tests/routing/select/test_selections.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
+  tests/routing/balance/test_balancers.py::test_the_switch_loss_of_the_golden_gates,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[gshard]
 Differs: lingvo takes both experts in training too (papers.gshard(second='all')), Mesh TensorFlow compares g2 with 0.2,
   not 0.5, at evaluation too; we follow the paper.
 """

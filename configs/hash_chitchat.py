@@ -7,8 +7,8 @@ Paper: Roller et al. 2021, "Hash Layers For Large Sparse Models" (arXiv 2106.044
 Command: python -m moejax.train --config=configs/hash_chitchat.py --workdir=runs/hash_chitchat
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
-Proof: identities: tests/routing/test_hashing.py::test_routes_depend_on_neither_parameters_nor_steps_nor_keys,
-  tests/routing/test_hashing.py::test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary
+Proof: identities: tests/routing/papers/test_hash_layers.py::test_routes_depend_on_neither_parameters_nor_steps_nor_keys,
+  tests/routing/papers/test_hash_layers.py::test_a_hash_layer_is_a_feed_forward_for_each_part_of_the_vocabulary
 Differs: ParlAI's code has only the random table, with the same seed but another generator; the other tables are from
   memory of the paper. Its experts have xavier-uniform initialisation, biases and ReLU; here SwiGLU without biases.
 """

@@ -6,7 +6,7 @@ Paper: Clark et al. 2022, "Unified Scaling Laws for Routed Language Models" (arX
 Command: python -m moejax.train --config=configs/hash_modulo_chitchat.py --workdir=runs/hash_modulo_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py.
-Proof: numbers: tests/routing/test_scores.py::test_a_modulo_table_is_the_id_modulo_e
+Proof: numbers: tests/routing/score/test_hashing.py::test_a_modulo_table_is_the_id_modulo_e
 Differs: nothing known.
 """
 from configs import hash_chitchat

@@ -7,8 +7,8 @@ Command: python -m moejax.train --config=configs/hierarchical_chitchat.py --work
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: like configs/sparsely_gated_chitchat.py, at the same number of experts per byte.
 Proof: numbers:
-  tests/routing/test_hierarchical.py::test_weights_and_losses_equal_a_loop_over_tokens_in_float64,
-  tests/routing/test_hierarchical.py::test_with_one_group_it_is_the_flat_gate
+  tests/routing/papers/test_hierarchical.py::test_weights_and_losses_equal_a_loop_over_tokens_in_float64,
+  tests/routing/papers/test_hierarchical.py::test_with_one_group_it_is_the_flat_gate
 Differs: nothing known; the paper has 16 groups. The code of the paper's hierarchical gate is not public.
 """
 from configs import sparsely_gated_chitchat

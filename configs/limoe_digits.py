@@ -8,9 +8,9 @@ Command: python -m moejax.train --config=configs/limoe_digits.py --workdir=runs/
 Cost: about three minutes on 2 CPU cores.
 Result: zero-shot accuracy 0.84 over 10 digits; recall at 1 of 0.57 (image to text) and 0.72 (text to image) among 360
   pairs of the test split. One seed, with 5 for the 4 experts of the images.
-Proof: numbers: tests/routing/test_modality_entropy.py::test_entropies_and_thresholds_are_those_derived_by_hand,
+Proof: numbers: tests/routing/balance/test_modality_entropy.py::test_entropies_and_thresholds_are_those_derived_by_hand,
   tests/training/test_contrastive_and_ctc.py::test_the_contrastive_loss_is_that_of_a_loop_over_pairs,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[limoe]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[limoe]
 Differs: no code is published; thresholds, coefficients and the mean pooling of both modalities are second-hand. A mask
   over the joint sequence keeps attention within each modality.
 """

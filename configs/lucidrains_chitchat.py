@@ -8,10 +8,10 @@ Paper: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906), as implemented by lucidrai
 Command: python -m moejax.train --config=configs/lucidrains_chitchat.py --workdir=runs/lucidrains_chitchat
 Cost: about four minutes on 2 CPU cores.
 Expected: close to configs/gshard_chitchat.py; not measured.
-Proof: numbers: tests/routing/test_further_choices.py::test_each_rank_counts_as_often_as_its_threshold_says,
-  tests/routing/test_further_choices.py::test_straight_through_gives_dispatch_the_gradient_of_the_weights,
+Proof: numbers: tests/routing/select/test_thresholded_top_k.py::test_each_rank_counts_as_often_as_its_threshold_says,
+  tests/routing/place/test_straight_through.py::test_straight_through_gives_dispatch_the_gradient_of_the_weights,
   tests/experts/test_scaled_geglu.py::test_is_the_loop_over_rows,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[lucidrains]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[lucidrains]
 Differs: coordinate-descent top-k and Gumbel noise on its logits, both off by default there, are omitted. The extra
   feed-forward is a plain GEGLU, there one of its experts, with biases and a learned scale. Gelu is the tanh
   approximation.

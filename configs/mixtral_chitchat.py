@@ -7,7 +7,7 @@ Command: python -m moejax.train --config=configs/mixtral_chitchat.py --workdir=r
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: implementation: tests/oracles/test_transformers_models.py::test_sparse_decoder_equals_mixtral,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[top_k_dropless]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[top_k_dropless]
 Differs: the paper gives no balance loss. We follow Hugging Face transformers, which pools the tokens of all layers;
   here every layer has its own loss, and they are summed.
 """

@@ -8,8 +8,8 @@ Cost: about four minutes on 2 CPU cores.
 Result: Expected: like configs/gshard_chitchat.py.
 Proof: implementation:
   tests/oracles/test_mixture_of_experts.py::test_moe_2d_is_the_hierarchical_layer_of_lucidrains,
-  tests/routing/test_hierarchical.py::test_moe_2d_is_a_loop_over_slots,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[moe_2d]
+  tests/routing/papers/test_hierarchical.py::test_moe_2d_is_a_loop_over_slots,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[moe_2d]
 Differs: the inner balance loss is a mean over the tokens whose first choice is the group, before anything is dropped;
   in Mesh TensorFlow and lucidrains it is over the slots of the group, including empty ones. There the inner gate may
   pool the slots of several routing groups; here each has its own.

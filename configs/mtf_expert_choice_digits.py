@@ -6,7 +6,7 @@ Paper: Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing" (arXiv 
 Command: python -m moejax.train --config=configs/mtf_expert_choice_digits.py --workdir=runs/mtf_expert_choice_digits
 Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
-Proof: numbers: tests/routing/test_experts_choosing.py::test_mesh_tensorflow_weighs_by_a_softmax_over_tokens
+Proof: numbers: tests/routing/papers/test_expert_choice.py::test_mesh_tensorflow_weighs_by_a_softmax_over_tokens
 Differs: from the paper in all of the above, deliberately.
 """
 from configs import expert_choice_digits

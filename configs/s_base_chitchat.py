@@ -7,10 +7,10 @@ Paper: Clark et al. 2022, "Unified Scaling Laws for Routed Language Models" (arX
 Command: python -m moejax.train --config=configs/s_base_chitchat.py --workdir=runs/s_base_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
-Proof: numbers: tests/routing/test_optimal_transport.py::test_sinkhorn_plans_have_the_prescribed_marginals,
-  tests/routing/test_optimal_transport.py::test_sinkhorn_plans_are_optimal,
-  tests/routing/test_optimal_transport.py::test_with_little_entropy_s_base_is_the_assignment_of_base,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[s_base]
+Proof: numbers: tests/routing/select/test_optimal_transport.py::test_sinkhorn_plans_have_the_prescribed_marginals,
+  tests/routing/select/test_optimal_transport.py::test_sinkhorn_plans_are_optimal,
+  tests/routing/select/test_optimal_transport.py::test_with_little_entropy_s_base_is_the_assignment_of_base,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[s_base]
 Differs: no code was published. Regularisation and number of iterations are those of the Sinkhorn baseline of
   google-research/vmoe; slots, twice an equal share, are assigned by position. Experts are the residual stack of BASE
   layers, inserted between two blocks: 1.25 times the active compute of configs/dense_chitchat.py; in the paper

@@ -7,9 +7,9 @@ Paper: Puigcerver et al. 2023, "From Sparse to Soft Mixtures of Experts" (arXiv 
 Command: python -m moejax.train --config=configs/soft_moe_digits.py --workdir=runs/soft_moe_digits
 Cost: about two minutes on 2 CPU cores.
 Result: experiments/digits/results.json, and the table in README.md.
-Proof: identities: tests/routing/test_selection.py::test_soft_dispatch_is_a_distribution_over_valid_tokens,
-  tests/routing/test_weighting.py::test_soft_moe_combine_weights_are_a_softmax_over_all_slots_of_all_experts,
-  tests/routing/test_scores.py::test_soft_moe_logits_are_scaled_cosines
+Proof: identities: tests/routing/select/test_selections.py::test_soft_dispatch_is_a_distribution_over_valid_tokens,
+  tests/routing/weigh/test_weightings.py::test_soft_moe_combine_weights_are_a_softmax_over_all_slots_of_all_experts,
+  tests/routing/score/test_scores.py::test_soft_moe_logits_are_scaled_cosines
 Differs: kernels of attention and feed-forwards are initialised with fan-in truncated normals, in google-research/vmoe
   xavier-uniform; the initialisation of slots and the epsilon inside the root of the norms are as there.
 """

@@ -7,7 +7,7 @@ Command: python -m moejax.train --config=configs/sparse_ot_digits.py --workdir=r
 Cost: about two minutes on 2 CPU cores.
 Expected: the accuracy of configs/expert_choice_digits.py, within a percent or two.
 Proof: implementation: tests/oracles/test_jaxopt_transport.py::test_plans_are_those_of_jaxopt,
-  tests/routing/test_optimal_transport.py::test_without_a_limit_sparse_transport_is_the_quadratic_program
+  tests/routing/select/test_optimal_transport.py::test_without_a_limit_sparse_transport_is_the_quadratic_program
 Differs: patches with zero in an expert's column are not selected; google-research/vmoe fills the expert's free slots
   with such patches, and weighs them by the softmax like the others.
 """

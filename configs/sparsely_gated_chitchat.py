@@ -8,10 +8,10 @@ Command: python -m moejax.train --config=configs/sparsely_gated_chitchat.py --wo
 Cost: about three minutes on 2 CPU cores.
 Result: Expected: experts evenly used (largest share of choices below 0.15), and the loss of a small LSTM.
 Proof: numbers:
-  tests/routing/test_noisy.py::test_prob_in_top_k_is_the_frequency_of_being_chosen_when_one_noise_is_drawn_again,
-  tests/routing/test_noisy.py::test_losses_of_a_case_worked_out_by_hand,
+  tests/routing/papers/test_sparsely_gated.py::test_prob_in_top_k_is_the_frequency_of_being_chosen_when_one_noise_is_drawn_again,
+  tests/routing/papers/test_sparsely_gated.py::test_losses_of_a_case_worked_out_by_hand,
   tests/layers/test_recurrent.py::test_the_lstm_equals_flax,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[sparsely_gated]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[sparsely_gated]
 Differs: the noise floor of 0.01 follows Tensor2Tensor, not the paper; the loss weights are the paper's 0.1, not
   Tensor2Tensor's 0.01. Smaller than any model of the paper, and over bytes instead of words.
 """

@@ -12,10 +12,10 @@ Command: python -m moejax.train --config=configs/speech_moe_digits.py --workdir=
 Cost: about three minutes on 2 CPU cores.
 Result: 2.8% label error rate and 91.7% of 300 held-out recordings spelt without an error, by speakers seen in training
   (one seed).
-Proof: numbers: tests/routing/test_speech_moe.py::test_both_losses_at_their_extremes,
+Proof: numbers: tests/routing/papers/test_speech_moe.py::test_both_losses_at_their_extremes,
   tests/models/test_speech.py::test_no_gradient_comes_from_the_routers_to_the_shared_network,
   tests/layers/test_ctc.py::test_the_loss_sums_over_all_alignments,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[speech_moe]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[speech_moe]
 Differs: losses and coefficients (0.15, 0.15, 0.01) are from 3M-ASR, released later by the same group; the blocks are
   transformer blocks over the whole recording, whereas the paper has streaming memory layers; nothing is pretrained.
 """

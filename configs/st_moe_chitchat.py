@@ -9,10 +9,10 @@ Command: python -m moejax.train --config=configs/st_moe_chitchat.py --workdir=ru
 Cost: about three minutes on 2 CPU cores.
 Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: numbers:
-  tests/routing/test_balancing.py::test_the_z_loss_at_zero_logits_is_the_squared_logarithm_of_e_and_its_gradient_two_log_z_softmax_over_t,
-  tests/routing/test_selection.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
-  tests/routing/test_weighting.py::test_the_survivor_of_two_experts_has_the_weight_of_its_convention,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[st_moe]
+  tests/routing/balance/test_balancers.py::test_the_z_loss_at_zero_logits_is_the_squared_logarithm_of_e_and_its_gradient_two_log_z_softmax_over_t,
+  tests/routing/select/test_selections.py::test_the_second_expert_comes_with_probability_g2_over_threshold_by_the_policy_random,
+  tests/routing/weigh/test_weightings.py::test_the_survivor_of_two_experts_has_the_weight_of_its_convention,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[st_moe]
 Differs: flaxformer's port has neither renormalisation nor a sampled second expert; we follow Mesh TensorFlow, in which
   the paper's models were trained. Only experts start at a tenth of the variance; in the published configs attention,
   dense feed-forwards and the head do too.

@@ -6,8 +6,8 @@ Paper: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.065
 Command: python -m moejax.train --config=configs/strictly_balanced_chitchat.py --workdir=runs/strictly_balanced_chitchat
 Cost: about three minutes on 2 CPU cores.
 Expected: as configs/hash_chitchat.py or better; experts stay equally loaded in training.
-Proof: numbers: tests/routing/test_experts_choosing.py::test_the_batchwise_choice_is_a_sort_of_every_column,
-  tests/routing/test_experts_choosing.py::test_learned_thresholds_let_as_many_tokens_through_as_experts_take
+Proof: numbers: tests/routing/papers/test_expert_choice.py::test_the_batchwise_choice_is_a_sort_of_every_column,
+  tests/routing/papers/test_expert_choice.py::test_learned_thresholds_let_as_many_tokens_through_as_experts_take
 Differs: the paper states neither the weight of the thresholds' loss nor their initial values; training depends on later
   bytes, as published (routing_leak='train'). Experts are the residual stack of BASE layers, inserted between two blocks
   as in configs/base_chitchat.py, with 1.19 times the active compute of configs/dense_chitchat.py in training; the

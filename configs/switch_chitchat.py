@@ -9,8 +9,8 @@ Result: experiments/chitchat/results.json, and the table in README.md.
 Proof: implementation:
   tests/oracles/test_transformers_models.py::test_sparse_encoder_decoder_equals_switch_transformers,
   tests/oracles/test_transformers_routers.py::test_switch_equals_its_sparse_layer,
-  tests/routing/test_further_choices.py::test_retries_equal_a_loop_over_rounds_and_tokens,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[switch]
+  tests/routing/place/test_retry.py::test_retries_equal_a_loop_over_rounds_and_tokens,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[switch]
 Differs: the layers of this decoder are all sparse and have SwiGLU, in the paper's encoder-decoder every
   second layer is sparse, with ReLU. Transformers' capacity is a number of slots per sequence; we follow Mesh
   TensorFlow's factor. Only experts start at a tenth of the variance, all three matrices; in the paper attention, dense

@@ -9,7 +9,7 @@ Cost: about three minutes on 2 CPU cores.
 Result: Expected: a perplexity near that of configs/dense_domains.py, at the cost of a dense model once a task is
   extracted. For models half as wide, after 200 steps: 11.7 by task, 11.4 by token, 11.5 dense.
 Proof: identities: tests/surgery/test_extract_task.py::test_the_extracted_model_is_the_full_one_for_its_task,
-  tests/routing/test_task_routing.py::test_the_mean_of_a_sentence_equals_a_loop_over_its_tokens
+  tests/routing/features/test_task.py::test_the_mean_of_a_sentence_equals_a_loop_over_its_tokens
 Differs: nothing known. Here without a capacity (for extraction, nothing may be dropped), and the task is a domain, not
   a language pair.
 """

@@ -7,10 +7,10 @@ Paper: Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts" (ar
 Command: python -m moejax.train --config=configs/vmoe_digits.py --workdir=runs/vmoe_digits
 Cost: about a minute and a half on 2 CPU cores.
 Result: experiments/digits/results.json, and the table in README.md.
-Proof: numbers: tests/routing/test_balancing.py::test_the_load_loss_of_the_golden_logits,
-  tests/routing/test_balancing.py::test_the_importance_loss_of_the_golden_gates,
-  tests/routing/test_placement.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[vmoe]
+Proof: numbers: tests/routing/balance/test_balancers.py::test_the_load_loss_of_the_golden_logits,
+  tests/routing/balance/test_balancers.py::test_the_importance_loss_of_the_golden_gates,
+  tests/routing/place/test_capacity.py::test_every_priority_keeps_what_a_queue_filled_one_by_one_keeps,
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[vmoe]
 Differs: the released configs train with priority by position (batch_priority=False) and have another factor at
   evaluation; here batch priority is always on. Kernels of attention and feed-forwards are initialised with fan-in
   truncated normals, there xavier-uniform. Ensembles of experts (E3) are omitted.

@@ -11,7 +11,7 @@ Proof: numbers: tests/layers/test_sharing.py::TestSharing::test_is_the_stack_who
   tests/layers/test_sharing.py::TestSharing::test_the_gradient_of_shared_parameters_is_the_sum_over_layers,
   tests/layers/test_sharing.py::TestSharing::test_counts_parameters_once_and_flops_as_often_as_they_are_used,
   tests/layers/test_sharing.py::test_one_expert_that_all_share_is_the_dense_shared_block,
-  tests/routing/test_whole_fragments.py::test_a_training_step_and_its_losses_equal_a_loop[widenet]
+  tests/routing/papers/test_training_steps.py::test_a_training_step_and_its_losses_equal_a_loop[widenet]
 Differs: the released code assigns one slot less than its formula, token by token, and has a second GELU after the
   experts' output; we follow the paper; papers.widenet(released=True) has the slots of the code. The router is
   initialised as in the code (Glorot uniform).

@@ -7,8 +7,8 @@ Paper: Chi et al. 2022, "On the Representation Collapse of Sparse Mixture of Exp
 Command: python -m moejax.train --config=configs/xmoe_chitchat.py --workdir=runs/xmoe_chitchat
 Cost: about two minutes on 2 CPU cores.
 Result: Expected: a little below configs/dense_chitchat.py.
-Proof: numbers: tests/routing/test_cosine.py::test_xmoe_is_the_loop_over_tokens_of_its_equations,
-  tests/routing/test_cosine.py::test_torchscale_divides_by_the_length_of_experts_alone,
+Proof: numbers: tests/routing/score/test_cosine.py::test_xmoe_is_the_loop_over_tokens_of_its_equations,
+  tests/routing/score/test_cosine.py::test_torchscale_divides_by_the_length_of_experts_alone,
   tests/experts/test_residual_stack.py::test_added_to_its_input_the_layer_mixes_the_expert_with_the_identity
 Differs: form='paper' follows the paper, with hyperparameters of the authors' research code, now maintained by others.
   Their release in torchscale (form='torchscale') scales only experts to unit length, has no temperature, and is

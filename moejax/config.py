@@ -29,14 +29,14 @@ import dataclasses
 import difflib
 import inspect
 import math
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
-from moejax import ranges
+from moejax.annotations import can_be_in_a_config, matches, shown, spell, within
+from moejax.ranges import LARGEST
 
 
 class Explained(Exception):
@@ -126,8 +126,8 @@ class Registry(typing.Generic[Built]):
     if not _builds(constructor, self.base):
       raise TypeError(f'{label} cannot be a {self.what}: it must be a subclass of {_name(self.base)}, or a function '
                       f'annotated to return one.')
-    for name, parameter in _parameters(constructor).items():
-      if name not in self.context and name != 'where' and not _in_a_config(parameter.annotation):
+    for name, parameter in _parameters(constructor)[0].items():
+      if name not in self.context and not can_be_in_a_config(parameter.annotation):
         raise TypeError(f'{label}: a config cannot hold its parameter {name} ({_name(parameter.annotation)}), and it '
                         f'is not context of a {self.what} ({", ".join(sorted(self.context)) or "which has none"}).')
 
@@ -175,7 +175,7 @@ def call(constructor: Callable[..., Built], config: Mapping, where: str, **conte
   `**keys: Keys`, of a dataclass `Keys`, takes the keys of a part that the constructor builds: `call(Keys, keys, '')`.
 
   Args:
-    constructor: a class or function. A parameter called `where` receives the config path.
+    constructor: a class or function.
     config: its keys.
     where: the config path, e.g. '.score', which continues that of the group being built.
     context: arguments supplied by the surrounding code.
@@ -221,8 +221,7 @@ def recorded() -> Iterator[list[Consumed]]:
 
 def _call(constructor, config, where, context, registry=None, name=None, beside=()):
   where = _continued(where)
-  context = dict(context, where=where)
-  parameters, passed_on = _parameters(constructor), _passed_on(constructor)
+  parameters, passed_on = _parameters(constructor)
   allowed = [name for name in parameters if name not in context]
   arguments: dict[str, Any] = {name: context[name] for name in parameters if name in context}
   further = {key: value for key, value in config.items() if key in passed_on and key not in parameters}
@@ -230,22 +229,22 @@ def _call(constructor, config, where, context, registry=None, name=None, beside=
             for key, value in config.items() if key not in further}
   for key, value in config.items():
     if key not in allowed:
-      raise ConfigError(f'{where}.{key}: {_label(config, constructor)} has no such key. '
+      raise ConfigError(f'{where}.{key}: {_name(constructor)} has no such key. '
                         f'{nearest(key, {*allowed, *passed_on, *beside})}')
     annotation = parameters[key].annotation
-    if not _matches(value, annotation):
+    if not matches(value, annotation):
       raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)} ({type(value).__name__}).')
     _check_bounds(value, f'{where}.{key}')
     arguments[key] = value
   missing = [name for name in allowed if name not in arguments and parameters[name].default is inspect.Parameter.empty]
   if missing:
-    raise ConfigError(f'{where}.{missing[0]} is missing: {_label(config, constructor)} needs it '
+    raise ConfigError(f'{where}.{missing[0]} is missing: {_name(constructor)} needs it '
                       f'({spell(parameters[missing[0]].annotation)}).')
   known = {name: parameter.default for name, parameter in parameters.items()} | arguments
   for key in allowed:
     # A default may be out of range too: it may not divide the value another key was set to.
     value, annotation = known[key], parameters[key].annotation
-    if _matches(value, annotation) and not _within(value, annotation, known):
+    if matches(value, annotation) and not within(value, annotation, known):
       default = '' if key in config else ' (the default)'
       raise ConfigError(f'{where}.{key} must be {spell(annotation)}, not {shown(value)}{default}.')
   if (found := _record.get()) is not None:
@@ -269,8 +268,8 @@ def _check_bounds(value, where) -> None:
       _check_bounds(item, f'{where}[{number}]')
   elif isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f'{where} must be finite, not {value}.')
-  elif isinstance(value, int) and not -ranges.LARGEST <= value <= ranges.LARGEST:
-    raise ConfigError(f'{where} must be an int that fits in 32 bits, at most {ranges.LARGEST}; not {value}.')
+  elif isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+    raise ConfigError(f'{where} must be an int that fits in 32 bits, at most {LARGEST}; not {value}.')
 
 
 def _same_place(a, b):
@@ -278,25 +277,19 @@ def _same_place(a, b):
   return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
-def _parameters(constructor) -> dict[str, inspect.Parameter]:
-  # The signature of the class's own __init__: nnx.Module's metaclass hides it from inspect.signature.
+def _parameters(constructor) -> tuple[dict[str, inspect.Parameter], set[str]]:
+  # Its parameters, and the keys that it takes as `**keys: Keys` for a part that it builds in the same group.
+  # Read from the class's own __init__: nnx.Module's metaclass hides it from inspect.signature.
   function = constructor.__init__ if inspect.isclass(constructor) else constructor
   hints = typing.get_type_hints(function, include_extras=True)
-  parameters = {}
+  parameters, passed_on = {}, set()
   for name, parameter in inspect.signature(function).parameters.items():
-    if name == 'self' or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-      continue
-    parameters[name] = parameter.replace(annotation=hints.get(name, Any))
-  return parameters
-
-
-def _passed_on(constructor) -> set[str]:
-  # Keys that the constructor takes as `**keys: Keys` for a part that it builds in the same group.
-  function = constructor.__init__ if inspect.isclass(constructor) else constructor
-  keys = [parameter.name for parameter in inspect.signature(function).parameters.values()
-          if parameter.kind is parameter.VAR_KEYWORD]
-  annotation = typing.get_type_hints(function).get(keys[0]) if keys else None
-  return {field.name for field in dataclasses.fields(annotation)} if dataclasses.is_dataclass(annotation) else set()
+    annotation = hints.get(name, Any)
+    if parameter.kind is parameter.VAR_KEYWORD and dataclasses.is_dataclass(annotation):
+      passed_on = {field.name for field in dataclasses.fields(annotation)}
+    elif name != 'self' and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+      parameters[name] = parameter.replace(annotation=annotation)
+  return parameters, passed_on
 
 
 def _builds(constructor, base):
@@ -306,22 +299,8 @@ def _builds(constructor, base):
   return result == base or base is object or (inspect.isclass(result) and issubclass(result, base))
 
 
-def _in_a_config(annotation) -> bool:
-  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin is typing.Annotated:
-    return _in_a_config(arguments[0])
-  if origin in (typing.Union, types.UnionType, tuple, list, dict, Sequence, Mapping):
-    return all(argument is Ellipsis or _in_a_config(argument) for argument in arguments)
-  return (origin is typing.Literal or
-          annotation in (str, bool, int, float, None, type(None), Any, tuple, list, dict, Sequence, Mapping))
-
-
-def _name(annotation) -> str:
-  return getattr(annotation, '__name__', str(annotation))
-
-
-def _label(config, constructor):
-  return getattr(constructor, '__name__', repr(constructor))
+def _name(named: Any) -> str:
+  return getattr(named, '__name__', str(named))
 
 
 def nearest(word: object, allowed: Iterable[str]) -> str:
@@ -330,70 +309,3 @@ def nearest(word: object, allowed: Iterable[str]) -> str:
   close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.5)
   listing = ', '.join(allowed) or 'none'
   return (f'Did you mean {close[0]!r}? ' if close else '') + f'Allowed: {listing}.'
-
-
-def _matches(value, annotation) -> bool:
-  """Whether `value` has the annotated type; ranges are ignored."""
-  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin is typing.Annotated:
-    return _matches(value, arguments[0])
-  if annotation is Any or annotation is inspect.Parameter.empty:
-    return True
-  if origin is typing.Literal:
-    return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
-  if origin in (typing.Union, types.UnionType):
-    return any(_matches(value, argument) for argument in arguments)
-  if annotation is None or annotation is type(None):
-    return value is None
-  if annotation is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if annotation is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  kind = origin or annotation
-  if kind in (tuple, list, Sequence):
-    if not isinstance(value, (tuple, list)):
-      return False
-    items = arguments[0] if arguments else Any
-    return all(_matches(item, items) for item in value)
-  if kind in (dict, Mapping) or (inspect.isclass(kind) and issubclass(kind, Mapping)):
-    return isinstance(value, (Mapping, ConfigDict))
-  return isinstance(value, kind) if inspect.isclass(kind) else True
-
-
-def shown(value: object) -> str:
-  """A config value for an error message, on one line: the repr of a ConfigDict spans several."""
-  return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
-
-
-def _within(value, annotation, arguments) -> bool:
-  """Whether `value`, of the annotated type, lies in its range. `arguments`: all arguments of the constructor."""
-  origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin is typing.Annotated:
-    return (_within(value, parts[0], arguments) and
-            all(part.admits(value, arguments) for part in parts[1:] if isinstance(part, ranges.Range)))
-  if origin in (typing.Union, types.UnionType):
-    return any(_within(value, part, arguments) for part in parts if _matches(value, part))
-  if origin in (tuple, list, Sequence) and parts:
-    return all(_within(item, parts[0], arguments) for item in value)
-  return True
-
-
-def spell(annotation) -> str:
-  """The values an annotation allows, in words."""
-  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin is typing.Annotated:
-    return ' and '.join([f'{spell(arguments[0])} {arguments[1]}', *map(str, arguments[2:])])
-  if origin is typing.Literal:
-    return 'one of ' + ', '.join(repr(a) for a in arguments)
-  if origin in (typing.Union, types.UnionType):
-    return ' or '.join(spell(a) for a in arguments)
-  if annotation is None or annotation is type(None):
-    return 'None'
-  kind = origin or annotation
-  if kind is dict or (inspect.isclass(kind) and issubclass(kind, Mapping)):
-    return 'a dict'
-  names = {float: 'a float', int: 'an int', str: 'a string', bool: 'True or False', tuple: 'a tuple',
-           list: 'a list', Sequence: 'a list', Any: 'any value', inspect.Parameter.empty: 'any value'}
-  if kind in (tuple, list, Sequence) and arguments:
-    return f'{names[kind]} whose items are each {spell(arguments[0])}'
-  return names.get(kind, getattr(kind, '__name__', str(kind)))

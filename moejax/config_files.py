@@ -21,7 +21,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from moejax.config import ConfigError, nearest, shown
+from moejax.annotations import shown
+from moejax.config import ConfigError, nearest
 from moejax.shorten import shortened
 
 _PACKAGE = Path(__file__).resolve().parent

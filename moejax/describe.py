@@ -22,7 +22,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moejax import command_line, config_files
-from moejax.config import ConfigError, Consumed, Registry, nearest, recorded, spell
+from moejax.annotations import spell
+from moejax.config import ConfigError, Consumed, Registry, nearest, recorded
 
 NEEDED = inspect.Parameter.empty
 _WIDTH = 120

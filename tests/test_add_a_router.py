@@ -51,7 +51,7 @@ def checkout(tmp_path_factory):
     with open(folder / 'moejax/routing/papers/__init__.py', 'a') as registry:
       registry.write(LINE.replace('nearest', name))
   (folder / 'configs/nearest_digits.py').write_text(CONFIG)
-  (folder / 'tests/routing/test_nearest.py').write_text(TEST)
+  (folder / 'tests/routing/papers/test_nearest.py').write_text(TEST)
   run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(folder)})
   return folder, run
@@ -76,7 +76,7 @@ def test_an_unpublished_router_costs_a_file_and_a_config_and_passes_every_test_t
 def test_the_stages_of_the_page_keep_what_every_router_promises(checkout):
   _, run = checkout
   own = ' or '.join(name for name in STAGES if name != 'nearest')
-  assert passed(run, '-k', own, 'tests/routing/test_papers.py') >= 5 * 15
+  assert passed(run, '-k', own, 'tests/routing/papers/test_papers.py') >= 5 * 15
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_published_one_is_a_row_of_the_table(checkout):
   published = re.sub(r"@paper\('Unpublished'.*\n", PUBLISHED, ROUTERS['nearest'])
   (folder / 'moejax/routing/papers/nearest.py').write_text(published)
   (folder / 'configs/nearest_digits.py').write_text(ROW + CONFIG.split('"""\n', 2)[-1])
-  assert passed(run, '-k', 'nearest', 'tests/routing/test_nearest.py', 'tests/test_configs.py') >= 3
+  assert passed(run, '-k', 'nearest', 'tests/routing/papers/test_nearest.py', 'tests/test_configs.py') >= 3
   assert 'Nearest centre\n' in run([sys.executable, '-m', 'moejax.systems']).stdout
   # Its row is in the document once it is made anew.
   assert run([sys.executable, '-m', 'moejax.systems', '--write']).returncode == 0

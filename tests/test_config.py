@@ -21,8 +21,8 @@ class Apple:
 
 
 @FRUIT('pear')
-def pear(*, where, ripe: bool):
-  return where, ripe
+def pear(*, ripe: bool):
+  return ripe
 
 
 @FRUIT('module')
@@ -50,10 +50,6 @@ def test_modules_keep_their_own_signature():
   assert build(name='module', size=4).size == 4
   with pytest.raises(ConfigError, match="config.fruit.sizes: Module has no such key. Did you mean 'size'?"):
     build(name='module', sizes=4)
-
-
-def test_constructors_that_build_others_receive_the_path():
-  assert build(name='pear', ripe=True) == ('config.fruit', True)
 
 
 @pytest.mark.parametrize('config, sentence', [
@@ -96,7 +92,7 @@ def test_a_name_means_one_thing_but_a_cell_may_be_run_again():
 
 
 def test_call_builds_without_a_name():
-  assert call(pear, dict(ripe=False), 'config.pear') == ('config.pear', False)
+  assert call(pear, dict(ripe=False), 'config.pear') is False
 
 
 @FRUIT('orange')
@@ -172,8 +168,8 @@ def test_a_missing_key_that_another_must_divide_is_reported_as_missing():
 @FRUIT('basket')
 class Basket:
 
-  def __init__(self, *, where: str, dim: int, first: Mapping = dict(name='apple', weight=2.), words: Sequence[str] = ()):
-    self.first = FRUIT.build(first, f'{where}.first', dim=dim)
+  def __init__(self, *, dim: int, first: Mapping = dict(name='apple', weight=2.), words: Sequence[str] = ()):
+    self.first = FRUIT.build(first, '.first', dim=dim)
 
 
 @pytest.mark.parametrize('first, weight, kind', [

@@ -23,6 +23,7 @@ HOUSE = '''
     parallel  config_files  json_lines
     buckets
     config  functional  random  units  shorten  streams  platforms
+    annotations
     ranges
 '''
 FLOOR = {room: -floor for floor, rooms in enumerate(HOUSE.split('\n')) for room in rooms.split()}

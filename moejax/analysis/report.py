@@ -11,6 +11,7 @@ import jax
 
 from moejax import buckets
 from moejax.analysis import history, page, plots, routes, specialisation_report, trouble
+from moejax.config import at
 from moejax.evaluation import log as log_lib
 from moejax.evaluation import passes
 from moejax.functional import Tree, flatten
@@ -32,7 +33,8 @@ def write(workdir: str | Path, setup: Setup, params: Tree, router_state: Tree, i
   """
   workdir = buckets.path(workdir)
   folder = (into or workdir) / 'report'
-  split = passes.Split(setup.pipeline, setup.mesh, _split(setup), None, 'config.data')
+  with at('config.data'):
+    split = passes.Split(setup.pipeline, setup.mesh, _split(setup), None)
   taken = routes.collect(setup.model, params, router_state, split, setup.mesh)
   if jax.process_index() != 0:
     return folder / 'index.html'

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from moejax.analysis.history import depth_order
-from moejax.config import ConfigError
+from moejax.config import ConfigError, at
 from moejax.evaluation import passes
 from moejax.parallel import processes, rules
 from moejax.routing.plans import Plan, SlotPlan, SoftPlan, TokenPlan, group_size
@@ -94,7 +94,8 @@ def routes(workdir: str | Path, batch: Mapping[str, np.ndarray] | str | None = N
   params = processes.spread(params, rules.shardings(setup.mesh, setup.model.axes, params))
   router_state = processes.spread(router_state, rules.shardings(setup.mesh, setup.model.state_axes, router_state))
   if batch is None or isinstance(batch, str):
-    split = passes.Split(setup.pipeline, setup.mesh, batch or 'test', setup.microbatch, 'batch')
+    with at('batch'):
+      split = passes.Split(setup.pipeline, setup.mesh, batch or 'test', setup.microbatch)
     batch = next(iter(split.host_batches(whole=True)))
   return of_batch(setup, params, router_state, batch, train)
 

@@ -27,7 +27,8 @@ import grain
 import numpy as np
 
 from moejax import buckets
-from moejax.config import ConfigError, Explained, Registry, shown
+from moejax.annotations import shown
+from moejax.config import ConfigError, Explained, Registry
 from moejax.data import bucket_copies, fingerprint
 from moejax.ranges import Above, Below, NotEmpty
 

@@ -22,7 +22,7 @@ Prior = Literal['uniform', 'updating', 'cached']
 
 
 @EVALUATORS('domains')
-def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test', batch_size: Count | None = None,
+def domains(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test', batch_size: Count | None = None,
             mixture: Literal['oracle', 'uniform', 'posterior'] = 'oracle', evidence: Evidence = 'previous_token',
             prior: Prior = 'uniform', decay: Annotated[float, Above(0), AtMost(1)] = 0.3, cache_split: str = 'train',
             cached_rows: Count = 100, removed: Sequence[str] = ()) -> Evaluator:
@@ -44,10 +44,10 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     cached_rows: number of rows per domain for the 'cached' prior.
   """
   tasks = pipeline.source.tasks
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'tasks', 'loss_mask'))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('targets', 'tasks', 'loss_mask'))
   unknown = sorted(set(removed) - set(tasks))
   if unknown or (removed and (mixture == 'oracle' or len(removed) >= len(tasks))):
-    raise ConfigError(f'{where}.removed: cannot remove {", ".join(removed)} from the domains {", ".join(tasks)} of the '
+    raise ConfigError(f'.removed: cannot remove {", ".join(removed)} from the domains {", ".join(tasks)} of the '
                       f'mixture {mixture!r}. Name some but not all of them, and a mixture other than "oracle".')
   experts = [task for task, name in enumerate(tasks) if name not in removed]
   measure = passes.MeshProgram(
@@ -56,7 +56,7 @@ def domains(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
   uniform = np.full(len(experts), 1 / len(experts))
   cache = None
   if prior == 'cached':
-    cache = passes.Split(pipeline, mesh, cache_split, batch_size, where, needs=('targets', 'tasks'))
+    cache = passes.Split(pipeline, mesh, cache_split, batch_size, needs=('targets', 'tasks'))
 
   def rows(split, params, router_state):
     for batch in split:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, at, config_path
 from moejax.evaluation import passes
 from moejax.evaluation.registry import EVALUATORS, Evaluator
 from moejax.parallel import processes
@@ -25,9 +25,9 @@ BIAS = 100.
 
 
 @EVALUATORS('few_shot')
-def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
-             shots: Annotated[tuple[Count, ...], NotEmpty()] = (1, 5, 10, 25), support_split: str = 'train',
-             split: str = 'test', seed: Natural = 0, batch_size: Count | None = None) -> Evaluator:
+def few_shot(*, pipeline, apply: Callable, mesh: Mesh, shots: Annotated[tuple[Count, ...], NotEmpty()] = (1, 5, 10, 25),
+             support_split: str = 'train', split: str = 'test', seed: Natural = 0,
+             batch_size: Count | None = None) -> Evaluator:
   """`<n>_shot_accuracy` on `split` for every n of `shots`, from the first n examples per class of the shuffled support.
 
   Config:
@@ -40,14 +40,17 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
   Raises:
     ConfigError: at the first call, which reads the split: a class has fewer examples than shots.
   """
-  support = passes.Split(pipeline, mesh, support_split, batch_size, f'{where}.support_split', needs=('label', 'valid'))
-  test = passes.Split(pipeline, mesh, split, batch_size, where, needs=('label', 'valid'))
+  where = config_path()
+  with at('.support_split'):
+    support = passes.Split(pipeline, mesh, support_split, batch_size, needs=('label', 'valid'))
+  test = passes.Split(pipeline, mesh, split, batch_size, needs=('label', 'valid'))
   features = passes.MeshProgram(lambda params, state, batch: _features(apply(params, state, batch), batch), mesh)
   chosen = []  # read at the first evaluation
 
   def evaluate(params, router_state):
     if not chosen:
-      chosen.extend(choose_support(support, max(shots), seed, where, mesh))
+      with at(where):
+        chosen.extend(choose_support(support, max(shots), seed, mesh))
     rows, labels = _collect(features, params, router_state, chosen)
     test_rows, test_labels = _collect(features, params, router_state, test)
     rank = rank_in_class(labels)
@@ -56,14 +59,14 @@ def few_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str,
   return Evaluator(evaluate, ((features, test.spec),))
 
 
-def choose_support(split: passes.Split, shots: int, seed: int, where: str, mesh: Mesh) -> list[dict[str, jax.Array]]:
+def choose_support(split: passes.Split, shots: int, seed: int, mesh: Mesh) -> list[dict[str, jax.Array]]:
   """Batches of the first `shots` examples of every class in shuffled order; a larger `shots` only extends them."""
   labels = np.concatenate([np.where(b['valid'], b['label'], -1) for b in split.host_batches(whole=True)])
   order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
   order = order[rank_in_class(labels[order]) < shots]
   classes, counts = np.unique(labels[order], return_counts=True)
   if counts.min() < shots:
-    raise ConfigError(f'{where}.shots: class {classes[counts.argmin()]} has {counts.min()} examples, fewer than '
+    raise ConfigError(f'.shots: class {classes[counts.argmin()]} has {counts.min()} examples, fewer than '
                       f'{shots} shots. Set fewer.')
   examples = _pick(split, order)
   rows = processes.local_rows(mesh, split.batch_size)

@@ -13,7 +13,7 @@ from moejax.ranges import Count
 
 
 @EVALUATORS('accuracy')
-def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def accuracy(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
              batch_size: Count | None = None) -> Evaluator:
   """Means over the valid examples of `split`.
 
@@ -27,9 +27,9 @@ def accuracy(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 
   """
   spec = pipeline.batch_spec(batch_size)
   if 'label' not in spec and 'labels' not in spec:
-    raise ConfigError(f'{where}: the accuracy evaluator requires batches with label or labels, but config.data gives '
+    raise ConfigError(': the accuracy evaluator requires batches with label or labels, but config.data gives '
                       f'{", ".join(sorted(spec))}. For text, use language_model or seq2seq.')
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('valid',))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('valid',))
   run, program = passes.totals(examples, apply, mesh, single_label if 'label' in spec else multi_label)
 
   def evaluate(params, router_state):

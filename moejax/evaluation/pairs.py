@@ -17,7 +17,7 @@ from moejax.ranges import Count
 
 
 @EVALUATORS('retrieval')
-def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def retrieval(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
               batch_size: Count | None = None) -> Evaluator:
   """`image_to_text_recall_at_1` and `text_to_image_recall_at_1`, among all pairs of `split`.
 
@@ -27,7 +27,7 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
     split: split to evaluate.
     batch_size: examples per batch; None: as in training.
   """
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'tokens', 'segments', 'valid'))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('image', 'tokens', 'segments', 'valid'))
   encode = passes.MeshProgram(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), _encode(apply, 'text', params, state, batch),
       batch['tokens'] * (batch['segments'] > 0), batch['valid']), mesh)
@@ -39,7 +39,7 @@ def retrieval(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
 
 
 @EVALUATORS('zero_shot')
-def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
               batch_size: Count | None = None) -> Evaluator:
   """`accuracy` of the class whose captions are nearest to the image, by the normalised mean of their vectors (CLIP's
   prompt ensembles, 2103.00020, section 3.1.4). The captions come from the data's source.
@@ -49,8 +49,8 @@ def zero_shot(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str =
     batch_size: examples per batch; None: as in training.
   """
   if not hasattr(pipeline, 'class_captions'):
-    raise ConfigError(f"{where}: zero-shot classification requires captions of classes. Use the pipeline 'image_text'.")
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('image', 'label', 'valid'))
+    raise ConfigError(": zero-shot classification requires captions of classes. Use the pipeline 'image_text'.")
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('image', 'label', 'valid'))
   encode_images = passes.MeshProgram(lambda params, state, batch: (
       _encode(apply, 'image', params, state, batch), batch['label'], batch['valid']), mesh)
   encode_texts = passes.MeshProgram(lambda params, state, batch: (

@@ -29,23 +29,22 @@ class Split:
     mesh: shards the batch.
     split: one of `pipeline.splits`.
     batch_size: rows over all devices; the pipeline's own if None.
-    where: config path of the evaluator.
     needs: required batch keys.
 
   Raises:
     ConfigError: the split does not exist, a required key is missing, or the batch does not divide over the mesh.
   """
 
-  def __init__(self, pipeline, mesh: Mesh, split: str, batch_size: int | None, where: str, needs: tuple[str, ...] = ()):
+  def __init__(self, pipeline, mesh: Mesh, split: str, batch_size: int | None, needs: tuple[str, ...] = ()):
     self.spec = pipeline.batch_spec(batch_size)
     if split not in pipeline.splits:
-      raise ConfigError(f'{where}: there is no split {split!r}. Allowed: {", ".join(pipeline.splits)}.')
+      raise ConfigError(f': there is no split {split!r}. Allowed: {", ".join(pipeline.splits)}.')
     if not set(needs) <= set(self.spec):
-      raise ConfigError(f'{where} requires batches with {" and ".join(needs)}, but config.data gives '
+      raise ConfigError(f' requires batches with {" and ".join(needs)}, but config.data gives '
                         f'{", ".join(sorted(self.spec))}. Choose an evaluator that fits the data.')
     self.batch_size = next(iter(self.spec.values())).shape[0]
     if self.batch_size % rules.batch_shards(mesh):
-      raise ConfigError(f'{where}.batch_size: {self.batch_size} examples do not divide over '
+      raise ConfigError(f'.batch_size: {self.batch_size} examples do not divide over '
                         f'{rules.batch_shards(mesh)} shards of the batch. Use a multiple of that.')
     self._pipeline, self._mesh, self._split = pipeline, mesh, split
 

@@ -12,7 +12,7 @@ from moejax.ranges import Count
 
 
 @EVALUATORS('label_error_rate')
-def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
                      batch_size: Count | None = None) -> Evaluator:
   """`label_error_rate` is total edits over total labels of the split, with greedy decoding and no language model;
   `accuracy` is the share of utterances without an error; `loss` is the CTC loss, averaged over utterances.
@@ -21,7 +21,7 @@ def label_error_rate(*, pipeline, apply: Callable, mesh: Mesh, where: str, split
     split: split to evaluate.
     batch_size: examples per batch; None: as in training.
   """
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('frames', 'segments', 'targets', 'loss_mask'))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('frames', 'segments', 'targets', 'loss_mask'))
   run, program = passes.totals(examples, apply, mesh, sums)
 
   def evaluate(params, router_state):

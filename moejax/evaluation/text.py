@@ -14,7 +14,7 @@ from moejax.ranges import Count
 
 
 @EVALUATORS('language_model')
-def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def language_model(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
                    batch_size: Count | None = None) -> Evaluator:
   """`loss` in nats per token, `perplexity`, `accuracy` and `bits_per_byte` over the tokens with `loss_mask` 1.
 
@@ -25,12 +25,12 @@ def language_model(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: 
     split: split to evaluate.
     batch_size: examples per batch; None: as in training.
   """
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('targets', 'loss_mask'))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('targets', 'loss_mask'))
   return _evaluator(examples, apply, mesh, 'targets')
 
 
 @EVALUATORS('seq2seq')
-def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = 'test',
+def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, split: str = 'test',
             batch_size: Count | None = None) -> Evaluator:
   """As 'language_model', over the decoder's targets; `bits_per_byte` only if targets stand for bytes of text.
 
@@ -38,7 +38,7 @@ def seq2seq(*, pipeline, apply: Callable, mesh: Mesh, where: str, split: str = '
     split: split to evaluate.
     batch_size: examples per batch; None: as in training.
   """
-  examples = passes.Split(pipeline, mesh, split, batch_size, where, needs=('decoder_targets', 'loss_mask'))
+  examples = passes.Split(pipeline, mesh, split, batch_size, needs=('decoder_targets', 'loss_mask'))
   return _evaluator(examples, apply, mesh, 'decoder_targets')
 
 

@@ -12,7 +12,7 @@ from moejax.layers.block import Block, BranchSpec
 from moejax.layers.feed_forwards.moe import ExpertCount
 from moejax.layers.sublayer import Cache, Context, Left
 from moejax.random import derive
-from moejax.routing import router as routers
+from moejax.routing import router as router_lib
 from moejax.routing.plans import Leak, SoftPlan
 from moejax.routing.router import RouterOutput
 
@@ -34,7 +34,7 @@ class LayerMixture(nnx.Module):
   def __init__(self, *, dim: int, rngs: nnx.Rngs, block: Callable[[nnx.Rngs], Block], num_experts: ExpertCount,
                router: Mapping):
     """`block` builds one layer."""
-    self.router = routers.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
+    self.router = router_lib.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
     if self.router.select.reads_slots:
       raise ConfigError(".router: the slots of Soft MoE are mixtures of tokens, which have no positions for "
                         "attention. Choose a router that weighs experts per token, or another sparse_form.")

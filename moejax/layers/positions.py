@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, config_path
 from moejax.layers import rotary
 from moejax.ranges import Above, AtLeast, AtMost, Between, Count, NonNegative
 
@@ -70,8 +70,8 @@ class Learned(PositionEncoding):
     init_std: initial standard deviation.
   """
 
-  def __init__(self, *, where: str, dim: int, rngs: nnx.Rngs, length: Count, init_std: NonNegative = 0.02):
-    self.where, self.length = where, length
+  def __init__(self, *, dim: int, rngs: nnx.Rngs, length: Count, init_std: NonNegative = 0.02):
+    self.where, self.length = config_path(), length
     self.table = functional.parameter(rngs, nnx.initializers.normal(init_std), (length, dim), (None, 'embed'))
 
   def embed(self, x, positions):
@@ -91,12 +91,12 @@ class Sincos2d(PositionEncoding):
     temperature: largest wavelength divided by 2 pi.
   """
 
-  def __init__(self, *, dim: int, grid: tuple | None, prefix: int, where: str, temperature: Base = 10000.):
+  def __init__(self, *, dim: int, grid: tuple | None, prefix: int, temperature: Base = 10000.):
     if grid is None:
-      raise ConfigError(f'{where}: sincos2d is for image patches, which this model does not have. Choose another '
+      raise ConfigError(': sincos2d is for image patches, which this model does not have. Choose another '
                         'position encoding.')
     if dim % 4 or dim < 8:
-      raise ConfigError(f'{where}: sincos2d needs a model width that is a multiple of 4 and at least 8, not {dim}.')
+      raise ConfigError(f': sincos2d needs a model width that is a multiple of 4 and at least 8, not {dim}.')
     self.grid, self.prefix, self.temperature = grid, prefix, temperature
 
   def embed(self, x, positions):
@@ -123,15 +123,15 @@ class Rope(PositionEncoding):
       they are.
   """
 
-  def __init__(self, *, where: str, theta: Base = 10000., fraction: Annotated[float, Above(0), AtMost(1)] = 1.,
+  def __init__(self, *, theta: Base = 10000., fraction: Annotated[float, Above(0), AtMost(1)] = 1.,
                layout: rotary.Layout = 'half', scaling: Mapping | None = None):
-    self.where, self.theta, self.fraction = where, theta, fraction
+    self.where, self.theta, self.fraction = config_path(), theta, fraction
     self.layout: rotary.Layout = layout
     self.scaling: rotary.RopeScaling | None = None
     if scaling is not None:
       if theta == 1:
-        raise ConfigError(f'{where}.theta = 1 gives all pairs one frequency, which cannot be scaled. Raise it.')
-      self.scaling = rotary.SCALINGS.build(scaling, f'{where}.scaling')
+        raise ConfigError('.theta = 1 gives all pairs one frequency, which cannot be scaled. Raise it.')
+      self.scaling = rotary.SCALINGS.build(scaling, '.scaling')
 
   def rotate(self, x: jax.Array, positions: Any) -> jax.Array:
     width = int(x.shape[-1] * self.fraction)
@@ -154,11 +154,11 @@ class RelativeBias(PositionEncoding):
     max_distance: distances from this on share a bucket.
   """
 
-  def __init__(self, *, where: str, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs,
+  def __init__(self, *, heads: int, dim: int, bidirectional: bool, rngs: nnx.Rngs,
                buckets: Annotated[int, Between(4, 4096)] = 32, max_distance: Count = 128):
     exact = buckets // (4 if bidirectional else 2)  # distances with a bucket of their own
     if max_distance <= exact:
-      raise ConfigError(f'{where}.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, '
+      raise ConfigError(f'.max_distance must be above {exact}, not {max_distance}: with {buckets} buckets, '
                         'smaller distances have one each. Raise it, or lower buckets.')
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
     init = nnx.initializers.normal(dim ** -0.5)

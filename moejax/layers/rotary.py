@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config import ConfigError, Registry
+from moejax.config import ConfigError, Registry, config_path
 from moejax.ranges import AtLeast, Count, Positive
 
 Factor = Annotated[float, AtLeast(1)]
@@ -177,7 +177,6 @@ class Llama3Scaling(RopeScaling):
     low_freq_factor: pairs that turn this often in the original length, or less, are slowed by the whole factor.
     high_freq_factor: pairs that turn this often in the original length, or more, keep their frequency.
   """
-  where: str
   factor: Factor
   original_length: Count
   low_freq_factor: Positive = 1.
@@ -185,7 +184,7 @@ class Llama3Scaling(RopeScaling):
 
   def __post_init__(self):
     if self.high_freq_factor <= self.low_freq_factor:
-      raise ConfigError(f'{self.where}.high_freq_factor = {self.high_freq_factor} must be above low_freq_factor = '
+      raise ConfigError(f'.high_freq_factor = {self.high_freq_factor} must be above low_freq_factor = '
                         f'{self.low_freq_factor}: fast pairs keep their frequency.')
 
   def frequencies(self, theta, width):
@@ -209,7 +208,7 @@ class LongRopeScaling(RopeScaling):
     length: tokens of the longest sequence to be read, which selects between the two; None: factor times original_length.
     attention_factor: factor of queries and of keys; None: sqrt(1 + log(factor) / log(original_length)).
   """
-  where: str
+  where: str = dataclasses.field(init=False, default_factory=config_path)
   factor: Factor
   original_length: Annotated[int, AtLeast(2)]
   short_factor: Sequence[Positive]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import call, config_path
+from moejax.config import call
 from moejax.functional import Tree
 from moejax.layers import initializers
 from moejax.layers.attend import Mask
@@ -56,9 +56,9 @@ class TwoModalities(nnx.Module):
     fan_in = initializers.fan_in(in_axis=0, out_axis=1)
     self.image_embedding = Linear(shape=(patch_size**2 * channels, dim), axes=(None, 'embed'), init=fan_in,
                                   bias_init=nnx.initializers.zeros, **build)
-    self.image_positions = Learned(where=config_path(), dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
+    self.image_positions = Learned(dim=dim, rngs=rngs, length=(image_size // patch_size)**2)
     self.text_embedding = Embedding(vocab_size=vocab_size, dim=dim, init=embedding_init, **build)
-    self.text_positions = Learned(where=config_path(), dim=dim, rngs=rngs, length=text_length)
+    self.text_positions = Learned(dim=dim, rngs=rngs, length=text_length)
     head = lambda: Linear(shape=(dim, embedding_dim), axes=('embed', None), init=fan_in, **build)
     self.image_head, self.text_head = head(), head()
     self.log_scale = functional.parameter(rngs, nnx.initializers.constant(math.log(scale)), (), ())

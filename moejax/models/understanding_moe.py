@@ -1,7 +1,6 @@
 """Patch classifiers whose experts are sums of filters: the model of "Towards Understanding MoE" (2208.02813)."""
-import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from moejax.models.registry import MODELS
 from moejax.models.vision import Side, patchify
 from moejax.random import derive
 from moejax.ranges import Count, Divides, Positive
-from moejax.routing import router
+from moejax.routing import router as router_lib
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import SoftPlan
 from moejax.routing.router import RouterOutput
@@ -42,43 +41,21 @@ def filter_experts(patches: jax.Array, kernel: jax.Array, bias: jax.Array, activ
   return (response**3 if activation == 'cubic' else response).sum((1, 4))
 
 
-@dataclasses.dataclass(frozen=True)
-class Filters:
-  """config.model.moe.experts.
+class FilterExperts(nnx.Module):
+  """The filters of all experts. Every expert computes every example: they are too small to be worth dispatching.
 
-  Attributes:
+  Config:
     filters: J, filters per class.
     activation: see `filter_experts`.
     init_scale: multiplies PyTorch's initial values of a convolution, uniform within 1 / sqrt(D).
   """
-  filters: Count = 8
-  activation: Activation = 'cubic'
-  init_scale: Positive = 1e-3
 
-
-@dataclasses.dataclass(frozen=True)
-class FilterMixtureConfig:
-  """config.model.moe.
-
-  Attributes:
-    num_experts: E.
-    experts: see `Filters`.
-    router: the stages of the router (`moejax.routing`); it sees the sum of the patches.
-  """
-  num_experts: ExpertCount
-  experts: dict
-  router: dict
-
-
-class FilterExperts(nnx.Module):
-  """The filters of all experts. Every expert computes every example: they are too small to be worth dispatching."""
-
-  def __init__(self, config: Mapping, where: str, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs):
-    keys = call(Filters, config, where)
-    self.activation: Activation = keys.activation
-    limit = keys.init_scale * dim**-0.5
+  def __init__(self, *, num_experts: int, dim: int, num_classes: int, rngs: nnx.Rngs, filters: Count = 8,
+               activation: Activation = 'cubic', init_scale: Positive = 1e-3):
+    self.activation: Activation = activation
+    limit = init_scale * dim**-0.5
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
-    shape, axes = (num_classes, keys.filters), (None, 'expert_mlp')
+    shape, axes = (num_classes, filters), (None, 'expert_mlp')
     self.kernel = functional.parameter(rngs, uniform, (num_experts, dim, *shape), ('expert', 'expert_embed', *axes))
     self.bias = functional.parameter(rngs, uniform, (num_experts, *shape), ('expert', *axes))
 
@@ -88,16 +65,22 @@ class FilterExperts(nnx.Module):
 
 
 class FilterMixture(nnx.Module):
-  """Routes whole examples by the sum of their patches."""
+  """Routes whole examples by the sum of their patches.
 
-  def __init__(self, config: Mapping, where: str, *, dim: int, num_classes: int, rngs: nnx.Rngs):
-    keys = call(FilterMixtureConfig, config, where)
-    self.router = router.build(keys.router, f'{where}.router', dim=dim, num_experts=keys.num_experts, rngs=rngs)
+  Config:
+    num_experts: E.
+    experts: see `FilterExperts`.
+    router: the stages of the router (`moejax.routing`); it sees the sum of the patches.
+  """
+
+  def __init__(self, *, dim: int, num_classes: int, rngs: nnx.Rngs, num_experts: ExpertCount, experts: dict,
+               router: dict):
+    build: dict[str, Any] = dict(dim=dim, num_experts=num_experts, rngs=rngs)
+    self.router = router_lib.build(router, '.router', **build)
     if self.router.select.reads_slots:
-      raise ConfigError('.moe.router: the slots of Soft MoE are mixtures of images, which have no class. Choose a router '
+      raise ConfigError('.router: the slots of Soft MoE are mixtures of images, which have no class. Choose a router '
                         'that weighs experts per image.')
-    self.experts = FilterExperts(keys.experts, f'{where}.experts', num_experts=keys.num_experts, dim=dim,
-                           num_classes=num_classes, rngs=rngs)
+    self.experts = call(FilterExperts, experts, '.experts', num_classes=num_classes, **build)
 
   def __call__(self, patches: jax.Array, valid: jax.Array | None, *, key: jax.Array | None,
                train: bool) -> tuple[jax.Array, RouterOutput]:
@@ -123,16 +106,16 @@ class PatchMixture(nnx.Module):
 
   Config keys:
     image_size, channels, patch_size, num_classes: sizes; patch_size divides image_size.
-    moe: see `FilterMixtureConfig`.
+    moe: see `FilterMixture`.
     output: 'probabilities' applies a softmax to the scores, in addition to the objective's, as in the published code:
       with two classes the loss cannot fall below log(1 + 1/e) = 0.3133. 'logits' does not.
   """
 
-  def __init__(self, *, where: str, rngs: nnx.Rngs, image_size: Side,
-               patch_size: Annotated[Count, Divides('image_size')], num_classes: Count, moe: Mapping,
-               channels: Count = 1, output: Literal['probabilities', 'logits'] = 'probabilities'):
+  def __init__(self, *, rngs: nnx.Rngs, image_size: Side, patch_size: Annotated[Count, Divides('image_size')],
+               num_classes: Count, moe: Mapping, channels: Count = 1,
+               output: Literal['probabilities', 'logits'] = 'probabilities'):
     self.patch_size, self.output = patch_size, output
-    mixture = FilterMixture(moe, f'{where}.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
+    mixture = call(FilterMixture, moe, '.moe', dim=patch_size**2 * channels, num_classes=num_classes, rngs=rngs)
     self.blocks = nnx.List([OneLayer(mixture)])
 
   def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from moejax.config import ConfigError, call
+from moejax.config import ConfigError, call, config_path
 from moejax.ranges import Count
 
 AXES = ('data', 'fsdp', 'expert', 'model')
@@ -32,7 +32,7 @@ def build(config: Mapping, where: str = 'config.mesh', devices: Sequence[Any] | 
   return call(_mesh, config, where, devices=devices)
 
 
-def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, expert: Size = 1, model: Size = 1):
+def _mesh(*, devices: Sequence, data: Size = -1, fsdp: Size = 1, expert: Size = 1, model: Size = 1):
   """The sizes of the axes.
 
   Config:
@@ -45,17 +45,17 @@ def _mesh(*, devices: Sequence, where: str, data: Size = -1, fsdp: Size = 1, exp
   free = [axis for axis, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) > 1:
-    raise ConfigError(f'{where}: only one axis may be -1, not {" and ".join(free)}.')
+    raise ConfigError(f': only one axis may be -1, not {" and ".join(free)}.')
   if free and len(devices) % fixed == 0:
     sizes[free[0]] = len(devices) // fixed
   if math.prod(sizes.values()) != len(devices):
-    raise ConfigError(f'{where}: {_spell(sizes)} do not make {len(devices)} devices: '
-                      f'{_nearest(where, sizes, free, len(devices))}.')
+    raise ConfigError(f': {_spell(sizes)} do not make {len(devices)} devices: '
+                      f'{_nearest(sizes, free, len(devices))}.')
   return jax.sharding.Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES,
                            axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def _nearest(where: str, sizes: dict[str, int], free: list[str], count: int) -> str:
+def _nearest(sizes: dict[str, int], free: list[str], count: int) -> str:
   """The smallest change of a single axis that makes `count` devices."""
   fixed = {axis: size for axis, size in sizes.items() if axis not in free}
   changes = []
@@ -67,10 +67,11 @@ def _nearest(where: str, sizes: dict[str, int], free: list[str], count: int) -> 
       below = [n for n in sizes_that_fit if n < size][-1:]
       above = [n for n in sizes_that_fit if n > size][:1]
       distance = min(max(n, size) / min(n, size) for n in below + above)
-      changes.append((distance, f'{where}.{axis} = {" or ".join(map(str, below + above))} would'))
+      changes.append((distance, f'{config_path()}.{axis} = {" or ".join(map(str, below + above))} would'))
   if changes:
     return min(changes)[1]
-  return f'the product must be {count}' + (f', or divide it where {where}.{free[0]} is left at -1' if free else '')
+  at_most = f', or divide it where {config_path()}.{free[0]} is left at -1' if free else ''
+  return f'the product must be {count}{at_most}'
 
 
 def _spell(sizes):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moejax import config as configs
+from moejax.config import ConfigError, at, call, config_path
 from moejax.random import derive
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan, most_leaking
@@ -86,28 +86,28 @@ class Router(nnx.Module):
   def __init__(self, *, dim: int, num_experts: int, rngs: nnx.Rngs, score: Mapping, select: Mapping,
                features: Mapping = {'name': 'token'}, weigh: Mapping = {'name': 'softmax'},
                place: Mapping = {'name': 'dropless'}, balance: Mapping = {}):
-    self.num_experts, self.where = num_experts, configs.config_path()
+    self.num_experts, self.where = num_experts, config_path()
     self.features: Feature = FEATURES.build(features, '.features', dim=dim, rngs=rngs)
     self.score: Score = SCORES.build(score, '.score', dim=self.features.width, num_experts=num_experts, rngs=rngs)
     self.select: Selection = SELECTIONS.build(select, '.select', num_experts=num_experts)
     if self.select.reads_slots != (self.score.slots is not None):
-      raise configs.ConfigError(f': score {score["name"]!r} and select {select["name"]!r} do not fit together: '
-                                "score 'soft_moe' requires select 'soft', and vice versa.")
+      raise ConfigError(f': score {score["name"]!r} and select {select["name"]!r} do not fit together: '
+                        "score 'soft_moe' requires select 'soft', and vice versa.")
     if self.score.with_ids != self.features.with_ids:
-      raise configs.ConfigError(f': score {score["name"]!r} and features {features["name"]!r} do not fit '
-                                "together: score 'distilled' requires features 'token_with_ids', and vice versa.")
+      raise ConfigError(f': score {score["name"]!r} and features {features["name"]!r} do not fit '
+                        "together: score 'distilled' requires features 'token_with_ids', and vice versa.")
     if self.select.reads_slots and balance:
-      raise configs.ConfigError(f'.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
+      raise ConfigError(f'.balance: Soft MoE is balanced by construction. Remove {", ".join(balance)}.')
     self.weigh: Weighting = WEIGHTINGS.build(weigh, '.weigh', num_experts=num_experts, k=self.select.k)
     if self.weigh.always_one and num_experts > 1 and jax.tree.leaves(nnx.state(self.score, nnx.Param)):
-      raise configs.ConfigError(
+      raise ConfigError(
           '.weigh: with one expert per token, renormalised weights are always 1, so the objective gives the '
           "router no gradient. Use weigh=dict(name='softmax', order='before', renormalize='never'), or more experts "
           "per token; weigh=dict(name='one') if another loss trains the router.")
     self.place: Placement = PLACEMENTS.build(place, '.place', num_experts=num_experts, k=self.select.k)
     if self.place.soft and self.weigh.renormalize == 'after':
-      raise configs.ConfigError(f".place: {place['name']!r} does not support weigh.renormalize='after'. "
-                                "Use 'before' or 'never'.")
+      raise ConfigError(f".place: {place['name']!r} does not support weigh.renormalize='after'. "
+                        "Use 'before' or 'never'.")
     self.balance = balancers(balance, '.balance', num_experts=num_experts, k=self.select.k,
                              noisy=self.score.noisy)
     self._check_reads(score['name'])
@@ -118,8 +118,8 @@ class Router(nnx.Module):
       missing = [extra for extra in extras if extra not in self.score.gives]
       if missing:
         able = ', '.join(repr(other) for other in SCORES if missing[0] in SCORES[other].gives)
-        raise configs.ConfigError(f'.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
-                                  f'configured, does not provide. Scores that can: {able}.')
+        raise ConfigError(f'.{name} needs {missing[0]!r} from the score, which score {score!r}, as '
+                          f'configured, does not provide. Scores that can: {able}.')
 
   def leak(self, train: bool) -> Leak:
     """Whether an output depends on later tokens of its group; determined by the config."""
@@ -141,7 +141,7 @@ class Router(nnx.Module):
     Raises:
       ValueError: the key or an input is missing, or the capacity is 0.
     """
-    with configs.at(self.where):
+    with at(self.where):
       return self._route(x, inputs, key, train)
 
   def _route(self, x, inputs, key, train):
@@ -149,7 +149,7 @@ class Router(nnx.Module):
     shared = None if inputs.shared is None else without_padding(inputs.shared, inputs.valid)
     inputs = dataclasses.replace(inputs, shared=shared)
     valid = jnp.ones(x.shape[:2], bool) if inputs.valid is None else inputs.valid
-    with configs.at('.features'):
+    with at('.features'):
       features = self.features(x, inputs)
     scores = self.score(features, key=derive(key, 'score'), train=train)
     gates = self.weigh.gates(scores.logits)
@@ -157,10 +157,10 @@ class Router(nnx.Module):
       scores = dataclasses.replace(scores, select=gates)
     for balancer in self.balance.values():
       scores = balancer.adjust(scores, gates)
-    with configs.at('.select'):
+    with at('.select'):
       selected = self.select(scores, valid, key=derive(key, 'select'), train=train)
     selected = self.weigh.weigh(selected, scores.logits)
-    with configs.at('.place'):
+    with at('.place'):
       documents = dict(documents=inputs['documents']) if self.place.by_document else {}
       placed = self.place(selected, selected.pick(gates), key=derive(key, 'place'), train=train, **documents)
     placed = self.weigh.after_drops(placed, scores.logits)
@@ -168,7 +168,7 @@ class Router(nnx.Module):
                     inputs=inputs)
     raw = {}
     for name, balancer in self.balance.items():
-      with configs.at(f'.balance.{name}'):
+      with at(f'.balance.{name}'):
         raw[name] = balancer.loss(routed)
     raw = {name: loss for name, loss in raw.items() if loss is not None}
     balance_updates = {name: balancer.update(routed) for name, balancer in self.balance.items()}
@@ -188,7 +188,7 @@ class Router(nnx.Module):
 
 def build(config: Mapping, where: str, *, dim: int, num_experts: int, rngs: nnx.Rngs) -> Router:
   """Builds the router described by `config`; `where` is its config path. Raises `ConfigError`."""
-  return configs.call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
+  return call(Router, config, where, dim=dim, num_experts=num_experts, rngs=rngs)
 
 
 def balancers(config: Mapping, where: str, *, num_experts: int, k: int | None, noisy: bool) -> Mapping[str, Balancer]:

@@ -91,7 +91,7 @@ def model(**routers):
 
 def split():
   """The test split of `Images`."""
-  return passes.Split(Images(), MESH, 'test', None, 'config.data')
+  return passes.Split(Images(), MESH, 'test', None)
 
 
 def setup(**routers):

@@ -63,4 +63,4 @@ def probe(name: str) -> Probe:
 
 def parameters(constructor: Callable) -> dict[str, inspect.Parameter]:
   """Of a class or a function, with their annotations."""
-  return config_lib._parameters(constructor)
+  return config_lib._parameters(constructor)[0]

@@ -3,18 +3,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.experts.layouts import Dense
-from moejax.experts import feed_forward as experts
+from moejax.kernels.expert_block import Activation
 from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 from moejax.ranges import Count, Positive, Rate
 
 
 @SUBLAYERS('feed_forward')
-class DenseFeedForward(experts.FeedForwardExperts, Sublayer):
+class DenseFeedForward(FeedForwardExperts, Sublayer):
   """Two matrices, or three with a gated activation, that every token uses; its parameters have axes ('embed', 'mlp')."""
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, hidden: Count,
-               activation: experts.Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
+               activation: Activation = 'gelu', use_bias: bool = False, dropout: Rate = 0.,
                init_scale: Positive = 1.):
     """See `moejax.experts.feed_forward.FeedForwardExperts`."""
     super().__init__(dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from moejax import dispatch as dispatchers
-from moejax import experts as all_experts
+from moejax import dispatch as dispatch_lib
+from moejax import experts as experts_lib
 from moejax.config import ConfigError, config_path
 from moejax.experts.layouts import Dense
 from moejax.layers import initializers
@@ -17,7 +17,7 @@ from moejax.layers.sublayer import SUBLAYERS, Cache, Context, Left, Sublayer
 from moejax.parallel import rules
 from moejax.random import derive
 from moejax.ranges import LARGEST, Between, Count
-from moejax.routing import router as routers
+from moejax.routing import router as router_lib
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
@@ -46,16 +46,17 @@ class MoE(Sublayer):
   """
 
   def __init__(self, *, dim: int, dtype: jnp.dtype, rngs: nnx.Rngs, num_experts: ExpertCount,
-               experts: Mapping, router: Mapping, dispatch: Mapping, group: Literal['batch', 'sequence'] | Count = 'batch',
-               shared: Mapping | None = None, shared_gate: Literal['sum', 'softmax'] = 'sum'):
+               experts: Mapping, router: Mapping, dispatch: Mapping,
+               group: Literal['batch', 'sequence'] | Count = 'batch', shared: Mapping | None = None,
+               shared_gate: Literal['sum', 'softmax'] = 'sum'):
     """Raises ConfigError for a number of experts that the active mesh does not divide."""
     check_experts(num_experts, rules.active())
     self.group, self.where = group, config_path()
-    self.router = routers.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
-    self.dispatch = dispatchers.build(dispatch, '.dispatch')
-    self.experts = all_experts.build(experts, '.experts', dim=dim, num_experts=num_experts, dtype=dtype,
+    self.router = router_lib.build(router, '.router', dim=dim, num_experts=num_experts, rngs=rngs)
+    self.dispatch = dispatch_lib.build(dispatch, '.dispatch')
+    self.experts = experts_lib.build(experts, '.experts', dim=dim, num_experts=num_experts, dtype=dtype,
                                      rngs=rngs)
-    self.shared = None if shared is None else all_experts.build(
+    self.shared = None if shared is None else experts_lib.build(
         shared, '.shared', dim=dim, num_experts=None, dtype=dtype, rngs=rngs)
     if shared_gate == 'softmax' and self.shared is None:
       raise ConfigError(f'.shared_gate = "softmax" requires a shared expert: set {config_path()}.shared.')

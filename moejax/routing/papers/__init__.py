@@ -4,7 +4,7 @@
 
 A fragment is a plain dict of the six stages, so any key can be overridden, and any stage swapped for another paper's. A
 new paper is one file here, with the stages it introduces, and a line at the end of this one. The decorator `paper`
-declares the router's properties; `tests/routing/test_papers.py` finds it by name and checks them.
+declares the router's properties; `tests/routing/papers/test_papers.py` finds it by name and checks them.
 """
 import dataclasses
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""Scores against float64 products, the definitions of the noises, and counting for tables and draws."""
-import collections
-
+"""Scores against float64 products, the definitions of the noises, and counting for draws."""
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -9,10 +7,6 @@ import pytest
 
 from moejax.config import ConfigError
 from moejax.routing import papers
-from moejax.routing.features import token
-from moejax.routing.features.ids import TokenIds
-from moejax.routing.inputs import RouterInputs
-from moejax.routing.score import hashing
 from moejax.routing.stages import SCORES
 
 G, S, D, E = 2, 5, 8, 4
@@ -126,31 +120,6 @@ def test_soft_moe_logits_do_not_depend_on_the_length_of_a_token():
   np.testing.assert_allclose(short, long, rtol=0, atol=2e-6)
 
 
-def test_a_random_hash_table_is_uniform_fixed_and_its_seed_s_own():
-  table = hashing.hash_table('random', 4096, 8, 42)
-  counts = np.bincount(table, minlength=8)
-  # Binomial(4096, 1/8): mean 512, deviation 21; five of them.
-  assert abs(counts - 512).max() < 106
-  np.testing.assert_array_equal(table, hashing.hash_table('random', 4096, 8, 42))
-  assert (table != hashing.hash_table('random', 4096, 8, 43)).any()
-
-
-def test_a_balanced_table_gives_equal_counts_without_frequencies():
-  assert set(collections.Counter(hashing.hash_table('balanced', 22, 4, 0).tolist()).values()) == {5, 6}
-
-
-def test_a_balanced_table_splits_the_mass_as_evenly_as_its_heaviest_word_allows():
-  # Greedy: 8 alone is more than its share; 4+1 and 3+2 follow (8 -> a, 4 -> b, 3 -> c, 2 -> c (3 < 4), 1 -> b (4 < 5)).
-  frequencies = (1., 8., 2., 4., 3.)
-  table = hashing.hash_table('balanced', 5, 3, 0, frequencies)
-  mass = np.bincount(table, weights=frequencies, minlength=3)
-  assert sorted(mass) == [5, 5, 8]
-
-
-def test_a_modulo_table_is_the_id_modulo_e():
-  np.testing.assert_array_equal(hashing.hash_table('modulo', 7, 3), [0, 1, 2, 0, 1, 2, 0])
-
-
 def test_hash_scores_make_the_hashed_expert_certain():
   score = build(name='hash', dim=None, vocab_size=10, table='modulo')
   logits = score(jnp.array([[0, 5, 9]]), key=None, train=True).logits
@@ -163,15 +132,6 @@ def test_random_scores_make_every_expert_equally_likely():
   counts = np.bincount(np.asarray(logits.argmax(-1)).ravel(), minlength=E)
   # Binomial(4096, 1/4): mean 1024, deviation 28; five of them.
   assert abs(counts - 1024).max() < 140
-
-
-def test_token_features_are_float32_and_missing_token_ids_raise():
-  x = X.astype(jnp.bfloat16)
-  assert token.Token(dim=D)(x, RouterInputs()).dtype == jnp.float32
-  ids = jnp.ones((G, S), jnp.int32)
-  assert TokenIds()(x, RouterInputs(token_ids=ids)) is ids
-  with pytest.raises(ValueError, match='token_ids is None'):
-    TokenIds()(x, RouterInputs())
 
 
 @pytest.mark.parametrize('config, message', [

@@ -8,12 +8,11 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from fragment_steps import (G, IMAGES, S, SHARED, TASKS, VALID, X, always, at, balance, best, by_position, dense,
-                            first_choices_loss, group_mean, gumbel, in_top_k, normal, queued, shares, top_2_placed,
-                            uniform, variation)
+from paper_steps import (G, IMAGES, S, SHARED, TASKS, VALID, X, always, at, balance, best, by_position, dense,
+                         first_choices_loss, group_mean, gumbel, in_top_k, normal, queued, shares, top_2_placed,
+                         uniform, variation)
 import routing_reference as reference
 from routing_reference import softmax
-
 
 
 def vmoe(p, k=2, slots=56, num_experts=4):  # ceil(101*2*1.05/4) = 54, up to 56

@@ -1,19 +1,19 @@
-"""Whole fragments in training, with their default hyperparameters, against float64 loops over groups and tokens.
+"""Papers' whole routers in training, with their default hyperparameters, against float64 loops over groups and tokens.
 
-Tests of stages prove the stages; these prove that a fragment is made of the right ones, with its own noise, capacity,
+Tests of stages prove the stages; these prove that a router is made of the right ones, with its own noise, capacity,
 priority and coefficients. Draws are replaced by known numbers, which the loops use as well.
 """
 import numpy as np
 import pytest
 
-import fragment_loops as loops
-from fragment_steps import VALID, X, known_draws, route  # noqa: F401 (the fixture is for all tests here)
+import paper_loops as loops
+from paper_steps import VALID, X, known_draws, route  # noqa: F401 (the fixture is for all tests here)
 from moejax import functional
 from moejax.routing import papers
 from routing_reference import softmax
 
-# name of the fragment, and of a variant: loop, number of experts, arguments
-FRAGMENTS = {
+# name of the paper, and of a variant: loop, number of experts, arguments
+PAPERS = {
     'vmoe': (loops.vmoe, 4, {}),
     'limoe': (loops.limoe, 24, {}),
     'gmoe': (loops.gmoe, 4, {}),
@@ -46,9 +46,9 @@ FRAGMENTS = {
 }
 
 
-@pytest.mark.parametrize('name', FRAGMENTS)
+@pytest.mark.parametrize('name', PAPERS)
 def test_a_training_step_and_its_losses_equal_a_loop(name):
-  loop, num_experts, arguments = FRAGMENTS[name]
+  loop, num_experts, arguments = PAPERS[name]
   fragment = getattr(papers, name.split()[0])(**arguments)
   output, params = route(fragment, num_experts)
   weights, losses = loop(params)
