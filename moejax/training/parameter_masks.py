@@ -1,4 +1,4 @@
-"""Masks of parameters: those that decay, and those whose path matches an expression."""
+"""Masks of parameters: which of them decay, and which have a path that matches an expression."""
 import re
 
 from moejax.config import ConfigError
