@@ -23,7 +23,7 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   The output equals the full model's for that task: the same sum, written as one product.
 
   Args:
-    config: `config.model`, with `layers='unrolled'` and experts that are 'feed_forward' or layers.
+    config: `config.model`, with `stacking='unrolled'` and experts that are 'feed_forward' or layers.
     params, state: of that model.
     task: the task's number in `tasks`.
     side: 'encoder' or 'decoder' of an encoder-decoder, whose other side is unchanged; None: a decoder-only model.
@@ -39,8 +39,8 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   part = config if side is None else config[side]
   where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
   whole = part.get('sparse_form') == 'layer'
-  if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
-    raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are 'feed_forward' or layers.")
+  if part.get('stacking', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
+    raise ValueError(f"{where}: extraction requires stacking='unrolled', and experts that are 'feed_forward' or layers.")
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
   flat, of_experts = flatten(params), expert_paths(models.build(config).axes)
   new = {path: leaf for path, leaf in flat.items()

@@ -120,7 +120,7 @@ def dumps(config: ConfigDict) -> str:
 
 
 def loads(text: str) -> ConfigDict:
-  """The inverse of `dumps`."""
+  """The inverse of `dumps`; what an earlier version dumped has today's names."""
   return ConfigDict(_decode(json.loads(text)))
 
 
@@ -155,6 +155,11 @@ def _problem(path):
 
 # JSON has no tuples, and a tuple is not equal to a list.
 _TUPLE = '__tuple__'
+# {(key, value) in the configs of earlier versions: the same today}
+_RENAMED = {
+    ('layers', 'scan'): ('stacking', 'scan'), ('layers', 'unrolled'): ('stacking', 'unrolled'),
+    ('name', 'top_2'): ('name', 'gshard_top_2'), ('name', 'top_n'): ('name', 'thresholded_top_k'),
+}
 
 
 def _encode(value: Any, where: str) -> Any:
@@ -174,7 +179,8 @@ def _decode(value: Any) -> Any:
   if isinstance(value, dict):
     if set(value) == {_TUPLE}:
       return tuple(_decode(item) for item in value[_TUPLE])
-    return {key: _decode(item) for key, item in value.items()}
+    return dict(_RENAMED.get((key, item), (key, item)) if isinstance(item, str) else (key, _decode(item))
+                for key, item in value.items())
   return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
