@@ -121,12 +121,12 @@ def test_files_that_cannot_be_uploaded_at_the_end_are_named_and_kept(run, folder
       raise OSError('the network is unreachable')
     upload(local, file)
   monkeypatch.setattr(buckets, 'upload', failing)
-  monkeypatch.setattr(staging.StagingFolder, 'upload', lambda near, step: True)
+  monkeypatch.setattr(staging.StagingFolder, 'upload', lambda staging, step: True)
   said = run(folder, profile=dict(start=4, steps=2))
   assert f'The last files of {folder} could not be uploaded (the network is unreachable).' in said[-1]
-  near = Path(said[-1].split('They are in ')[1].split(' on this machine')[0])
-  assert list(near.glob('profile/plugins/profile/*/*.xplane.pb'))
-  shutil.rmtree(near.parent)
+  staged = Path(said[-1].split('They are in ')[1].split(' on this machine')[0])
+  assert list(staged.glob('profile/plugins/profile/*/*.xplane.pb'))
+  shutil.rmtree(staged.parent)
 
 
 def test_a_trace_is_uploaded_whole_and_shown_with_its_address(run, folder, monkeypatch):
