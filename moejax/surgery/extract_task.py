@@ -27,7 +27,7 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   The output equals the full model's for that task: the same sum, written as one product.
 
   Args:
-    config: `config.model`, with `layers='unrolled'` and experts that are 'feed_forward' or layers.
+    config: `config.model`, with `stacking='unrolled'` and experts that are 'feed_forward' or layers.
     params, state: of that model.
     task: the task's number in `tasks`.
     side: 'encoder' or 'decoder' of an encoder-decoder, whose other side is unchanged; None: a decoder-only model.
@@ -46,8 +46,8 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
   sparse_form = part.get('sparse_form', 'replace')
   whole = sparse_form == 'layer'
   replaces = sparse_form == 'replace' and part['moe']['experts']['name'] == 'feed_forward'
-  if part.get('layers', 'unrolled') != 'unrolled' or not (whole or replaces):
-    raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are layers, or 'feed_forward' in "
+  if part.get('stacking', 'unrolled') != 'unrolled' or not (whole or replaces):
+    raise ValueError(f"{where}: extraction requires stacking='unrolled', and experts that are layers, or 'feed_forward' in "
                      'the place of the dense one.')
   if not whole:
     check_shared(part['moe'], f'{where}.moe')

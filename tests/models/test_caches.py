@@ -28,9 +28,9 @@ def sparse(router, **config):
 
 MODELS = {
     'grouped queries, rope': decoder(),
-    'scanned': decoder(layers='scan'),
+    'scanned': decoder(stacking='scan'),
     'a ring for each window, and all of what has none': decoder(
-        attention=None, feed_forward=None, layers='scan', num_layers=4, blocks={
+        attention=None, feed_forward=None, stacking='scan', num_layers=4, blocks={
             kind: dict(mixer=dict(name='attention', heads=2, sinks=True, **keys), ffn=dict(name='feed_forward', hidden=12))
             for kind, keys in dict(local=dict(window=3), full={}).items()},
         pattern=dict(name='cycle', kinds=('local', 'full'))),
@@ -39,7 +39,7 @@ MODELS = {
     'shared blocks': decoder(sharing='all_but_norms'),
     'top-2 without capacity': sparse(papers.top_k_dropless(k=2)),
     'hashes of a token and the one before': sparse(papers.hash_layers(vocab_size=VOCABULARY, of='bigrams')),
-    'LSTMs, scanned': decoder(attention=None, feed_forward=None, layers='scan', blocks=dict(
+    'LSTMs, scanned': decoder(attention=None, feed_forward=None, stacking='scan', blocks=dict(
         a=dict(mixer=dict(name='lstm'), ffn=dict(name='feed_forward', hidden=12)))),
 }
 

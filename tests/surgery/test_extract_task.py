@@ -155,8 +155,8 @@ def test_what_does_not_route_by_task_alone_is_refused():
   params, state = draw(config)
   with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
     extract_task(config, params, state, 0)
-  with pytest.raises(ValueError, match='extraction requires layers=.unrolled.'):
-    extract_task({**config, 'layers': 'scan'}, params, state, 0)
+  with pytest.raises(ValueError, match='extraction requires stacking=.unrolled.'):
+    extract_task({**config, 'stacking': 'scan'}, params, state, 0)
   with pytest.raises(ValueError, match='experts that are layers, or .feed_forward. in the place of the dense one'):
     extract_task({**config, 'sparse_form': 'insert'}, params, state, 0)
   mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
