@@ -11,7 +11,8 @@ from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.layers.block import Block, BranchSpec
 from moejax.layers.feed_forwards.moe import ExpertCount
-from moejax.layers.sublayer import Axes, Caches, Context, Left, caches_of
+from moejax.layers.stack import caches_of
+from moejax.layers.sublayer import Axes, Caches, Context, Left
 from moejax.random import derive
 from moejax.routing import router as router_lib
 from moejax.routing.plans import Leak, SoftPlan

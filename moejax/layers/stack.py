@@ -16,7 +16,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.functional import Tree
-from moejax.layers.sublayer import Left, caches_of
+from moejax.layers.sublayer import Left
 from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
@@ -247,3 +247,8 @@ def routers_of(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
   found = {branch: dataclasses.replace(one.router, updates={})
            for branch, one in left.items() if one.router is not None}
   return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
+
+
+def caches_of(left: dict[str, Left]) -> dict[str, Any]:
+  """What the branches of a block remember."""
+  return {branch: one.cache for branch, one in left.items() if one.cache is not None}

@@ -4,7 +4,7 @@ A sublayer mixes tokens (`mixers`: attention, recurrence) or transforms each tok
 experts). Both follow one protocol, so that a block can hold any of them in any order.
 """
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -53,11 +53,6 @@ class Left(NamedTuple):
   """
   router: RouterOutput | None = None
   cache: Cache | Caches | None = None
-
-
-def caches_of(left: dict[str, Left]) -> dict[str, Any]:
-  """What the branches of a block remember."""
-  return {branch: one.cache for branch, one in left.items() if one.cache is not None}
 
 
 class Sublayer(nnx.Module):

@@ -70,7 +70,9 @@ class Decoder(nnx.Module):
                       mask=sequences.mask(tokens, causal=True))
 
   def init_cache(self, batch: int, length: int) -> Tree:
-    """What the model remembers of B rows of at most `length` tokens, before the first."""
+    """What the model remembers of B rows of at most `length` tokens, before the first. Raises ConfigError for a router
+    that sees later tokens."""
+    causality.check_cache(self.transformer)
     return dict(sequences.init_cache(batch), blocks=self.transformer.init_cache(batch, length))
 
   def cache_axes(self) -> Tree:

@@ -108,7 +108,10 @@ class EncoderDecoder(nnx.Module):
 
   def init_cache(self, batch: int, length: int, source_length: int) -> Tree:
     """What the decoder remembers of B rows of at most `length` tokens, with sources of at most `source_length`, before
-    the first: the keys and values of self-attention, and those of cross-attention, which the first call makes."""
+    the first: the keys and values of self-attention, and those of cross-attention, which the first call makes.
+
+    Raises ConfigError for a router of the decoder that sees later tokens."""
+    causality.check_cache(self.decoder)
     return dict(sequences.init_cache(batch), source_segments=jnp.zeros((batch, source_length), jnp.int32),
                 blocks=self.decoder.init_cache(batch, length, source_length))
 

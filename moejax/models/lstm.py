@@ -12,8 +12,8 @@ from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.layers.mixers.lstm import LSTM
 from moejax.layers.positions import PositionEncoding
-from moejax.layers.stack import routers_of, updates_of
-from moejax.layers.sublayer import Caches, Context, Left, caches_of
+from moejax.layers.stack import caches_of, routers_of, updates_of
+from moejax.layers.sublayer import Caches, Context, Left
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -76,9 +76,10 @@ class RecurrentModel(nnx.Module):
     self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)
     layers = [None, moe, None] if moe is not None else [None, None]
     self.blocks = nnx.List([LSTMBlock(layer, dropout=dropout, mixture_output=mixture_output, **build) for layer in layers])
-    for mixture in [block.moe for block in self.blocks if block.moe is not None]:
+    self.where = f'{config_path()}.moe'
+    for mixture in self._mixtures():
       for train in (True, False):
-        causality.refuse(mixture.leak(train), f'{config_path()}.moe.router', train, routing_leak)
+        causality.refuse(mixture.leak(train), f'{self.where}.router', train, routing_leak)
     self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
   def __call__(self, batch: Tree, *, cache: Tree | None = None, key: jax.Array | None = None,
@@ -101,12 +102,18 @@ class RecurrentModel(nnx.Module):
                        cache=None if cache is None else dict(sequences.remember(cache, tokens), blocks=remembered))
 
   def init_cache(self, batch: int, length: int) -> Tree:
-    """What the LSTMs remember of B rows without tokens, which does not grow with `length`."""
+    """What the LSTMs remember of B rows without tokens, which does not grow with `length`. Raises ConfigError for a
+    router that sees later tokens."""
+    for mixture in self._mixtures():
+      causality.refuse_cache({self.where: mixture.leak(False)})
     return dict(sequences.init_cache(batch), blocks=self._of_lstms(lambda lstm: lstm.init_cache(batch, length)))
 
   def cache_axes(self) -> Tree:
     """Logical names of the axes of `init_cache`."""
     return dict(sequences.CACHE_AXES, blocks=self._of_lstms(lambda lstm: lstm.cache_axes()))
+
+  def _mixtures(self) -> list[MoE]:
+    return [block.moe for block in self.blocks if block.moe is not None]
 
   def _of_lstms(self, what: Callable[[LSTM], Any]) -> Tree:
     return {str(depth): dict(lstm=what(block.lstm)) for depth, block in enumerate(self.blocks) if block.lstm is not None}

@@ -150,5 +150,6 @@ def test_without_a_cache_every_batch_needs_its_source():
 def test_a_decoder_has_nothing_to_cross_attend_to():
   blocks = dict(a=dict(cross=dict(name='cross_attention', heads=2), ffn=dict(name='feed_forward', hidden=8)))
   model = models.build(dict(name='decoder', vocab_size=13, dim=8, num_layers=1, blocks=blocks))
-  with pytest.raises(ConfigError, match='config.model.blocks.a.cross: cross-attention needs the output of an encoder'):
-    jax.eval_shape(model.apply, *model.shapes(), dict(tokens=TARGETS))
+  for cache in (None, model.init_cache(ROWS, LENGTH)):
+    with pytest.raises(ConfigError, match='config.model.blocks.a.cross: cross-attention needs the output of an encoder'):
+      jax.eval_shape(model.apply, *model.shapes(), dict(tokens=TARGETS), cache=cache)

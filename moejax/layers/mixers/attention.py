@@ -195,12 +195,16 @@ class CrossAttention(Attention):
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D]. Raises ConfigError: there is nothing to attend to."""
-    if context.memory is None and cache is None:
+    queries = self.queries(x)
+    if context.memory is not None:
+      keys, values = self.keys_and_values(context.memory)
+      left = Left() if cache is None else Left(cache=dict(keys=keys, values=values))
+    elif cache is not None and cache['keys'].shape[1]:
+      keys, values, left = cache['keys'], cache['values'], Left()
+    else:
       raise ConfigError(f"{self.where}: cross-attention needs the output of an encoder, which this model does not have. "
                         "Use config.model.name = 'encoder_decoder', or name = 'attention' here.")
-    made = cache if context.memory is None else dict(zip(('keys', 'values'), self.keys_and_values(context.memory)))
-    y = self.weigh(self.queries(x), made['keys'], made['values'], mask=context.memory_mask, key=key, train=train)
-    return y, Left(cache=None if cache is None or context.memory is None else made)
+    return self.weigh(queries, keys, values, mask=context.memory_mask, key=key, train=train), left
 
   def init_cache(self, batch: int, length: int) -> Cache:
     """Room for the keys and values of a memory of `length` tokens."""
