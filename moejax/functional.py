@@ -73,14 +73,14 @@ class Functional:
     axes: logical axis names of every leaf of `params`.
     state_axes: the same for `state`.
     init_cache: `(batch, length) -> cache`, what the module remembers of B rows of at most `length` tokens before the
-      first, for `apply(..., cache=)`.
+      first, for `apply(..., cache=)`; of an encoder-decoder `(batch, length, source_length)`.
     cache_axes: `() -> ` logical axis names of every leaf of the cache.
   """
   init: Callable[[jax.Array], tuple[Tree, Tree]]
   apply: Callable[..., Any]
   axes: Tree
   state_axes: Tree
-  init_cache: Callable[[int, int], Tree] = lambda batch, length: {}
+  init_cache: Callable[..., Tree] = lambda batch, length: {}
   cache_axes: Callable[[], Tree] = dict
 
   def shapes(self) -> tuple[Tree, Tree]:
@@ -105,7 +105,7 @@ def functionalize(build: Build, method: Callable | None = None) -> Functional:
     return module(*args, **kwargs) if method is None else method(module, *args, **kwargs)
 
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state),
-                    lambda batch, length: abstract.init_cache(batch, length), lambda: abstract.cache_axes())
+                    lambda *sizes: abstract.init_cache(*sizes), lambda: abstract.cache_axes())
 
 
 def stack_modules(build: Build, count: int, rngs: nnx.Rngs,

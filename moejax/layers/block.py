@@ -121,9 +121,12 @@ class Block(nnx.Module):
     for name in self.norm_names():
       setattr(self, name, None)
 
-  def init_cache(self, batch: int, length: int) -> dict[str, Cache]:
-    """What its branches remember of B rows of at most `length` tokens, before the first."""
-    caches = {branch.name: self.sublayer(branch).init_cache(batch, length) for branch in self.branches}
+  def init_cache(self, batch: int, length: int, memory_length: int = 0) -> dict[str, Cache]:
+    """What its branches remember of B rows of at most `length` tokens, and of a memory, before the first."""
+    caches = {}
+    for branch in self.branches:
+      sublayer = self.sublayer(branch)
+      caches[branch.name] = sublayer.init_cache(batch, memory_length if sublayer.reads_memory else length)
     return {name: cache for name, cache in caches.items() if cache is not None}
 
   def cache_axes(self) -> dict[str, Axes]:

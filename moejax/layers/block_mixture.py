@@ -1,6 +1,7 @@
 """Whole layers as experts: attention and feed-forward with their norms and residuals (CrossTaskMoE, 2205.12701)."""
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from moejax import functional
 from moejax.config import ConfigError, call
 from moejax.layers.block import Block, BranchSpec
 from moejax.layers.feed_forwards.moe import ExpertCount
-from moejax.layers.sublayer import Cache, Context, Left
+from moejax.layers.stack import caches_of
+from moejax.layers.sublayer import Axes, Caches, Context, Left
 from moejax.random import derive
 from moejax.routing import router as router_lib
 from moejax.routing.plans import Leak, SoftPlan
@@ -38,24 +40,26 @@ class LayerMixture(nnx.Module):
     if self.router.select.reads_slots:
       raise ConfigError(".router: the slots of Soft MoE are mixtures of tokens, which have no positions for "
                         "attention. Choose a router that weighs experts per token, or another sparse_form.")
-    self.layers = functional.stack_modules(block, num_experts, rngs, axis='expert')
+    self.num_experts = num_experts
+    self.layers = typing.cast(Block, functional.stack_modules(block, num_experts, rngs, axis='expert'))
 
-  def __call__(self, x: jax.Array, context: Context, *, key: jax.Array | None, depth: Any,
-               train: bool) -> tuple[jax.Array, RouterOutput]:
-    """x: <float>[B,S,D] -> the same shape, and the router's output."""
+  def __call__(self, x: jax.Array, context: Context, caches: Caches | None = None, *, key: jax.Array | None, depth: Any,
+               train: bool) -> tuple[jax.Array, RouterOutput, Caches]:
+    """x: <float>[B,S,D] -> the same shape, the router's output, and what the layers remember if they were given caches."""
     routed = self.router(x, context.inputs, key=derive(key, 'router'), train=train)
     assert not isinstance(routed.plan, SoftPlan)
     weight = routed.plan.to_dense().weight
     graph, variables = nnx.split(self.layers)
 
-    def layer(variables, expert):
+    def layer(variables, expert, cache):
       own_key = None if key is None else jax.random.fold_in(derive(key, 'layers'), expert)
-      return nnx.merge(graph, variables)(x, context, key=own_key, depth=depth, train=train)[0]
+      y, left = nnx.merge(graph, variables)(x, context, cache, key=own_key, depth=depth, train=train)
+      return y, caches_of(left)
 
-    outputs = jax.vmap(layer)(variables, jnp.arange(weight.shape[-1]))
+    outputs, caches = jax.vmap(layer)(variables, jnp.arange(weight.shape[-1]), caches)
     with jax.named_scope('dispatch'):  # these products are not counted as the model's
       mixed = jnp.einsum('bse,ebsd->bsd', weight, outputs.astype(jnp.float32), precision='highest')
-    return jnp.where(weight.any(-1, keepdims=True), mixed.astype(x.dtype), x), routed
+    return jnp.where(weight.any(-1, keepdims=True), mixed.astype(x.dtype), x), routed, caches
 
 
 class BlockMixture(nnx.Module):
@@ -69,17 +73,22 @@ class BlockMixture(nnx.Module):
     self.where = spec.where
     self.moe = call(LayerMixture, config, spec.where, dim=dim, rngs=rngs, block=block)
 
-  def init_cache(self, batch: int, length: int) -> NoReturn:
-    """Raises ConfigError: the layers would need a cache each."""
-    raise ConfigError(f"{self.where}: with sparse_form='layer' there is no cache: tokens are not computed one by one. "
-                      'Apply the model to whole sequences.')
+  def init_cache(self, batch: int, length: int, memory_length: int = 0) -> dict[str, Caches]:
+    """What the E layers remember, each of all tokens; see `Block.init_cache`."""
+    of_layer = self.moe.layers.init_cache(batch, length, memory_length)
+    return dict(moe=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.moe.num_experts, *leaf.shape)), of_layer))
+
+  def cache_axes(self) -> dict[str, dict[str, Axes]]:
+    """See `Block.cache_axes`."""
+    of_layer = functional.flatten(self.moe.layers.cache_axes())
+    return dict(moe=functional.unflatten({path: ('expert', *axes) for path, axes in of_layer.items()}))
 
   def leaks(self, train: bool) -> dict[str, Leak]:
     """See `Block.leaks`."""
     return {self.where: self.moe.router.leak(train)}
 
-  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Cache] | None = None, *, key: jax.Array | None,
+  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Caches] | None = None, *, key: jax.Array | None,
                depth: Any, train: bool, norms: None = None) -> tuple[jax.Array, dict[str, Left]]:
     """See `Block`; layers keep their norms."""
-    y, routed = self.moe(x, context, key=derive(key, 'moe'), depth=depth, train=train)
-    return y, dict(moe=Left(routed))
+    y, routed, caches = self.moe(x, context, (cache or {}).get('moe'), key=derive(key, 'moe'), depth=depth, train=train)
+    return y, dict(moe=Left(routed, caches or None))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from moejax import functional
 from moejax.functional import Tree
-from moejax.layers.sublayer import Cache, Left
+from moejax.layers.sublayer import Left
 from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
@@ -124,7 +124,7 @@ class Stack:
       x: output of the last block.
       routers: `{'block_03': RouterOutput}` for each router, in order; the same names and shapes whether scanned or not.
       updates: updates of router state, nested by the paths of `blocks`.
-      cache: the new one; None without one.
+      cache: the new one, where a branch that left none keeps what it had; None without one.
     """
     step = self._opened(step)
     depths = jnp.arange(len(self.kinds))
@@ -135,7 +135,9 @@ class Stack:
     routers = {}
     for depth in sorted(left):
       routers |= routers_of(f'block_{depth:02d}', left[depth])
-    return x, routers, updates, None if cache is None else new_cache
+    if cache is not None:
+      cache = functional.unflatten({**functional.flatten(cache), **functional.flatten(new_cache)})
+    return x, routers, updates, cache
 
   def caches(self, of_kind: Callable[[str], Tree]) -> Tree:
     """`of_kind(kind)` for every layer, by the paths of blocks; scanned ones have an axis of repeats before all others."""
@@ -183,7 +185,7 @@ class Stack:
       x, left[depth] = step(block, view, x, key, depths[depth], cache.get(name))
       if changed := updates_of(left[depth]):
         updates[name] = changed
-      if remembered := _caches_of(left[depth]):
+      if remembered := caches_of(left[depth]):
         new_cache[name] = remembered
     return x, left, updates, new_cache
 
@@ -208,7 +210,7 @@ class Stack:
       stacked.append(left)
       if changed := {str(position): new for position, one in enumerate(left) if (new := updates_of(one))}:
         updates[name] = changed
-      if remembered := {str(position): new for position, one in enumerate(left) if (new := _caches_of(one))}:
+      if remembered := {str(position): new for position, one in enumerate(left) if (new := caches_of(one))}:
         new_cache[name] = remembered
       first += repeats * len(unit)
     left = {depth: jax.tree.map(lambda a: a[repeat], stacked[segment][position])
@@ -247,6 +249,6 @@ def routers_of(name: str, left: dict[str, Left]) -> dict[str, RouterOutput]:
   return {name if len(found) == 1 else f'{name}/{branch}': output for branch, output in found.items()}
 
 
-def _caches_of(left: dict[str, Left]) -> dict[str, Cache]:
+def caches_of(left: dict[str, Left]) -> dict[str, Any]:
   """What the branches of a block remember."""
   return {branch: one.cache for branch, one in left.items() if one.cache is not None}

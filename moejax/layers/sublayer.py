@@ -16,8 +16,10 @@ from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import Leak
 from moejax.routing.router import RouterOutput
 
-# What a sublayer remembers of earlier tokens: arrays by name; and the logical names of their axes.
+# What a sublayer remembers of earlier tokens: arrays by name; what the branches of a block do; and the logical names of
+# the axes of a sublayer's arrays.
 Cache = dict[str, jax.Array]
+Caches = dict[str, Cache]
 Axes = dict[str, tuple[str | None, ...]]
 
 
@@ -46,14 +48,21 @@ class Left(NamedTuple):
 
   Attributes:
     router: the output of its router, which is its attribute `router`.
-    cache: what it remembers for the next tokens; None if it was given none.
+    cache: what it remembers for the next tokens (a mixture of layers: by the branches of a layer); None if it was given
+      none, or if that stays as it is.
   """
   router: RouterOutput | None = None
-  cache: Cache | None = None
+  cache: Cache | Caches | None = None
 
 
 class Sublayer(nnx.Module):
-  """The base class of mixers and feed-forwards."""
+  """The base class of mixers and feed-forwards.
+
+  Attributes:
+    reads_memory: it attends to the memory of the context, and the `length` of `init_cache` is that of the memory.
+  """
+
+  reads_memory = False
 
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:

@@ -120,9 +120,10 @@ class Transformer(nnx.Module):
       updates = dict(blocks=updates)
     return Encoded(self.final_norm(x), routers, updates, cache)
 
-  def init_cache(self, batch: int, length: int) -> Tree:
-    """What all blocks remember of B rows of at most `length` tokens, before the first; by the paths of blocks."""
-    return self.stack.caches(lambda kind: self._of_kind(kind).init_cache(batch, length))
+  def init_cache(self, batch: int, length: int, memory_length: int = 0) -> Tree:
+    """What all blocks remember of B rows of at most `length` tokens, and of a memory, before the first; by the paths of
+    blocks."""
+    return self.stack.caches(lambda kind: self._of_kind(kind).init_cache(batch, length, memory_length))
 
   def cache_axes(self) -> Tree:
     """Logical names of the axes of `init_cache`."""

@@ -1,4 +1,5 @@
 """Checks that the routers of a decoder do not see later tokens."""
+from collections.abc import Mapping
 from typing import Literal
 
 from moejax.config import ConfigError
@@ -39,3 +40,18 @@ def refuse(leak: Leak, where: str, train: bool, accepted: RoutingLeak) -> None:
   if leak not in fine and not (train and accepted == 'train'):
     raise ConfigError(f'{where} cannot be used in a decoder: in {"training" if train else "evaluation"} it '
                       f'{_WHY[leak]}. {_REMEDY[leak]}')
+
+
+def check_cache(transformer: Transformer) -> None:
+  """Checks that the blocks of a decoder can be applied to the tokens of a row in parts. Raises ConfigError."""
+  for block in transformer.distinct_blocks():
+    refuse_cache(block.leaks(False))
+
+
+def refuse_cache(leaks: Mapping[str, Leak]) -> None:
+  """Raises ConfigError if a mixture of `leaks`, by config path, routes by later tokens, as 'oracle' accepts."""
+  for where, leak in leaks.items():
+    if leak == 'future':
+      raise ConfigError(f'{where}.router cannot be used with a cache: in evaluation it {_WHY[leak]}, and a cache is for '
+                        'tokens whose followers are not known yet. Apply the model to whole sequences, or use another '
+                        'router.')

@@ -7,7 +7,6 @@ from flax import nnx
 
 from moejax.config import call
 from moejax.functional import Tree
-from moejax.layers.attend import Mask
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.positions import position_encoding
 from moejax.layers.sublayer import Context
@@ -67,13 +66,13 @@ class Decoder(nnx.Module):
   def embed(self, tokens: sequences.TokenRows) -> tuple[jax.Array, Context]:
     """The embedded tokens <float>[B,S,D], and what all blocks read."""
     x = self.encoding.embed(self.embedding(tokens.ids), tokens.positions)
-    length = tokens.ids.shape[1]
-    bias = self.encoding.bias(length, length) if tokens.past is None else None
-    return x, Context(tokens.router_inputs, self.encoding, bias=bias, mask=Mask(
-        tokens.segments, tokens.segments, query_positions=tokens.places, key_positions=tokens.places, causal=True))
+    return x, Context(tokens.router_inputs, self.encoding, bias=sequences.bias(self.encoding, tokens),
+                      mask=sequences.mask(tokens, causal=True))
 
   def init_cache(self, batch: int, length: int) -> Tree:
-    """What the model remembers of B rows of at most `length` tokens, before the first."""
+    """What the model remembers of B rows of at most `length` tokens, before the first. Raises ConfigError for a router
+    that sees later tokens."""
+    causality.check_cache(self.transformer)
     return dict(sequences.init_cache(batch), blocks=self.transformer.init_cache(batch, length))
 
   def cache_axes(self) -> Tree:

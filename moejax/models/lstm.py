@@ -1,5 +1,5 @@
 """The language model of the first sparsely-gated MoE: LSTM, mixture of experts, LSTM (1701.06538, appendix C.1)."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -11,8 +11,9 @@ from moejax.functional import Tree
 from moejax.layers.embeddings import Embedding, TokenHead
 from moejax.layers.feed_forwards.moe import MoE
 from moejax.layers.mixers.lstm import LSTM
-from moejax.layers.stack import routers_of, updates_of
-from moejax.layers.sublayer import Left
+from moejax.layers.positions import PositionEncoding
+from moejax.layers.stack import caches_of, routers_of, updates_of
+from moejax.layers.sublayer import Caches, Context, Left
 from moejax.models import causality, sequences
 from moejax.models.output import ModelOutput
 from moejax.models.registry import MODELS, Dtype, compute_dtype
@@ -20,7 +21,6 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.random import dropout as drop
 from moejax.ranges import Count, Rate
-from moejax.routing.inputs import RouterInputs
 
 MixtureOutput = Literal['sigmoid', 'linear']
 
@@ -37,17 +37,17 @@ class LSTMBlock(nnx.Module):
     self.lstm = LSTM(dim=dim, dtype=dtype, rngs=rngs) if moe is None else None
     self.moe = None if moe is None else call(MoE, moe, '.moe', dim=dim, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None,
+  def __call__(self, x: jax.Array, context: Context, cache: Caches | None = None, *, key: jax.Array | None,
                train: bool) -> tuple[jax.Array, dict[str, Left]]:
     """x: <float>[B,S,D] -> the same shape, and what the layer leaves."""
-    y, output = x, None
+    y, left = x, {}
     if self.lstm is not None:
-      y = self.lstm.run(x, inputs.positions == 0)
+      y, left['lstm'] = self.lstm(x, context, (cache or {}).get('lstm'))
     if self.moe is not None:
-      y, output = self.moe.mix(x, inputs, key=derive(key, 'moe'), train=train)
+      y, left['moe'] = self.moe(x, context, key=derive(key, 'moe'), train=train)
       y = jax.nn.sigmoid(y) if self.mixture_output == 'sigmoid' else y
     y = drop(y, self.dropout, key=derive(key, 'dropout'), train=train)
-    return rules.constrain(x + y.astype(x.dtype), ('batch', 'sequence', 'embed')), dict(moe=Left(output))
+    return rules.constrain(x + y.astype(x.dtype), ('batch', 'sequence', 'embed')), left
 
 
 @MODELS('lstm')
@@ -76,19 +76,44 @@ class RecurrentModel(nnx.Module):
     self.embedding = Embedding(vocab_size=vocab_size, init=embedding_init, **build)
     layers = [None, moe, None] if moe is not None else [None, None]
     self.blocks = nnx.List([LSTMBlock(layer, dropout=dropout, mixture_output=mixture_output, **build) for layer in layers])
-    for mixture in [block.moe for block in self.blocks if block.moe is not None]:
+    self.where = f'{config_path()}.moe'
+    for mixture in self._mixtures():
       for train in (True, False):
-        causality.refuse(mixture.leak(train), f'{config_path()}.moe.router', train, routing_leak)
+        causality.refuse(mixture.leak(train), f'{self.where}.router', train, routing_leak)
     self.head = TokenHead(head, vocab_size=vocab_size, **build)
 
-  def __call__(self, batch: Tree, *, key: jax.Array | None = None, train: bool = False) -> ModelOutput:
-    """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents."""
-    tokens = sequences.read(batch)
+  def __call__(self, batch: Tree, *, cache: Tree | None = None, key: jax.Array | None = None,
+               train: bool = False) -> ModelOutput:
+    """batch: tokens <int32>[B,S], and optionally segments and positions <int32>[B,S] of packed documents; `cache`: see
+    `Decoder`."""
+    tokens = sequences.read(batch, past=cache)
     x = drop(self.embedding(tokens.ids), self.dropout, key=derive(key, 'embedding'), train=train)
-    inputs, routers, updates = tokens.router_inputs, {}, {}
+    context, caches = Context(tokens.router_inputs, PositionEncoding()), {} if cache is None else cache['blocks']
+    routers, updates, remembered = {}, {}, {}
     for depth, block in enumerate(self.blocks):
-      x, left = block(x, inputs, key=derive(key, depth), train=train)
+      name = str(depth)
+      x, left = block(x, context, caches.get(name), key=derive(key, depth), train=train)
       routers |= routers_of(f'block_{depth:02d}', left)
       if changed := updates_of(left):
-        updates[str(depth)] = changed
-    return ModelOutput(self.head(x, self.embedding), x, routers, dict(blocks=updates) if updates else {})
+        updates[name] = changed
+      if kept := caches_of(left):
+        remembered[name] = kept
+    return ModelOutput(self.head(x, self.embedding), x, routers, dict(blocks=updates) if updates else {},
+                       cache=None if cache is None else dict(sequences.remember(cache, tokens), blocks=remembered))
+
+  def init_cache(self, batch: int, length: int) -> Tree:
+    """What the LSTMs remember of B rows without tokens, which does not grow with `length`. Raises ConfigError for a
+    router that sees later tokens."""
+    for mixture in self._mixtures():
+      causality.refuse_cache({self.where: mixture.leak(False)})
+    return dict(sequences.init_cache(batch), blocks=self._of_lstms(lambda lstm: lstm.init_cache(batch, length)))
+
+  def cache_axes(self) -> Tree:
+    """Logical names of the axes of `init_cache`."""
+    return dict(sequences.CACHE_AXES, blocks=self._of_lstms(lambda lstm: lstm.cache_axes()))
+
+  def _mixtures(self) -> list[MoE]:
+    return [block.moe for block in self.blocks if block.moe is not None]
+
+  def _of_lstms(self, what: Callable[[LSTM], Any]) -> Tree:
+    return {str(depth): dict(lstm=what(block.lstm)) for depth, block in enumerate(self.blocks) if block.lstm is not None}

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from moejax.config import ConfigError
 from moejax.functional import Tree
+from moejax.layers.attend import Mask
+from moejax.layers.positions import PositionEncoding
 from moejax.routing.inputs import RouterInputs
 
 
@@ -56,6 +58,18 @@ class TokenRows:
     if self.past is None:
       return None
     return self.past['length'][:, None] + jnp.cumsum(self.segments > 0, axis=1, dtype=jnp.int32) - 1
+
+
+def mask(tokens: TokenRows, *, causal: bool) -> Mask:
+  """What these tokens see of one another, by their places in the row where there is a past."""
+  return Mask(tokens.segments, tokens.segments, query_positions=tokens.places, key_positions=tokens.places,
+              causal=causal)
+
+
+def bias(encoding: PositionEncoding, tokens: TokenRows) -> jax.Array | None:
+  """The bias of attention among these tokens; None where there is a past, whose tokens attention knows."""
+  length = tokens.ids.shape[1]
+  return encoding.bias(length, length) if tokens.past is None else None
 
 
 def remember(past: Tree, tokens: TokenRows) -> Tree:

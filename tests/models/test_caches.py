@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from moejax import models
-from moejax.config import ConfigError
 from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import rules
 from moejax.routing import papers
@@ -21,9 +20,18 @@ def decoder(**config):
   return models.build(dict(name='decoder', vocab_size=VOCABULARY, dim=8, **{**DENSE, **config}))
 
 
+def mixture(router, **config):
+  return dict(num_experts=4, experts=dict(name='feed_forward', hidden=8), router=router,
+              dispatch=dict(name='reference')) | config
+
+
 def sparse(router, **config):
-  moe = dict(num_experts=4, experts=dict(name='feed_forward', hidden=8), router=router, dispatch=dict(name='reference'))
-  return decoder(moe=moe | config, sparse=dict(name='every', n=1), routing_leak='oracle')
+  return decoder(moe=mixture(router, **config), sparse=dict(name='every', n=1), routing_leak='oracle')
+
+
+def sparse_layers(**config):
+  return decoder(moe=dict(num_experts=3, router=papers.top_k_dropless(k=2)), sparse=dict(name='every', n=2),
+                 sparse_form='layer', **{**config, 'num_layers': 4})
 
 
 MODELS = {
@@ -39,6 +47,10 @@ MODELS = {
     'shared blocks': decoder(sharing='all_but_norms'),
     'top-2 without capacity': sparse(papers.top_k_dropless(k=2)),
     'hashes of a token and the one before': sparse(papers.hash_layers(vocab_size=VOCABULARY, of='bigrams')),
+    'layers as experts': sparse_layers(),
+    'layers as experts, scanned': sparse_layers(stacking='scan'),
+    'LSTM, mixture, LSTM': models.build(dict(
+        name='lstm', vocab_size=VOCABULARY, dim=8, moe=mixture(papers.top_k_dropless(k=2)))),
     'LSTMs, scanned': decoder(attention=None, feed_forward=None, stacking='scan', blocks=dict(
         a=dict(mixer=dict(name='lstm'), ffn=dict(name='feed_forward', hidden=12)))),
 }
@@ -116,7 +128,10 @@ def test_routers_with_a_capacity_compete_with_the_tokens_of_the_call():
   assert dropped > 0.3 and np.abs(logits - whole).max() > 1e-3
 
 
-def test_layers_as_experts_have_no_cache():
-  moe = dict(num_experts=2, router=papers.top_k_dropless(k=2))
-  with pytest.raises(ConfigError, match='config.model.moe: .*there is no cache'):
-    decoder(moe=moe, sparse=dict(name='every', n=1), sparse_form='layer').init_cache(1, 4)
+def test_layers_as_experts_remember_all_tokens_each():
+  """A layer computes the tokens of other layers too, so that its attention sees them; so it remembers them."""
+  model = MODELS['layers as experts, scanned']
+  keys = model.init_cache(ROWS, LENGTH)['blocks']['0']['1']['moe']['attention']['keys']
+  assert keys.shape == (2, 3, ROWS, LENGTH, 1, 4)
+  axes = model.cache_axes()['blocks']['0']['1']['moe']['attention']['keys']
+  assert axes == ('layers', 'expert', 'batch', 'length', 'kv_heads', 'head_dim')

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax import functional
-from moejax.config import ConfigError
+from moejax.config import ConfigError, config_path
 from moejax.layers import attend, initializers
 from moejax.layers.attend import Mask
 from moejax.layers.mixers import kv_cache
@@ -57,7 +57,7 @@ class Attention(Sublayer):
     head_dim = head_dim or dim // heads
     self.heads, self.kv_heads, self.head_dim, self.dropout, self.dtype = heads, kv_heads, head_dim, dropout, dtype
     self.scale, self.cap, self.qk_norm_of = head_dim ** -0.5 if scale == 'sqrt' else 1., cap, qk_norm_of
-    self.window = window
+    self.window, self.where = window, config_path()
     self.implementation: attend.Name | None = implementation
 
     project = initializers.build(init, '.init', in_axis=0, out_axis=(1, 2))
@@ -185,9 +185,32 @@ class SelfAttention(Attention):
 
 @SUBLAYERS('cross_attention')
 class CrossAttention(Attention):
-  """Attention to the memory of the context, without positions."""
+  """Attention to the memory of the context, without positions.
+
+  Its cache is the keys and values of the memory: a call that has a memory makes them, the calls after it have none.
+  """
+
+  reads_memory = True
 
   def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
                train: bool = False) -> tuple[jax.Array, Left]:
-    """x: <float>[B,S,D] -> <float>[B,S,D]."""
-    return self.read(x, context.memory, mask=context.memory_mask, key=key, train=train), Left()
+    """x: <float>[B,S,D] -> <float>[B,S,D]. Raises ConfigError: there is nothing to attend to."""
+    queries = self.queries(x)
+    if context.memory is not None:
+      keys, values = self.keys_and_values(context.memory)
+      left = Left() if cache is None else Left(cache=dict(keys=keys, values=values))
+    elif cache is not None and cache['keys'].shape[1]:
+      keys, values, left = cache['keys'], cache['values'], Left()
+    else:
+      raise ConfigError(f"{self.where}: cross-attention needs the output of an encoder, which this model does not have. "
+                        "Use config.model.name = 'encoder_decoder', or name = 'attention' here.")
+    return self.weigh(queries, keys, values, mask=context.memory_mask, key=key, train=train), left
+
+  def init_cache(self, batch: int, length: int) -> Cache:
+    """Room for the keys and values of a memory of `length` tokens."""
+    shape = (batch, length, self.kv_heads, self.head_dim)
+    return dict(keys=jnp.zeros(shape, self.dtype), values=jnp.zeros(shape, self.dtype))
+
+  def cache_axes(self) -> Axes:
+    """See `Sublayer.cache_axes`."""
+    return dict.fromkeys(('keys', 'values'), ('batch', 'length', 'kv_heads', 'head_dim'))
