@@ -28,7 +28,7 @@ def get_config(variant='16b'):
   config.model = dict(
       name='decoder', vocab_size=102400, dim=2048, num_layers=28, attention=dict(heads=16, head_dim=128),
       feed_forward=dict(hidden=10944, activation='swiglu'), sparse=dict(name='top', n=27),
-      layers='scan', remat='full', dtype='bfloat16',
+      stacking='scan', remat='full', dtype='bfloat16',
       moe=dict(num_experts=64, experts=expert, shared={**expert, 'hidden': 2816}, router=router,
                dispatch=dict(name='grouped'), group='sequence'))
   config.objective = dict(name='language_model', router_losses='sum')

@@ -24,7 +24,7 @@ def get_config(variant='8x7b'):
       name='decoder', vocab_size=32000, dim=4096, num_layers=32,
       attention=dict(heads=32, kv_heads=8, head_dim=128), positions=dict(name='rope', theta=1e6),
       feed_forward=dict(hidden=14336, activation='swiglu'), sparse=dict(name='every', n=1),
-      layers='scan', remat='full', dtype='bfloat16',
+      stacking='scan', remat='full', dtype='bfloat16',
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=14336, activation='swiglu'),
                router=papers.top_k_dropless(k=2), dispatch=dict(name='grouped'), group='sequence'))
   config.objective = dict(name='language_model', router_losses='mean')

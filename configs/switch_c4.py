@@ -34,7 +34,7 @@ def get_config(variant='base'):
   side = lambda length: dict(
       num_layers=layers, attention=dict(heads=heads, head_dim=64, scale='none', init=dict(name='fan_in', scale=0.1)),
       feed_forward=dict(hidden=hidden, activation=activation, init_scale=0.1), sparse=dict(name='every', n=n),
-      layers='scan', remat='full',
+      stacking='scan', remat='full',
       moe=dict(num_experts=num_experts,
                experts=dict(name='feed_forward', hidden=hidden, activation=activation, init_scale=0.1),
                router=papers.switch(capacity_factor=capacity_factor), dispatch=dict(name='einsum'),

@@ -35,7 +35,7 @@ def get_config(variant='S/32,last-2'):
       name='vision', image_size=224, patch_size=patch, num_classes=21843, dim=dim, num_layers=layers,
       attention=dict(heads=heads, use_bias=True, init=dict(name='xavier_uniform')),
       feed_forward=dict(hidden=hidden, use_bias=True), head_bias='-log(num_classes)',
-      sparse=dict(name=layout, n=int(n)), layers='scan', remat='full', dtype='bfloat16',
+      sparse=dict(name=layout, n=int(n)), stacking='scan', remat='full', dtype='bfloat16',
       moe=dict(num_experts=32, experts=dict(name='feed_forward', hidden=hidden, use_bias=True, init='identical'),
                router=papers.vmoe(k=2, priority='position'), dispatch=dict(name='einsum'),
                group=8 * (224 // patch)**2))

@@ -68,9 +68,9 @@ class Run:
     Raises:
       ConfigError: it could not train there.
     """
-    from moejax.training import room, setup
+    from moejax.training import device_memory, setup
     values = {key: config_files.parse_value(str(value)) for key, value in self.overrides.items()}
-    room.check(setup.prepare(config_files.load(self.config, {'seed': self.seed, **values}), devices))
+    device_memory.check(setup.prepare(config_files.load(self.config, {'seed': self.seed, **values}), devices))
 
   def metrics(self, workdir: pathlib.Path) -> dict:
     """What its finished command left in its workdir."""

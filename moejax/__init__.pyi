@@ -20,7 +20,7 @@ from moejax.routing.plans import SoftPlan as SoftPlan
 from moejax.routing.plans import TokenPlan as TokenPlan
 from moejax.routing.router import Router as Router
 from moejax.routing.router import RouterOutput as RouterOutput
-from moejax.training.checkpoint import restore_for_evaluation as restore_for_evaluation
+from moejax.training.durability.restore import restore_for_evaluation as restore_for_evaluation
 from moejax.training.setup import Setup as Setup
 from moejax.training.setup import default_config as default_config
 from moejax.training.setup import prepare as prepare

@@ -54,12 +54,11 @@ def run(workdir: str | Path, overrides: Mapping[str, Any] | None = None, step: i
     NoCheckpoint: there is no checkpoint to evaluate.
   """
   from moejax.parallel import processes
-  from moejax.training import steps as steps_lib
   from moejax.training import workdir as workdir_lib
-  from moejax.training.checkpoint import restore_for_evaluation
+  from moejax.training.durability import restore
   workdir, say = workdir_lib.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
-  results = measure(*restore_for_evaluation(workdir, steps_lib.find(workdir, step)))
+  results = measure(*restore.restore_for_evaluation(workdir, restore.find_step(workdir, step)))
   say(f'Next: compare with another checkpoint (--step=best) or, for a sparse model, another capacity or number of '
       f'experts per token; {workdir / "report" / "index.html"} names the keys.')
   return results
@@ -85,10 +84,10 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
   from moejax.evaluation import log
   from moejax.parallel import processes
   from moejax.training import follow as follow_lib
-  from moejax.training import peers
   from moejax.training import workdir as workdir_lib
-  from moejax.training.checkpoint import restore_for_evaluation
-  from moejax.training.recovery import NoCheckpoint
+  from moejax.training.durability import lost_process
+  from moejax.training.durability.restore import restore_for_evaluation
+  from moejax.training.durability.stop_reasons import NoCheckpoint
   workdir, say = workdir_lib.find(workdir), processes.by_the_first(say)
   measure = _Measure(workdir, overrides, say)
   if (workdir / 'config.json').exists():
@@ -99,7 +98,7 @@ def follow(workdir: str | Path, overrides: Mapping[str, Any] | None = None, ever
       with processes.together('read the checkpoint'):
         restored = restore_for_evaluation(workdir, step)
     except RuntimeError as error:
-      peers.check(error)
+      lost_process.check(error)
       raise NoCheckpoint(f'{error}.') from error
     measure(*restored)
   follow_lib.run(workdir, evaluate, log.steps(workdir, measure.overrides, say), every, say)

@@ -39,7 +39,7 @@ def overridden(*arguments, file=MIXTRAL):
 @pytest.mark.parametrize('argument, path, value', [
     ('model.dtype=bfloat16', 'model.dtype', 'bfloat16'),
     ('model.remat=full', 'model.remat', 'full'),
-    ('model.layers=scan', 'model.layers', 'scan'),
+    ('model.stacking=scan', 'model.stacking', 'scan'),
     ('model.dropout=0.1', 'model.dropout', 0.1),
     ('model.moe.dispatch.implementation=xla', 'model.moe.dispatch.implementation', 'xla'),
     ('optimizer.b1=0.8', 'optimizer.b1', 0.8),

@@ -16,7 +16,9 @@ import pytest
 from moejax import config_files
 from moejax.config import call
 from moejax.functional import flatten
-from moejax.training import checkpoint, optimizer, setup, step
+from moejax.training import setup, step
+from moejax.training.durability import checkpoint
+from moejax.training.schedules import SCHEDULES
 
 CONFIGS = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.joinpath('configs').glob('[!_]*.py'))
 RUNS = [(name, variant) for name in CONFIGS
@@ -70,7 +72,7 @@ def test_training_steps_alone_makes_it_a_short_run(name, variant):
     sections = dict(training=setup.Training, evaluation=setup.Evaluation, checkpoint=checkpoint.CheckpointConfig)
     sections = {key: call(section, config[key], f'config.{key}') for key, section in sections.items()}
     setup._check_best(types.SimpleNamespace(**sections, evaluators=config.evaluation.evaluators))
-    schedule = optimizer.SCHEDULES.build(config.optimizer.schedule, 'config.optimizer.schedule', steps=steps)
+    schedule = SCHEDULES.build(config.optimizer.schedule, 'config.optimizer.schedule', steps=steps)
     rates = schedule(np.arange(steps))
     assert np.isfinite(rates).all() and rates.max() > config.optimizer.schedule.peak / 3
 

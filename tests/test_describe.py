@@ -56,7 +56,7 @@ def test_a_key_says_type_range_default_and_value():
   keys = of('vmoe_digits')
   assert keys['model.dim'] == describe.Key('model.dim', 'an int of at least 1', keys['model.dim'].line, value=64)
   assert keys['model.channels'].value == 1 and keys['model.channels'].default == 3
-  assert keys['model.layers'].type == "one of 'scan', 'unrolled'"
+  assert keys['model.stacking'].type == "one of 'scan', 'unrolled'"
   assert keys['model.moe.shared'].type == 'a dict or None' and keys['model.moe.shared'].value is None
   assert keys['training.average'].type.endswith('or None')
   assert keys['optimizer.b1'].default == keys['optimizer.b1'].value == 0.9  # left out by the config

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from moejax import config_files
 from moejax.config import ConfigError
-from moejax.training import optimizer
+from moejax.training.schedules import SCHEDULES
 
 
 def schedule(given, steps=800, **phases):
@@ -49,4 +49,4 @@ def test_invalid_steps_change_nothing(steps):
 def test_keys_that_contradict_each_other_are_refused():
   given = {'training.steps': 100, 'optimizer.schedule.warmup': 500}
   with pytest.raises(ConfigError, match='500 steps of warm-up .* must be fewer than the 100 of config.training.steps'):
-    optimizer.SCHEDULES.build(schedule(given, warmup=10), 'config.optimizer.schedule', steps=100)
+    SCHEDULES.build(schedule(given, warmup=10), 'config.optimizer.schedule', steps=100)

@@ -15,7 +15,8 @@ from absl import logging
 from experiments.faults import config
 from moejax import command_line
 from moejax.parallel import processes
-from moejax.training import lock, loop, setup, workdir
+from moejax.training import loop, setup, workdir
+from moejax.training.durability import lock
 
 
 @dataclasses.dataclass(frozen=True)

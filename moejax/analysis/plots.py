@@ -11,13 +11,17 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from moejax.analysis import style
 
 Line = tuple[np.ndarray, np.ndarray]  # steps and values
 WIDTH = 9.6  # inches
+# More lines have colours on a scale, so that some names tell where the others are.
+MOST_NAMED_LINES = 12
 
 
 def curves(panels: Mapping[str, Mapping[str, Line]], references: Mapping[str, tuple[str, float]] | None = None,
@@ -40,9 +44,7 @@ def curves(panels: Mapping[str, Mapping[str, Line]], references: Mapping[str, tu
     if references and label in references:
       meaning, value = references[label]
       axis.axhline(value, linestyle=(0, (4, 3)), linewidth=1.3, color=matplotlib.rcParams['xtick.color'], label=meaning)
-    # Above the axes, so that no line passes behind it.
-    axis.legend(loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4, handlelength=1.2,
-                columnspacing=1.2, borderpad=0)
+  _legends_above(figure, axes)
   return figure
 
 
@@ -132,6 +134,13 @@ def patches(images: np.ndarray, layers: Mapping[str, np.ndarray], titles: Sequen
   return figure
 
 
+def spread(names: Sequence, most: int) -> list:
+  """At most `most` of `names`, evenly spaced, including the first and the last."""
+  if len(names) <= most:
+    return list(names)
+  return [names[i] for i in np.linspace(0, len(names) - 1, most).round().astype(int)]
+
+
 # Multiples of the expected value are shown as log2, clipped to a quarter and four times.
 _NORM = TwoSlopeNorm(vmin=-2, vcenter=0, vmax=2)
 
@@ -170,6 +179,43 @@ def _lines(axis, lines):
   axis.set_axisbelow(True)
   axis.set_xlim(left=0)
   axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _legends_above(figure, axes):
+  """Legends above the axes, so that no line passes behind them, and no wider; the figure grows by their rows."""
+  grid = axes[0].get_subplotspec().get_gridspec()
+  size = FontProperties(size=matplotlib.rcParams['legend.fontsize']).get_size_in_points() / 72
+  width = WIDTH / grid.ncols - 1.1  # without the labels of the y axis
+  rows = np.zeros((grid.nrows, grid.ncols))
+  for axis in axes:
+    handles, labels = axis.get_legend_handles_labels()
+    # References, which are dashed, come after the lines.
+    lines = [i for i, handle in enumerate(handles) if handle.get_linestyle() == '-']
+    chosen = [*spread(lines, MOST_NAMED_LINES), *(i for i in range(len(handles)) if i not in lines)]
+    names = [_fitted(labels[i], width - 2 * size, size) for i in chosen]
+    entry = 2 * size + max(_extent(name, size) for name in names)
+    columns = int(np.clip((width + 1.2 * size) // (entry + 1.2 * size), 1, 4))
+    title = f'{MOST_NAMED_LINES} of {len(lines)} lines:' if len(lines) > MOST_NAMED_LINES else None
+    axis.legend([handles[i] for i in chosen], names, title=title, alignment='left', loc='lower left',
+                bbox_to_anchor=(0, 1), borderaxespad=0.4, borderpad=0, ncols=columns, handlelength=1.2,
+                handletextpad=0.8, columnspacing=1.2)
+    place = axis.get_subplotspec()
+    rows[place.rowspan.start, place.colspan.start] = -(-len(names) // columns) + (title is not None)
+  figure.set_figheight(figure.get_figheight() + 1.6 * size * (rows.max(1) - 1).sum())
+
+
+def _extent(text, size):
+  # Drawn to whole pixels, letters take up to 5% more.
+  return 1.05 * TextPath((0, 0), text, size=size).get_extents().width
+
+
+def _fitted(text, width, size):
+  """`text`, without its middle where it is wider than `width`."""
+  shown, kept = text, len(text)
+  while kept > 2 and (extent := _extent(shown, size)) > width:
+    kept = max(min(kept - 1, int(len(shown) * width / extent) - 1), 2)
+    shown = f'{text[:-(-kept // 2)]}…{text[-(kept // 2):]}'
+  return shown
 
 
 def _patch_map(axis, image, experts, colours):

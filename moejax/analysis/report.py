@@ -133,7 +133,7 @@ def balance(folder: Path, series: dict[str, history.Series], taken: routes.Batch
               'an equal share (white). Healthy: pale everywhere. Dark brown experts are hardly used; dark blue-green '
               'ones are overloaded and drop tokens if there is a capacity.')]
   loads = {name: one for name, one in history.router_layers(series, 'load').items() if one.values.ndim == 2}
-  shown = {name: (loads[name].steps, loads[name].values) for name in specialisation_report.spread(list(loads), 12)}
+  shown = {name: (loads[name].steps, loads[name].values) for name in plots.spread(list(loads), 12)}
   if shown:
     parts.append(page.picture(
         folder, 'load_over_time', lambda: plots.load_over_time(shown),

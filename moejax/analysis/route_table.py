@@ -18,7 +18,7 @@ from moejax.parallel import processes, rules
 from moejax.routing.plans import Plan, SlotPlan, SoftPlan, TokenPlan, group_size
 from moejax.routing.router import RouterOutput
 from moejax.training import workdir as workdir_lib
-from moejax.training.checkpoint import restore_for_evaluation
+from moejax.training.durability.restore import restore_for_evaluation
 from moejax.training.setup import Setup, build
 
 if TYPE_CHECKING:

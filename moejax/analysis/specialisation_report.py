@@ -86,7 +86,7 @@ def specialities(folder: Path, name: str, labels: Labels) -> str:
   measured = [specialisation.normalised_mutual_information(table) for table in tables.values()]
   chance = [specialisation.chance_level(labels.members, share) for share in labels.shares.values()]
   best = list(tables)[int(np.argmax(measured))]
-  shown = {layer: tables[layer] for layer in spread(list(tables), MOST_LAYERS)}
+  shown = {layer: tables[layer] for layer in plots.spread(list(tables), MOST_LAYERS)}
   rows = specialisation.most_telling(list(shown.values()), MOST_LABELS)
   names = [labels.names[row] for row in rows]
   lifts = {layer: specialisation.lift(table)[rows] for layer, table in shown.items()}
@@ -109,7 +109,7 @@ def soft_reading(folder: Path, routes: BatchRoutes, written: Labels) -> str:
   if not labels.shares:
     return ''
   lifts = {name: specialisation.lift(specialisation.table(labels.members, labels.shares[name]))
-           for name in spread(list(labels.shares), MOST_LAYERS)}
+           for name in plots.spread(list(labels.shares), MOST_LAYERS)}
   rows = specialisation.most_telling([specialisation.table(written.members, s) for s in labels.shares.values()],
                                      MOST_LABELS)
   return page.picture(
@@ -130,7 +130,7 @@ def image_patches(folder: Path, routes: BatchRoutes) -> str:
     return '' if grids else page.paragraph('Tokens of this model do not form a grid of patches, so they are not drawn.')
   chosen = one_of_each(routes.batch)
   maps = {}
-  for name in spread(list(grids), 4):
+  for name in plots.spread(list(grids), 4):
     prefix, side = grids[name]
     maps[name] = routes.layers[name].first[chosen, prefix:prefix + side * side].reshape(-1, side, side)
   titles = [f'class {routes.batch["label"][i]}' if 'label' in routes.batch else '' for i in chosen]
@@ -154,7 +154,7 @@ def text(folder: Path, routes: BatchRoutes, tokenizer, prefix: str, layers: list
       'All tokens are of one kind, so kinds are not shown.')
   typical = page.details('Show typical tokens of each expert', ''.join(
       f'<h3>{name}</h3>' + typical_tokens(tokenizer, ids[valid[name]], shares[name])
-      for name in spread(layers, MOST_LAYERS)))
+      for name in plots.spread(layers, MOST_LAYERS)))
   return pictures + typical + running_text(routes, tokenizer, ids, layers)
 
 
@@ -178,7 +178,7 @@ def running_text(routes: BatchRoutes, tokenizer, ids: np.ndarray, layers: list[s
   if max(routes.layers[name].num_experts for name in layers) > style.MOST_COLOURS:
     return ''
   parts = []
-  for name in spread(layers, 4):
+  for name in plots.spread(layers, 4):
     layer, real = routes.layers[name], routes.valid(name)[0]
     pieces = [token_kinds.visible(tokenizer.decode(np.array([id]))) for id in ids[0][real][:TEXT_TOKENS]]
     parts.append(page.details(f'Show running text coloured by the experts of {name}', page.coloured_tokens(
@@ -200,10 +200,3 @@ def one_of_each(batch: dict[str, np.ndarray]) -> np.ndarray:
   if 'label' not in batch:
     return np.arange(min(IMAGES, len(batch['image'])))
   return np.lexsort((batch['label'], rank_in_class(batch['label'])))[:IMAGES]
-
-
-def spread(names: list, most: int) -> list:
-  """At most `most` of `names`, evenly spaced, including the first and the last."""
-  if len(names) <= most:
-    return names
-  return [names[i] for i in np.linspace(0, len(names) - 1, most).round().astype(int)]

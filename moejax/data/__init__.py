@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from moejax.data import image_text, images, language_model, span_corruption, speech  # registers pipelines
 from moejax.data import (captions, cluster_patches, image_files, mixture, named_datasets, records, speech_files,
                          synthetic, synthetic_speech, text_files)  # registers sources
-from moejax.data import words  # registers a tokenizer
+from moejax.data import file_tokenizers, words  # registers tokenizers
 from moejax.data.pipeline import PIPELINES, Pipeline
 from moejax.data.source import SOURCES, DataError, Source
 from moejax.data.tokenizers import TOKENIZERS, Tokenizer

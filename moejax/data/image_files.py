@@ -7,7 +7,8 @@ import os
 import numpy as np
 
 from moejax.config import config_path
-from moejax.data.source import SOURCES, Arrays, DataError, Path, Source, holdout, local_path, read_file, require
+from moejax.data.files import Path, local_path, read_file
+from moejax.data.source import SOURCES, Arrays, DataError, Source, holdout, require
 from moejax.ranges import Count, Natural
 
 _MOST_DIMENSIONS = 64  # of a numpy array

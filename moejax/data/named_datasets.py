@@ -8,7 +8,8 @@ from typing import Annotated
 import grain
 
 from moejax.config import ConfigError, config_path
-from moejax.data.source import SOURCES, DataError, Source, Stream, check_strings, decoding, read_file, require
+from moejax.data.files import check_strings, read_file
+from moejax.data.source import SOURCES, DataError, Source, Stream, decoding, require
 from moejax.ranges import Count, NotEmpty
 
 Names = Annotated[Mapping, NotEmpty()]

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from moejax import command_line, config_files
 from moejax.config import ConfigError
 from moejax.data import SOURCES, records
-from moejax.data.source import DataError, Example, Source, Stream, decoding, is_url, place
+from moejax.data.files import is_url
+from moejax.data.source import DataError, Example, Source, Stream, decoding, place
 
 
 def pack(source: Source, folder: str, shards: int = 1, config: Mapping | None = None) -> dict[str, int]:

@@ -11,7 +11,8 @@ import msgpack
 import numpy as np
 
 from moejax.config import config_path
-from moejax.data.source import (SOURCES, DataError, Example, Path, Source, decoding, local_path, read_file, require)
+from moejax.data.files import Path, local_path, read_file
+from moejax.data.source import SOURCES, DataError, Example, Source, decoding, require
 from moejax.ranges import Count, NotEmpty
 
 INFO = 'info.json'

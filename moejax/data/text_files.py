@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 
 from moejax.config import config_path
-from moejax.data.source import (SOURCES, DataError, Files, Path, Share, Source, decoding, holdout, read_file, require)
+from moejax.data.files import Files, Path, read_file
+from moejax.data.source import SOURCES, DataError, Share, Source, decoding, holdout, require
 from moejax.ranges import Natural, NotEmpty
 
 _BYTE_ORDER_MARK = '\ufeff'.encode('utf-8')

@@ -6,7 +6,7 @@ from typing import Literal
 from moejax.config import ConfigError, config_path
 from moejax.layers.block import BranchSpec
 from moejax.layers.pattern import Kind, dense_or_sparse, mixtures, named_kinds
-from moejax.layers.stack import Depth, Layers, Remat
+from moejax.layers.stack import Depth, Remat, Stacking
 from moejax.ranges import Rate
 
 # The mixture of a sparse block replaces the dense feed-forward, is inserted after it, or replaces the whole block, with
@@ -39,7 +39,7 @@ class TransformerConfig:
     view: what blocks compute with in place of their stored weights, e.g. LoRA; see `views`.
     dropout: on every branch, and on the input.
     stochastic_depth: drop rate of the branches of the last block; linear in depth from 0 at the first.
-    layers: scanned (only distinct blocks are compiled) or unrolled.
+    stacking: scanned (only distinct blocks are compiled) or unrolled.
     remat: the residuals of each block saved for the backward pass.
     sharing: the parameters shared by all layers; see `Sharing`. The state of a shared router is updated once per step,
       from the tokens of all layers.
@@ -57,7 +57,7 @@ class TransformerConfig:
   view: Mapping | None = None
   dropout: Rate = 0.
   stochastic_depth: Rate = 0.
-  layers: Layers = 'unrolled'
+  stacking: Stacking = 'unrolled'
   remat: Remat = 'none'
   sharing: Sharing = 'none'
 

@@ -20,7 +20,7 @@ from moejax.layers.sublayer import Left
 from moejax.ranges import Between
 from moejax.routing.router import RouterOutput
 
-Layers = Literal['scan', 'unrolled']
+Stacking = Literal['scan', 'unrolled']
 Depth = Annotated[int, Between(1, 1000)]
 # The residuals of each block saved for the backward pass; all others are recomputed.
 Remat = Literal['none', 'full', 'dots', 'dots_with_no_batch_dims']
@@ -76,13 +76,13 @@ class Stack:
   `<segment>/<position in the unit>/...`, with a leading axis of repeats, if scanned.
   """
   kinds: tuple[str, ...]
-  layers: Layers = 'scan'
+  stacking: Stacking = 'scan'
   remat: Remat = 'none'
 
   @property
   def traced_kinds(self) -> tuple[str, ...]:
     """Kinds of the blocks traced and compiled, those of `distinct`: if scanned, of the units; if unrolled, of all."""
-    return tuple(kind for unit, _ in factor(self.kinds) for kind in unit) if self.layers == 'scan' else self.kinds
+    return tuple(kind for unit, _ in factor(self.kinds) for kind in unit) if self.stacking == 'scan' else self.kinds
 
   @property
   def traced(self) -> int:
@@ -91,19 +91,19 @@ class Stack:
 
   def build(self, block: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.List:
     """Calls `block(kind, rngs=)` for every layer."""
-    make = functional.stack_modules if self.layers == 'scan' else functional.unstacked_modules
+    make = functional.stack_modules if self.stacking == 'scan' else functional.unstacked_modules
     segments = []
     for unit, repeats in factor(self.kinds):
       build_unit = lambda rngs, unit=unit: nnx.List([block(kind, rngs=rngs) for kind in unit])
       segments.append(make(build_unit, repeats, rngs))
-    if self.layers == 'scan':
+    if self.stacking == 'scan':
       return nnx.List(segments)
     return nnx.List([block for segment in segments for unit in segment for block in unit])
 
   def distinct(self, blocks: nnx.List) -> Iterator[nnx.Module]:
     """Blocks for reading their static attributes; if scanned, one for all repeats."""
     for block in blocks:
-      if self.layers == 'scan':
+      if self.stacking == 'scan':
         yield from block
       else:
         yield block
@@ -129,7 +129,7 @@ class Stack:
     step = self._opened(step)
     depths = jnp.arange(len(self.kinds))
     keys = None if key is None else jax.vmap(lambda depth: jax.random.fold_in(key, depth))(depths)
-    run = self._scan if self.layers == 'scan' else self._unroll
+    run = self._scan if self.stacking == 'scan' else self._unroll
     views = nnx.List([None] * len(blocks)) if views is None else views
     x, left, updates, new_cache = run(blocks, views, step, x, keys, depths, cache or {})
     routers = {}
@@ -149,7 +149,7 @@ class Stack:
 
   def _by_path(self, of_kind: Callable[[str], Tree], repeated: Callable[[Any, int], Any]) -> Tree:
     # `of_kind(kind)` by the paths of blocks, with `repeated(leaf, repeats)` where these are scanned.
-    if self.layers != 'scan':
+    if self.stacking != 'scan':
       return {str(depth): tree for depth, kind in enumerate(self.kinds) if (tree := of_kind(kind))}
     stacked = lambda tree, repeats: functional.unflatten(
         {path: repeated(leaf, repeats) for path, leaf in functional.flatten(tree).items()})
@@ -230,7 +230,7 @@ class Stack:
       # Inside a scan the loop already prevents the compiler from merging the two computations.
       both = lambda variables: typing.cast(nnx.List, rebuild(variables))
       compute = jax.checkpoint(lambda variables, *inputs: opened(*both(variables), *inputs),
-                               policy=_POLICIES[self.remat], prevent_cse=self.layers != 'scan')
+                               policy=_POLICIES[self.remat], prevent_cse=self.stacking != 'scan')
       return compute(variables, *inputs)
     return opened if self.remat == 'none' else rematerialised
 

@@ -62,11 +62,11 @@ class Transformer(nnx.Module):
     if config.sharing != 'none' and len(set(kinds)) > 1:
       raise ConfigError(f".sharing = {config.sharing!r} needs layers of one kind, and there are "
                         f"{' and '.join(sorted(set(kinds)))} ones. Make all or no layers sparse, or use 'none'.")
-    self.stack, self.sharing, self.dropout = Stack(kinds, config.layers, config.remat), config.sharing, config.dropout
+    self.stack, self.sharing, self.dropout = Stack(kinds, config.stacking, config.remat), config.sharing, config.dropout
     if self.stack.traced > _MOST_TRACED:
       raise ConfigError(f'.num_layers = {config.num_layers} makes {self.stack.traced} blocks to trace and '
-                        f"compile separately, more than the maximum of {_MOST_TRACED}. Use layers='scan' and a periodic "
-                        'pattern of layers, or fewer layers.')
+                        f"compile separately, more than the maximum of {_MOST_TRACED}. Use stacking='scan' and a "
+                        'periodic pattern of layers, or fewer layers.')
 
     def of_branches(kind: str, rngs: nnx.Rngs) -> Block:
       with at(where):  # a block that is an expert is built inside of another group
@@ -114,7 +114,7 @@ class Transformer(nnx.Module):
 
     x, routers, updates, cache = self.stack.run(self.blocks, step, x, derive(key, 'blocks'), cache, self.views)
     if updates and self.sharing != 'none':
-      by_layer = self.stack.unrolled(updates) if self.stack.layers == 'scan' else updates
+      by_layer = self.stack.unrolled(updates) if self.stack.stacking == 'scan' else updates
       updates = dict(shared=functools.reduce(add_updates, by_layer.values()))
     elif updates:
       updates = dict(blocks=updates)

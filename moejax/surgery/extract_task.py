@@ -1,6 +1,7 @@
 """Extracts a task's dense model from a sparse one that routes by task (arXiv 2110.03742, section 3.3)."""
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moejax import models
+from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.functional import Tree, expert_paths, flatten, unflatten
 
 # Axis of the hidden units of each parameter, along which experts are concatenated to one wider feed-forward.
@@ -18,12 +20,14 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
                  side: str | None = None) -> tuple[dict, Tree, Tree]:
   """Concatenates the experts of `task` to one feed-forward per layer, with combine weights folded into `wo` and `bo`.
 
+  A shared expert is one of them, with weight 1.
+
   If experts are whole layers (`sparse_form='layer'`), takes the layers on the task's route.
 
   The output equals the full model's for that task: the same sum, written as one product.
 
   Args:
-    config: `config.model`, with `layers='unrolled'` and experts that are 'feed_forward' or layers.
+    config: `config.model`, with `stacking='unrolled'` and experts that are 'feed_forward' or layers.
     params, state: of that model.
     task: the task's number in `tasks`.
     side: 'encoder' or 'decoder' of an encoder-decoder, whose other side is unchanged; None: a decoder-only model.
@@ -32,15 +36,21 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
     `(config, params, state)` of the dense model.
 
   Raises:
-    ValueError: the routes depend on more than the task, the layers would differ in width, or the route mixes several
-      experts that are layers, whose sum is not a layer.
+    ValueError: the routes depend on more than the task, the layers would differ in width or activation, the shared
+      expert cannot be joined with the others, or the route mixes several experts that are layers, whose sum is not a
+      layer.
   """
   config = plain_copy(config)
   part = config if side is None else config[side]
   where, prefix = ('config.model', '') if side is None else (f'config.model.{side}', f'{side}/')
-  whole = part.get('sparse_form') == 'layer'
-  if part.get('layers', 'unrolled') != 'unrolled' or not whole and part['moe']['experts']['name'] != 'feed_forward':
-    raise ValueError(f"{where}: extraction requires layers='unrolled', and experts that are 'feed_forward' or layers.")
+  sparse_form = part.get('sparse_form', 'replace')
+  whole = sparse_form == 'layer'
+  replaces = sparse_form == 'replace' and part['moe']['experts']['name'] == 'feed_forward'
+  if part.get('stacking', 'unrolled') != 'unrolled' or not (whole or replaces):
+    raise ValueError(f"{where}: extraction requires stacking='unrolled', and experts that are layers, or 'feed_forward' in "
+                     'the place of the dense one.')
+  if not whole:
+    check_shared(part['moe'], f'{where}.moe')
   weights = routes(config, params, state, task, '' if side is None else f'{side}_')
   flat, of_experts = flatten(params), expert_paths(models.build(config).axes)
   new = {path: leaf for path, leaf in flat.items()
@@ -52,21 +62,26 @@ def extract_task(config: Mapping, params: Tree, state: Tree, task: int,
       new |= {here + path.removeprefix(f'{here}moe/layers/'): leaf[on_route(weight, where)]
               for path, leaf in experts.items()}
       continue
-    joined = side_by_side({path.rpartition('/')[2]: leaf for path, leaf in experts.items()}, weight)
-    new |= {f'{here}feed_forward/{name}': leaf for name, leaf in joined.items()}
+    parts = [({path.rpartition('/')[2]: leaf[e] for path, leaf in experts.items()}, weight[e])
+             for e in np.flatnonzero(weight)]
+    if shared := {path.removeprefix(f'{here}moe/shared/'): leaf for path, leaf in flat.items()
+                  if path.startswith(f'{here}moe/shared/')}:
+      parts.append((shared, 1))
+    new |= {f'{here}feed_forward/{name}': leaf for name, leaf in side_by_side(parts).items()}
 
   moe = part.pop('moe')
   part.pop('sparse')
-  if whole:
-    part.pop('sparse_form')
-  else:
+  part.pop('sparse_form', None)
+  if not whole:
     widths = {leaf.shape[1] for path, leaf in new.items()
               if path.startswith(prefix) and path.endswith('/feed_forward/wi')}
     if len(widths) > 1:
       raise ValueError(f'{where}: the feed-forwards would have widths {sorted(widths)}, but a dense model has one. '
                        "Train with dense layers as wide as a task's experts together.")
-    kept = {name: moe['experts'][name] for name in ('activation', 'use_bias') if name in moe['experts']}
-    part['feed_forward'] = {**part['feed_forward'], **kept, 'hidden': widths.pop()}
+    if len(weights) < part['num_layers'] and form(part['feed_forward']) != form(moe['experts']):
+      raise ValueError(f'{where}: experts are {form(moe["experts"])}, dense layers {form(part["feed_forward"])}, but a '
+                       'dense model has one kind of feed-forward. Train with experts of the same.')
+    part['feed_forward'] = {**part['feed_forward'], **form(moe['experts']), 'hidden': widths.pop()}
   gone = {path for path in flatten(state) if path.startswith(f'{prefix}blocks/')}
   state = unflatten({path: leaf for path, leaf in flatten(state).items() if path not in gone})
   return config, unflatten(new), state
@@ -113,16 +128,33 @@ def on_route(weight: np.ndarray, where: str) -> int:
   return int(weight.argmax())
 
 
-def side_by_side(experts: Mapping[str, jax.Array], weight: np.ndarray) -> dict[str, jax.Array]:
-  """One feed-forward whose output is the weighted sum of the experts with non-zero weight.
+def form(expert: Mapping) -> dict:
+  """What feed-forwards must have in common to be joined; the defaults where `expert`, its config, omits it."""
+  keys = inspect.signature(FeedForwardExperts.__init__).parameters
+  return {key: expert.get(key, keys[key].default) for key in ('activation', 'use_bias')}
+
+
+def check_shared(moe: Mapping, where: str) -> None:
+  """Raises ValueError unless the shared expert of `moe`, if it has one, can be joined with the others."""
+  shared = moe.get('shared')
+  if shared is None:
+    return
+  if moe.get('shared_gate', 'sum') != 'sum':
+    raise ValueError(f"{where}.shared_gate = {moe['shared_gate']!r} weighs the shared expert token by token, but one "
+                     "feed-forward has fixed weights. Extraction requires 'sum'.")
+  if shared['name'] != 'feed_forward' or form(shared) != form(moe['experts']):
+    raise ValueError(f'{where}.shared: {shared["name"]!r} of {form(shared)} cannot be joined with experts that are '
+                     f"'feed_forward' of {form(moe['experts'])}. Train with a shared expert of the same.")
+
+
+def side_by_side(parts: Sequence[tuple[Mapping[str, jax.Array], float]]) -> dict[str, jax.Array]:
+  """One feed-forward whose output is the weighted sum of those of `parts`.
 
   Args:
-    experts: parameters of `experts.feed_forward`, with a leading axis E.
-    weight: <float32>[E].
+    parts: parameters of each, as of `experts.feed_forward` without an axis of experts, and its weight.
   """
-  chosen = np.flatnonzero(weight)
   joined = {}
-  for name, leaf in experts.items():
-    parts = [leaf[e] * (weight[e] if name in ('wo', 'bo') else 1) for e in chosen]
-    joined[name] = sum(parts) if name == 'bo' else jnp.concatenate(parts, axis=_HIDDEN_AXIS[name])
+  for name in parts[0][0]:
+    leaves = [part[name] * (weight if name in ('wo', 'bo') else 1) for part, weight in parts]
+    joined[name] = sum(leaves) if name == 'bo' else jnp.concatenate(leaves, axis=_HIDDEN_AXIS[name])
   return joined

@@ -1,1 +1,1 @@
-"""Training: the loop, its step, optimizers and objectives, checkpoints, and recovery."""
+"""Training: the loop, its step, optimizers and objectives, and (in `durability`) what a run survives."""

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from moejax.parallel import processes
-from moejax.training import kept, peers, recovery, workdir
+from moejax.training import workdir
+from moejax.training.durability import lost_process, retention, stop_reasons
 
 _NOTHING_YET, _FINISHED, _OF_THE_FIRST = 0, -1, -2  # beside the steps of checkpoints, which are positive
 
@@ -35,10 +36,10 @@ def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], ever
   """
   look, tried = _Look(folder, done, every, say), set()
   notice = 'Stopping after this evaluation; a second signal stops at once.'
-  with recovery.Interruption(notice) as interruption, peers.noticed():
+  with stop_reasons.Interruption(notice) as interruption, lost_process.noticed():
     while True:
       if signal := processes.largest(interruption.signal or 0):
-        raise recovery.Interrupted(f'Stopped following {folder}. The same command evaluates the rest.', signal)
+        raise stop_reasons.Interrupted(f'Stopped following {folder}. The same command evaluates the rest.', signal)
       with processes.together('look for checkpoints'):
         found = look() if jax.process_index() == 0 else _OF_THE_FIRST
       step = processes.largest(found)
@@ -49,7 +50,7 @@ def run(folder: Path, evaluate: Callable[[int], None], done: Iterable[int], ever
           evaluate(step)
           look.done.add(step)
           continue
-        except recovery.NoCheckpoint as error:
+        except stop_reasons.NoCheckpoint as error:
           if not processes.largest((folder / 'checkpoints' / str(step)).is_dir()):
             continue  # deleted while it was read: the next look reports it
           if step in tried:
@@ -78,7 +79,7 @@ class _Look:
   def __call__(self) -> int:
     if not (self._folder / 'config.json').exists():
       return self._wait(f'a run to start in {self._folder}')
-    there = set(kept.complete(self._folder)) - self.done
+    there = set(retention.complete(self._folder)) - self.done
     for step in sorted(self._seen - there - self.done):
       self._tell(f'The checkpoint of step {step} was deleted before it was evaluated: skipped. A larger '
                  'config.checkpoint.keep for the run leaves more time.')

@@ -27,9 +27,10 @@ from moejax.config import ConfigError, Registry, at, call, config_path
 from moejax.functional import flatten
 from moejax.parallel import processes
 from moejax.ranges import Natural
-from moejax.training import checkpoint, steps, workdir
 from moejax.training import step as step_lib
-from moejax.training.recovery import NoCheckpoint
+from moejax.training import workdir
+from moejax.training.durability.restore import find_step, restore_for_evaluation
+from moejax.training.durability.stop_reasons import NoCheckpoint
 
 FILE = 'lineage.json'
 
@@ -195,7 +196,7 @@ def _source(name: str, step: int | str, arrays: bool) -> SourceRun:
       raise ConfigError(f'.step = {step!r}, but {config_path()}.path is the checkpoint of step {folder.name}. Remove one.')
     folder, step = folder.parent.parent, int(folder.name)
   try:
-    _, number, *trees = checkpoint.restore_for_evaluation(folder, steps.find(folder, step), arrays)
+    _, number, *trees = restore_for_evaluation(folder, find_step(folder, step), arrays)
   except NoCheckpoint as error:
     raise ConfigError(f'.path: {error}') from error
   flat = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}

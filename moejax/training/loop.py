@@ -10,11 +10,14 @@ from moejax import buckets, evaluation, streams
 from moejax.config import ConfigError
 from moejax.functional import Tree
 from moejax.parallel import processes
-from moejax.training import (alarms, bucket, checkpoint, kept, lock, loggers, metrics, peers, profile, progress, recovery,
-                             rollback, room, spanning_groups, step, waiting, workdir)
+from moejax.training import device_memory, loggers, metrics, profile, progress, spanning_groups, step, workdir
+from moejax.training.durability import checkpoint, lock, lost_process, retention, rollback, stop_reasons
+from moejax.training.durability.batch_reader import BatchReader, NoBatch
+from moejax.training.durability.collapse import CollapseAlarm
+from moejax.training.durability.staging import StagingFolder
 from moejax.training.setup import Setup, prepare
 
-# Writes a report of (folder, setup, parameters, router state) into a folder near it, and returns its path.
+# Writes a report of (folder, setup, parameters, router state) into a staging folder, and returns its path.
 WriteReport = Callable[[Path, Setup, Tree, Tree, Path], Path]
 
 
@@ -30,36 +33,36 @@ def run(config: Any, folder: str | Path, say: Callable[[str], None] = print,
 
   Raises:
     ConfigError: before anything is compiled or written.
-    recovery.Stopped: the run stopped early, for a reason that the message explains.
+    stop_reasons.Stopped: the run stopped early, for a reason that the message explains.
   """
   streams.outlive_readers()
   say = processes.by_the_first(say)
   folder = workdir.find(folder)
   setup = prepare(config)
-  room.check(setup)
-  if not kept.complete(folder):
+  device_memory.check(setup)
+  if not retention.complete(folder):
     setup.init.check(setup)
   if jax.process_index() == 0:
     loggers.check(setup.loggers)
   for line in progress.describe(setup):
     say(line)
-  with lock.held(folder, say), bucket.Near(folder, say) as near:
+  with lock.held(folder, say), StagingFolder(folder, say) as staging:
     for change in workdir.claim(folder, setup.config):
       say(change)
     if slow := spanning_groups.notice(setup):
       say(slow)
-    return train(setup, folder, say, write_report, near)
+    return train(setup, folder, say, write_report, staging)
 
 
 def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
-          write_report: WriteReport | None = None, near: bucket.Near | None = None) -> dict[str, Any]:
-  """The loop itself; `folder` belongs to the run of `setup`, and `near` holds its files if it is in a bucket."""
-  total, near = setup.training.steps, near or bucket.Near(Path(folder), say)
+          write_report: WriteReport | None = None, staging: StagingFolder | None = None) -> dict[str, Any]:
+  """The loop itself; `folder` belongs to the run of `setup`, and `staging` the files that grow."""
+  total, staging = setup.training.steps, staging or StagingFolder(Path(folder), say)
   data, signal_in_any = setup.pipeline.fingerprint(), processes.LargestBefore()
-  with (recovery.Interruption() as interruption,
+  with (stop_reasons.Interruption() as interruption,
         checkpoint.Checkpoints(folder, setup.config, setup.checkpoint, say, data) as checkpoints,
-        waiting.Batches(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches,
-        peers.noticed()):
+        BatchReader(setup.pipeline.train(setup.seed, setup.rows), setup.recovery, interruption, say) as batches,
+        lost_process.noticed()):
     states = step.abstract_state(setup)
     state = checkpoints.restore(states, batches)
     if state is None:
@@ -72,18 +75,18 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
     with _compiling(compiles_ahead, say):
       train_step = processes.compiled(step.make_train_step(setup), state, setup.pipeline.batch_spec())
 
-    with (metrics.MetricsWriter(near.folder, start, near.say, setup.loggers, setup.config.to_dict()) as writer,
+    with (metrics.MetricsWriter(staging.folder, start, staging.say, setup.loggers, setup.config.to_dict()) as writer,
           progress.Progress(setup, start, say) as shown,
-          profile.Profile(setup.profile, near.folder, start, shown) as trace):
+          profile.Profile(setup.profile, staging.folder, start, shown) as trace):
       row, batches.say = writer.last_row, shown.say
       guard = rollback.Guard(setup.recovery, state, states, checkpoints, shown.say)
-      collapse = alarms.Collapse(setup, writer.kept)
+      collapse = CollapseAlarm(setup, writer.kept)
       for now in range(start + 1, total + 1):
         try:
           batch = batches.next(now)
-        except waiting.NoBatch as failure:
+        except NoBatch as failure:
           # Several processes can only save together.
-          if now - 1 > start and jax.process_count() == 1 and near.upload(now - 1):
+          if now - 1 > start and jax.process_count() == 1 and staging.upload(now - 1):
             checkpoints.save(state, batches, {})
           _end_without_batch(failure, now - 1, total, checkpoints, interruption, shown.say)
         with _compiling(now == start + 1 and not compiles_ahead, shown.say), trace.step(now, state):
@@ -113,7 +116,7 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
             writer.write(now, row)
           if saves and rollback.sound(measured):
             writer.sync()  # A run resumes from this checkpoint with all rows up to it.
-            if near.upload(now):
+            if staging.upload(now):
               checkpoints.save(state, batches, row)
         if stops and now < total:
           _end_interrupted(now, total, checkpoints, signal)
@@ -121,9 +124,9 @@ def train(setup: Setup, folder: str | Path, say: Callable[[str], None] = print,
 
     checkpoints.wait()
     if checkpoints.latest_step() != total:
-      raise recovery.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Free disk '
-                                  'space, and run the same command again.')
-  _finish(setup, buckets.path(folder), near, state, row, writer.where(), say, write_report)
+      raise stop_reasons.NoCheckpoint(f'The checkpoint of the last step is missing. {checkpoints.last_good()} Free '
+                                      'disk space, and run the same command again.')
+  _finish(setup, buckets.path(folder), staging, state, row, writer.where(), say, write_report)
   return row
 
 
@@ -133,17 +136,17 @@ def _compiling(begins: bool, say: Callable[[str], None]) -> contextlib.AbstractC
 
 def _end_interrupted(now: int, total: int, checkpoints: checkpoint.Checkpoints, signal: int) -> NoReturn:
   checkpoints.wait()
-  raise recovery.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
-                             'The same command resumes from there.', signal)
+  raise stop_reasons.Interrupted(f'Stopped after step {now} of {total}. {checkpoints.last_good()} '
+                                 'The same command resumes from there.', signal)
 
 
-def _end_without_batch(failure: waiting.NoBatch, now: int, total: int, checkpoints: checkpoint.Checkpoints,
-                       interruption: recovery.Interruption, say: Callable[[str], None]) -> NoReturn:
+def _end_without_batch(failure: NoBatch, now: int, total: int, checkpoints: checkpoint.Checkpoints,
+                       interruption: stop_reasons.Interruption, say: Callable[[str], None]) -> NoReturn:
   if interruption.signal is not None:
     _end_interrupted(now, total, checkpoints, interruption.signal)
   ended = f'Stopped after step {now} of {total}: {failure}. {checkpoints.last_good()} The same command tries again.'
   if failure.__cause__ is None:
-    raise recovery.NoData(ended)
+    raise stop_reasons.NoData(ended)
   say(ended)
   raise failure.__cause__
 
@@ -162,7 +165,7 @@ def _evaluate(setup: Setup, state: step.TrainState, say: Callable[[str], None]) 
   return row
 
 
-def _finish(setup: Setup, folder: Path, near: bucket.Near, state: step.TrainState, row: dict[str, Any],
+def _finish(setup: Setup, folder: Path, staging: StagingFolder, state: step.TrainState, row: dict[str, Any],
             curves: list[str], say: Callable[[str], None], write_report: WriteReport | None) -> None:
   results = {name: value for name, value in row.items() if name.startswith('eval/') and '/router/' not in name}
   say(f'Finished: {setup.training.steps} steps.')
@@ -174,9 +177,9 @@ def _finish(setup: Setup, folder: Path, near: bucket.Near, state: step.TrainStat
     say(f'  {name:<32} {value:.5g}')
   say(f'Checkpoint     {folder / "checkpoints" / str(setup.training.steps)}')
   if write_report is not None and setup.report.at == 'end':
-    near.say(f'Report         {write_report(folder, setup, state.evaluated, state.router_state, near.folder)}')
-  near.say(f'Curves         {", or: ".join(curves)}')
-  if trace := profile.where(near.folder):
-    near.say(f'Profile        {trace}')
+    staging.say(f'Report         {write_report(folder, setup, state.evaluated, state.router_state, staging.folder)}')
+  staging.say(f'Curves         {", or: ".join(curves)}')
+  if trace := profile.where(staging.folder):
+    staging.say(f'Profile        {trace}')
   say(f'Evaluate again python -m moejax.evaluate --workdir={folder}')
   say('Next           change one key with --config.<key>=<value> and another --workdir, and compare the two reports.')

@@ -1,32 +1,21 @@
-"""Optimizers and schedules by name, and which parameters weight decay applies to.
+"""Optimizers by name.
 
     config.optimizer = dict(name='adamw', weight_decay=0.1, clip=1.0,
                             schedule=dict(name='cosine', peak=1e-3, warmup=1000))
-
-The state of an optimizer is a pytree; its leaves that mirror a parameter are sharded like that parameter.
 """
 import dataclasses
-import re
 from collections.abc import Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from moejax.config import ConfigError, Registry, call
-from moejax.functional import Functional, Tree, flatten, unflatten
-from moejax.ranges import Count, Natural, NonNegative, Positive, Rate
+from moejax.config import Registry, call
+from moejax.functional import Functional, Tree
+from moejax.ranges import Count, NonNegative, Positive, Rate
 from moejax.training import normalized_descent
-
-Schedule = optax.Schedule
+from moejax.training.parameter_masks import decay_mask, matching
+from moejax.training.schedules import SCHEDULES, Schedule
 
 OPTIMIZERS = Registry('optimizer', optax.GradientTransformation, context=('schedule', 'mask', 'axes'))
-SCHEDULES: Registry[Schedule] = Registry('schedule', Schedule, context=('steps',))
-
-# Parameters that no axis name identifies, by a part of their path: learned positions, and tokens that are not words.
-_NEVER_DECAYED = re.compile(r'(^|/)(\w*bias|\w*scale|\w*position\w*|\w*encoding|class_token|registers?)(/|$)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,184 +168,3 @@ def normalized_sgd(*, schedule: Schedule, mask: Tree, axes: Tree, momentum: Rate
       optax.trace(momentum) if momentum is not None else optax.identity(),
       normalized_descent.scale_others(axes, others),
       optax.scale_by_learning_rate(schedule))
-
-
-# ---- schedules: warm up linearly from 0 to `peak`, then ... ----------------------------------------------------------
-
-
-@SCHEDULES('constant')
-def constant(*, steps: int, peak: Positive, warmup: Natural = 0) -> Schedule:
-  """Constant at `peak`.
-
-  Config:
-    peak: largest learning rate.
-    warmup: steps of linear growth to it.
-  """
-  _check(steps, warmup)
-  return _warmed_up(peak, warmup, lambda step: jnp.full_like(step, peak))
-
-
-@SCHEDULES('linear')
-def linear(*, steps: int, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
-  """Linear decay to `end` at the last step.
-
-  Config:
-    peak: largest learning rate.
-    warmup: steps of linear growth to it.
-    end: learning rate at the last step.
-  """
-  _check(steps, warmup)
-  return _warmed_up(peak, warmup, lambda step: peak + (end - peak) * _progress(step, warmup, steps))
-
-
-@SCHEDULES('cosine')
-def cosine(*, steps: int, peak: Positive, warmup: Natural = 0, end: NonNegative = 0.0) -> Schedule:
-  """Cosine decay to `end` at the last step (Loshchilov & Hutter 2017, equation 5, without restarts).
-
-  Config:
-    peak: largest learning rate.
-    warmup: steps of linear growth to it.
-    end: learning rate at the last step.
-  """
-  _check(steps, warmup)
-  return _warmed_up(peak, warmup, lambda step: end + (peak - end) * 0.5 * (
-      1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))))
-
-
-@SCHEDULES('rsqrt')
-def rsqrt(*, steps: int, peak: Positive, warmup: Natural, cooldown: Natural = 0) -> Schedule:
-  """`peak * sqrt(warmup / step)`; the last `cooldown` steps decay linearly to 0 (Zhai et al. 2022, section 3.5).
-
-  Config:
-    peak: largest learning rate.
-    warmup: steps of linear growth to it; 0 starts at `peak` and decays as 1 does.
-    cooldown: number of last steps, which decay linearly to 0.
-  """
-  _check(steps, warmup + cooldown)
-  scale = max(warmup, 1)
-
-  def decay(step):
-    rate = peak * jnp.sqrt(scale / jnp.maximum(step, scale))
-    return rate * jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else rate
-  return _warmed_up(peak, warmup, decay)
-
-
-def _check(steps, warmup):
-  if warmup >= steps:
-    raise ConfigError(f': {warmup} steps of warm-up (and cool-down) must be fewer than the {steps} of '
-                      'config.training.steps. Shorten them, or raise config.training.steps.')
-
-
-def _progress(step, warmup, steps):
-  return jnp.clip((step - warmup) / (steps - warmup), 0, 1)
-
-
-def _warmed_up(peak, warmup, after) -> Schedule:
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    return jnp.where(step < warmup, peak * step / max(warmup, 1), after(step))
-  return schedule
-
-
-# ---- which parameters decay -----------------------------------------------------------------------------------------
-
-
-def decay_mask(model: Functional, decay: str | None, where: str) -> Tree:
-  """A bool for every parameter of `model`. Raises ConfigError if `decay` is invalid or matches nothing."""
-  axes, shapes = flatten(model.axes), flatten(model.shapes()[0])
-  if decay is None:
-    return unflatten({path: decayed_by_default(path, axes[path], shapes[path].shape) for path in shapes})
-  return matching(model, decay, where)
-
-
-def matching(model: Functional, expression: str, where: str) -> Tree:
-  """Whether the regular `expression` matches in the path of each parameter. Raises ConfigError if it matches none."""
-  paths = flatten(model.shapes()[0])
-  try:
-    pattern = re.compile(expression)
-  except re.error as error:
-    raise ConfigError(f'{where}: {expression!r} is not a regular expression ({error}).') from None
-  mask = {path: bool(pattern.search(path)) for path in paths}
-  if not any(mask.values()):
-    raise ConfigError(f'{where}: {expression!r} matches no parameter path; the paths are '
-                      f'{", ".join(sorted(paths)[:8])}, ...')
-  return unflatten(mask)
-
-
-def decayed_by_default(path: str, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> bool:
-  """Whether this is a kernel or a word embedding, and not a bias, a norm's scale or a learned position.
-
-  The number of dimensions alone does not decide: a stack of layers or experts makes a matrix of each bias, and
-  attention biases have two dimensions, heads and their width. So these axes are not counted.
-  """
-  named = list(zip(axes, shape))
-  if named and named[0][0] == 'layers':
-    named = named[1:]
-  if named and named[0][0] == 'expert':
-    named = named[1:]
-  named = [(name, size) for name, size in named if name != 'head_dim' and (name or size > 1)]
-  return len(named) >= 2 and not any(name == 'length' for name, _ in named) and not _NEVER_DECAYED.search(path)
-
-
-# ---- sharding, averages, statistics ---------------------------------------------------------------------------------
-
-
-def state_shardings(transform: optax.GradientTransformation, params: Tree, shardings: Tree, otherwise: Any) -> Any:
-  """The sharding of every leaf of the optimizer's state: that of the parameter it mirrors, or `otherwise`.
-
-  A leaf mirrors a parameter if its path ends in the parameter's and its shape is the same, or (Adafactor's factors) lacks
-  one dimension of it.
-  """
-  flat, flat_shardings = flatten(params), flatten(shardings)
-
-  def mirrored(name, shape):
-    whole, sharding = flat[name].shape, flat_shardings[name]
-    if shape == whole:
-      return sharding
-    spec = (*sharding.spec, *[None] * (len(whole) - len(sharding.spec)))
-    for i in range(len(whole)):
-      if shape == whole[:i] + whole[i + 1:]:
-        return NamedSharding(sharding.mesh, PartitionSpec(*spec[:i], *spec[i + 1:]))
-    return None
-
-  def sharding(path, leaf):
-    # dict keys have `.key`; the containers of optax above them are attributes and positions
-    names = [str(part.key) if isinstance(part, jax.tree_util.DictKey) else None for part in path]
-    for start in range(len(names)):
-      name = '/'.join(name or '' for name in names[start:]) if None not in names[start:] else None
-      if name in flat and (found := mirrored(name, leaf.shape)):
-        return found
-    return otherwise
-
-  return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(transform.init, params))
-
-
-def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """`opt_state` with its schedule set to `step`: the learning rate depends on the step, not on what was skipped before.
-
-  All other counters count updates, as the bias correction of moments requires.
-  """
-  def is_schedule(node):
-    return isinstance(node, optax.ScaleByScheduleState)
-  return jax.tree.map(lambda node: node._replace(count=step) if is_schedule(node) else node, opt_state,
-                      is_leaf=is_schedule)
-
-
-def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
-  """`decay * average + (1 - decay) * params`, leaf by leaf (Polyak averaging with exponential forgetting)."""
-  return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-
-
-def not_finite(tree: Any) -> jax.Array:
-  """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
-  return sum(((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
-              if jnp.issubdtype(leaf.dtype, jnp.floating)), jnp.int32(0))
-
-
-def norms_by_module(tree: Tree) -> dict[str, jax.Array]:
-  """<float32>[] Euclidean norm of every module's own leaves, by the module's path, in the order of the tree."""
-  squares: dict[str, jax.Array] = {}
-  for path, leaf in flatten(tree).items():
-    module = path.rpartition('/')[0] or path
-    squares[module] = squares.get(module, 0.) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-  return {module: jnp.sqrt(square) for module, square in squares.items()}

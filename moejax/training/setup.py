@@ -16,12 +16,12 @@ from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes, rules
 from moejax.random import derive
 from moejax.ranges import Above, Below, Count, Natural
-from moejax.training import initial, methods, objectives, optimizer, resume, step, workdir
-from moejax.training.checkpoint import CheckpointConfig
+from moejax.training import initial, methods, objectives, optimizer, step, workdir
+from moejax.training.durability import resume
+from moejax.training.durability.checkpoint import CheckpointConfig
+from moejax.training.durability.recovery import RecoveryConfig
 from moejax.training.loggers import LOGGERS
 from moejax.training.profile import ProfileConfig
-from moejax.training.spikes import RecoveryConfig
-
 
 _EVALUATORS = 'config.evaluation.evaluators'
 
@@ -36,7 +36,7 @@ def default_config() -> ConfigDict:
       training    `Training`: steps, log_every, accumulate, average
       evaluation  `Evaluation`: every, evaluators
       checkpoint  `checkpoint.CheckpointConfig`: every, keep, metric, mode
-      recovery    `spikes.RecoveryConfig`: skip, spike, patience, max_rollbacks, slow_data, data_timeout, collapse
+      recovery    `recovery.RecoveryConfig`: skip, spike, patience, max_rollbacks, slow_data, data_timeout, collapse
       mesh        `parallel.mesh.build`: sizes of data, fsdp, expert, model
       sharding    `parallel.rules.build`: zero, sequence
       report      `Report`: at
@@ -193,7 +193,7 @@ class Sections:
     training: see `Training`.
     evaluation: see `Evaluation`.
     checkpoint: see `checkpoint.CheckpointConfig`.
-    recovery: handling of failures; see `spikes.RecoveryConfig`.
+    recovery: handling of failures; see `recovery.RecoveryConfig`.
     mesh: sizes of the axes of the device mesh.
     sharding: how the model is sharded over the mesh.
     report: see `Report`.

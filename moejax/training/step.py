@@ -16,8 +16,8 @@ import optax
 from moejax.functional import Tree, add_updates, flatten, merge_updates, unflatten
 from moejax.parallel import rules
 from moejax.random import derive
-from moejax.training import optimizer as optimizer_lib
-from moejax.training import spikes
+from moejax.training import optimizer_state
+from moejax.training.durability import spikes
 
 Metrics = dict[str, jax.Array]
 
@@ -57,7 +57,7 @@ def state_shardings(setup) -> TrainState:
       step=whole,
       params=rules.shardings(setup.mesh, setup.model.axes, params, setup.rules.parameters),
       router_state=rules.shardings(setup.mesh, setup.model.state_axes, router_state),
-      opt_state=optimizer_lib.state_shardings(setup.optimizer.transform, params, optimizer, whole),
+      opt_state=optimizer_state.state_shardings(setup.optimizer.transform, params, optimizer, whole),
       skips=jax.tree.map(lambda _: whole, jax.eval_shape(spikes.initial)),
       average=None if setup.training.average is None else optimizer)
 
@@ -149,21 +149,21 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   loss, gradient_norm = metrics['train/loss'], optax.tree.norm(gradients)
   accepted, limits = spikes.judge(setup.recovery, state.skips, loss, gradient_norm)
   learning_rate = jnp.asarray(setup.optimizer.schedule(state.step), jnp.float32)
-  spoiled_routers = optimizer_lib.not_finite(router_state)
+  spoiled_routers = not_finite(router_state)
   accepted &= jnp.isfinite(learning_rate) & (spoiled_routers == 0)
   updates, opt_state = setup.optimizer.transform.update(gradients, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
   average = state.average
   if average is not None:
-    average = optimizer_lib.moving_average(average, params, setup.training.average)
+    average = moving_average(average, params, setup.training.average)
   new = TrainState(state.step, params, router_state, opt_state, state.skips, average)
   new = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, state)
   # A finite gradient can give an update that is not: a decay or an accumulator can overflow. Undoing it here would need
   # a second copy of parameters and optimizer state in every step.
-  spoiled = optimizer_lib.not_finite(new)
+  spoiled = not_finite(new)
   skips = spikes.record(state.skips, accepted & (spoiled == 0), loss, gradient_norm)
   new = dataclasses.replace(new, step=state.step + 1, skips=skips,
-                            opt_state=optimizer_lib.at_step(new.opt_state, state.step + 1))
+                            opt_state=optimizer_state.at_step(new.opt_state, state.step + 1))
 
   metrics |= limits
   metrics['train/skipped'] = ~accepted
@@ -172,9 +172,29 @@ def train_step(setup, state: TrainState, batch: dict) -> tuple[TrainState, Metri
   metrics['train/learning_rate'] = learning_rate
   metrics['train/grad_norm'] = gradient_norm
   metrics['train/param_norm'] = optax.tree.norm(state.params)
-  for module, norm in optimizer_lib.norms_by_module(gradients).items():
+  for module, norm in norms_by_module(gradients).items():
     metrics[f'gradient_norm/{module}'] = norm
   return new, metrics
+
+
+def moving_average(average: Tree, params: Tree, decay: float) -> Tree:
+  """`decay * average + (1 - decay) * params`, leaf by leaf (Polyak averaging with exponential forgetting)."""
+  return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def not_finite(tree: Any) -> jax.Array:
+  """<int32>[] How many floating-point arrays of `tree` hold NaN or infinity."""
+  return sum(((~jnp.isfinite(leaf).all()).astype(jnp.int32) for leaf in jax.tree.leaves(tree)
+              if jnp.issubdtype(leaf.dtype, jnp.floating)), jnp.int32(0))
+
+
+def norms_by_module(tree: Tree) -> dict[str, jax.Array]:
+  """<float32>[] Euclidean norm of every module's own leaves, by the module's path, in the order of the tree."""
+  squares: dict[str, jax.Array] = {}
+  for path, leaf in flatten(tree).items():
+    module = path.rpartition('/')[0] or path
+    squares[module] = squares.get(module, 0.) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  return {module: jnp.sqrt(square) for module, square in squares.items()}
 
 
 def accumulate(setup, state: TrainState, batch: dict, key: jax.Array) -> tuple[Tree, tuple[Tree, Metrics]]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from moejax import buckets
 from moejax.config import ConfigError
 from moejax.parallel import processes
-from moejax.training import kept, resume
+from moejax.training.durability import resume, retention
 
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # s3://bucket, and what pathlib makes of it
 
@@ -65,7 +65,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
     One sentence for each change since the run was last started; config.json has the new values.
 
   Raises:
-    ConfigError: the folder holds a run whose config differs in keys that may not change (`training.resume`); names
+    ConfigError: the folder holds a run whose config differs in keys that may not change (`durability.resume`); names
       them with both values. Or the processes do not share the folder.
   """
   folder = buckets.path(workdir)
@@ -78,7 +78,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> list[str]:
       raise ConfigError(f'{workdir} holds a run with another config: {shown}. Choose another --workdir, or set these '
                         f'keys back. (These may change on resume: {", ".join(resume.FREE)}, training.steps.)')
     changes = [f'Resuming with another config: {line}.' for line in differences.values()]
-    changes += resume.follow_length(old.to_dict(), config.to_dict(), kept.complete(workdir), folder)
+    changes += resume.follow_length(old.to_dict(), config.to_dict(), retention.complete(workdir), folder)
   elif (folder / 'checkpoints').exists() or (folder / 'metrics.jsonl').exists():
     raise ConfigError(f'{workdir} holds checkpoints or metrics but no config.json, so the run they belong to is '
                       'unknown. Choose another --workdir.')
@@ -120,7 +120,7 @@ def dumps(config: ConfigDict) -> str:
 
 
 def loads(text: str) -> ConfigDict:
-  """The inverse of `dumps`."""
+  """The inverse of `dumps`; what an earlier version dumped has today's names."""
   return ConfigDict(_decode(json.loads(text)))
 
 
@@ -155,6 +155,11 @@ def _problem(path):
 
 # JSON has no tuples, and a tuple is not equal to a list.
 _TUPLE = '__tuple__'
+# {(key, value) in the configs of earlier versions: the same today}
+_RENAMED = {
+    ('layers', 'scan'): ('stacking', 'scan'), ('layers', 'unrolled'): ('stacking', 'unrolled'),
+    ('name', 'top_2'): ('name', 'gshard_top_2'), ('name', 'top_n'): ('name', 'thresholded_top_k'),
+}
 
 
 def _encode(value: Any, where: str) -> Any:
@@ -174,7 +179,8 @@ def _decode(value: Any) -> Any:
   if isinstance(value, dict):
     if set(value) == {_TUPLE}:
       return tuple(_decode(item) for item in value[_TUPLE])
-    return {key: _decode(item) for key, item in value.items()}
+    return dict(_RENAMED.get((key, item), (key, item)) if isinstance(item, str) else (key, _decode(item))
+                for key, item in value.items())
   return [_decode(item) for item in value] if isinstance(value, list) else value
 
 

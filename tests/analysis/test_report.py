@@ -173,6 +173,26 @@ def test_heat_maps_over_time_take_any_steps(steps):
   np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), 0, atol=1e-12)
 
 
+@pytest.mark.parametrize('name, number', [
+    ('block', 2), ('block', 40), ('block_of_an_encoder', 12), ('a_sublayer_whose_name_is_wider_than_its_panel' * 2, 4)])
+def test_legends_are_above_their_panels_and_no_wider_whatever_lines_are_called(name, number):
+  lines = {f'{name}_{i:02d}/{sublayer}': (np.arange(9), np.full(9, i)) for i in range(number // 2)
+           for sublayer in ('mixer', 'ffn')}
+  few = {'training': (np.arange(9), np.ones(9))}
+  with style.theme('light'):
+    figure = plots.curves({'first': lines, 'second': few, 'third': few, 'fourth': lines}, {'first': ('even', 1.)})
+    figure.draw_without_rendering()
+  panels = [axis.get_window_extent() for axis in figure.axes]
+  legends = [axis.get_legend().get_window_extent() for axis in figure.axes]
+  for panel, legend in zip(panels, legends):
+    assert panel.x0 <= legend.x0 and legend.x1 <= panel.x1 and panel.y1 <= legend.y0
+    assert not any(legend.overlaps(other) for other in panels)
+    np.testing.assert_allclose([panel.width, panel.height], [panels[0].width, panels[0].height], rtol=1e-3)
+  assert panels[0].width > 0.35 * figure.bbox.width and panels[0].height > 180  # of 330 for a panel with its labels
+  first = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  assert len(first) == min(number, 12) + 1 and first[-1] == 'even'
+
+
 @pytest.mark.browser
 def test_a_browser_shows_the_page_without_errors_or_requests(run):
   from playwright import sync_api  # only this test needs it

@@ -14,7 +14,8 @@ from moejax.config import ConfigError
 from moejax.parallel import processes
 from moejax.routing import papers
 from moejax.routing.plans import DensePlan, SlotPlan, SoftPlan, TokenPlan
-from moejax.training import checkpoint, recovery, step, workdir
+from moejax.training import step, workdir
+from moejax.training.durability import checkpoint, stop_reasons
 from moejax.training.setup import build, default_config
 
 EXAMPLES, TOKENS, EXPERTS = 4, 2, 3
@@ -184,7 +185,7 @@ def test_routing_as_in_training_has_its_noise(run):
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(run, tmp_path):
   folder, setup, states = run
-  with pytest.raises(recovery.NoCheckpoint, match='no checkpoint of step 3; there are'):
+  with pytest.raises(stop_reasons.NoCheckpoint, match='no checkpoint of step 3; there are'):
     route_table.routes(folder, step=3)
   with pytest.raises(ConfigError, match="there is no split 'tset'. Allowed: train, test"):
     route_table.routes(folder, 'tset')

@@ -7,7 +7,7 @@ import pytest
 
 from moejax import buckets
 from moejax.data import SOURCES, TOKENIZERS, DataError, bucket_copies, pack
-from moejax.data.source import expand, local_path
+from moejax.data.files import expand, local_path
 
 pytestmark = [pytest.mark.gcs, pytest.mark.usefixtures('emulated_bucket')]
 

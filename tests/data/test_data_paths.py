@@ -6,7 +6,7 @@ import pytest
 
 from moejax import buckets
 from moejax.data import SOURCES, TOKENIZERS, DataError, pack
-from moejax.data.source import expand, local_path
+from moejax.data.files import expand, local_path
 
 NAMES = ('plain', 'a[b]', 'what?', 'star*', 'é è', '[!x]', '{a,b}')
 

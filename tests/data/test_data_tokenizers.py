@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moejax.data import TOKENIZERS, DataError
-from moejax.data.tokenizers import byte_counts
+from moejax.data.file_tokenizers import byte_counts
 
 CORPUS = ['The quick brown fox jumps over the lazy dog.', 'Ça va? Très bien, merci — et toi?', '日本語のテキスト 😀 fin',
           '  two  spaces\tand a tab ', 'aaaa bbbb aaaa bbbb'] * 20

@@ -11,7 +11,8 @@ from moejax import evaluate, evaluation
 from moejax.config import ConfigError
 from moejax.evaluation import log
 from moejax.routing import papers
-from moejax.training import checkpoint, step, steps, workdir
+from moejax.training import step, workdir
+from moejax.training.durability import checkpoint, restore
 from moejax.training.setup import default_config, prepare
 
 
@@ -47,7 +48,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_without_changes_it_repeats_the_measurement_of_training(run_dir):
-  config, _, params, router_state = checkpoint.restore_for_evaluation(run_dir)
+  config, _, params, router_state = restore.restore_for_evaluation(run_dir)
   expected = evaluation.measure(prepare(config).evaluators, params, router_state)
   said = []
   assert evaluate.run(run_dir, say=said.append) == expected
@@ -89,12 +90,12 @@ def test_an_invalid_change_is_refused_in_a_sentence(run_dir, overrides, message)
 
 @pytest.mark.parametrize('asked, found', [('last', None), ('best', 1), ('2', 2), (2, 2)])
 def test_a_word_or_an_int_names_a_step(run_dir, asked, found):
-  assert steps.find(run_dir, asked) == found
+  assert restore.find_step(run_dir, asked) == found
 
 
 def test_an_invalid_step_is_refused(run_dir):
   with pytest.raises(ConfigError, match="must be an int, 'last' or 'best', not 'first'"):
-    steps.find(run_dir, 'first')
+    restore.find_step(run_dir, 'first')
 
 
 @pytest.mark.parametrize('flags, message', [

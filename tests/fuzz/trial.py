@@ -13,8 +13,8 @@ import jax
 from moejax.config import ConfigError
 from moejax.data import DataError
 from moejax.data.source import MissingPackage
-from moejax.training import loop, room, setup, step
-from moejax.training.recovery import Stopped
+from moejax.training import device_memory, loop, setup, step
+from moejax.training.durability.stop_reasons import Stopped
 
 SECONDS = 20.  # of CPU time
 BYTES = 4 * 2**30
@@ -76,7 +76,7 @@ def train(config: dict) -> Outcome:
   config['report'] = dict(at='never')
   start = time.process_time()
   try:
-    room.check(setup.prepare(config))
+    device_memory.check(setup.prepare(config))
   except ConfigError as reason:  # of this machine's memory
     return Outcome('refused', time.process_time() - start, str(reason)[:600], _place(reason))
   try:

@@ -210,7 +210,7 @@ def trained(**options):
 
 
 def test_scanned_with_recomputation_is_unrolled():
-  (model, step), (scanned, other_step) = trained(), trained(layers='scan', remat='full')
+  (model, step), (scanned, other_step) = trained(), trained(stacking='scan', remat='full')
   params, state = draw_parameters(model, router_deviation=1.)
   (loss, output), gradients = step(params, state)
   stack = Stack(('sparse', 'sparse'))

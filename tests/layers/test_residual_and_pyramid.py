@@ -101,7 +101,7 @@ def test_a_pyramid_costs_the_flops_of_a_uniform_model_but_for_its_routers():
 
 def test_a_pyramid_scanned_is_the_pyramid_unrolled():
   """[2, 2, 8]: the first two sparse layers are one segment of the scan, the last is another."""
-  unrolled, scanned = (models.build(decoder([2, 2, 8], layers=layers)) for layers in ('unrolled', 'scan'))
+  unrolled, scanned = (models.build(decoder([2, 2, 8], stacking=stacking)) for stacking in ('unrolled', 'scan'))
   kinds, _ = pattern.mixtures(dict(num_experts=[2, 2, 8]), ('dense', 'sparse') * 3)
   assert kinds == ('dense', 'sparse of 2', 'dense', 'sparse of 2', 'dense', 'sparse of 8')
   draw = np.random.default_rng(0)

@@ -99,7 +99,7 @@ class TestSharing:
 
   def test_scanned_is_unrolled(self, sharing):
     _, params, state, (loss, output, gradients) = trained(sharing)
-    scanned = models.build(config(sharing, layers='scan', remat='full'))
+    scanned = models.build(config(sharing, stacking='scan', remat='full'))
     convert = lambda tree, way: tree | {name: way(tree[name]) for name in ('blocks',) if name in tree}
     stack = Stack(('sparse',) * LAYERS)
     other_loss, other, other_gradients = train(scanned, convert(params, stack.scanned), state)

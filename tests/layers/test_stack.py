@@ -76,9 +76,9 @@ X, KEY = jnp.ones((2, 3)) * 0.3, jax.random.key(1)
 
 
 @functools.cache
-def functionalized(layers='scan', remat='none'):
+def functionalized(stacking='scan', remat='none'):
   """(stack, model, params, state)"""
-  stack = Stack(TRAILING, layers, remat)
+  stack = Stack(TRAILING, stacking, remat)
 
   class Model(nnx.Module):
 
@@ -96,8 +96,8 @@ def functionalized(layers='scan', remat='none'):
 def runs():
   """value, gradients in unrolled form, outputs and updates of the same stack run in different ways"""
   results = {}
-  for layers, remat in [('unrolled', 'none'), ('scan', 'none'), ('scan', 'full'), ('unrolled', 'dots')]:
-    stack, model, params, state = functionalized(layers, remat)
+  for stacking, remat in [('unrolled', 'none'), ('scan', 'none'), ('scan', 'full'), ('unrolled', 'dots')]:
+    stack, model, params, state = functionalized(stacking, remat)
 
     @jax.jit
     def run(params):
@@ -108,9 +108,9 @@ def runs():
 
     (value, (routers, updates)), grads = run(params)
     merged = functional.merge_updates(state, dict(blocks=updates))
-    if layers == 'scan':
+    if stacking == 'scan':
       params, grads, merged = (dict(blocks=stack.unrolled(tree['blocks'])) for tree in (params, grads, merged))
-    results[layers, remat] = dict(value=value, params=params, grads=grads, routers=routers, state=merged)
+    results[stacking, remat] = dict(value=value, params=params, grads=grads, routers=routers, state=merged)
   return results
 
 
@@ -163,6 +163,6 @@ def test_scanned_and_unrolled_trees_convert_both_ways():
 
 
 def test_only_the_units_of_segments_are_compiled():
-  for layers, bodies in [('scan', 3), ('unrolled', 6)]:  # dense; dense, sparse
-    _, model, params, state = functionalized(layers)
+  for stacking, bodies in [('scan', 3), ('unrolled', 6)]:  # dense; dense, sparse
+    _, model, params, state = functionalized(stacking)
     assert str(jax.make_jaxpr(model.apply)(params, state, X, KEY)).count('= tanh') == bodies

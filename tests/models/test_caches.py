@@ -36,9 +36,9 @@ def sparse_layers(**config):
 
 MODELS = {
     'grouped queries, rope': decoder(),
-    'scanned': decoder(layers='scan'),
+    'scanned': decoder(stacking='scan'),
     'a ring for each window, and all of what has none': decoder(
-        attention=None, feed_forward=None, layers='scan', num_layers=4, blocks={
+        attention=None, feed_forward=None, stacking='scan', num_layers=4, blocks={
             kind: dict(mixer=dict(name='attention', heads=2, sinks=True, **keys), ffn=dict(name='feed_forward', hidden=12))
             for kind, keys in dict(local=dict(window=3), full={}).items()},
         pattern=dict(name='cycle', kinds=('local', 'full'))),
@@ -48,10 +48,10 @@ MODELS = {
     'top-2 without capacity': sparse(papers.top_k_dropless(k=2)),
     'hashes of a token and the one before': sparse(papers.hash_layers(vocab_size=VOCABULARY, of='bigrams')),
     'layers as experts': sparse_layers(),
-    'layers as experts, scanned': sparse_layers(layers='scan'),
+    'layers as experts, scanned': sparse_layers(stacking='scan'),
     'LSTM, mixture, LSTM': models.build(dict(
         name='lstm', vocab_size=VOCABULARY, dim=8, moe=mixture(papers.top_k_dropless(k=2)))),
-    'LSTMs, scanned': decoder(attention=None, feed_forward=None, layers='scan', blocks=dict(
+    'LSTMs, scanned': decoder(attention=None, feed_forward=None, stacking='scan', blocks=dict(
         a=dict(mixer=dict(name='lstm'), ffn=dict(name='feed_forward', hidden=12)))),
 }
 

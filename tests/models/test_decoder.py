@@ -85,8 +85,8 @@ def test_routers_that_see_the_future_are_refused_before_anything_is_compiled(rou
 
 def test_competition_for_slots_is_accepted_only_if_configured():
   with pytest.raises(ConfigError, match="routing_leak='slots'"):
-    models.build(tiny.decoder(tiny.GSHARD, layers='scan'))
-  models.build(tiny.decoder(tiny.GSHARD, layers='scan', routing_leak='slots'))
+    models.build(tiny.decoder(tiny.GSHARD, stacking='scan'))
+  models.build(tiny.decoder(tiny.GSHARD, stacking='scan', routing_leak='slots'))
 
 
 def test_tied_heads_share_the_embedding():
@@ -106,7 +106,7 @@ def test_tied_heads_share_the_embedding():
     (dict(sparse=dict(name='evry', n=2)), "Did you mean 'every'"),
     (dict(attention=dict(heads=3)), 'config.model.attention.heads'),
     (dict(positions=dict(name='learnt')), "Did you mean 'learned'"),
-    (dict(layers='scanned'), "layers must be one of 'scan', 'unrolled'"),
+    (dict(stacking='scanned'), "stacking must be one of 'scan', 'unrolled'"),
     (dict(feed_forward=dict(hiden=3)), 'config.model.feed_forward.hiden'),
     (dict(lengths=3), 'config.model.lengths'),
 ])

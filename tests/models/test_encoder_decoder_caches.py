@@ -22,12 +22,12 @@ TARGETS = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 1, 13)
 MIXED = dict(sparse_form='layer', moe=dict(num_experts=2, router=tiny.DROPLESS), sparse=dict(name='every', n=2))
 CONFIGS = {
     'dense': tiny.encoder_decoder(),
-    'scanned': tiny.encoder_decoder() | dict(decoder=tiny.body(num_layers=3, layers='scan', attention=dict(heads=2, kv_heads=1))),
+    'scanned': tiny.encoder_decoder() | dict(decoder=tiny.body(num_layers=3, stacking='scan', attention=dict(heads=2, kv_heads=1))),
     'sparse on both sides, a window, rotary positions': tiny.encoder_decoder(
         tiny.DROPLESS, tiny.DROPLESS, positions=dict(name='rope')) | dict(
             decoder=tiny.body(tiny.DROPLESS, attention=dict(heads=2, window=3, use_bias=True))),
     'layers as experts': tiny.encoder_decoder() | dict(decoder=tiny.body(num_layers=2, **MIXED)),
-    'layers as experts, scanned': tiny.encoder_decoder() | dict(decoder=tiny.body(num_layers=4, layers='scan', **MIXED)),
+    'layers as experts, scanned': tiny.encoder_decoder() | dict(decoder=tiny.body(num_layers=4, stacking='scan', **MIXED)),
 }
 # float32: the same sums over keys, in another order and of other lengths.
 close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)

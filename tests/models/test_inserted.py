@@ -36,6 +36,6 @@ def test_scanned_and_unrolled_are_the_same(kind):
       image=jax.random.normal(jax.random.key(0), (2, 8, 8, 1)))
   _, params, state, apply = tiny.initialised(config)
   scanned = Stack(('dense', 'sparse') * 2).scanned(params['blocks'])
-  model = models.build(config | dict(layers='scan'))
+  model = models.build(config | dict(stacking='scan'))
   found = jax.jit(model.apply)(params | dict(blocks=scanned), state, batch)
   np.testing.assert_allclose(found.logits, apply(params, state, batch).logits, rtol=0, atol=1e-4)  # fused differently

@@ -14,7 +14,7 @@ def vit(size, patch, **options):
   layers, dim, hidden, heads = SIZES[size]
   return dict(name='vision', image_size=224, patch_size=patch, num_classes=1000, dim=dim, num_layers=layers,
               attention=dict(heads=heads, use_bias=True), feed_forward=dict(hidden=hidden, use_bias=True),
-              layers='scan') | options
+              stacking='scan') | options
 
 
 def count(config, batch):
@@ -51,7 +51,7 @@ def test_mixtral_8x7b():
   rest = 2 * vocab * dim + layers * (2 * dim * dim + 2 * dim * kv + 8 * dim + 2 * dim) + dim
   expert = 3 * dim * hidden
   config = dict(name='decoder', vocab_size=vocab, dim=dim, num_layers=layers, attention=dict(heads=32, kv_heads=8),
-                feed_forward=dict(hidden=hidden), sparse=dict(name='every', n=1), layers='scan',
+                feed_forward=dict(hidden=hidden), sparse=dict(name='every', n=1), stacking='scan',
                 moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=hidden, activation='swiglu'),
                          router=papers.top_k_dropless(k=2), dispatch=dict(name='grouped')))
   counts = count(config, dict(tokens=jax.ShapeDtypeStruct((1, 8), jnp.int32)))

@@ -11,7 +11,7 @@ TOKENS = jnp.asarray([[1, 5, 2, 9, 4, 7]])
 
 
 @pytest.mark.parametrize('config, batch', [
-    (tiny.decoder(tiny.SWITCH, layers='scan', remat='dots'), dict(tokens=TOKENS)),
+    (tiny.decoder(tiny.SWITCH, stacking='scan', remat='dots'), dict(tokens=TOKENS)),
     (tiny.encoder_decoder(tiny.SWITCH, tiny.SWITCH), dict(encoder_tokens=TOKENS, decoder_tokens=TOKENS)),
     (tiny.vision(tiny.SWITCH, pool='map'), dict(image=jnp.ones((1, 8, 8, 1)))),
 ], ids=['decoder', 'encoder_decoder', 'vision'])

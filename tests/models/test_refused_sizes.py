@@ -65,9 +65,9 @@ def test_what_does_not_fit_the_tokens_is_refused_while_tracing(change, sentence)
 
 @pytest.mark.parametrize('change, sentence', [
     (dict(num_layers=1001), 'config.model.num_layers must be an int from 1 to 1000, not 1001'),
-    (dict(num_layers=101), "num_layers = 101 makes 101 blocks .* more than the maximum of 100. Use layers='scan'"),
-    (dict(num_layers=1000, layers='unrolled'), 'makes 1000 blocks'),
-    (dict(num_layers=300, layers='scan', sparse=dict(name='layers', indices=THUE_MORSE)), 'makes ... blocks'),
+    (dict(num_layers=101), "num_layers = 101 makes 101 blocks .* more than the maximum of 100. Use stacking='scan'"),
+    (dict(num_layers=1000, stacking='unrolled'), 'makes 1000 blocks'),
+    (dict(num_layers=300, stacking='scan', sparse=dict(name='layers', indices=THUE_MORSE)), 'makes ... blocks'),
 ])
 def test_more_blocks_than_can_be_traced_one_by_one_are_refused(change, sentence):
   with pytest.raises(ConfigError, match=sentence):
@@ -75,7 +75,7 @@ def test_more_blocks_than_can_be_traced_one_by_one_are_refused(change, sentence)
 
 
 def test_a_thousand_scanned_layers_are_one_block_to_trace():
-  model = models.build(tiny.decoder(num_layers=1000, layers='scan'))
+  model = models.build(tiny.decoder(num_layers=1000, stacking='scan'))
   assert flatten(model.shapes()[0])['blocks/0/0/attention/query'].shape == (1000, 8, 2, 4)
 
 

@@ -36,7 +36,7 @@ def test_a_sparse_decoder_with_router_state_and_randomness():
   def each(convert, tree):
     return tree | dict(blocks=convert(tree['blocks']))
 
-  model = models.build(config | dict(layers='scan', remat='full'))
+  model = models.build(config | dict(stacking='scan', remat='full'))
   scanned = train(model, each(stack.scanned, params), each(stack.scanned, state), dict(tokens=TOKENS))
 
   assert router_loss > 0
@@ -53,7 +53,7 @@ def test_a_sparse_decoder_with_router_state_and_randomness():
 
 
 def test_scanned_parameters_have_a_layers_axis():
-  axes = functional.flatten(models.build(tiny.decoder(tiny.SWITCH, num_layers=4, layers='scan')).axes)
+  axes = functional.flatten(models.build(tiny.decoder(tiny.SWITCH, num_layers=4, stacking='scan')).axes)
   assert axes['blocks/0/1/moe/experts/wi'] == ('layers', 'expert', 'expert_embed', 'expert_mlp')
   axes = functional.flatten(models.build(tiny.decoder(tiny.SWITCH, num_layers=4)).axes)
   assert axes['blocks/3/moe/experts/wi'] == ('expert', 'expert_embed', 'expert_mlp')

@@ -42,8 +42,8 @@ def decoder(theta, **options):
               positions=dict(name='rope', theta=theta)) | options
 
 
-@pytest.mark.parametrize('layers', ['unrolled', 'scan'])
-def test_decoder_equals_llama(layers):
+@pytest.mark.parametrize('stacking', ['unrolled', 'scan'])
+def test_decoder_equals_llama(stacking):
   import torch
   import torch_weights
   import transformers
@@ -52,9 +52,9 @@ def test_decoder_equals_llama(layers):
   with torch.no_grad():
     expected = theirs(torch.tensor(TOKENS)).logits
   params = torch_weights.llama(theirs, head_dim=4)
-  if layers == 'scan':
+  if stacking == 'scan':
     params = params | dict(blocks=Stack(('dense',) * 3).scanned(params['blocks']))
-  check(logits(decoder(500., layers=layers), params, dict(tokens=TOKENS))[0], expected)
+  check(logits(decoder(500., stacking=stacking), params, dict(tokens=TOKENS))[0], expected)
 
 
 @pytest.mark.parametrize('dispatch', ['grouped', 'reference'])

@@ -14,7 +14,8 @@ from moejax.functional import flatten, unflatten
 from moejax.parallel import mesh as mesh_lib
 from moejax.parallel import processes
 from moejax.routing import papers
-from moejax.training import spikes, step
+from moejax.training import step
+from moejax.training.durability import spikes
 from moejax.training.setup import default_config, prepare
 from moejax.training.step import TrainState
 
@@ -27,9 +28,9 @@ def config_of(name):
   There is capacity for three quarters of the choices, so that tokens are dropped, and plain gradient descent, so that
   what a parameter moved by is its gradient.
   """
-  model, dispatch, layers, mesh = name.split('/')
+  model, dispatch, stacking, mesh = name.split('/')
   config = default_config()
-  body = dict(dim=8, num_layers=2, layers=layers, attention=dict(heads=2), feed_forward=dict(hidden=8),
+  body = dict(dim=8, num_layers=2, stacking=stacking, attention=dict(heads=2), feed_forward=dict(hidden=8),
               sparse=dict(name='every', n=1), moe=dict(
                   num_experts=4, experts=dict(name='feed_forward', hidden=8), group='sequence',
                   router=papers.gshard(second='all', capacity_factor=0.75), dispatch=dict(name=dispatch)))

@@ -42,13 +42,13 @@ CASES = [(dispatch, mesh, ('scan', 'unrolled')[(i + j) % 2], j == (0, 4, 5, 7, 8
 
 
 @functools.cache
-def build(dispatch, layers):
+def build(dispatch, stacking):
   router = papers.vmoe(k=2) | dict(place=dict(name='capacity', capacity_factor=0.8, priority='position'))
   moe = dict(num_experts=8, experts=dict(name='feed_forward', hidden=8, activation='geglu'), router=router,
              dispatch=DISPATCHERS[dispatch], group='sequence', shared=dict(name='feed_forward', hidden=4))
   return models.build(dict(
       name='decoder', vocab_size=VOCABULARY, dim=8, num_layers=2, attention=dict(heads=2),
-      feed_forward=dict(hidden=8), moe=moe, sparse=dict(name='every', n=1), layers=layers, remat='full',
+      feed_forward=dict(hidden=8), moe=moe, sparse=dict(name='every', n=1), stacking=stacking, remat='full',
       routing_leak='slots'), 'config.model')
 
 
@@ -57,8 +57,8 @@ def batch():
   return dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=np.ones((BATCH, LENGTH), np.float32))
 
 
-def parameters(layers):
-  model, draw = build('reference', layers), np.random.RandomState(0)
+def parameters(stacking):
+  model, draw = build('reference', stacking), np.random.RandomState(0)
   return jax.tree.map(lambda leaf: np.float32(draw.normal(0, 0.3, leaf.shape)), model.shapes()[0])
 
 
@@ -74,27 +74,27 @@ def loss_and_gradients(model):
 
 
 @functools.cache
-def on_one_device(layers):
-  return loss_and_gradients(build('reference', layers))(parameters(layers), batch())
+def on_one_device(stacking):
+  return loss_and_gradients(build('reference', stacking))(parameters(stacking), batch())
 
 
-def check(dispatch, mesh, layers, sharding=rules.build()):
-  built, model, params = mesh_lib.build(mesh), build(dispatch, layers), parameters(layers)
+def check(dispatch, mesh, stacking, sharding=rules.build()):
+  built, model, params = mesh_lib.build(mesh), build(dispatch, stacking), parameters(stacking)
   with rules.use(built, sharding):
     placed = jax.device_put(params, rules.shardings(built, model.axes, params, sharding.parameters))
     found = loss_and_gradients(model)(placed, jax.device_put(batch(), rules.batch_sharding(built)))
-  expected = on_one_device(layers)
+  expected = on_one_device(stacking)
   assert max(router['dropped'] for router in expected[0][1][1].values()) > 0.05
   # float32 sums in another order: of terms of order one, through two layers and back.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
 
 
-@pytest.mark.parametrize('dispatch, mesh, layers', [
-    pytest.param(dispatch, MESHES[mesh], layers, id=f'{dispatch}, {mesh}, {layers}',
+@pytest.mark.parametrize('dispatch, mesh, stacking', [
+    pytest.param(dispatch, MESHES[mesh], stacking, id=f'{dispatch}, {mesh}, {stacking}',
                  marks=[] if always else [pytest.mark.slow])
-    for dispatch, mesh, layers, always in CASES])
-def test_eight_devices_agree_with_one(dispatch, mesh, layers):
-  check(dispatch, mesh, layers)
+    for dispatch, mesh, stacking, always in CASES])
+def test_eight_devices_agree_with_one(dispatch, mesh, stacking):
+  check(dispatch, mesh, stacking)
 
 
 @pytest.mark.parametrize('sharding', [

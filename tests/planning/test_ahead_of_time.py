@@ -51,7 +51,7 @@ def text(**changes):
   config = default_config()
   config.model = dict(
       name='decoder', vocab_size=258, dim=8, num_layers=2, attention=dict(heads=2), feed_forward=dict(hidden=8),
-      sparse=dict(name='every', n=1), layers='scan', remat='none',
+      sparse=dict(name='every', n=1), stacking='scan', remat='none',
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=512), router=papers.switch(capacity_factor=1.),
                dispatch=dict(name='einsum'), group='batch'))
   config.objective = dict(name='language_model')

@@ -99,7 +99,7 @@ def decoder(router=None, dispatch='einsum', **changes):
   config = default_config()
   config.model = dict(
       name='decoder', vocab_size=258, dim=8, num_layers=2, attention=dict(heads=2), feed_forward=dict(hidden=8),
-      sparse=dict(name='every', n=1), layers='scan', remat='full',
+      sparse=dict(name='every', n=1), stacking='scan', remat='full',
       moe=dict(num_experts=8, experts=dict(name='feed_forward', hidden=64),
                router=router or papers.switch(capacity_factor=1.), dispatch=dict(name=dispatch), group='sequence'))
   config.objective = dict(name='language_model')

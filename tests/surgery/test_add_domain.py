@@ -122,7 +122,7 @@ def test_scanned_layers_are_changed_as_unrolled_ones():
   params, state = drawn()
   stack = Stack(('sparse', 'sparse'))
   scan = lambda tree: tree | dict(blocks=stack.scanned(tree['blocks']))
-  scanned = decoder(layers='scan')
+  scanned = decoder(stacking='scan')
   for change in (copy_domain, remove_domain):
     jax.tree.map(np.testing.assert_array_equal, change(scanned, scan(params), state, 1)[1],
                  scan(change(decoder(), params, state, 1)[1]))

@@ -1,5 +1,6 @@
 """Models extracted for a task against the full model on batches of that task."""
 import ast
+import copy
 import functools
 
 import jax
@@ -68,6 +69,34 @@ def test_the_extracted_model_is_the_full_one_for_its_task(name, activation):
   assert not np.allclose(outputs[0], outputs[1], atol=1e-2)
 
 
+def with_shared(expert, **options):
+  """(config, params, state) of a model that routes by task, with one more expert for all tokens."""
+  config = copy.deepcopy(full('task_moe')[0])
+  config['moe'] |= dict(shared=expert) | options
+  return config, *draw(config)
+
+
+def test_a_shared_expert_is_a_part_of_the_extracted_feed_forward():
+  config, params, state = with_shared(dict(name='feed_forward', hidden=6, use_bias=True))
+  dense, dense_params, dense_state = extract_task(config, params, state, 1)
+  assert dense['feed_forward'] == dict(hidden=2 * 8 + 6, activation='gelu', use_bias=True)
+  expected = logits(config, params, state, dict(tokens=TOKENS, tasks=jnp.ones_like(TOKENS)))
+  found = logits(dense, dense_params, dense_state, dict(tokens=TOKENS))
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # sums in another order: float32 rounding
+
+
+@pytest.mark.parametrize('expert, options, message', [
+    (dict(name='feed_forward', hidden=6, use_bias=True), dict(shared_gate='softmax'),
+     r"config\.model\.moe\.shared_gate = 'softmax' weighs the shared expert token by token"),
+    (dict(name='feed_forward', hidden=6), {}, r"config\.model\.moe\.shared: .* 'use_bias': False\} cannot be joined"),
+    (dict(name='feed_forward', hidden=6, use_bias=True, activation='relu'), {}, "'relu', 'use_bias': True} cannot be joined"),
+    (dict(name='residual_stack', hidden=6), {}, "'residual_stack' of .* cannot be joined"),
+])
+def test_a_shared_expert_that_cannot_be_joined_is_refused(expert, options, message):
+  with pytest.raises(ValueError, match=message):
+    extract_task(*with_shared(expert, **options), 0)
+
+
 def test_the_parameters_of_a_single_expert_are_the_very_same():
   config, params, state = full('demix')
   _, dense, _ = extract_task(config, params, state, 2)
@@ -115,8 +144,8 @@ def test_one_side_of_an_encoder_decoder_can_be_extracted_while_the_other_routes_
 
 def test_weights_are_multiplied_into_what_comes_last():
   # Two experts of one hidden unit, relu: 0.25 * 2 * relu(3 x) + 0.75 * 5 * relu(x) has the rows 0.5 and 3.75.
-  experts = dict(wi=jnp.array([[[3.]], [[1.]], [[7.]]]), wo=jnp.array([[[2.]], [[5.]], [[9.]]]))
-  joined = side_by_side(experts, np.array([0.25, 0.75, 0.], np.float32))
+  joined = side_by_side([(dict(wi=jnp.array([[3.]]), wo=jnp.array([[2.]])), 0.25),
+                         (dict(wi=jnp.array([[1.]]), wo=jnp.array([[5.]])), 0.75)])
   np.testing.assert_array_equal(joined['wi'], [[3., 1.]])
   np.testing.assert_array_equal(joined['wo'], [[0.5], [3.75]])
 
@@ -126,8 +155,13 @@ def test_what_does_not_route_by_task_alone_is_refused():
   params, state = draw(config)
   with pytest.raises(ValueError, match='tokens of task 0 do not all have the same experts'):
     extract_task(config, params, state, 0)
-  with pytest.raises(ValueError, match='extraction requires layers=.unrolled.'):
-    extract_task({**config, 'layers': 'scan'}, params, state, 0)
+  with pytest.raises(ValueError, match='extraction requires stacking=.unrolled.'):
+    extract_task({**config, 'stacking': 'scan'}, params, state, 0)
+  with pytest.raises(ValueError, match='experts that are layers, or .feed_forward. in the place of the dense one'):
+    extract_task({**config, 'sparse_form': 'insert'}, params, state, 0)
   mixed = {**full('task_moe')[0], 'sparse': dict(name='every', n=2)}
   with pytest.raises(ValueError, match=r'widths \[8, 16\], but a dense model has one'):
+    extract_task(mixed, *draw(mixed), 0)
+  mixed['feed_forward'] = dict(hidden=16, activation='relu')
+  with pytest.raises(ValueError, match=r"experts are .*'gelu'.*, dense layers .*'relu'.*one kind of feed-forward"):
     extract_task(mixed, *draw(mixed), 0)

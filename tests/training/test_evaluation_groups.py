@@ -53,11 +53,9 @@ def test_routers_that_sample_in_evaluation_require_the_training_batch_size():
     (None, 'sequence', (16, 24, 5)), (papers.expert_choice(), 'sequence', (16, 7)), (None, 8, (16, 10)),
     (papers.top_k_dropless(k=2), 'batch', (16, 60))])
 def test_sizes_that_are_accepted_give_the_same_metrics(router, group, sizes):
-  found = []
-  for size in sizes:
-    made = prepared(router, group, batch_size=size)
-    params, state = jax.jit(made.model.init)(jax.random.key(0))
-    found.append(evaluation.measure(made.evaluators, params, state))
+  variants = [prepared(router, group, batch_size=size) for size in sizes]
+  params, state = jax.jit(variants[0].model.init)(jax.random.key(0))
+  found = [evaluation.measure(made.evaluators, params, state) for made in variants]
   for other in found[1:]:
     assert other == pytest.approx(found[0], rel=1e-5)  # sums in another order
 

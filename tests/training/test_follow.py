@@ -18,8 +18,9 @@ from training_fakes import make_setup
 from moejax import evaluate
 from moejax.config import ConfigError
 from moejax.evaluation import log
-from moejax.training import checkpoint, follow, loop, metrics, setup, workdir
-from moejax.training.recovery import Interrupted, NoCheckpoint
+from moejax.training import follow, loop, metrics, setup, workdir
+from moejax.training.durability import restore
+from moejax.training.durability.stop_reasons import Interrupted, NoCheckpoint
 
 STEPS = 8
 
@@ -225,7 +226,7 @@ def test_a_key_that_changes_nothing_is_refused_before_anything_is_waited_for(run
 def test_a_checkpoint_of_which_a_file_is_gone_is_named_and_no_other_is_evaluated_in_its_place(run_dir):
   (run_dir / 'checkpoints' / '8' / 'checksums.json').unlink()
   with pytest.raises(NoCheckpoint, match=r'checkpoints/8 cannot be read \(Damaged: checksums.json cannot be read\)'):
-    checkpoint.restore_for_evaluation(run_dir, 8)
+    restore.restore_for_evaluation(run_dir, 8)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from moejax.config import ConfigError
 from moejax.functional import flatten, unflatten
 from moejax.layers.stack import Stack
 from moejax.routing import papers
-from moejax.training import checkpoint, initial, loop, metrics, step, workdir
+from moejax.training import initial, loop, metrics, step, workdir
+from moejax.training.durability import checkpoint, restore
 from moejax.training.setup import build, default_config
 
 UPCYCLE = (dict(ours='/moe/experts/', source='/feed_forward/', do='repeat'),
@@ -26,12 +27,12 @@ UPCYCLE = (dict(ours='/moe/experts/', source='/feed_forward/', do='repeat'),
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
 
 
-def vision(layers='unrolled', num_layers=2, image_size=8, router=None, init=None, mesh=None):
+def vision(stacking='unrolled', num_layers=2, image_size=8, router=None, init=None, mesh=None):
   """The config of a vision transformer; with a `router`, every second layer is sparse."""
   config = default_config()
   config.model = dict(
       name='vision', image_size=image_size, channels=1, patch_size=2, num_classes=10, dim=8, num_layers=num_layers,
-      head_init='fan_in', attention=dict(heads=2), feed_forward=dict(hidden=16), layers=layers)
+      head_init='fan_in', attention=dict(heads=2), feed_forward=dict(hidden=16), stacking=stacking)
   if router is not None:
     config.model.update(sparse=dict(name='every', n=2), moe=dict(
         num_experts=4, experts=dict(name='feed_forward', hidden=16), router=router, dispatch=dict(name='grouped')))
@@ -51,13 +52,13 @@ def setup_of(config, devices=1):
 def values(config, seed=0):
   """(parameters, router state) of `config` that depend on their unrolled path and `seed`, as they are stored."""
   unrolled = config.copy_and_resolve_references()
-  unrolled.model.layers = 'unrolled'
+  unrolled.model.stacking = 'unrolled'
   trees = []
   for shapes in setup_of(unrolled).model.shapes():
     tree = unflatten({path: np.random.default_rng([seed, zlib.crc32(path.encode())])
                       .normal(scale=leaf.shape[-2]**-0.5 if leaf.ndim > 1 else 0.5, size=leaf.shape).astype(leaf.dtype)
                       for path, leaf in flatten(shapes).items()})
-    if config.model.get('layers') == 'scan' and 'blocks' in tree:
+    if config.model.get('stacking') == 'scan' and 'blocks' in tree:
       kinds = ('dense', 'sparse') if 'moe' in config.model else ('dense', 'dense')
       tree['blocks'] = Stack(kinds * (config.model.num_layers // 2)).scanned(tree['blocks'])
     trees.append(jax.device_get(tree))
@@ -234,9 +235,9 @@ def test_learned_positions_are_resized_to_a_larger_grid(dense):
   np.testing.assert_allclose(new[1, 0], (old[0, 0] + old[1, 0]) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize('layers', ['scan', 'unrolled'])
-def test_on_a_mesh_parameters_are_sharded_and_the_same(dense, layers):
-  options = dict(layers=layers, router=papers.top_k_dropless(), init=dict(path=str(dense), rules=UPCYCLE))
+@pytest.mark.parametrize('stacking', ['scan', 'unrolled'])
+def test_on_a_mesh_parameters_are_sharded_and_the_same(dense, stacking):
+  options = dict(stacking=stacking, router=papers.top_k_dropless(), init=dict(path=str(dense), rules=UPCYCLE))
   on_eight = vision(mesh=dict(data=1, fsdp=2, expert=4, model=1), **options)
   found = read(on_eight, devices=8)[0]
   assert_equal(found, read(vision(**options))[0])
@@ -302,7 +303,7 @@ def test_a_run_that_is_killed_resumes_without_its_source(tmp_path, monkeypatch):
   said = []
   loop.train(setup(), tmp_path / 'killed', said.append)
   assert 'Resuming after step 5 of 8.' in said and not any('Parameters start' in line for line in said)
-  killed, undisturbed = (checkpoint.restore_for_evaluation(tmp_path / name) for name in ('killed', 'undisturbed'))
+  killed, undisturbed = (restore.restore_for_evaluation(tmp_path / name) for name in ('killed', 'undisturbed'))
   assert_equal(flatten(killed[2]), undisturbed[2])
   rows = [[metrics.repeatable(row) for row in metrics.read(tmp_path / name)] for name in ('killed', 'undisturbed')]
   assert rows[0] == rows[1]

@@ -2,7 +2,6 @@
 
 Oracle: an uninterrupted run of the same set-up. Processes that are killed are in test_train_command.py.
 """
-import csv
 import dataclasses
 import errno
 import gzip
@@ -15,63 +14,33 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tiny_runs import PARTS, STEPS, assert_same_run, compiled_once, crash, run
 from training_fakes import StopsAt, TinyPipeline, make_setup
 
 from moejax import evaluate
 from moejax.config import ConfigError
 from moejax.functional import flatten
-from moejax.training import checkpoint, loop, metrics, recovery, step
+from moejax.training import loop, metrics, step
+from moejax.training.durability import checkpoint, restore, stop_reasons
 from moejax.training.setup import Report
 
-STEPS = 8
-PARTS = dict(evaluate=True, evaluation=dict(every=4), training=dict(steps=STEPS, average=0.9))
-
-
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-  """All set-ups here differ in their data alone, so they can share the compiled step."""
-  setup = make_setup(**PARTS)
-  train_step, first = step.make_train_step(setup), step.init_state(setup)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step, 'make_train_step', lambda setup: train_step)
-    patch.setattr(step, 'init_state', lambda setup: jax.tree.map(jnp.copy, first))
+def one_step():
+  with compiled_once():
     yield
 
 
-def run(folder, pipeline=None, **sections):
-  said = []
-  row = loop.train(make_setup(pipeline=pipeline, **{**PARTS, **sections}), folder, said.append)
-  return row, said
-
-
-def rows(folder):
-  return [metrics.repeatable(row) for row in metrics.read(folder)]
-
-
 def final_params(folder):
-  return flatten(checkpoint.restore_for_evaluation(folder)[2])
+  return flatten(restore.restore_for_evaluation(folder)[2])
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   folder = tmp_path_factory.mktemp('uninterrupted')
   return folder, *run(folder)
-
-
-def assert_same_run(folder, uninterrupted):
-  assert rows(folder) == rows(uninterrupted[0])  # every float, to the last bit, and each step once
-  a, b = final_params(folder), final_params(uninterrupted[0])
-  assert set(a) == set(b)
-  for path in a:
-    np.testing.assert_array_equal(a[path], b[path])
-
-
-def crash():
-  raise RuntimeError('power failure')
 
 
 def test_a_run_learns_and_leaves_its_metrics_and_its_last_checkpoints(uninterrupted):
@@ -114,7 +83,7 @@ def test_a_report_of_the_evaluated_parameters_is_written_where_the_config_asks_f
 
 def test_evaluation_uses_the_parameters_that_the_checkpoint_holds(uninterrupted):
   folder, row, _ = uninterrupted
-  _, number, params, router_state = checkpoint.restore_for_evaluation(folder)
+  _, number, params, router_state = restore.restore_for_evaluation(folder)
   assert number == STEPS
   assert make_setup(**PARTS).evaluators['test'](params, router_state) == {'accuracy': row['eval/test/accuracy']}
 
@@ -124,18 +93,18 @@ def test_a_run_that_crashed_resumes_as_if_it_had_not(tmp_path, uninterrupted, nu
   with pytest.raises(Exception, match='power failure'):
     run(tmp_path, StopsAt(number, crash))
   run(tmp_path)
-  assert_same_run(tmp_path, uninterrupted)
+  assert_same_run(tmp_path, uninterrupted[0])
 
 
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path, uninterrupted):
   before = signal.getsignal(signal.SIGINT)  # a background job's shell has it ignored
-  with pytest.raises(recovery.Interrupted) as stop:
+  with pytest.raises(stop_reasons.Interrupted) as stop:
     run(tmp_path, StopsAt(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
   assert stop.value.code == 130
   assert 'Stopped after step 5 of 8' in str(stop.value) and 'checkpoints/5. The same command resumes' in str(stop.value)
   _, said = run(tmp_path)
   assert said[0] == 'Resuming after step 5 of 8.'
-  assert_same_run(tmp_path, uninterrupted)
+  assert_same_run(tmp_path, uninterrupted[0])
   assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -174,112 +143,6 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, uninterrupted, mon
   row = loop.train(setup, tmp_path, lambda line: None)
   # Sums in another order: the same numbers up to rounding.
   np.testing.assert_allclose(row['train/loss'], uninterrupted[1]['train/loss'], rtol=1e-5)
-
-
-# ---- batches that are not finite ------------------------------------------------------------------------------------
-
-
-def test_a_non_finite_batch_is_skipped_reported_and_counted(tmp_path):
-  row, said = run(tmp_path, TinyPipeline(poison={4}))
-  assert any(line.startswith("Step 5: batch skipped. Loss nan, gradient norm nan. The batch itself is not finite: "
-                             "'image', examples [2].") for line in said)
-  found = metrics.read(tmp_path)
-  assert [row['train/skipped'] for row in found] == [number == 5 for number in range(1, STEPS + 1)]
-  assert [row['recovery/skipped'] for row in found] == [0] * 4 + [1] * 4
-  assert found[4]['train/loss'] is None and row['train/loss'] > 0
-  assert 'Skipped batches: 1; rollbacks: 0, which lost 0 steps.' in said
-
-
-@pytest.fixture
-def spoil(monkeypatch):
-  """Function (step): makes the update of that step, whose loss and gradient are finite, leave NaN in the parameters."""
-  def spoil(number):
-    train_step = step.make_train_step(None)
-
-    def spoiled(state, batch):
-      state, measured = train_step(state, batch)
-      if state.step != number:
-        return state, measured
-      counted = dict(state.skips, in_a_row=jnp.int32(1), skipped=state.skips['skipped'] + 1)
-      state = dataclasses.replace(state, params=jax.tree.map(lambda x: x * np.nan, state.params), skips=counted)
-      return state, dict(measured) | {'recovery/not_finite': jnp.int32(3), 'recovery/in_a_row': jnp.int32(1)}
-    monkeypatch.setattr(step, 'make_train_step', lambda setup: spoiled)
-  return spoil
-
-
-def test_a_state_spoiled_by_an_update_is_not_saved_and_the_run_rolls_back(tmp_path, spoil):
-  """The state of step 6 is checked after step 7; the last one known to be finite is the checkpoint of step 4."""
-  spoil(6)
-  _, said = run(tmp_path)
-  assert any(line.startswith('Step 6: the update cannot be kept. Loss ') and '(arrays: 3; ' in line
-             for line in said)
-  line, = [line for line in said if 'Rolled back' in line]
-  assert line.startswith('The state is not finite. Rolled back to the checkpoint of step 4; steps lost: 3.')
-  assert {path.name for path in (tmp_path / 'checkpoints').glob('[0-9]*')} == {'4', '8'}
-  assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
-
-
-def test_a_state_spoiled_by_the_last_update_stops_the_run_with_the_previous_checkpoint(tmp_path, spoil):
-  spoil(STEPS)
-  with pytest.raises(recovery.Diverged, match='Step 8: .* It was the last step. The last good checkpoint is .*/6'):
-    run(tmp_path)
-  assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path).values())
-
-
-ROLLBACK = dict(recovery=dict(patience=2), checkpoint=dict(every=2, keep=3), loggers=('csv',))
-
-
-def test_after_too_many_skips_in_a_row_the_run_rolls_back_and_moves_past_the_data(tmp_path):
-  """Steps 5 and 6 are bad, which is seen after step 7. The state after step 4 leads to them, so back to 2."""
-  _, said = run(tmp_path, TinyPipeline(poison={4, 5}), **ROLLBACK)
-  line, = [line for line in said if 'Rolled back' in line]
-  assert line == ('Batches skipped in a row: 2. Rolled back to the checkpoint of step 2; steps lost: 5. '
-                  'Training continues with the next batch.')
-  found = metrics.read(tmp_path)
-  assert [row['recovery/rollbacks'] for row in found] == [0] * 6 + [1] * 2
-  assert [row['recovery/lost'] for row in found] == [0] * 6 + [5] * 2
-  # Step 8 used the parameters of step 2 and batch 7: its loss, computed without the loop.
-  setup = make_setup(**PARTS)
-  state, batches = step.init_state(setup), setup.pipeline
-  train_step = step.make_train_step(setup)
-  for number in (0, 1):
-    state, _ = train_step(state, setup.place(batches.batch(number)))
-  state = dataclasses.replace(state, step=jnp.int32(7))
-  _, measured = train_step(state, setup.place(batches.batch(7)))
-  assert found[-1]['train/loss'] == float(measured['train/loss'])
-
-
-@pytest.mark.parametrize('number', [5, 6, 7])
-def test_a_run_that_crashed_around_a_rollback_resumes_as_if_it_had_not(tmp_path, number):
-  class Poisoned(StopsAt):
-    def __init__(self, *arguments):
-      super().__init__(*arguments)
-      self.poison = {4, 5}
-
-  run(tmp_path / 'undisturbed', TinyPipeline(poison={4, 5}), **ROLLBACK)
-  with pytest.raises(Exception, match='power failure'):
-    run(tmp_path / 'crashed', Poisoned(number, crash), **ROLLBACK)
-  run(tmp_path / 'crashed', TinyPipeline(poison={4, 5}), **ROLLBACK)
-  assert_same_run(tmp_path / 'crashed', (tmp_path / 'undisturbed',))
-  tables = []
-  for name in ('crashed', 'undisturbed'):
-    with open(tmp_path / name / 'metrics.csv', newline='') as file:
-      tables.append([metrics.repeatable(row) for row in csv.DictReader(file)])
-  assert tables[0] == tables[1] and [row['step'] for row in tables[0]] == list('12345678')
-
-
-def test_a_run_without_rollbacks_left_stops_and_names_the_bad_batch(tmp_path):
-  with pytest.raises(recovery.Diverged) as stop:
-    run(tmp_path, TinyPipeline(poison={4}), recovery=dict(patience=1, max_rollbacks=0))
-  message = str(stop.value)
-  assert "Step 5: Loss nan" in message and "The batch itself is not finite: 'image', examples [2]" in message
-  assert f'The last good checkpoint is {tmp_path}/checkpoints/4' in message
-  assert 'The update was not applied. No rollback is left (config.recovery.max_rollbacks=0).' in message
-
-
-def test_without_a_checkpoint_to_roll_back_to_the_run_stops(tmp_path):
-  with pytest.raises(recovery.Diverged, match='There is no earlier checkpoint to roll back to.'):
-    run(tmp_path, TinyPipeline(poison={1}), recovery=dict(patience=1))
 
 
 # ---- watching -------------------------------------------------------------------------------------------------------
@@ -332,14 +195,14 @@ def test_a_run_survives_a_checkpoint_that_cannot_be_written(tmp_path, uninterrup
   monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
   _, said = run(tmp_path)
   assert any('step 4 could not be written: the disk is full' in line for line in said)
-  assert_same_run(tmp_path, uninterrupted)
+  assert_same_run(tmp_path, uninterrupted[0])
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_claim_to_be_finished(tmp_path, monkeypatch):
   async def no_space(self, about, folder):
     raise OSError(errno.ENOSPC, 'No space left on device')
   monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', no_space)
-  with pytest.raises(recovery.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
+  with pytest.raises(stop_reasons.NoCheckpoint, match='The checkpoint of the last step is missing. There is no checkpoint'):
     run(tmp_path)
 
 

@@ -14,7 +14,8 @@ from training_fakes import EXAMPLEWISE, MODEL, TinyModel, TinyPipeline, make_set
 from moejax import functional
 from moejax.functional import flatten
 from moejax.random import derive
-from moejax.training import optimizer, rollback, step
+from moejax.training import optimizer, step
+from moejax.training.durability import diagnosis, rollback
 
 SGD = dict(name='sgd', schedule=dict(name='constant', peak=1.))
 
@@ -179,10 +180,10 @@ def test_a_non_finite_update_is_noticed_even_if_loss_and_gradient_are_finite(wha
   if what == 'a learning rate':
     assert metrics['train/skipped'] and rollback.sound(metrics)
     jax.tree.map(np.testing.assert_array_equal, before.params, state.params)
-    assert 'are finite; the learning rate is inf' in rollback._why(metrics, {})
+    assert 'are finite; the learning rate is inf' in diagnosis.explain(metrics, {})
   else:
     assert not metrics['train/skipped'] and not rollback.sound(metrics) and metrics['recovery/not_finite'] > 0
-    assert 'are finite; the update is not' in rollback._why(metrics, {})
+    assert 'are finite; the update is not' in diagnosis.explain(metrics, {})
 
 
 def test_non_finite_router_state_is_not_kept():
@@ -205,7 +206,7 @@ def test_checking_an_update_takes_no_second_copy_of_the_parameters(monkeypatch):
     program = update.lower(step.abstract_state(setup), setup.pipeline.batch_spec()).compile()
     return program.memory_analysis().temp_size_in_bytes
   judged = temporaries()
-  monkeypatch.setattr(optimizer, 'not_finite', lambda tree: jnp.int32(0))
+  monkeypatch.setattr(step, 'not_finite', lambda tree: jnp.int32(0))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(step.init_function(setup)().params))
   assert judged < temporaries() + size
 
@@ -226,3 +227,16 @@ def test_parameters_and_optimizer_state_are_spread_over_the_mesh():
   for leaf in leaves.values():
     assert leaf.addressable_shards[0].data.shape[0] == 1  # one expert of four
   assert jnp.isfinite(state.params['wi']).all()
+
+
+def test_the_moving_average_follows_its_recursion():
+  # From 1 with decay 0.5: 0.5*1 + 0.5*3 = 2, then 0.5*2 + 0.5*5 = 3.5.
+  average = step.moving_average({'a': jnp.float32(1)}, {'a': jnp.float32(3)}, 0.5)
+  assert average['a'] == 2.
+  assert step.moving_average(average, {'a': jnp.float32(5)}, 0.5)['a'] == 3.5
+
+
+def test_gradient_norms_are_reported_by_module():
+  tree = {'a': {'wi': jnp.array([3., 0.]), 'wo': jnp.array([[4.]])}, 'head': jnp.array([2.])}
+  norms = step.norms_by_module(tree)
+  assert {name: float(norm) for name, norm in norms.items()} == {'a': 5., 'head': 2.}

@@ -16,7 +16,8 @@ import pytest
 from moejax import command_line
 from moejax.config import ConfigError
 from moejax.functional import flatten
-from moejax.training import checkpoint, metrics, recovery
+from moejax.training import metrics
+from moejax.training.durability import restore, stop_reasons
 
 CONFIG = Path(__file__).with_name('digits_config.py')
 STEPS = 100
@@ -66,7 +67,7 @@ def undisturbed(start, tmp_path_factory):
 def assert_same_run(folder, undisturbed):
   assert rows(folder) == rows(undisturbed)
   assert [row['step'] for row in rows(folder)] == list(range(1, STEPS + 1))
-  (_, step, params, router_state), expected = map(checkpoint.restore_for_evaluation, (folder, undisturbed))
+  (_, step, params, router_state), expected = map(restore.restore_for_evaluation, (folder, undisturbed))
   assert step == STEPS
   for found, wanted in ((params, expected[2]), (router_state, expected[3])):
     assert flatten(found).keys() == flatten(wanted).keys()
@@ -130,7 +131,7 @@ def test_the_same_command_started_twice_runs_once(start, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize('error, code', [
-    (ConfigError('what to do'), 2), (recovery.Diverged('what to do'), 1), (recovery.Interrupted('what to do', 2), 130),
+    (ConfigError('what to do'), 2), (stop_reasons.Diverged('what to do'), 1), (stop_reasons.Interrupted('what to do', 2), 130),
     (OSError(28, 'No space left on device'), 1), (KeyboardInterrupt(), 130)])
 def test_an_error_that_the_user_can_act_on_is_a_sentence_and_an_exit_code(error, code, capsys):
   def binary():

@@ -14,9 +14,9 @@ from moejax.parallel import rules
 from moejax.random import derive
 from moejax.routing.router import RouterOutput
 from moejax.training import initial, methods, objectives, optimizer, setup
-from moejax.training.checkpoint import CheckpointConfig
+from moejax.training.durability.checkpoint import CheckpointConfig
+from moejax.training.durability.recovery import RecoveryConfig
 from moejax.training.profile import ProfileConfig
-from moejax.training.spikes import RecoveryConfig
 
 FEATURES, HIDDEN, EXPERTS, CLASSES, BATCH = 3, 8, 4, 5, 16
 

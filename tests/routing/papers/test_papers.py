@@ -227,8 +227,10 @@ def test_one_expert_and_one_token_are_not_special_cases(name, num_experts, num_t
   config = ALONE[name] if num_experts == 1 else PAPERS[name]
   apply = functional.functionalize(
       lambda rngs: router.build(config, 'config.router', dim=D, num_experts=num_experts, rngs=rngs))
-  params, state = jax.jit(apply.init)(jax.random.key(0))
-  x = np.random.default_rng(1).normal(size=(1, num_tokens, D)).astype(np.float32)
+  draw = np.random.default_rng(1)  # to initialise takes longer than to route
+  params = jax.tree.map(lambda leaf: np.float32(draw.normal(size=leaf.shape) if leaf.ndim else 1), apply.shapes()[0])
+  state = jax.jit(lambda key: apply.init(key)[1])(jax.random.key(0))
+  x = draw.normal(size=(1, num_tokens, D)).astype(np.float32)
   inputs = jax.tree.map(lambda a: a[:1, :num_tokens], router_inputs(jnp.zeros((G, S), jnp.int32)))
   out = jax.jit(functools.partial(apply.apply, train=True))(params, state, x, inputs, key=jax.random.key(2))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out.losses, out.metrics, out.plan.shares())))
