@@ -31,7 +31,7 @@ def sparse(router, **config):
 
 def sparse_layers(**config):
   return decoder(moe=dict(num_experts=3, router=papers.top_k_dropless(k=2)), sparse=dict(name='every', n=2),
-                 sparse_form='layer', **{**config, 'num_layers': 4})
+                 sparse_form='layer', **config)
 
 
 MODELS = {
@@ -48,7 +48,7 @@ MODELS = {
     'top-2 without capacity': sparse(papers.top_k_dropless(k=2)),
     'hashes of a token and the one before': sparse(papers.hash_layers(vocab_size=VOCABULARY, of='bigrams')),
     'layers as experts': sparse_layers(),
-    'layers as experts, scanned': sparse_layers(stacking='scan'),
+    'layers as experts, scanned': sparse_layers(stacking='scan', num_layers=4),
     'LSTM, mixture, LSTM': models.build(dict(
         name='lstm', vocab_size=VOCABULARY, dim=8, moe=mixture(papers.top_k_dropless(k=2)))),
     'LSTMs, scanned': decoder(attention=None, feed_forward=None, stacking='scan', blocks=dict(
@@ -62,7 +62,7 @@ def compiled(name):
   model = MODELS[name]
   params, state = jax.jit(model.init)(jax.random.key(1))
   apply = jax.jit(lambda batch, cache: model.apply(params, state, batch, cache=cache), donate_argnums=1)
-  return model, apply, model.apply(params, state, dict(tokens=TOKENS)).logits
+  return model, apply, jax.jit(model.apply)(params, state, dict(tokens=TOKENS)).logits
 
 
 def in_chunks(name, chunks):

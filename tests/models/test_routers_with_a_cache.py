@@ -170,6 +170,21 @@ def test_routers_that_see_later_tokens_are_refused_when_built_and_have_no_cache(
     decoder(ROUTERS[name], 'oracle').init_cache(1, LENGTH)
 
 
+def test_the_lstm_model_and_the_encoder_decoder_refuse_them_a_cache_too():
+  moe = dict(num_experts=E, experts=dict(name='feed_forward', hidden=8), router=ROUTERS['expert_choice'],
+             dispatch=dict(name='reference'))
+  side = dict(num_layers=1, attention=dict(heads=2), feed_forward=dict(hidden=8))
+  sparse = side | dict(moe=moe, sparse=dict(name='every', n=1))
+  common = dict(vocab_size=V, dim=8, routing_leak='oracle')
+  refused = lambda where: pytest.raises(ConfigError, match=f'config.model{where}.moe.router cannot be used with a cache')
+  with refused(''):
+    models.build(dict(name='lstm', moe=moe, **common)).init_cache(1, LENGTH)
+  with refused('.decoder'):
+    models.build(dict(name='encoder_decoder', encoder=side, decoder=sparse, **common)).init_cache(1, LENGTH, LENGTH)
+  # An encoder sees its whole source.
+  models.build(dict(name='encoder_decoder', encoder=sparse, decoder=side, **common)).init_cache(1, LENGTH, LENGTH)
+
+
 @pytest.mark.parametrize('name', NETWORK)
 def test_a_router_that_needs_a_network_that_decoders_do_not_have_is_refused_before_compilation(name):
   model = accepted(ROUTERS[name])
