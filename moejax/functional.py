@@ -104,8 +104,14 @@ def functionalize(build: Build, method: Callable | None = None) -> Functional:
     module = nnx.merge(graph, _from_dict(abstract_params, params), _from_dict(abstract_state, state))
     return module(*args, **kwargs) if method is None else method(module, *args, **kwargs)
 
+  def of_cache(name):
+    if not hasattr(abstract, name):
+      raise TypeError(f'{type(abstract).__name__} has no cache: it is applied to whole inputs. Models that decode have '
+                      'one (docs/decoding.md).')
+    return getattr(abstract, name)
+
   return Functional(init, apply, _axes(abstract_params), _axes(abstract_state),
-                    lambda *sizes: abstract.init_cache(*sizes), lambda: abstract.cache_axes())
+                    lambda *sizes: of_cache('init_cache')(*sizes), lambda: of_cache('cache_axes')())
 
 
 def stack_modules(build: Build, count: int, rngs: nnx.Rngs,

@@ -73,6 +73,12 @@ def test_initialisation_is_traced_without_allocating(model):
   assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
 
 
+def test_a_module_without_a_cache_says_so(model):
+  for ask in (lambda: model.init_cache(2, 8), model.cache_axes):
+    with pytest.raises(TypeError, match='Model has no cache: it is applied to whole inputs'):
+      ask()
+
+
 def test_parameters_of_another_model_are_refused(model):
   params, state = model.init(jax.random.key(0))
   with pytest.raises(ValueError, match="missing .*w.*unexpected \\['other'\\]"):
