@@ -75,7 +75,6 @@ class EncoderDecoder(nnx.Module):
     encoder_key, decoder_key = derive(key, 'encoder'), derive(key, 'decoder')
     finish = lambda x, key: drop(x, self.dropout, key=derive(key, 'output'), train=train)
 
-    targets = sequences.read(batch, 'decoder_', past=cache)
     memory, routers, updates = None, {}, {}
     if cache is None or 'encoder_tokens' in batch:
       sources = sequences.read(batch, 'encoder_')
@@ -89,6 +88,7 @@ class EncoderDecoder(nnx.Module):
     else:
       source_segments = cache['source_segments']
 
+    targets = sequences.read(batch, 'decoder_', past=cache)
     x, context = self._embed(self.decoder_encoding, targets, causal=True, memory=memory,
                              memory_mask=Mask(targets.segments, source_segments))
     decoded = self.decoder(x, context, None if cache is None else cache['blocks'], key=decoder_key, train=train)
