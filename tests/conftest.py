@@ -18,6 +18,10 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.devices()  # reads the flags; libtpu, which does so when a TPU program is compiled, knows those for CPUs as little
 os.environ['XLA_FLAGS'] = _EVERYWHERE
 
+from tests import checked_shapes
+
+checked_shapes.install()
+
 # Tracing makes many small objects, few of them in cycles. To look for these as often as Python does takes a tenth of
 # the time.
 gc.freeze()

@@ -3,6 +3,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+from jaxtyping import Array, Float
 
 from moejax import experts as experts_lib
 from moejax.config import ConfigError, Registry, at, config_path
@@ -30,16 +31,17 @@ class Dispatcher:
     """Whether it can run plans of this type; `placed`: whether they have a capacity (a TokenPlan may not)."""
     raise NotImplementedError
 
-  def run(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundExperts) -> jax.Array:
+  def run(self, plan: Plan, x: Float[Array, 'G S D'], experts: experts_lib.BoundExperts) -> Float[Array, 'G S D']:
     """x: <float>[G,S,D] -> <float>[G,S,D], without the identity path."""
     raise NotImplementedError
 
-  def run_on_mesh(self, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule) -> jax.Array:
+  def run_on_mesh(self, plan: Plan, x: Float[Array, 'G S D'],
+                  experts: experts_lib.BoundModule) -> Float[Array, 'G S D']:
     """`run` on the active mesh of several devices. By default the compiler partitions it."""
     return self.run(plan, x, experts)
 
-  def __call__(self, plan: Plan, x: jax.Array, experts: experts_lib.Expert, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, plan: Plan, x: Float[Array, 'G S D'], experts: experts_lib.Expert, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, 'G S D']:
     """The sum over experts of combine weight times expert output, plus `passthrough` times the token.
 
     Args:

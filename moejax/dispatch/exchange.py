@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from moejax import experts as experts_lib
 from moejax import functional
@@ -37,8 +38,8 @@ Method = Literal['all_to_all'] | Dropless
 Run = Callable[[Plan, jax.Array, experts_lib.BoundExperts], jax.Array]
 
 
-def over_devices(run: Run, plan: Plan, x: jax.Array, experts: experts_lib.BoundModule, *, method: Method | None,
-                 chunks: int) -> jax.Array:
+def over_devices(run: Run, plan: Plan, x: Float[Array, 'G S D'], experts: experts_lib.BoundModule, *,
+                 method: Method | None, chunks: int) -> Float[Array, 'G S D']:
   """Computes `run(plan, x, experts)` on all devices of the active mesh, which has several.
 
   Args:
@@ -120,7 +121,7 @@ class DeviceExperts:
     return self.num_experts if self.inside else self.num_experts // jax.lax.axis_size('expert')
 
   @property
-  def first(self) -> jax.Array | int:
+  def first(self) -> Int[Array, ''] | int:
     """Index of its first expert."""
     return 0 if self.inside else jax.lax.axis_index('expert') * self.count
 
@@ -128,12 +129,12 @@ class DeviceExperts:
     """A call of this device's experts; `number` maps a local row id to its global id."""
     return LocalExperts(self.call.experts, self.call.key, self.call.train, number, self.part)
 
-  def number(self, token: jax.Array, first: jax.Array | int = 0, count: int | None = None):
+  def number(self, token: Int[Array, 'N'], first: Int[Array, ''] | int = 0, count: int | None = None):
     """`LocalExperts.number` for rows of `token` <int32>[N], indices among all devices' tokens, and `count` experts."""
     count = self.num_experts if count is None else count
     return lambda ids: row_ids(token.at[ids // count].get(mode='clip'), first + ids % count, self.num_experts)
 
-  def own_tokens(self) -> jax.Array:
+  def own_tokens(self) -> Int[Array, 'T']:
     """<int32>[T] indices of this device's tokens among all devices' tokens."""
     return jax.lax.axis_index(rules.BATCH_AXES) * self.tokens + jnp.arange(self.tokens)
 
@@ -149,7 +150,7 @@ class LocalExperts(experts_lib.BoundModule):
   number: Callable[[jax.Array], jax.Array] = lambda ids: ids
   part: HiddenShard | None = None
 
-  def __call__(self, rows: jax.Array, layout: Any) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Any) -> Float[Array, '... D']:
     """See `BoundExperts`."""
     layout = dataclasses.replace(layout, row_ids=self.number(layout.row_ids), part=self.part)
     return super().__call__(rows, layout)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from moejax import experts as experts_lib
 from moejax.dispatch.rows import take_rows
@@ -27,7 +28,7 @@ class RaggedExperts(experts_lib.BoundExperts):
   local: experts_lib.BoundExperts
   number: Callable[[jax.Array], jax.Array]
 
-  def __call__(self, rows: jax.Array, layout: Ragged) -> jax.Array:
+  def __call__(self, rows: Float[Array, 'M D'], layout: Ragged) -> Float[Array, 'M D']:
     """rows: <float>[M,D] sorted by expert -> <float>[M,D]."""
     exchange = RaggedExchange.of(layout.group_sizes)
     there = lambda a: exchange.there(a, capacity=rows.shape[0] * exchange.devices)
@@ -54,11 +55,11 @@ class RaggedExchange:
     sizes: <int32>[source, destination, expert of the destination].
     me: this device.
   """
-  sizes: jax.Array
-  me: jax.Array
+  sizes: Int[Array, 'source destination expert']
+  me: Int[Array, '']
 
   @classmethod
-  def of(cls, group_sizes: jax.Array) -> 'RaggedExchange':
+  def of(cls, group_sizes: Int[Array, 'E']) -> 'RaggedExchange':
     """group_sizes: <int32>[E] this device's rows for each expert; costs one small all-gather."""
     devices = jax.lax.axis_size('expert')
     return cls(jax.lax.all_gather(group_sizes.reshape(devices, -1), 'expert'), jax.lax.axis_index('expert'))
@@ -68,11 +69,11 @@ class RaggedExchange:
     """Number of devices on the axis."""
     return self.sizes.shape[0]
 
-  def there(self, rows: jax.Array, capacity: int) -> jax.Array:
+  def there(self, rows: Shaped[Array, 'M D'], capacity: int) -> Shaped[Array, 'capacity D']:
     """rows: <..>[M,D] sorted by expert -> <..>[capacity,D] rows for this device, by source device; then zeros."""
     return _travel(capacity, rows, self._transfer_there, self._transfer_back)
 
-  def back(self, rows: jax.Array, count: int) -> jax.Array:
+  def back(self, rows: Shaped[Array, 'capacity D'], count: int) -> Shaped[Array, 'count D']:
     """rows: <..>[capacity,D] in order of arrival -> <..>[count,D] in their original order; then zeros."""
     return _travel(count, rows, self._transfer_back, self._transfer_there)
 
@@ -88,7 +89,7 @@ class RaggedExchange:
     start = _exclusive(sent, axis=1)  # offset of each destination's rows at each source
     return RaggedTransfer(_exclusive(sent[:, self.me]), sent[:, self.me], start[:, self.me], sent[self.me])
 
-  def sorted_by_expert(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def sorted_by_expert(self, count: int) -> tuple[Int[Array, 'E'], Int[Array, 'count'], Int[Array, 'count']]:
     """Sorts `count` received rows (ordered by source, expert) by expert: group sizes, permutation and its inverse."""
     mine = self.sizes[:, self.me]
     by_source, by_expert = _exclusive(mine.ravel()).reshape(mine.shape), _exclusive(mine.T.ravel()).reshape(mine.T.shape)
@@ -116,10 +117,10 @@ class RaggedTransfer(NamedTuple):
     targets: their offset in that device's output.
     received: number of rows received from each device.
   """
-  starts: jax.Array
-  sizes: jax.Array
-  targets: jax.Array
-  received: jax.Array
+  starts: Int[Array, 'devices']
+  sizes: Int[Array, 'devices']
+  targets: Int[Array, 'devices']
+  received: Int[Array, 'devices']
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,12 +1,13 @@
 """Moving rows to where experts compute them, and back: buffers across devices, gathers with gathers as gradients."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from moejax.kernels import routes
 from moejax.parallel import rules
 
 
-def to_buffers(rows: jax.Array) -> jax.Array:
+def to_buffers(rows: Float[Array, 'G E C D']) -> Float[Array, 'E G*C D']:
   """rows: <float>[G,E,C,D] -> <float>[E,G*C,D]. On a mesh this sends tokens to their experts: one all-to-all."""
   groups, experts, capacity, dim = rows.shape
   rows = rules.constrain(rows, ('group', None, None, None))
@@ -14,7 +15,7 @@ def to_buffers(rows: jax.Array) -> jax.Array:
   return rules.constrain(rows, ('expert', 'slot', None))
 
 
-def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
+def from_buffers(rows: Float[Array, 'E slots D'], groups: int) -> Float[Array, 'G E C D']:
   """rows: <float>[E,G*C,D] -> <float>[G,E,C,D]. On a mesh this sends them back."""
   rows = rules.constrain(rows, ('expert', 'slot', None))
   rows = rows.reshape(rows.shape[0], groups, -1, rows.shape[-1]).swapaxes(0, 1)
@@ -22,7 +23,7 @@ def from_buffers(rows: jax.Array, groups: int) -> jax.Array:
 
 
 @jax.custom_vjp
-def take_rows(x: jax.Array, source: jax.Array, users: jax.Array) -> jax.Array:
+def take_rows(x: Float[Array, 'G N D'], source: Int[Array, 'G M'], users: Int[Array, 'G N K']) -> Float[Array, 'G M D']:
   """Row m of the result is `x[source[m]]`, or zeros where `source[m]` is N. The gradient is a gather, not a scatter.
 
   Args:
@@ -50,7 +51,8 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 @jax.custom_vjp
-def sum_choices(y: jax.Array, row: jax.Array, choice: jax.Array, weight: jax.Array) -> jax.Array:
+def sum_choices(y: Float[Array, 'G M D'], row: Int[Array, 'G S K'], choice: Int[Array, 'G M'],
+                weight: Float[Array, 'G S K']) -> Float[Array, 'G S D']:
   """The weighted sum of each token's K rows; as in `take_rows`, gradients are gathers.
 
   Args:
@@ -84,12 +86,12 @@ def _sum_choices_backward(residuals, dout):
 sum_choices.defvjp(_sum_choices_forward, _sum_choices_backward)
 
 
-def take_or_zeros(x: jax.Array, source: jax.Array) -> jax.Array:
+def take_or_zeros(x: Float[Array, 'G N D'], source: Int[Array, 'G M']) -> Float[Array, 'G M D']:
   """x: <float>[G,N,D], source: <int32>[G,M] -> <float>[G,M,D]; zeros where `source` is N."""
   return jax.vmap(lambda x, source: x.at[source].get(mode='fill', fill_value=0))(x, source)
 
 
-def add_rows(y: jax.Array, target: jax.Array, num_rows: int) -> jax.Array:
+def add_rows(y: Float[Array, 'G M D'], target: Int[Array, 'G M'], num_rows: int) -> Float[Array, 'G N D']:
   """y: <float>[G,M,D], target: <int32>[G,M] -> <float>[G,N,D] sums of the rows by target; target N is dropped."""
   zeros = jnp.zeros((num_rows, y.shape[-1]), y.dtype)
   return jax.vmap(lambda y, target: zeros.at[target].add(y, mode='drop'))(y, target)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moejax.config import ConfigError
 from moejax.dispatch.dispatcher import DISPATCHERS, Dispatcher
@@ -37,7 +38,7 @@ class SegmentDispatch(Dispatcher):
       raise ConfigError(": dispatcher 'segments' requires token choice without a capacity. Use "
                         'papers.multi_hash, or another dispatcher.')
 
-  def run(self, plan: TokenPlan, x: jax.Array, experts: BoundModule) -> jax.Array:
+  def run(self, plan: TokenPlan, x: Float[Array, 'G S D'], experts: BoundModule) -> Float[Array, 'G S D']:
     """See `Dispatcher.run`. Output segments are weighted by their choices. Raises ConfigError for other experts."""
     module: Any = experts.experts
     choices = plan.expert.shape[-1]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import config as config_lib
 from moejax.experts.layouts import Layout
@@ -25,8 +26,8 @@ class FusedExperts(NamedTuple):
 class Expert(nnx.Module):
   """Base class of experts. One module holds all E, in arrays with a leading axis."""
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, '... D']:
     """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
     raise NotImplementedError
 
@@ -41,7 +42,7 @@ EXPERTS = config_lib.Registry('expert', Expert, context=('dim', 'num_experts', '
 class BoundExperts:
   """Experts as a dispatcher calls them, with rows and their layout alone."""
 
-  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout) -> Float[Array, '... D']:
     """rows: <float>[..,D] in `layout` -> <float>[..,D]."""
     raise NotImplementedError
 
@@ -63,7 +64,7 @@ class BoundModule(BoundExperts):
   key: jax.Array | None = None
   train: bool = False
 
-  def __call__(self, rows: jax.Array, layout: Layout) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout) -> Float[Array, '... D']:
     """See `BoundExperts`."""
     return self.experts(rows, layout, key=self.key, train=self.train)
 

@@ -4,6 +4,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.experts import EXPERTS, Expert, FusedExperts, Layout
@@ -63,8 +64,8 @@ class FeedForwardExperts(Expert):
     self.bg = bias(hidden, units) if use_bias and gated else None
     self.bo = bias(dim, width) if use_bias else None
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, '... D']:
     """rows: <float>[..,D] in `layout` -> <float>[..,D] of the computation's dtype.
 
     Raises:
@@ -84,7 +85,7 @@ class FeedForwardExperts(Expert):
       hidden = jnp.where(keep, hidden / (1 - self.dropout), 0)
     return affine(hidden, self.wo, None if self.bo is None else layout.once(self.bo[...]))
 
-  def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
+  def scaled(self, hidden: Float[Array, '... F'], layout: Layout) -> Float[Array, '... F']:
     """hidden: <float>[..,F] in `layout`; the identity here, overridden by experts that scale their hidden units."""
     return hidden
 

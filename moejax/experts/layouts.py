@@ -8,6 +8,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from moejax.kernels.grouped_matmul import Name, grouped_matmul
 
@@ -15,23 +16,23 @@ from moejax.kernels.grouped_matmul import Name, grouped_matmul
 class Layout(Protocol):
   """Layout of routed rows: `[E,N,D]` buffers, or `[M,D]` rows sorted by expert."""
 
-  def matmul(self, rows: jax.Array, w: jax.Array) -> jax.Array:
+  def matmul(self, rows: Float[Array, '... D'], w: Float[Array, 'E D F']) -> Float[Array, '... F']:
     """rows: <float>[..,D], w: <float>[E,D,F] -> <float>[..,F]: each row times the matrix of its expert."""
     ...
 
-  def per_row(self, b: jax.Array) -> jax.Array:
+  def per_row(self, b: Float[Array, 'E F']) -> Float[Array, '... F']:
     """b: <float>[E,F] -> an array that broadcasts to <float>[..,F]: the vector of each row's expert."""
     ...
 
-  def once(self, b: jax.Array) -> jax.Array:
+  def once(self, b: Float[Array, 'E D']) -> Float[Array, 'E D']:
     """b: <float>[E,D] -> the bias on one shard only, so that a later psum over hidden-unit shards adds it once."""
     ...
 
-  def whole(self, y: jax.Array) -> jax.Array:
+  def whole(self, y: Float[Array, '... D']) -> Float[Array, '... D']:
     """y: <float>[..,D] -> its psum over hidden-unit shards, if there are any."""
     ...
 
-  def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:
+  def bernoulli(self, key: jax.Array, p: float, shape: tuple[int, ...]) -> Bool[Array, '... F']:
     """<bool>[..,F] of `shape`: True with probability `p`; a token and expert get the same draws in any layout."""
     ...
 
@@ -45,7 +46,7 @@ class HiddenShard:
   """
   axes: tuple[str, ...]
 
-  def once(self, b: jax.Array) -> jax.Array:
+  def once(self, b: Float[Array, 'E D']) -> Float[Array, 'E D']:
     """`b` on the first shard, zeros on the others."""
     return jnp.where(jax.lax.axis_index(self.axes) == 0, b, 0)
 
@@ -83,7 +84,7 @@ class Buffers(_Rows):
     row_ids: <int32>[E,N].
     part: shard of the hidden units.
   """
-  row_ids: jax.Array
+  row_ids: Int[Array, 'E N']
   part: HiddenShard | None = None
 
   def matmul(self, rows, w):
@@ -106,9 +107,9 @@ class Ragged(_Rows):
     implementation: of the grouped matmul.
     part: shard of the hidden units.
   """
-  expert: jax.Array
-  group_sizes: jax.Array
-  row_ids: jax.Array
+  expert: Int[Array, 'M']
+  group_sizes: Int[Array, 'E']
+  row_ids: Int[Array, 'M']
   implementation: Name | None = None
   part: HiddenShard | None = None
 
@@ -145,6 +146,6 @@ class Dense(Layout):
     return jax.random.bernoulli(key, p, shape)
 
 
-def row_ids(token: jax.Array, expert: jax.Array, num_experts: int) -> jax.Array:
+def row_ids(token: Int[Array, '#*M'], expert: Int[Array, '#*M'], num_experts: int) -> Int[Array, '...']:
   """<int32>: a unique id per token (numbered over all groups) and expert."""
   return token * num_experts + jnp.minimum(expert, num_experts - 1)

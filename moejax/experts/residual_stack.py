@@ -4,6 +4,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.experts import EXPERTS, Expert, Layout
@@ -41,8 +42,8 @@ class ResidualStack(Expert):
         ResidualSublayer(dim=dim, num_experts=num_experts, dtype=dtype, rngs=rngs, hidden=hidden,
                          activation=activation, use_bias=use_bias) for _ in range(sublayers)])
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, '... D']:
     """rows: <float>[..,D] in `layout` -> <float>[..,D] of the computation's dtype: the update only."""
     stream = rows.astype(self.dtype)
     updates: list[jax.Array] = []
@@ -63,8 +64,8 @@ class ResidualSublayer(FeedForwardExperts):
     self.norm_scale = functional.parameter(rngs, nnx.initializers.ones, shape, axes)
     self.norm_bias = functional.parameter(rngs, nnx.initializers.zeros, shape, axes)
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, '... D']:
     """rows: <float>[..,D] in `layout` -> <float>[..,D]. Statistics are float32; epsilon is 1e-5 as in torch."""
     x = rows.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)

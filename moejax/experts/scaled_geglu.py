@@ -3,6 +3,7 @@ import math
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.experts import EXPERTS, Layout
@@ -30,7 +31,7 @@ class ScaledGEGLU(FeedForwardExperts):
     lead, axes = ((), ('mlp',)) if num_experts is None else ((num_experts,), ('expert', 'expert_mlp'))
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (*lead, hidden), axes)
 
-  def scaled(self, hidden: jax.Array, layout: Layout) -> jax.Array:
+  def scaled(self, hidden: Float[Array, '... F'], layout: Layout) -> Float[Array, '... F']:
     """hidden: <float>[..,F] in `layout`."""
     return hidden * layout.per_row(self.scale[...].astype(hidden.dtype))
 

@@ -3,6 +3,7 @@ from typing import Annotated
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.config import ConfigError
@@ -45,17 +46,17 @@ class SegmentExperts(Expert):
     self.wg = weight((dim, hidden // segments), ('expert_embed', 'expert_mlp')) if activation in GATES else None
     self.wo = weight((hidden, dim // segments), ('expert_mlp', 'expert_embed'))
 
-  def up(self, segment: int, rows: jax.Array, layout: Layout) -> jax.Array:
+  def up(self, segment: int, rows: Float[Array, '... D'], layout: Layout) -> Float[Array, '... part']:
     """rows: <float>[..,D] in `layout` -> <float>[..,F/N], that segment of the hidden layer."""
     rows = rows.astype(self.dtype)
     matmul = lambda w: layout.matmul(rows, w[...][segment].astype(self.dtype))
     return activate(self.activation, matmul(self.wi), None if self.wg is None else matmul(self.wg))
 
-  def down(self, segment: int, rows: jax.Array, layout: Layout) -> jax.Array:
+  def down(self, segment: int, rows: Float[Array, '... F'], layout: Layout) -> Float[Array, '... part']:
     """rows: <float>[..,F] in `layout`, complete hidden layers -> <float>[..,D/N], that segment of the output."""
     return layout.matmul(rows.astype(self.dtype), self.wo[...][segment].astype(self.dtype))
 
-  def __call__(self, rows: jax.Array, layout: Layout, *, key: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+  def __call__(self, rows: Float[Array, '... D'], layout: Layout, *, key: jax.Array | None = None,
+               train: bool = False) -> Float[Array, '... D']:
     """Raises ConfigError: only dispatch 'segments' can call these experts."""
     raise ConfigError(": experts 'segments' need dispatch=dict(name='segments').")

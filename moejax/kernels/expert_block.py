@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moejax.kernels import routes as routes_lib
 from moejax.kernels.choice import Implementation, Name, Shape, choose
@@ -26,8 +27,8 @@ GATES = {'geglu': jax.nn.gelu, 'reglu': jax.nn.relu, 'swiglu': jax.nn.silu}
 assert set(ACTIVATIONS) | set(GATES) == set(get_args(Activation))
 
 
-def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: Activation,
-                 implementation: Name | None = None) -> jax.Array:
+def expert_block(x: Float[Array, 'N D'], weights: Weights, routes: Routes, *, activation: Activation,
+                 implementation: Name | None = None) -> Float[Array, 'N D']:
   """Applies the feed-forward of its expert to each row of `routes`, and sums the rows of each token.
 
   Args:
@@ -53,7 +54,8 @@ def expert_block(x: jax.Array, weights: Weights, routes: Routes, *, activation: 
   return _expert_block(chosen, activation, x, weights, routes_lib.ungrouped_nowhere(routes))
 
 
-def activate(activation: Activation, zi: jax.Array, zg: jax.Array | None) -> jax.Array:
+def activate(activation: Activation, zi: Float[Array, '... F'],
+             zg: Float[Array, '... F'] | None) -> Float[Array, '... F']:
   """The hidden layer from the pre-activations: act(zi), or act(zg) * zi if the activation is gated."""
   return ACTIVATIONS[activation](zi) if zg is None else GATES[activation](zg) * zi
 

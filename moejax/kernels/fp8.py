@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Float8e4m3fn, Int
 
 from moejax.kernels import hopper_fp8, padding, reference
 from moejax.kernels.choice import Shape
@@ -17,7 +18,7 @@ BLOCK = 128
 _LARGEST = 448.  # the largest e4m3 value
 
 
-def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_rows(x: Float[Array, 'M D']) -> tuple[Float8e4m3fn[Array, 'M D'], Float32[Array, 'M blocks']]:
   """x: <float>[M,D] -> values <e4m3>[M,D] and scales <float32>[M,D/128], with x ~ values * scales.
 
   Raises:
@@ -29,7 +30,8 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return values.reshape(x.shape), scales[:, :, 0]
 
 
-def quantize_matrices(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_matrices(
+    w: Float[Array, 'E D F']) -> tuple[Float8e4m3fn[Array, 'E F D'], Float32[Array, 'E blocks_F blocks_D']]:
   """w: <float>[E,D,F] -> values <e4m3>[E,F,D] and scales <float32>[E,F/128,D/128].
 
   Transposed, because tensor cores require both 8-bit operands to be contiguous in the contracted dimension.
@@ -44,19 +46,20 @@ def quantize_matrices(w: jax.Array) -> tuple[jax.Array, jax.Array]:
   return values.reshape(e, f, d), scales[:, :, 0, :, 0]
 
 
-def dequantized_rows(values: jax.Array, scales: jax.Array) -> jax.Array:
+def dequantized_rows(values: Float8e4m3fn[Array, 'M D'], scales: Float32[Array, 'M blocks']) -> Float32[Array, 'M D']:
   """The inverse of `quantize_rows`: <float32>[M,D]."""
   return values.astype(jnp.float32) * jnp.repeat(scales, BLOCK, axis=1)
 
 
-def dequantized_matrices(values: jax.Array, scales: jax.Array) -> jax.Array:
+def dequantized_matrices(values: Float8e4m3fn[Array, 'E F D'],
+                         scales: Float32[Array, 'E blocks_F blocks_D']) -> Float32[Array, 'E D F']:
   """The inverse of `quantize_matrices`: <float32>[E,D,F]."""
   scales = jnp.repeat(jnp.repeat(scales, BLOCK, axis=1), BLOCK, axis=2)
   return (values.astype(jnp.float32) * scales).swapaxes(1, 2)
 
 
-def grouped_matmul_fp8(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
-                       implementation: Name | None = None) -> jax.Array:
+def grouped_matmul_fp8(x: Float[Array, 'M D'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'], *,
+                       implementation: Name | None = None) -> Float[Array, 'M F']:
   """`grouped_matmul` with both sides quantised to e4m3. For inference: it has no gradient.
 
   The error of each number is at most 1/16 of itself, or 2^-10 of its scale, which is the block's largest number / 448.

@@ -6,13 +6,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from moejax.kernels import padding
 from moejax.kernels.choice import Name, Shape, choose
 
 
-def grouped_matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, *,
-                   implementation: Name | None = None) -> jax.Array:
+def grouped_matmul(x: Float[Array, 'M D'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'], *,
+                   implementation: Name | None = None) -> Float[Array, 'M F']:
   """Multiplies the first `group_sizes[0]` rows of `x` with `w[0]`, the next `group_sizes[1]` with `w[1]`, and so on.
 
   Rows after the last group may hold anything, including NaN: their outputs and gradients are zero, and they do not

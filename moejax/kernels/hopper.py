@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax.kernels import hopper_pipeline, padding, tuning
 from moejax.kernels.choice import Implementation, Shape
@@ -96,8 +97,8 @@ def limit(target: Target, shape: Shape) -> str | None:
   return None
 
 
-def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False, *,
-           tiles: HopperTiles | None = None) -> jax.Array:
+def matmul(x: Float[Array, 'M inner'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'], transpose: bool = False,
+           *, tiles: HopperTiles | None = None) -> Float[Array, 'M outer']:
   """x: <16 bit float>[M,D], w: [E,D,F] -> [M,F]; transposed, x: [M,F] -> [M,D].
 
   Groups are whole blocks of 128 rows, none empty (see `padding`); outputs after the last group are undefined.
@@ -107,8 +108,9 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
   return _rows_times_matrices(kernel, x, [w], group_sizes, lambda y: [y], 1, tiles)[0]
 
 
-def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array, activation: Activation, *,
-       tiles: HopperTiles | None = None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def up(x: Float[Array, 'M D'], wi: Float[Array, 'E D F'], wg: Float[Array, 'E D F'] | None,
+       group_sizes: Int[Array, 'E'], activation: Activation, *,
+       tiles: HopperTiles | None = None) -> tuple[Float[Array, 'M F'], Float[Array, 'M F'], Float[Array, 'M F'] | None]:
   """The hidden layer act(x wi), or act(x wg) * (x wi), and the pre-activations x wi and x wg, in one pass.
 
   Args:
@@ -132,8 +134,8 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   return hidden, zi, zg
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *,
-                    tiles: HopperTiles | None = None) -> jax.Array:
+def weight_gradient(x: Float[Array, 'M D'], dy: Float[Array, 'M F'], group_sizes: Int[Array, 'E'], *,
+                    tiles: HopperTiles | None = None) -> Float32[Array, 'E D F']:
   """x: <16 bit float>[M,D], dy: [M,F], in groups as for `matmul` -> <float32>[E,D,F]."""
   (rows, inner), outer, experts = x.shape, dy.shape[1], len(group_sizes)
   chosen = tiles or _tiles('weight_gradient', x, (experts, inner, outer))

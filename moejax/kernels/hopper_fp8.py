@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Float32, Float8e4m3fn, Int
 
 from moejax.kernels import hopper, hopper_pipeline, padding
 from moejax.kernels.choice import Shape
@@ -24,8 +25,9 @@ def limit(target: Target, shape: Shape) -> str | None:
   return hopper.limit(target, shape._replace(dtype=jnp.bfloat16))
 
 
-def matmul(x: jax.Array, x_scales: jax.Array, w: jax.Array, w_scales: jax.Array, group_sizes: jax.Array,
-           dtype: jax.typing.DTypeLike) -> jax.Array:
+def matmul(x: Float8e4m3fn[Array, 'M D'], x_scales: Float32[Array, 'M blocks'], w: Float8e4m3fn[Array, 'E F D'],
+           w_scales: Float32[Array, 'E blocks_F blocks'], group_sizes: Int[Array, 'E'],
+           dtype: jax.typing.DTypeLike) -> Float[Array, 'M F']:
   """Quantised rows times quantised matrices (see `fp8`), in groups of whole blocks of 128 rows.
 
   Args:

@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Shaped
 
 from moejax.kernels.target import target
 
@@ -58,9 +59,10 @@ def sums_in_registers(*columns: int) -> Callable:
   return total
 
 
-def run(operands: Sequence[jax.Array], scalars: Sequence[jax.Array], outputs: Sequence[jax.ShapeDtypeStruct], *,
-        name: str, specs: Sequence[plgpu.BlockSpec], stages: int, pair: bool, plan: Callable, total: Callable,
-        multiply: Callable, finish: Callable) -> list[jax.Array]:
+def run(operands: Sequence[Shaped[Array, '...']], scalars: Sequence[Shaped[Array, '...']],
+        outputs: Sequence[jax.ShapeDtypeStruct], *, name: str, specs: Sequence[plgpu.BlockSpec], stages: int,
+        pair: bool, plan: Callable, total: Callable, multiply: Callable,
+        finish: Callable) -> list[Shaped[Array, '...']]:
   """Runs a kernel.
 
   Args:

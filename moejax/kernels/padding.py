@@ -3,8 +3,8 @@
 GPU and TPU kernels then need no masks. Padding rows are zeros, and every group gets at least one block, so that even
 the matrix of an empty group gets its (zero) gradient.
 """
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 
 def padded_rows(num_rows: int, num_groups: int, multiple: int) -> int:
@@ -12,7 +12,8 @@ def padded_rows(num_rows: int, num_groups: int, multiple: int) -> int:
   return (num_rows // multiple + num_groups) * multiple
 
 
-def pad_groups(group_sizes: jax.Array, num_rows: int, multiple: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def pad_groups(group_sizes: Int[Array, 'E'], num_rows: int,
+               multiple: int) -> tuple[Int[Array, 'E'], Int[Array, 'P'], Int[Array, 'M']]:
   """Positions of rows after padding the groups.
 
   Args:
@@ -40,7 +41,8 @@ def pad_groups(group_sizes: jax.Array, num_rows: int, multiple: int) -> tuple[ja
   return sizes.astype(jnp.int32), source.astype(jnp.int32), place.astype(jnp.int32)
 
 
-def block_experts(group_sizes: jax.Array, multiple: int, num_blocks: int) -> tuple[jax.Array, jax.Array]:
+def block_experts(group_sizes: Int[Array, 'E'], multiple: int,
+                  num_blocks: int) -> tuple[Int[Array, 'blocks'], Int[Array, '']]:
   """The expert of each block and the number of used blocks; unused blocks repeat the last expert.
 
   Args:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax.kernels import padding, tpu_tiles
 from moejax.kernels.choice import Implementation, Shape
@@ -18,13 +19,15 @@ from moejax.kernels.target import Target, target
 from moejax.kernels.tpu_tiles import ROWS
 
 
-def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:
+def matmul(x: Float[Array, 'M inner'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'],
+           transpose: bool = False) -> Float[Array, 'M outer']:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]; transposed, x: <float>[M,F] -> <float>[M,D]."""
   return _rows_times_matrices(x, (w,), group_sizes, transpose, lambda y: (y,), 1)[0]
 
 
-def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array,
-       activation: Activation) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def up(x: Float[Array, 'M D'], wi: Float[Array, 'E D F'], wg: Float[Array, 'E D F'] | None,
+       group_sizes: Int[Array, 'E'],
+       activation: Activation) -> tuple[Float[Array, 'M F'], Float[Array, 'M F'], Float[Array, 'M F'] | None]:
   """x: <float>[M,D], wi and wg: <float>[E,D,F] -> hidden, zi and zg: <float>[M,F]; zg is None if wg is."""
   if wg is None:
     plain = lambda zi: (activate(activation, zi, None), zi)
@@ -33,7 +36,8 @@ def up(x: jax.Array, wi: jax.Array, wg: jax.Array | None, group_sizes: jax.Array
   return _rows_times_matrices(x, (wi, wg), group_sizes, False, gated, 3)
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def weight_gradient(x: Float[Array, 'M D'], dy: Float[Array, 'M F'],
+                    group_sizes: Int[Array, 'E']) -> Float32[Array, 'E D F']:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]."""
   (rows, inner), outer, experts, now = x.shape, dy.shape[1], group_sizes.shape[0], target()
   tiles = tpu_tiles.gradient_tiles(now.kind, inner, outer, x.dtype)

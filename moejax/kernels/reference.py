@@ -1,17 +1,19 @@
 """Grouped matmul as one masked dense product in float32: E times the work, but simple enough to be a reference."""
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax.kernels.choice import Implementation
 
 
-def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:
+def matmul(x: Float[Array, 'M inner'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'],
+           transpose: bool = False) -> Float[Array, 'M outer']:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float32>[M,F]; transposed, x: <float>[M,F] -> <float32>[M,D]."""
   formula = 'emf,edf->md' if transpose else 'emd,edf->mf'
   return jnp.einsum(formula, _by_group(x, group_sizes), w.astype(jnp.float32), precision='highest')
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def weight_gradient(x: Float[Array, 'M D'], dy: Float[Array, 'M F'],
+                    group_sizes: Int[Array, 'E']) -> Float32[Array, 'E D F']:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]."""
   return jnp.einsum('emd,emf->edf', _by_group(x, group_sizes), _by_group(dy, group_sizes), precision='highest')
 

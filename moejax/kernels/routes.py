@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from moejax.kernels import padding
 
@@ -18,12 +19,12 @@ class Weights(NamedTuple):
     bi: <float>[E,F] or None; likewise `bg`.
     bo: <float>[E,D] or None.
   """
-  wi: jax.Array
-  wo: jax.Array
-  wg: jax.Array | None = None
-  bi: jax.Array | None = None
-  bg: jax.Array | None = None
-  bo: jax.Array | None = None
+  wi: Float[Array, 'E D F']
+  wo: Float[Array, 'E F D']
+  wg: Float[Array, 'E D F'] | None = None
+  bi: Float[Array, 'E F'] | None = None
+  bg: Float[Array, 'E F'] | None = None
+  bo: Float[Array, 'E D'] | None = None
 
 
 class Routes(NamedTuple):
@@ -36,10 +37,10 @@ class Routes(NamedTuple):
     position: <int32>[N,K] the rows of each token; if fewer than K, the others are rows after the last group, or M.
       None: a token may have any number of rows, which are then summed by a scatter.
   """
-  token: jax.Array
-  weight: jax.Array
-  group_sizes: jax.Array
-  position: jax.Array | None = None
+  token: Int[Array, 'M']
+  weight: Float32[Array, 'M']
+  group_sizes: Int[Array, 'E']
+  position: Int[Array, 'N K'] | None = None
 
 
 class ByExpert(NamedTuple):
@@ -50,12 +51,12 @@ class ByExpert(NamedTuple):
     position: <int32>[M] the position of each choice.
     sizes: <int32>[E] number of choices of each expert.
   """
-  order: jax.Array
-  position: jax.Array
-  sizes: jax.Array
+  order: Int[Array, 'M']
+  position: Int[Array, 'M']
+  sizes: Int[Array, 'E']
 
 
-def by_expert(expert: jax.Array, num_experts: int) -> ByExpert:
+def by_expert(expert: Int[Array, 'M'], num_experts: int) -> ByExpert:
   """Sorts the choices `expert` <int32>[M]; masked choices name `num_experts` and come last."""
   order = _stable_order(expert, num_experts)
   position = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
@@ -87,7 +88,7 @@ def ungrouped_nowhere(routes: Routes) -> Routes:
                 routes.group_sizes, position)
 
 
-def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
+def pad(routes: Routes, multiple: int) -> tuple[Routes, Int[Array, 'M']]:
   """The same routes with groups padded to a multiple (see `padding`), and the new position of each row <int32>[M]."""
   num_rows = routes.token.shape[0]
   group_sizes, source, place = padding.pad_groups(routes.group_sizes, num_rows, multiple)
@@ -99,12 +100,13 @@ def pad(routes: Routes, multiple: int) -> tuple[Routes, jax.Array]:
   return Routes(token, weight, group_sizes, position), place
 
 
-def take(x: jax.Array, row: jax.Array) -> jax.Array:
+def take(x: Float[Array, 'N *D'], row: Int[Array, 'M']) -> Float[Array, 'M *D']:
   """x: <float>[N,D], row: <int32>[M] -> <float>[M,D]; zeros where `row` is N or more."""
   return x.at[row].get(mode='fill', fill_value=0)
 
 
-def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: int) -> jax.Array:
+def combine(y: Float[Array, 'M D'], routes: Routes, weight: Float32[Array, 'M'] | None,
+            num_tokens: int) -> Float32[Array, 'N D']:
   """y: <float>[M,D] -> <float32>[N,D]: the (weighted) sum of each token's rows.
 
   `weight`: <float32>[M] or None.
@@ -127,14 +129,14 @@ def combine(y: jax.Array, routes: Routes, weight: jax.Array | None, num_tokens: 
 _UNROLLED = 16
 
 
-def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
+def sum_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> Shaped[Array, '...']:
   """of_choice(0) + ... + of_choice(choices - 1)."""
   if choices <= _UNROLLED:
     return sum((of_choice(k) for k in range(1, choices)), of_choice(0))
   return jax.lax.fori_loop(1, choices, lambda k, total: total + of_choice(k), of_choice(0))
 
 
-def stack_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> jax.Array:
+def stack_over_choices(of_choice: Callable[[int | jax.Array], jax.Array], choices: int) -> Shaped[Array, '... K']:
   """Stacks of_choice(k) <..>[..] for all k -> <..>[..,K]."""
   if choices <= _UNROLLED:
     return jnp.stack([of_choice(k) for k in range(choices)], axis=-1)

@@ -5,6 +5,7 @@
 import importlib.util
 from typing import Any
 
+
 from moejax.kernels.choice import Shape
 from moejax.kernels.ragged_dot import by_ragged_dot, full_precision
 from moejax.kernels.target import Target

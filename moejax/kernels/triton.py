@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax.kernels import padding, tuning
 from moejax.kernels.choice import Implementation, Shape
@@ -34,8 +35,8 @@ class TritonTiles:
   stages: int
 
 
-def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False, *,
-           tiles: TritonTiles | None = None) -> jax.Array:
+def matmul(x: Float[Array, 'M inner'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'], transpose: bool = False,
+           *, tiles: TritonTiles | None = None) -> Float[Array, 'M outer']:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]; transposed, x: <float>[M,F] -> <float>[M,D].
 
   Groups are padded to multiples of 128 rows; outputs after the last group are undefined.
@@ -66,8 +67,8 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
                f'moejax_{kernel}')(expert, used[None], x, w)
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array, *,
-                    tiles: TritonTiles | None = None) -> jax.Array:
+def weight_gradient(x: Float[Array, 'M D'], dy: Float[Array, 'M F'], group_sizes: Int[Array, 'E'], *,
+                    tiles: TritonTiles | None = None) -> Float32[Array, 'E D F']:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]; groups are padded to multiples of 128 rows."""
   groups, inner, outer = group_sizes.shape[0], x.shape[1], dy.shape[1]
   chosen = tiles or _tiles('weight_gradient', x, (groups, inner, outer))

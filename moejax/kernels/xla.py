@@ -18,6 +18,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax.kernels.choice import BlockKernels, Implementation
 from moejax.kernels.expert_block import Activation, activate
@@ -26,8 +27,8 @@ from moejax.kernels.routes import NOWHERE, Routes, Weights, take
 Carry = TypeVar('Carry')
 
 
-def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation,
-            save: bool) -> tuple[jax.Array, tuple | None]:
+def forward(x: Float[Array, 'N D'], weights: Weights, routes: Routes, activation: Activation,
+            save: bool) -> tuple[Float32[Array, 'N D'], tuple | None]:
   """x: <float>[N,D] -> <float32>[N,D], and residuals for `backward` if `save`. Other arguments as in `expert_block`."""
   read = _Reader(routes)
 
@@ -51,8 +52,8 @@ def forward(x: jax.Array, weights: Weights, routes: Routes, activation: Activati
   return lax.scan(expert, (jnp.zeros(x.shape, jnp.float32), saved), groups)[0]
 
 
-def backward(x: jax.Array, weights: Weights, routes: Routes, activation: Activation, saved: tuple,
-             dy: jax.Array) -> tuple[jax.Array, Weights, jax.Array]:
+def backward(x: Float[Array, 'N D'], weights: Weights, routes: Routes, activation: Activation, saved: tuple,
+             dy: Float[Array, 'N D']) -> tuple[Float32[Array, 'N D'], Weights, Float32[Array, 'M']]:
   """The gradients of `x` <float32>[N,D], of the weights in float32, and of `routes.weight` <float32>[M]."""
   read = _Reader(routes)
   dy = dy.astype(x.dtype)
@@ -122,7 +123,8 @@ def _pre_activations(own, rows):
   return affine(own.wi, own.bi), None if own.wg is None else affine(own.wg, own.bg)
 
 
-def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool = False) -> jax.Array:
+def matmul(x: Float[Array, 'M inner'], w: Float[Array, 'E D F'], group_sizes: Int[Array, 'E'],
+           transpose: bool = False) -> Float[Array, 'M outer']:
   """x: <float>[M,D], w: <float>[E,D,F] -> <float>[M,F]; transposed, x: <float>[M,F] -> <float>[M,D]."""
   def group(y, group):
     matrix, start, size = group
@@ -139,7 +141,8 @@ def matmul(x: jax.Array, w: jax.Array, group_sizes: jax.Array, transpose: bool =
   return lax.scan(group, y, (w, starts(group_sizes), group_sizes))[0]
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def weight_gradient(x: Float[Array, 'M D'], dy: Float[Array, 'M F'],
+                    group_sizes: Int[Array, 'E']) -> Float32[Array, 'E D F']:
   """x: <float>[M,D], dy: <float>[M,F] -> <float32>[E,D,F]."""
   def group(_, group):
     start, size = group
@@ -157,8 +160,8 @@ def weight_gradient(x: jax.Array, dy: jax.Array, group_sizes: jax.Array) -> jax.
   return lax.scan(group, None, (starts(group_sizes), group_sizes))[1]
 
 
-def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry], carry: Carry, start: jax.Array,
-                size: jax.Array, sizes: tuple[int, ...]) -> Carry:
+def over_blocks(body: Callable[[Carry, jax.Array, jax.Array, int, bool], Carry], carry: Carry, start: Int[Array, ''],
+                size: Int[Array, ''], sizes: tuple[int, ...]) -> Carry:
   """`body(carry, first, end, rows, fresh)` for blocks that cover the rows start .. start+size, in order.
 
   The first block holds the remainder, the others are full. `rows` is static, so there is one loop per size, which runs
@@ -188,12 +191,13 @@ def block_sizes(num_rows: int, num_groups: int) -> tuple[int, ...]:
   return tuple(sorted({min(rows, num_rows) for rows in range(largest, largest // 3, -step)}))
 
 
-def starts(group_sizes: jax.Array) -> jax.Array:
+def starts(group_sizes: Int[Array, 'E']) -> Int[Array, 'E']:
   """<int32>[E]: the first row of each group."""
   return jnp.cumsum(group_sizes) - group_sizes
 
 
-def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+def dot(a: Float[Array, 'rows columns'], b: Float[Array, 'other_rows other_columns'],
+        contract: tuple[int, int]) -> Float32[Array, 'I O']:
   """The product over one axis of each, in float32."""
   return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
 

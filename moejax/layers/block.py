@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax.config import call
 from moejax.layers import feed_forwards, mixers  # noqa: F401  (whose sublayers are registered)
@@ -138,9 +139,9 @@ class Block(nnx.Module):
     """Whether the sublayer at each config path sees later tokens."""
     return {branch.where: self.sublayer(branch).leak(train) for branch in self.branches}
 
-  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Cache] | None = None, *,
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: dict[str, Cache] | None = None, *,
                key: jax.Array | None, depth: Any, train: bool,
-               norms: nnx.Module | None = None) -> tuple[jax.Array, dict[str, Left]]:
+               norms: nnx.Module | None = None) -> tuple[Float[Array, 'B S D'], dict[str, Left]]:
     """x: <float>[B,S,D] -> the same shape, and what each branch leaves.
 
     `cache`: of the branches that remember. `norms`: used instead of the block's own, if those were removed.

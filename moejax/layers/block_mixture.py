@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.config import ConfigError, call
@@ -43,8 +44,8 @@ class LayerMixture(nnx.Module):
     self.num_experts = num_experts
     self.layers = typing.cast(Block, functional.stack_modules(block, num_experts, rngs, axis='expert'))
 
-  def __call__(self, x: jax.Array, context: Context, caches: Caches | None = None, *, key: jax.Array | None, depth: Any,
-               train: bool) -> tuple[jax.Array, RouterOutput, Caches]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, caches: Caches | None = None, *, key: jax.Array | None,
+               depth: Any, train: bool) -> tuple[Float[Array, 'B S D'], RouterOutput, Caches]:
     """x: <float>[B,S,D] -> the same shape, the router's output, and what the layers remember if they were given caches."""
     routed = self.router(x, context.inputs, key=derive(key, 'router'), train=train)
     assert not isinstance(routed.plan, SoftPlan)
@@ -87,8 +88,9 @@ class BlockMixture(nnx.Module):
     """See `Block.leaks`."""
     return {self.where: self.moe.router.leak(train)}
 
-  def __call__(self, x: jax.Array, context: Context, cache: dict[str, Caches] | None = None, *, key: jax.Array | None,
-               depth: Any, train: bool, norms: None = None) -> tuple[jax.Array, dict[str, Left]]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: dict[str, Caches] | None = None, *,
+               key: jax.Array | None, depth: Any, train: bool,
+               norms: None = None) -> tuple[Float[Array, 'B S D'], dict[str, Left]]:
     """See `Block`; layers keep their norms."""
     y, routed, caches = self.moe(x, context, (cache or {}).get('moe'), key=derive(key, 'moe'), depth=depth, train=train)
     return y, dict(moe=Left(routed, caches or None))

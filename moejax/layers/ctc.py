@@ -5,17 +5,19 @@ removing blanks. Axes: B utterances, S frames, N target labels, V vocabulary inc
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 import optax
 
 BLANK = 0
 
 
-def arguments(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def arguments(batch: dict[str, Shaped[Array, '...']]) -> dict[str, Shaped[Array, '...']]:
   """The arguments of the functions below, from a batch of speech."""
   return dict(frames=batch['segments'] > 0, targets=batch['targets'], counted=batch['loss_mask'] > 0)
 
 
-def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+def loss(logits: Float[Array, 'B S V'], frames: Bool[Array, 'B S'], targets: Int[Array, 'B N'],
+         counted: Bool[Array, 'B N']) -> Float32[Array, 'B']:
   """Minus the log of the total probability of the paths that spell the targets; 0 if there are no such paths.
 
   Args:
@@ -31,13 +33,13 @@ def loss(logits: jax.Array, frames: jax.Array, targets: jax.Array, counted: jax.
   return jnp.where(alignable(frames, targets, counted), losses, 0)
 
 
-def alignable(frames: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+def alignable(frames: Bool[Array, 'B S'], targets: Int[Array, 'B N'], counted: Bool[Array, 'B N']) -> Bool[Array, 'B']:
   """<bool>[B]: whether there are enough frames for labels and the blanks between equal ones. Arguments as in `loss`."""
   repeated = (targets[:, 1:] == targets[:, :-1]) & counted[:, 1:]
   return frames.sum(-1) >= counted.sum(-1) + repeated.sum(-1)
 
 
-def greedy(logits: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+def greedy(logits: Float[Array, 'B S V'], frames: Bool[Array, 'B S']) -> tuple[Int[Array, 'B S'], Bool[Array, 'B S']]:
   """Decodes the most probable path.
 
   Args:
@@ -52,7 +54,8 @@ def greedy(logits: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
   return labels, frames & (labels != BLANK) & (labels != before)
 
 
-def edit_distance(labels: jax.Array, spelt: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+def edit_distance(labels: Int[Array, 'B S'], spelt: Bool[Array, 'B S'], targets: Int[Array, 'B N'],
+                  counted: Bool[Array, 'B N']) -> Int[Array, 'B']:
   """Minimum number of insertions, deletions and substitutions between spelt labels and targets (Levenshtein 1966).
 
   Args:

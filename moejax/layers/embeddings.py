@@ -1,9 +1,9 @@
 """Token embeddings, linear layers and output heads."""
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax import functional
 from moejax.layers import initializers
@@ -18,13 +18,13 @@ class Embedding(nnx.Module):
     initializer = initializers.build(init, '.embedding_init', in_axis=0, out_axis=1)
     self.table = functional.parameter(rngs, initializer, (vocab_size, dim), ('vocab', 'embed'))
 
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Int[Array, 'B S']) -> Float[Array, 'B S D']:
     """tokens: <int32>[B,S] -> <dtype>[B,S,D]."""
     # Whole rows: otherwise the compiler gathers the tokens' vectors of all devices instead of the table over `fsdp`.
     table = rules.constrain(self.table[...].astype(self.dtype), ('vocab', None))
     return table[tokens]
 
-  def attend(self, x: jax.Array) -> jax.Array:
+  def attend(self, x: Float[Array, '... D']) -> Float32[Array, '... V']:
     """x: <float>[...,D] -> <float32>[...,V], the product with every row."""
     table = self.table[...].astype(self.dtype)
     return jnp.einsum('...d,vd->...v', x.astype(self.dtype), table, preferred_element_type=jnp.float32)
@@ -39,7 +39,7 @@ class Linear(nnx.Module):
     self.kernel = functional.parameter(rngs, init, shape, axes)
     self.bias = None if bias_init is None else functional.parameter(rngs, bias_init, shape[1:], axes[1:])
 
-  def __call__(self, x: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+  def __call__(self, x: Float[Array, '... I'], out_dtype: jnp.dtype | None = None) -> Float[Array, '... O']:
     """x: <float>[...,I] -> <out_dtype>[...,O]; sums are in `out_dtype` too, by default the compute dtype."""
     out_dtype = out_dtype or self.dtype
     y = jnp.einsum('...i,io->...o', x.astype(self.dtype), self.kernel[...].astype(self.dtype),
@@ -61,7 +61,7 @@ class TokenHead(nnx.Module):
     self.linear = Linear(shape=(dim, vocab_size), axes=('embed', 'vocab'), dtype=dtype, rngs=rngs,
                          init=initializers.fan_in(in_axis=0, out_axis=1)) if kind == 'untied' else None
 
-  def __call__(self, x: jax.Array, embedding: Embedding) -> jax.Array:
+  def __call__(self, x: Float[Array, 'B S D'], embedding: Embedding) -> Float32[Array, 'B S V']:
     """x: <float>[B,S,D] -> <float32>[B,S,V]."""
     if self.linear is not None:
       logits = self.linear(x, jnp.float32)

@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.config import Registry
@@ -11,7 +12,7 @@ from moejax.ranges import NonNegative
 class Norm(nnx.Module):
   """Base class of norms."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
     """x: <float>[...,D]; the result has its dtype."""
     raise NotImplementedError
 
@@ -33,7 +34,7 @@ class LayerNorm(Norm):
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
     self.bias = functional.parameter(rngs, nnx.initializers.zeros, (dim,), (axis,)) if use_bias else None
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
     """x: <float>[...,D]; the result has its dtype."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
@@ -53,7 +54,7 @@ class RMSNorm(Norm):
     self.epsilon = epsilon
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (dim,), (axis,))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
     """x: <float>[...,D]; the result has its dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
 
 from moejax import functional
 from moejax.config import ConfigError, Registry, config_path
@@ -32,19 +32,20 @@ def position_encoding(config: Mapping, where: str, *, grid: tuple[int, int] | No
 class PositionEncoding(nnx.Module):
   """Base class of position encodings. By default they do nothing."""
 
-  def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+  def embed(self, x: Float[Array, 'B S D'], positions: Int[Array, 'B S']) -> Float[Array, 'B S D']:
     """x: <float>[B,S,D] embeddings at positions <int32>[B,S]."""
     return x
 
-  def rotate(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+  def rotate(self, x: Float[Array, 'B S H k'],
+             positions: Int[Array, 'B S'] | None) -> Float[Array, 'B S H k']:
     """x: <float>[B,S,H,head_dim] queries or keys at positions <int32>[B,S]."""
     return x
 
-  def bias(self, queries: int, keys: int) -> jax.Array | None:
+  def bias(self, queries: int, keys: int) -> Float32[Array, '1 H S T'] | None:
     """<float32>[1,H,queries,keys] to add to the logits of attention within a sequence, or None."""
     return None
 
-  def bias_between(self, queries: jax.Array, keys: jax.Array) -> jax.Array | None:
+  def bias_between(self, queries: Int[Array, 'B S'], keys: Int[Array, 'B T']) -> Float32[Array, 'B H S T'] | None:
     """`bias` for tokens at places <int32>[B,S] and <int32>[B,T] in their rows: <float32>[B,H,S,T], or None."""
     return None
 
@@ -133,7 +134,8 @@ class Rope(PositionEncoding):
         raise ConfigError('.theta = 1 gives all pairs one frequency, which cannot be scaled. Raise it.')
       self.scaling = rotary.SCALINGS.build(scaling, '.scaling')
 
-  def rotate(self, x: jax.Array, positions: Any) -> jax.Array:
+  def rotate(self, x: Float[Array, 'B S H k'],
+             positions: Any) -> Float[Array, 'B S H k']:
     width = int(x.shape[-1] * self.fraction)
     if width % 2 or not width:
       of = '' if self.fraction == 1 else f' (fraction {self.fraction} of {x.shape[-1]})'

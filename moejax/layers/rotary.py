@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 import numpy as np
 
 from moejax.config import ConfigError, Registry, config_path
@@ -22,8 +22,8 @@ Factor = Annotated[float, AtLeast(1)]
 Layout = Literal['half', 'interleaved']
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array, layout: Layout = 'half',
-           attention_factor: float = 1.) -> jax.Array:
+def rotate(x: Float[Array, 'B S H head_dim'], positions: Int[Array, 'B S'], frequencies: Float32[Array, 'pairs'],
+           layout: Layout = 'half', attention_factor: float = 1.) -> Float[Array, 'B S H head_dim']:
   """Turns pairs of the first r features of each head by position times frequency; the others stay as they are.
 
   Args:
@@ -52,7 +52,7 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array, layout: L
   return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def rope_frequencies(theta: float, width: int) -> jax.Array:
+def rope_frequencies(theta: float, width: int) -> Float32[Array, 'pairs']:
   """<float32>[width/2], theta^(-2i/width) (RoFormer, 2104.09864, equation 15)."""
   half = width // 2
   return theta ** -(jnp.arange(half, dtype=jnp.float32) / half)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax import functional
 from moejax.functional import Tree
@@ -108,8 +109,9 @@ class Stack:
       else:
         yield block
 
-  def run(self, blocks: nnx.List, step: Step, x: jax.Array, key: jax.Array | None, cache: Tree | None = None,
-          views: nnx.List | None = None) -> tuple[jax.Array, dict[str, RouterOutput], Tree, Tree | None]:
+  def run(self, blocks: nnx.List, step: Step, x: Float[Array, '... D'], key: jax.Array | None,
+          cache: Tree | None = None,
+          views: nnx.List | None = None) -> tuple[Float[Array, '... D'], dict[str, RouterOutput], Tree, Tree | None]:
     """Applies all blocks to `x`.
 
     Args:

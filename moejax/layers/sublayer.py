@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from moejax.config import Registry
 from moejax.layers.attend import Mask
@@ -38,8 +39,8 @@ class Context:
   inputs: RouterInputs
   encoding: PositionEncoding
   mask: Mask | None = None
-  bias: jax.Array | None = None
-  memory: jax.Array | None = None
+  bias: Float32[Array, '1 H S S'] | None = None
+  memory: Float[Array, 'B T D'] | None = None
   memory_mask: Mask | None = None
 
 
@@ -64,8 +65,8 @@ class Sublayer(nnx.Module):
 
   reads_memory = False
 
-  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, 'B S D'], Left]:
     """Applies the sublayer.
 
     Args:

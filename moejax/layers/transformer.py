@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax.config import ConfigError, at, config_path
 from moejax.functional import Tree, add_updates
@@ -36,7 +37,7 @@ class Encoded:
     updates: updates of router state, by the paths of its variables.
     cache: what the blocks remember; None if they were given no cache.
   """
-  x: jax.Array
+  x: Float[Array, 'B S D']
   routers: dict[str, RouterOutput]
   updates: Tree
   cache: Tree | None = None
@@ -101,7 +102,7 @@ class Transformer(nnx.Module):
         lambda kind, rngs: VIEWS.build(view, f'{where}.view', block=block(kind, rngs), rngs=rngs), rngs)
     self.final_norm = NORMS.build(config.norm, '.norm', dim=dim, axis='norm', rngs=rngs)
 
-  def __call__(self, x: jax.Array, context: Context, cache: Tree | None = None, *, key: jax.Array | None,
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Tree | None = None, *, key: jax.Array | None,
                train: bool) -> Encoded:
     """x: <float>[B,S,D] embeddings; `cache`: of its blocks, for tokens that follow others."""
     x = drop(x, self.dropout, key=derive(key, 'embedding'), train=train)

@@ -2,6 +2,7 @@
 import dataclasses
 
 import jax
+from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import ConfigError
 
@@ -31,16 +32,16 @@ class RouterInputs:
     modalities: <int32>[G,S] 0 for images, 1 for text.
     shared: <float>[G,S,De] output of an embedding network shared by the routers of all layers.
   """
-  token_ids: jax.Array | None = None
-  previous_ids: jax.Array | None = None
-  earlier_ids: jax.Array | None = None
-  next_ids: jax.Array | None = None
-  valid: jax.Array | None = None
-  positions: jax.Array | None = None
-  documents: jax.Array | None = None
-  tasks: jax.Array | None = None
-  modalities: jax.Array | None = None
-  shared: jax.Array | None = None
+  token_ids: Int[Array, 'G S'] | None = None
+  previous_ids: Int[Array, 'G S'] | None = None
+  earlier_ids: Int[Array, 'G S 4'] | None = None
+  next_ids: Int[Array, 'G S'] | None = None
+  valid: Bool[Array, 'G S'] | None = None
+  positions: Int[Array, 'G S'] | None = None
+  documents: Int[Array, 'G S'] | None = None
+  tasks: Int[Array, 'G S'] | None = None
+  modalities: Int[Array, 'G S'] | None = None
+  shared: Float[Array, 'G S De'] | None = None
 
   def __getitem__(self, name: str) -> jax.Array:
     """The field `name`. Raises ConfigError, while tracing, if the model does not supply it."""

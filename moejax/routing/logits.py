@@ -5,6 +5,7 @@ Sums may be tiny or zero: they are scaled before they divide.
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 
@@ -17,7 +18,7 @@ def vectors(dim: int | None) -> int:
   return dim
 
 
-def product(features: jax.Array, kernel: jax.Array) -> jax.Array:
+def product(features: Float32[Array, 'G S D'], kernel: Float32[Array, 'D E']) -> Float32[Array, 'G S E']:
   """<float32>[G,S,D], <float32>[D,E] -> <float32>[G,S,E], in float32 on every platform."""
   # The default precision of a float32 product is bfloat16 on TPU and TF32 on GPU.
   return jnp.einsum('gsd,de->gse', features, kernel, precision=jax.lax.Precision.HIGHEST)
@@ -28,7 +29,7 @@ def uniform_within(bound: float) -> nnx.Initializer:
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def softmax_over_experts(logits: jax.Array) -> jax.Array:
+def softmax_over_experts(logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
   """Softmax over all destinations of a token: over E, or jointly over E and C.
 
   Args:
@@ -40,7 +41,7 @@ def softmax_over_experts(logits: jax.Array) -> jax.Array:
   return jax.nn.softmax(logits, axis=tuple(range(2, logits.ndim)))
 
 
-def router_probs(gates: jax.Array) -> jax.Array:
+def router_probs(gates: Float32[Array, 'G S E *C']) -> Float32[Array, 'G S E']:
   """A distribution over experts per token: the gates divided by their sum, after adding up an expert's slots.
 
   Args:
@@ -53,20 +54,20 @@ def router_probs(gates: jax.Array) -> jax.Array:
   return normalized(gates)
 
 
-def softmax_over(members: jax.Array, logits: jax.Array) -> jax.Array:
+def softmax_over(members: Bool[Array, '*G K'], logits: Float32[Array, '*G K']) -> Float32[Array, '*G K']:
   """Softmax of `logits` <float32>[..., K] over `members` <bool>[..., K] only; zeros elsewhere and without members."""
   shares = jax.nn.softmax(jnp.where(members, logits, jnp.finfo(jnp.float32).min), axis=-1)
   return jnp.where(members, shares, 0.)
 
 
-def normalized(values: jax.Array) -> jax.Array:
+def normalized(values: Float32[Array, '*G K']) -> Float32[Array, '*G K']:
   """`values` <float32>[..., K], non-negative, divided by their sum; zeros, with zero gradient, if the sum is zero."""
   values = scaled(values)
   total = values.sum(-1, keepdims=True)
   return values / jnp.where(total > 0, total, 1.)
 
 
-def scaled(values: jax.Array) -> jax.Array:
+def scaled(values: Float32[Array, '*G K']) -> Float32[Array, '*G K']:
   """`values` <float32>[..., K] divided by the power of two that brings the largest into [1, 2).
 
   Results that are invariant to a common factor stay bit-identical, and neither they nor their gradients underflow.

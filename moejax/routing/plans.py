@@ -19,6 +19,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 # Whether an output depends on later tokens of its group.
 #   causal: never.
@@ -56,17 +57,17 @@ class TokenPlan:
     capacity: slots per expert and group; None if dropless.
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
-  expert: jax.Array
-  weight: jax.Array
-  kept: jax.Array
-  slot: jax.Array | None = None
-  passthrough: jax.Array | None = None
+  expert: Int[Array, 'G S K']
+  weight: Float32[Array, 'G S K']
+  kept: Bool[Array, 'G S K']
+  slot: Int[Array, 'G S K'] | None = None
+  passthrough: Float32[Array, 'G S'] | None = None
   num_experts: int = _static(default=0)
   capacity: int | None = _static(default=None)
   leak: Leak = _static(default='causal')
 
   @property
-  def kept_weight(self) -> jax.Array:
+  def kept_weight(self) -> Float32[Array, 'G S K']:
     """<float32>[G,S,K]: the weights, zero where not kept."""
     return jnp.where(self.kept, self.weight, 0.)
 
@@ -93,16 +94,16 @@ class TokenPlan:
     """<float32>[G,S,E] with the kept weights; a token that names an expert twice gets the sum."""
     return DensePlan(self._per_expert(self.kept_weight), self.passthrough, leak=self.leak)
 
-  def pick(self, values: jax.Array) -> jax.Array:
+  def pick(self, values: Float[Array, 'G S E']) -> Float[Array, 'G S K']:
     """<float>[G,S,E] -> <float>[G,S,K]: the values of the chosen experts."""
     # A masked sum: its gradient is elementwise, whereas the gradient of a gather is a scatter.
     return jnp.sum(jnp.where(self._chosen(), values[:, :, None], 0), axis=-1)
 
-  def scale(self, factor: jax.Array) -> 'TokenPlan':
+  def scale(self, factor: Float32[Array, 'G S K'] | float) -> 'TokenPlan':
     """`factor`: <float32>[G,S,K]."""
     return dataclasses.replace(self, weight=self.weight * factor)
 
-  def shares(self) -> jax.Array:
+  def shares(self) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E]: the number of kept choices of each expert by each token."""
     return self._per_expert(self.kept.astype(jnp.float32))
 
@@ -124,10 +125,10 @@ class SlotPlan:
     filled: <bool>[G,E,C].
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
-  token: jax.Array
-  weight: jax.Array
-  filled: jax.Array
-  passthrough: jax.Array | None = None
+  token: Int[Array, 'G E C']
+  weight: Float32[Array, 'G E C']
+  filled: Bool[Array, 'G E C']
+  passthrough: Float32[Array, 'G S'] | None = None
   num_tokens: int = _static(default=0)
   leak: Leak = _static(default='future')
 
@@ -142,7 +143,7 @@ class SlotPlan:
     return self.token.shape[2]
 
   @property
-  def kept_weight(self) -> jax.Array:
+  def kept_weight(self) -> Float32[Array, 'G E C']:
     """<float32>[G,E,C]: the weights, zero where the slot is empty."""
     return jnp.where(self.filled, self.weight, 0.)
 
@@ -157,15 +158,15 @@ class SlotPlan:
     """<float32>[G,S,E]."""
     return DensePlan(self._per_token(self.kept_weight), self.passthrough, leak=self.leak)
 
-  def pick(self, values: jax.Array) -> jax.Array:
+  def pick(self, values: Float[Array, 'G S E']) -> Float[Array, 'G E C']:
     """<float>[G,S,E] -> <float>[G,E,C]: the values of the tokens in the slots."""
     return jnp.take_along_axis(values.swapaxes(1, 2), self.token, axis=2)
 
-  def scale(self, factor: jax.Array) -> 'SlotPlan':
+  def scale(self, factor: Float32[Array, 'G E C'] | float) -> 'SlotPlan':
     """`factor`: <float32>[G,E,C]."""
     return dataclasses.replace(self, weight=self.weight * factor)
 
-  def shares(self) -> jax.Array:
+  def shares(self) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E]: the number of slots of each expert that hold each token."""
     return self._per_token(self.filled.astype(jnp.float32))
 
@@ -185,9 +186,9 @@ class SoftPlan:
     combine: <float32>[G,S,E,C] share of each slot's output in each token's output.
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
-  dispatch: jax.Array
-  combine: jax.Array
-  passthrough: jax.Array | None = None
+  dispatch: Float32[Array, 'G S E C']
+  combine: Float32[Array, 'G S E C']
+  passthrough: Float32[Array, 'G S'] | None = None
   leak: Leak = _static(default='future')
 
   @property
@@ -195,15 +196,15 @@ class SoftPlan:
     """E."""
     return self.dispatch.shape[2]
 
-  def pick(self, values: jax.Array) -> jax.Array:
+  def pick(self, values: Float[Array, 'G S E C']) -> Float[Array, 'G S E C']:
     """Returns `values` <float>[G,S,E,C]: a value per token and slot."""
     return values
 
-  def scale(self, factor: jax.Array) -> 'SoftPlan':
+  def scale(self, factor: Float32[Array, 'G S E C'] | float) -> 'SoftPlan':
     """`factor`: <float32>[G,S,E,C], on `combine`."""
     return dataclasses.replace(self, combine=self.combine * factor)
 
-  def shares(self) -> jax.Array:
+  def shares(self) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E]: total share of the expert's slots in the token's output."""
     return self.combine.sum(-1)
 
@@ -217,8 +218,8 @@ class DensePlan:
     weight: <float32>[G,S,E] combine weight; zero removes the expert from the output.
     passthrough: <float32>[G,S] weight of the token itself in the output, or None.
   """
-  weight: jax.Array
-  passthrough: jax.Array | None = None
+  weight: Float32[Array, 'G S E']
+  passthrough: Float32[Array, 'G S'] | None = None
   leak: Leak = _static(default='causal')
 
   @property
@@ -230,15 +231,15 @@ class DensePlan:
     """Itself."""
     return self
 
-  def pick(self, values: jax.Array) -> jax.Array:
+  def pick(self, values: Float[Array, 'G S E']) -> Float[Array, 'G S E']:
     """Returns `values` <float>[G,S,E]."""
     return values
 
-  def scale(self, factor: jax.Array) -> 'DensePlan':
+  def scale(self, factor: Float32[Array, 'G S E'] | float) -> 'DensePlan':
     """`factor`: <float32>[G,S,E]."""
     return dataclasses.replace(self, weight=self.weight * factor)
 
-  def shares(self) -> jax.Array:
+  def shares(self) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E]: the weights."""
     return self.weight
 
@@ -246,7 +247,7 @@ class DensePlan:
 Plan = TokenPlan | SlotPlan | SoftPlan | DensePlan
 
 
-def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPlan:
+def token_plan(expert: Int[Array, 'G S K'], kept: Bool[Array, 'G S #K'], num_experts: int) -> TokenPlan:
   """A dropless plan with all weights one, before weighting.
 
   Args:
@@ -258,7 +259,7 @@ def token_plan(expert: jax.Array, kept: jax.Array, num_experts: int) -> TokenPla
                    kept=jnp.broadcast_to(kept, expert.shape), num_experts=num_experts)
 
 
-def slot_plan(token: jax.Array, filled: jax.Array, num_tokens: int) -> SlotPlan:
+def slot_plan(token: Int[Array, 'G E C'], filled: Bool[Array, 'G E C'], num_tokens: int) -> SlotPlan:
   """A plan with all weights one, before weighting; token <int32>[G,E,C], filled <bool>[G,E,C]."""
   return SlotPlan(token=token, weight=jnp.ones(token.shape, jnp.float32), filled=filled, num_tokens=num_tokens)
 

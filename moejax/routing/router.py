@@ -18,6 +18,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 from ml_collections import ConfigDict
 
 from moejax.config import ConfigError, at, call, config_path
@@ -64,10 +65,10 @@ class RouterOutput:
   losses: dict[str, jax.Array]
   metrics: dict[str, jax.Array]
   updates: dict[str, Any]
-  probs: jax.Array | None = None
+  probs: Float32[Array, 'G S E'] | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
   k: int | None = dataclasses.field(default=None, metadata=dict(static=True))
-  tokens: jax.Array | None = None
+  tokens: Float32[Array, ''] | None = None
   totals: tuple[str, ...] = dataclasses.field(default=(), metadata=dict(static=True))
 
 
@@ -128,7 +129,7 @@ class Router(nnx.Module):
     leaks: list[Leak] = [stage.leak(train) for stage in stages]
     return most_leaking(*leaks)
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs, *, key: jax.Array | None = None,
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs, *, key: jax.Array | None = None,
                train: bool = False) -> RouterOutput:
     """Routes every token of every group.
 

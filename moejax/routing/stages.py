@@ -18,6 +18,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, Shaped
 
 from moejax import functional
 from moejax.config import Registry
@@ -34,7 +35,7 @@ class Stage:
     return 'causal'
 
 
-def required(key: jax.Array | None, what: str) -> jax.Array:
+def required(key: jax.Array | None, what: str) -> PRNGKeyArray:
   """Returns `key`; raises ValueError if it is None, since training without the configured noise is another router."""
   if key is None:
     raise ValueError(f'{what} draws random numbers in training: call the router with key=..., or with train=False.')
@@ -55,7 +56,7 @@ class Feature(Stage, nnx.Module):
   width: int | None = None
   with_ids: bool = False
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> Any:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Any:
     """`x`: <float>[G,S,D] -> <float32>[G,S,width], or ids <int32>[G,S].
 
     Raises:
@@ -82,19 +83,20 @@ class Scores:
     noise_std: <float32> scalar or [G,S,E]: standard deviation of the noise; None without noise, as at evaluation.
     extras: additional outputs by name, for selections and balancers made for the score.
   """
-  logits: jax.Array
-  select: jax.Array
-  clean: jax.Array
-  noise_std: jax.Array | None = None
+  logits: Float32[Array, 'G S E']
+  select: Float32[Array, 'G S E']
+  clean: Float32[Array, 'G S E']
+  noise_std: Float32[Array, '...'] | None = None
   extras: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-def noiseless(logits: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
+def noiseless(logits: Float32[Array, '... E'], extras: Mapping[str, Shaped[Array, '...']] = {}) -> Scores:
   """Scores without noise: `logits` throughout."""
   return Scores(logits=logits, select=logits, clean=logits, extras=dict(extras))
 
 
-def gaussian(clean: jax.Array, noise_std: float, key: jax.Array, extras: Mapping[str, jax.Array] = {}) -> Scores:
+def gaussian(clean: Float32[Array, 'G S E'], noise_std: float, key: jax.Array,
+             extras: Mapping[str, Shaped[Array, '...']] = {}) -> Scores:
   """`clean` logits <float32>[G,S,E] plus Gaussian noise with the same standard deviation for all."""
   logits = clean + noise_std * jax.random.normal(key, clean.shape)
   return Scores(logits=logits, select=logits, clean=clean, noise_std=jnp.float32(noise_std), extras=dict(extras))
@@ -152,7 +154,7 @@ class Selection(Stage):
   def leak(self, train: bool) -> Leak:
     raise NotImplementedError  # too easily wrong by default
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     """A plan with weights one, or the selection's own weights, which weighting multiplies.
 
     Args:
@@ -181,19 +183,19 @@ class Weighting(Stage):
 
   renormalize: Renormalize = 'never'
 
-  def gates(self, logits: jax.Array) -> jax.Array:
+  def gates(self, logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
     """<float32>[G,S,E,..] a value per expert, before any normalisation over the selected ones."""
     return softmax_over_experts(logits)
 
-  def probs(self, logits: jax.Array) -> jax.Array:
+  def probs(self, logits: Float32[Array, 'G S E *C']) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E] the gates as a distribution over experts."""
     return router_probs(self.gates(logits))
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, 'G S E *C']) -> Plan:
     """`plan` with the weights of the selection, before choices are dropped. `logits`: <float32>[G,S,E,..]."""
     raise NotImplementedError
 
-  def after_drops(self, plan: Plan, logits: jax.Array) -> Plan:
+  def after_drops(self, plan: Plan, logits: Float32[Array, 'G S E *C']) -> Plan:
     """`plan` with its final weights, after choices are dropped."""
     return plan
 
@@ -223,7 +225,7 @@ class Placement(Stage):
   def leak(self, train: bool) -> Leak:
     raise NotImplementedError  # too easily wrong by default
 
-  def __call__(self, plan: Any, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, plan: Any, gates: Float32[Array, 'G ...'], *, key: jax.Array | None, train: bool) -> Plan:
     """`plan` with only the entries that have a slot.
 
     Args:
@@ -254,9 +256,9 @@ class Routed:
     inputs: the router's other inputs.
   """
   scores: Scores
-  probs: jax.Array
+  probs: Float32[Array, 'G S E']
   plan: Any
-  valid: jax.Array
+  valid: Bool[Array, 'G S']
   placed: Any = None
   inputs: RouterInputs = RouterInputs()
 
@@ -277,11 +279,11 @@ class Balancer(Stage, nnx.Module):
   total: bool = False
   reads: tuple[str, ...] = ()
 
-  def loss(self, routed: Routed) -> jax.Array | None:
+  def loss(self, routed: Routed) -> Float32[Array, ''] | None:
     """A scalar before its coefficient, or None."""
     return None
 
-  def adjust(self, scores: Scores, gates: jax.Array) -> Scores:
+  def adjust(self, scores: Scores, gates: Float32[Array, 'G S E']) -> Scores:
     """The scores with an adjusted `select`; `gates` <float32>[G,S,E] come from the weighting."""
     return scores
 

@@ -1,11 +1,12 @@
 """Queries that see no key: a kernel may give them anything, and wrong gradients; plain attention averages all values."""
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from moejax.layers.attend.inputs import Mask
 
 
-def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) -> jax.Array:
+def average_where_blind(out: Float[Array, 'B S H v'], values: Float[Array, 'B T N v'],
+                        seeing: Bool[Array, '#B S #H']) -> Float[Array, 'B S H v']:
   """The average of all values where a query sees no key, as plain attention gives it; `out` elsewhere.
 
   out: <float>[B,S,H,v]; values: <float>[B,T,N,v]; seeing: <bool>[B|1,S,H|1], whether a query sees any key.
@@ -15,7 +16,8 @@ def average_where_blind(out: jax.Array, values: jax.Array, seeing: jax.Array) ->
   return jnp.where(seeing[..., None], out, average[:, None])
 
 
-def without_blind(out: jax.Array, values: jax.Array, mask: Mask | None, sinks: jax.Array | None = None) -> jax.Array:
+def without_blind(out: Float[Array, 'B S H v'], values: Float[Array, 'B T N v'], mask: Mask | None,
+                  sinks: Float[Array, 'H'] | None = None) -> Float[Array, 'B S H v']:
   """`out` of a kernel that knows no blind queries, with what plain attention gives them: the average, with sinks 0."""
   length, kv_length = out.shape[1], values.shape[1]
   if mask is None:

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moejax.kernels.choice import CannotRun
 from moejax.kernels.target import target
@@ -27,9 +28,11 @@ SHORT = 1024
 assert set(REASONS) == set(get_args(Name))
 
 
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, *, scale: float, mask: Mask | None = None,
-           bias: jax.Array | None = None, sinks: jax.Array | None = None, cap: float | None = None,
-           drop: Callable[[jax.Array], jax.Array] | None = None, implementation: Name | None = None) -> jax.Array:
+def attend(queries: Float[Array, 'B S H k'], keys: Float[Array, 'B T N k'], values: Float[Array, 'B T N v'], *,
+           scale: float, mask: Mask | None = None, bias: Float[Array, '#B #H S T'] | None = None,
+           sinks: Float[Array, 'H'] | None = None, cap: float | None = None,
+           drop: Callable[[jax.Array], jax.Array] | None = None,
+           implementation: Name | None = None) -> Float[Array, 'B S H v']:
   """Softmax attention: softmax(bias + capped(scale * queries . keys)) . values, over the keys that the mask allows.
 
   Logits and weights are float32. A query that sees no key attends to all keys equally, to avoid NaN; with sinks, to

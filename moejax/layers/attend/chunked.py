@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from moejax.layers.attend.blind import average_where_blind
 from moejax.layers.attend.inputs import DROPS, EMPTY, AttentionInputs, AttentionKernel, Mask
@@ -61,12 +62,12 @@ class _Sums(NamedTuple):
     total: <float32>[...,B,N,R,s], the sum of exp(logit - top).
     values: <float32>[...,B,N,R,s,v], the sum of values times that.
   """
-  top: jax.Array
-  total: jax.Array
-  values: jax.Array
+  top: Float32[Array, '... B N R s']
+  total: Float32[Array, '... B N R s']
+  values: Float32[Array, '... B N R s v']
 
 
-def attend(inputs: AttentionInputs) -> jax.Array:
+def attend(inputs: AttentionInputs) -> Float[Array, 'B S H v']:
   """-> <float>[B,S,H,v]; memory for gradients is that of inputs and output."""
   steps, blocks = _cut(inputs)
   both: Any = _attend(steps, blocks)

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moejax.kernels.target import Target
 from moejax.layers.attend.blind import without_blind
 from moejax.layers.attend.inputs import DROPS, AttentionInputs, AttentionKernel, Mask
 
 
-def attend(inputs: AttentionInputs) -> jax.Array:
+def attend(inputs: AttentionInputs) -> Float[Array, 'B S H v']:
   """-> <float>[B,S,H,v]."""
   out = _attend(inputs.queries, inputs.keys, inputs.values, inputs.mask, inputs.scale)
   return without_blind(out, inputs.values, inputs.mask)

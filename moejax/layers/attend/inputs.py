@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from moejax.kernels.target import Target
 
@@ -33,11 +34,11 @@ class Mask:
     window: a query sees keys at distances below this: itself and the window - 1 tokens before it (2310.06825, figure 1),
       and as many after it unless `causal`. None: any distance.
   """
-  query_segments: jax.Array | None = None
-  key_segments: jax.Array | None = None
-  query_positions: jax.Array | None = None
-  key_positions: jax.Array | None = None
-  prefix: jax.Array | None = None
+  query_segments: Int[Array, 'B S'] | None = None
+  key_segments: Int[Array, 'B T'] | None = None
+  query_positions: Int[Array, '#B S'] | None = None
+  key_positions: Int[Array, '#B T'] | None = None
+  prefix: Bool[Array, 'B T'] | None = None
   causal: bool = dataclasses.field(default=False, metadata=dict(static=True))
   window: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
@@ -60,7 +61,7 @@ class Mask:
         self, query_segments=queries(self.query_segments), query_positions=queries(self.query_positions),
         key_segments=keys(self.key_segments), key_positions=keys(self.key_positions), prefix=keys(self.prefix))
 
-  def dense(self, queries: int, keys: int) -> jax.Array | None:
+  def dense(self, queries: int, keys: int) -> Bool[Array, '#B 1 S T'] | None:
     """<bool>[B|1,1,S,T] for S `queries` and T `keys`, True where a query sees a key; None if all see all."""
     seen = []
     if self.query_segments is not None and self.key_segments is not None:
@@ -86,13 +87,13 @@ class Mask:
 
 class AttentionInputs(NamedTuple):
   """What `attend` computes from; the same shapes and meanings as its arguments."""
-  queries: jax.Array
-  keys: jax.Array
-  values: jax.Array
+  queries: Float[Array, 'B S H k']
+  keys: Float[Array, 'B T N k']
+  values: Float[Array, 'B T N v']
   scale: float
   mask: Mask | None = None
-  bias: jax.Array | None = None
-  sinks: jax.Array | None = None
+  bias: Float[Array, '#B #H S T'] | None = None
+  sinks: Float[Array, 'H'] | None = None
   cap: float | None = None
   drop: Callable[[jax.Array], jax.Array] | None = None
 

@@ -1,11 +1,12 @@
 """Attention with all logits in memory: what the others are compared with, and the fastest for short sequences."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moejax.layers.attend.inputs import AttentionInputs, AttentionKernel
 
 
-def attend(inputs: AttentionInputs) -> jax.Array:
+def attend(inputs: AttentionInputs) -> Float[Array, 'B S H v']:
   """Softmax attention; logits and weights are float32 (float64 for float64 inputs). -> <float>[B,S,H,v]."""
   queries, keys, values = inputs.queries, inputs.keys, inputs.values
   batch, length, heads, _ = queries.shape
@@ -28,7 +29,7 @@ def attend(inputs: AttentionInputs) -> jax.Array:
   return jnp.einsum('bnrst,btnk->bsnrk', weights, values).reshape(queries.shape[:-1] + values.shape[-1:])
 
 
-def accumulator(x: jax.Array) -> jax.typing.DTypeLike:
+def accumulator(x: Float[Array, '...']) -> jax.typing.DTypeLike:
   """The dtype of logits, weights and sums over keys."""
   return jnp.promote_types(x.dtype, jnp.float32)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Float
 
 from moejax.kernels.target import Target, target
 from moejax.layers.attend.blind import without_blind
@@ -18,7 +19,7 @@ LANES = 128  # lengths are multiples of this
 BLOCK = 512  # the largest block; a smaller one where it does not divide the length
 
 
-def attend(inputs: AttentionInputs) -> jax.Array:
+def attend(inputs: AttentionInputs) -> Float[Array, 'B S H v']:
   """-> <float>[B,S,H,v]."""
   mask = inputs.mask or Mask()
   segments = None

@@ -7,14 +7,14 @@ import importlib
 import importlib.util
 from typing import Any
 
-import jax
+from jaxtyping import Array, Float
 
 from moejax.kernels.target import Target
 from moejax.layers.attend.blind import without_blind
 from moejax.layers.attend.inputs import DROPS, AttentionInputs, AttentionKernel, Mask
 
 
-def attend(inputs: AttentionInputs) -> jax.Array:
+def attend(inputs: AttentionInputs) -> Float[Array, 'B S H v']:
   """-> <float>[B,S,H,v]."""
   tokamax: Any = importlib.import_module('tokamax')
   mask = inputs.mask or Mask()

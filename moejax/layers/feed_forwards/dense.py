@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moejax.experts.feed_forward import FeedForwardExperts
 from moejax.experts.layouts import Dense
@@ -21,7 +22,7 @@ class DenseFeedForward(FeedForwardExperts, Sublayer):
     super().__init__(dim=dim, num_experts=None, dtype=dtype, rngs=rngs, hidden=hidden,
                      activation=activation, use_bias=use_bias, dropout=dropout, init_scale=init_scale)
 
-  def __call__(self, x: jax.Array, context: Context | None = None, cache: Cache | None = None, *,
-               key: jax.Array | None = None, train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, '... D'], context: Context | None = None, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, '... D'], Left]:
     """x: <float>[..,D] -> <float>[..,D] of the computation's dtype. Raises ValueError: dropout without a key."""
     return super().__call__(x, Dense(), key=key, train=train), Left()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from moejax import dispatch as dispatch_lib
 from moejax import experts as experts_lib
@@ -68,14 +69,14 @@ class MoE(Sublayer):
     """Whether the router sees later tokens, or lets them compete for slots."""
     return self.router.leak(train)
 
-  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, 'B S D'], Left]:
     """See `mix`."""
     y, routed = self.mix(x, context.inputs, key=key, train=train)
     return y, Left(routed)
 
-  def mix(self, x: jax.Array, inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
-          train: bool = False) -> tuple[jax.Array, RouterOutput]:
+  def mix(self, x: Float[Array, 'B S D'], inputs: RouterInputs | None = None, *, key: jax.Array | None = None,
+          train: bool = False) -> tuple[Float[Array, 'B S D'], RouterOutput]:
     """Applies the layer.
 
     Args:

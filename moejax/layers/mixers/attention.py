@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from moejax import functional
 from moejax.config import ConfigError, config_path
@@ -86,9 +87,10 @@ class Attention(Sublayer):
     self.query_norm, self.key_norm = norm(heads, 'heads'), norm(kv_heads, 'kv_heads')
     self.sinks = functional.parameter(rngs, nnx.initializers.zeros, (heads,), ('heads',)) if sinks else None
 
-  def read(self, x: jax.Array, memory: jax.Array | None = None, *, mask: Mask | None = None,
-           bias: jax.Array | None = None, encoding: PositionEncoding | None = None, positions: jax.Array | None = None,
-           key: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def read(self, x: Float[Array, 'B S D'], memory: Float[Array, 'B T D'] | None = None, *, mask: Mask | None = None,
+           bias: Float[Array, '#B #H S T'] | None = None, encoding: PositionEncoding | None = None,
+           positions: Int[Array, 'B S'] | None = None, key: jax.Array | None = None,
+           train: bool = False) -> Float[Array, 'B S D']:
     """Attends from `x` to `memory`, or to `x`.
 
     Args:
@@ -107,15 +109,16 @@ class Attention(Sublayer):
     keys, values = self.keys_and_values(x if memory is None else memory, encoding, positions)
     return self.weigh(queries, keys, values, mask=mask, bias=bias, key=key, train=train)
 
-  def queries(self, x: jax.Array, encoding: PositionEncoding | None = None,
-              positions: jax.Array | None = None) -> jax.Array:
+  def queries(self, x: Float[Array, 'B S D'], encoding: PositionEncoding | None = None,
+              positions: Int[Array, 'B S'] | None = None) -> Float[Array, 'B S H k']:
     """x: <float>[B,S,D] -> <float>[B,S,H,head_dim], rotated by `encoding` at positions <int32>[B,S]."""
     queries = self._normed(self._project('bsd,dhk->bshk', x, self.query, self.query_bias), self.query_norm)
     queries = queries if encoding is None else encoding.rotate(queries, positions)
     return rules.constrain(queries, ('batch', 'length', 'heads', 'head_dim'))
 
-  def keys_and_values(self, x: jax.Array, encoding: PositionEncoding | None = None,
-                      positions: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  def keys_and_values(
+      self, x: Float[Array, 'B T D'], encoding: PositionEncoding | None = None,
+      positions: Int[Array, 'B T'] | None = None) -> tuple[Float[Array, 'B T N k'], Float[Array, 'B T N k']]:
     """x: <float>[B,T,D] -> two of <float>[B,T,N,head_dim]; see `queries`."""
     keys = self._normed(self._project('btd,dnk->btnk', x, self.key, self.key_bias), self.key_norm)
     values = self._project('btd,dnk->btnk', x, self.value, self.value_bias)
@@ -123,8 +126,10 @@ class Attention(Sublayer):
     axes = ('batch', 'length', 'kv_heads', 'head_dim')
     return rules.constrain(keys, axes), rules.constrain(values, axes)
 
-  def weigh(self, queries: jax.Array, keys: jax.Array, values: jax.Array, *, mask: Mask | None = None,
-            bias: jax.Array | None = None, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+  def weigh(self, queries: Float[Array, 'B S H k'], keys: Float[Array, 'B T N k'],
+            values: Float[Array, 'B T N k'], *, mask: Mask | None = None,
+            bias: Float[Array, '#B #H S T'] | None = None, key: jax.Array | None = None,
+            train: bool = False) -> Float[Array, 'B S D']:
     """What `queries` and `keys_and_values` return -> <float>[B,S,D].
 
     Args:
@@ -154,8 +159,8 @@ class Attention(Sublayer):
 class SelfAttention(Attention):
   """Attention within a sequence, which may remember the keys and values of earlier tokens."""
 
-  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, 'B S D'], Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D], with the mask, bias and positions of the context."""
     mask = (context.mask or Mask()).with_window(self.window)
     encoding, positions = context.encoding, context.inputs.positions
@@ -192,8 +197,8 @@ class CrossAttention(Attention):
 
   reads_memory = True
 
-  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, 'B S D'], Left]:
     """x: <float>[B,S,D] -> <float>[B,S,D]. Raises ConfigError: there is nothing to attend to."""
     queries = self.queries(x)
     if context.memory is not None:

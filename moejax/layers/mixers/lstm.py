@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
 
 from moejax import functional
 from moejax.layers import initializers
@@ -10,7 +11,7 @@ from moejax.layers.sublayer import SUBLAYERS, Axes, Cache, Context, Left, Sublay
 State = tuple[jax.Array, jax.Array]
 
 
-def lstm_step(state: State, projected: jax.Array, recurrent: jax.Array) -> State:
+def lstm_step(state: State, projected: Float[Array, 'B gates'], recurrent: Float[Array, 'D gates']) -> State:
   """One step of an LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
   The gates are in the order of PyTorch and Flax: input, forget, candidate, output.
@@ -41,8 +42,8 @@ class LSTM(Sublayer):
     ones_to_forget = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[dim:2 * dim].set(1)
     self.bias = functional.parameter(rngs, ones_to_forget, (4 * dim,), (None,))
 
-  def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None, *, key: jax.Array | None = None,
-               train: bool = False) -> tuple[jax.Array, Left]:
+  def __call__(self, x: Float[Array, 'B S D'], context: Context, cache: Cache | None = None, *,
+               key: jax.Array | None = None, train: bool = False) -> tuple[Float[Array, 'B S D'], Left]:
     """x: <float>[B,S,D] -> <dtype>[B,S,D]; a document starts at position 0."""
     inputs = context.inputs
     if inputs.positions is None:
@@ -63,7 +64,7 @@ class LSTM(Sublayer):
     """See `Sublayer.cache_axes`."""
     return dict(hidden=('batch', 'embed'), cell=('batch', 'embed'))
 
-  def run(self, x: jax.Array, starts: jax.Array) -> jax.Array:
+  def run(self, x: Float[Array, 'B S D'], starts: Bool[Array, 'B S']) -> Float[Array, 'B S D']:
     """x: <float>[B,S,D], starts: <bool>[B,S] starts of documents, where the state is reset to 0 -> <dtype>[B,S,D]."""
     zeros = jnp.zeros((x.shape[0], x.shape[-1]), self.dtype)
     return self._scan(x, starts, (zeros, zeros), None)[0]

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from moejax import functional
 from moejax.ranges import NonNegative
@@ -10,7 +11,7 @@ from moejax.routing.balance.requirements import choosing
 from moejax.routing.stages import BALANCERS, Balancer, Routed, Scores
 
 
-def bias_step(bias: jax.Array, load: jax.Array, rate: float) -> jax.Array:
+def bias_step(bias: Float[Array, '*L E'], load: Float[Array, '*L E'], rate: float) -> Float[Array, '*L E']:
   """One step of loss-free balancing: `b_e + rate * sign(mean(load) - load_e)` (Algorithm 1 of its paper).
 
   Args:
@@ -26,7 +27,7 @@ class BiasStep:
   """`bias_step` with a fixed rate."""
   rate: float
 
-  def __call__(self, bias: jax.Array, load: jax.Array) -> jax.Array:
+  def __call__(self, bias: Float[Array, '*L E'], load: Float[Array, '*L E']) -> Float[Array, '*L E']:
     return bias_step(bias, load, self.rate)
 
 
@@ -45,7 +46,7 @@ class Bias(Balancer):
     self.rate = rate
     self.bias = functional.router_state(jnp.zeros(num_experts), (None,))
 
-  def adjust(self, scores: Scores, gates: jax.Array) -> Scores:
+  def adjust(self, scores: Scores, gates: Float32[Array, 'G S E']) -> Scores:
     return dataclasses.replace(scores, select=gates + jax.lax.stop_gradient(self.bias[...]))
 
   def update(self, routed: Routed) -> dict[str, functional.Statistics]:

@@ -1,6 +1,7 @@
 """Losses of two levels of gates; see `score.hierarchical`."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative
@@ -33,7 +34,7 @@ class HierarchicalLoad(Balancer):
                         f"selection's k = {k}. Set both as in the selection.")
     self.coefficient, self.groups_per_token, self.per_group = coefficient, groups_per_token, per_group
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     e = routed.scores.extras
     outer = over_tokens(prob_in_top_k(e['outer'], e['outer_clean'], e.get('outer_std'), self.groups_per_token),
                         routed.valid)
@@ -58,7 +59,7 @@ class HierarchicalSwitch(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     outer, inner = routed.scores.extras['outer'], routed.scores.extras['inner']
     first = outer.argmax(-1)
     over_groups = _first_choices_loss(outer, routed.valid)

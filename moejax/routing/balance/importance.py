@@ -1,5 +1,6 @@
 """Imbalance of probabilities or weights."""
 import jax
+from jaxtyping import Array, Bool, Float32
 
 from moejax.ranges import NonNegative
 from moejax.routing.balance.imbalance import imbalance, squared_coefficient_of_variation
@@ -7,7 +8,7 @@ from moejax.routing.stages import BALANCERS, Balancer, Routed
 from moejax.routing.valid_tokens import group_mean, over_tokens, token_mean
 
 
-def importance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def importance_loss(logits: Float32[Array, 'G S E'], valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """CV^2 over experts of their total probability (Shazeer et al., equation 7; V-MoE, appendix A). 0 at uniform.
 
   Args:
@@ -25,7 +26,7 @@ class Importance(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return importance_loss(routed.scores.clean, routed.valid)
 
 
@@ -39,5 +40,5 @@ class GateImportance(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return imbalance(over_tokens(routed.plan.to_dense().weight, routed.valid), routed.valid)

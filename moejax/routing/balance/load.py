@@ -5,6 +5,7 @@ Tensor2Tensor (`utils/expert_utils.py`).
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import NonNegative
@@ -15,7 +16,8 @@ from moejax.routing.stages import BALANCERS, Balancer, Routed
 from moejax.routing.valid_tokens import group_mean, over_tokens, token_mean
 
 
-def load_loss(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int, valid: jax.Array) -> jax.Array:
+def load_loss(logits: Float32[Array, 'G S E'], clean: Float32[Array, 'G S E'], noise_std: Float32[Array, '...'] | None,
+              k: int, valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """CV^2 over experts of the probability of being in the top k if the noise were redrawn (V-MoE, appendix A).
 
   The threshold is the k-th largest noisy logit, even for the experts above it, as in google-research/vmoe.
@@ -46,17 +48,18 @@ class Load(Balancer):
       raise ConfigError(": without noise the load loss has no gradient. Set score.noise_std, e.g. '1/E'.")
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     scores = routed.scores
     return load_loss(scores.logits, scores.clean, scores.noise_std, self.k, routed.valid)
 
 
-def chosen(logits: jax.Array, k: int) -> jax.Array:
+def chosen(logits: Float32[Array, '... E'], k: int) -> Bool[Array, '... E']:
   """<bool>[..., E]: whether each of `logits` <float32>[..., E] is in the top `k`; ties go to the lowest index."""
   return (top_k(logits, k)[..., None] == jnp.arange(logits.shape[-1])).any(-2)
 
 
-def prob_in_top_k(logits: jax.Array, clean: jax.Array, noise_std: jax.Array | None, k: int) -> jax.Array:
+def prob_in_top_k(logits: Float32[Array, '... E'], clean: Float32[Array, '... E'],
+                  noise_std: Float32[Array, '... E'] | None, k: int) -> Float32[Array, '... E']:
   """Probability of being in the top k if only this expert's noise were redrawn (equations 8-9).
 
   The threshold is the k-th largest of the *other* noisy logits: the (k+1)-th of all for a chosen expert, the k-th for
@@ -89,7 +92,7 @@ class SmoothLoad(Balancer):
   def __init__(self, *, k: int | None, noisy: bool, coefficient: NonNegative):
     self.k, self.coefficient = choosing_by_noise(noisy, k), coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     scores = routed.scores
     prob = prob_in_top_k(scores.logits, scores.clean, scores.noise_std, self.k)
     return imbalance(over_tokens(prob, routed.valid), routed.valid)

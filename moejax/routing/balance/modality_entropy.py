@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import AtLeast, NonNegative, NotEmpty
@@ -22,7 +23,7 @@ from moejax.routing.valid_tokens import group_mean, token_mean
 MODALITIES = ('image', 'text')
 
 
-def local_entropy(logits: jax.Array, members: jax.Array) -> jax.Array:
+def local_entropy(logits: Float32[Array, 'G S E'], members: Bool[Array, 'G S']) -> Float32[Array, '']:
   """Mean entropy of the members' probabilities, in nats, averaged over the groups that have members.
 
   Args:
@@ -33,7 +34,7 @@ def local_entropy(logits: jax.Array, members: jax.Array) -> jax.Array:
   return group_mean(token_mean(-jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1), members), members)
 
 
-def global_entropy(logits: jax.Array, members: jax.Array, experts: float) -> jax.Array:
+def global_entropy(logits: Float32[Array, 'G S E'], members: Bool[Array, 'G S'], experts: float) -> Float32[Array, '']:
   """`max(0, log(experts) - H)`, where H is the entropy of the members' mean probability; averaged over groups.
 
   Args:
@@ -47,7 +48,7 @@ def global_entropy(logits: jax.Array, members: jax.Array, experts: float) -> jax
   return group_mean(jnp.maximum(math.log(experts) - entropy, 0), members)
 
 
-def members(routed: Routed, modality: str) -> jax.Array:
+def members(routed: Routed, modality: str) -> Bool[Array, 'G S']:
   """<bool>[G,S]: the valid tokens of `modality`. Raises ConfigError if the model supplies no modalities."""
   return routed.valid & (routed.inputs['modalities'] == MODALITIES.index(modality))
 
@@ -64,7 +65,7 @@ class LocalEntropy(Balancer):
                modalities: Annotated[tuple[Literal['image', 'text'], ...], NotEmpty()] = ('text',)):
     self.coefficient, self.modalities = coefficient, tuple(modalities)
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return sum((local_entropy(routed.scores.clean, members(routed, name)) for name in self.modalities), jnp.float32(0))
 
 
@@ -88,6 +89,6 @@ class GlobalEntropy(Balancer):
         raise ConfigError(f'.{name}_experts must be between 1 and num_experts = {num_experts}, not {experts}.')
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return sum((global_entropy(routed.scores.clean, members(routed, name), experts)
                 for name, experts in self.experts.items()), jnp.float32(0))

@@ -1,8 +1,8 @@
 """Entropies that make selectors of experts selective, and soft permutations hard (DSelect-k, COMET)."""
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.ranges import NonNegative
 from moejax.routing.logits import normalized
@@ -13,7 +13,7 @@ from moejax.routing.stages import BALANCERS, Balancer, Routed
 Reduction = Literal['mean', 'sum']
 
 
-def entropy(selected: jax.Array) -> jax.Array:
+def entropy(selected: Float32[Array, '... K E']) -> Float32[Array, '...']:
   """`sum over k and experts of -r log(r + 1e-6)`: <float32>[..., K, E] -> <float32>[...]."""
   return -jnp.sum(selected * jnp.log(selected + EPSILON), axis=(-2, -1))
 
@@ -32,17 +32,17 @@ class SelectorEntropy(Balancer):
     self.reduction: Reduction = reduction
     self.coefficient, self.total = coefficient, reduction == 'sum'
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return reduced(entropy(routed.scores.extras['selectors']), routed.valid, self.reduction)
 
 
-def reduced(values: jax.Array, valid: jax.Array, reduction: Reduction) -> jax.Array:
+def reduced(values: Float32[Array, 'G S'], valid: Bool[Array, 'G S'], reduction: Reduction) -> Float32[Array, '']:
   """The mean or sum of `values` <float32>[G,S] over the `valid` tokens <bool>[G,S]."""
   total = jnp.sum(jnp.where(valid, values, 0))
   return total if reduction == 'sum' else total / jnp.maximum(valid.sum(), 1)
 
 
-def permutation_entropy(soft: jax.Array) -> jax.Array:
+def permutation_entropy(soft: Float32[Array, 'E E']) -> Float32[Array, '']:
   """`-sum P log P` of `soft` <float32>[E,E], whose columns sum to 1, plus the same with rows normalised; 0 for a
   permutation."""
   rows = normalized(soft)
@@ -58,5 +58,5 @@ class PermutationEntropy(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return permutation_entropy(routed.scores.extras['permutation'])

@@ -1,8 +1,8 @@
 """The balance loss of Switch Transformer, as six codebases compute it."""
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.ranges import NonNegative
 from moejax.routing.balance.requirements import choosing
@@ -12,8 +12,8 @@ from moejax.routing.valid_tokens import group_mean, token_mean
 Convention = Literal['moejax', 'gshard', 'fairseq', 'flaxformer', 'mixtral', 'deepspeed']
 
 
-def switch_loss(probs: jax.Array, expert: jax.Array, routed: jax.Array, valid: jax.Array,
-                convention: Convention = 'moejax') -> jax.Array:
+def switch_loss(probs: Float32[Array, 'G S E'], expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'],
+                valid: Bool[Array, 'G S'], convention: Convention = 'moejax') -> Float32[Array, '']:
   """`E * sum_e F_e P_e`: P_e mean probability, F_e share of choices (Switch Transformer, equation 4).
 
       convention   F_e counts                            at uniform routing
@@ -60,5 +60,5 @@ class Switch(Balancer):
     self.coefficient = coefficient
     self.convention: Convention = convention
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return switch_loss(routed.probs, routed.plan.expert, routed.plan.kept, routed.valid, self.convention)

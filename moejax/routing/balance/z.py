@@ -1,12 +1,13 @@
 """The router z-loss."""
 import jax
+from jaxtyping import Array, Bool, Float32
 
 from moejax.ranges import NonNegative
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 from moejax.routing.valid_tokens import valid_mean
 
 
-def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def z_loss(logits: Float32[Array, 'G S E'], valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """Mean over valid tokens of `logsumexp(logits)^2` (ST-MoE, equation 5). `(ln E)^2` at zero logits.
 
   Args:
@@ -23,5 +24,5 @@ class Z(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return z_loss(routed.scores.clean, routed.valid)

@@ -1,13 +1,13 @@
 """A hash of a token's id and its predecessor's (Hash Layers, arXiv 2106.04426)."""
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from moejax.ranges import Count
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.stages import FEATURES, Feature
 
 
-def pair_hash(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
+def pair_hash(first: Int[Array, '...'], second: Int[Array, '...'], buckets: int) -> Int[Array, '...']:
   """<int32> of the same shape, below `buckets`: a pseudo-random hash of each pair, identical on every platform.
 
   32-bit multiplications and shifts (the finaliser of MurmurHash3), once per element of the pair.
@@ -31,6 +31,6 @@ class Bigrams(Feature):
   def __init__(self, *, buckets: Count):
     self.buckets = buckets
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Int[Array, 'G S']:
     """-> <int32>[G,S]. Raises ConfigError if the model supplies no ids."""
     return pair_hash(inputs['previous_ids'], inputs['token_ids'], self.buckets)

@@ -1,5 +1,5 @@
 """Ids of tokens, positions, documents and tasks."""
-import jax
+from jaxtyping import Array, Float, Int
 
 from moejax.routing.inputs import RouterInputs
 from moejax.routing.plans import Leak
@@ -12,7 +12,7 @@ class TokenIds(Feature):
 
   field = 'token_ids'
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Int[Array, 'G S']:
     """-> <int32>[G,S]. Raises ConfigError if the model supplies no ids."""
     return inputs[self.field]
 

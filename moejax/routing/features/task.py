@@ -2,6 +2,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from moejax import functional
 from moejax.ranges import Count
@@ -24,7 +25,7 @@ class TaskEmbedding(Feature):
     self.trainable = trainable
     self.embedding = functional.parameter(rngs, nnx.initializers.normal(1.), (num_tasks, self.width), (None, None))
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Float32[Array, 'G S width']:
     """-> <float32>[G,S,width]. Raises ConfigError if the batch has no tasks."""
     embedding = self.embedding[...] if self.trainable else jax.lax.stop_gradient(self.embedding[...])
     return embedding.at[inputs['tasks']].get(mode='fill', fill_value=jnp.nan)
@@ -38,6 +39,6 @@ class TokenAndTask(TaskEmbedding):
     super().__init__(dim=dim, rngs=rngs, num_tasks=num_tasks, width=width)
     self.width = dim + (width or dim)
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Float32[Array, 'G S width']:
     """`x`: <float>[G,S,D] -> <float32>[G,S,D+width]."""
     return jnp.concatenate([x.astype(jnp.float32), super().__call__(x, inputs)], axis=-1)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from moejax.ranges import Natural
 from moejax.routing.papers import paper
@@ -27,7 +28,7 @@ class Auction(TrainedTogether):
 
   k = 1
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     if not train:
       return self.plan(jnp.argmax(scores.select, axis=-1)[..., None], valid)
     assign = jax.vmap(lambda scores, valid: auction(scores, valid, self.rounds))

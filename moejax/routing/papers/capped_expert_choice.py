@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import Above, AtMost, Count, Positive
@@ -16,8 +17,8 @@ from moejax.routing.select.expert_choice import expert_choice
 from moejax.routing.stages import SELECTIONS, Scores, Selection
 
 
-def capped_plan(gates: jax.Array, valid: jax.Array, slots: int, cap: float, epsilon: float,
-                iterations: int) -> jax.Array:
+def capped_plan(gates: Float32[Array, 'S E'], valid: Bool[Array, 'S'], slots: int, cap: float, epsilon: float,
+                iterations: int) -> Float32[Array, 'S E']:
   """The relaxed choice A of equation 3: `slots` tokens per expert, at most `cap` experts per token.
 
   A dummy expert with score zero takes the rest of every token's `cap`, which fixes both marginals. With padding experts
@@ -82,7 +83,7 @@ class CappedExpertChoice(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         'capacity_factor', self.convention)

@@ -4,6 +4,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import Count, Positive
@@ -14,7 +15,8 @@ from moejax.routing.score.smooth_step import select_by_tree, smooth_step
 from moejax.routing.stages import SCORES, Score, Scores
 
 
-def mixture_of_leaves(leaves: jax.Array, logits: jax.Array) -> jax.Array:
+def mixture_of_leaves(leaves: Float32[Array, '... K E'],
+                      logits: Float32[Array, '... K E']) -> Float32[Array, '... K E']:
   """Softmax of `logits + log(leaves)` over all leaves of all trees, without computing log 0 (section 3.1).
 
   Args:
@@ -63,7 +65,7 @@ class Comet(Score):
     self.leaves_bias = parameter(0.05, leaves, (None, None))
     self.search = None if search_steps is None else LocalSearch(num_experts=num_experts, steps=search_steps, rngs=rngs)
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]. The logits are shares; extras: `selectors` [G,S,K,E] and `permutation` [E,E]."""
     product = lambda kernel: jnp.einsum('gsd,dke->gske', features, kernel[...], precision=jax.lax.Precision.HIGHEST)
     steps = smooth_step(product(self.nodes) + self.nodes_bias[...], self.gamma)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
 
 from moejax import functional
 from moejax.ranges import Count, NonNegative, Positive
@@ -16,7 +17,7 @@ from moejax.routing.stages import SCORES, WEIGHTINGS, Score, Scores, Weighting, 
 Relaxation = Literal['straight_through', 'gumbel', 'softmax']
 
 
-def temperature(step: jax.Array, start: float, decay: float, end: float) -> jax.Array:
+def temperature(step: Int[Array, ''], start: float, decay: float, end: float) -> Float32[Array, '']:
   """`max(start * exp(-decay * step), end)` (Jang et al. 2017, section 3.1)."""
   return jnp.maximum(start * jnp.exp(-decay * step), end)
 
@@ -46,7 +47,7 @@ class TaskMLP(Score):
     self.bo = functional.parameter(rngs, zeros, (num_experts,), (None,))
     self.step = functional.router_state(jnp.zeros((), jnp.int32), ())
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S width'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,width]."""
     exact = jax.lax.Precision.HIGHEST
     hidden = jax.nn.gelu(jnp.matmul(features, self.wi[...], precision=exact) + self.bi[...], approximate=False)
@@ -60,7 +61,7 @@ class TaskMLP(Score):
     return {'step': self.step[...] + 1}
 
 
-def straight_through(logits: jax.Array) -> jax.Array:
+def straight_through(logits: Float32[Array, '... E']) -> Float32[Array, '... E']:
   """The one-hot of the argmax, with the gradient of the softmax. `logits`: <float32>[..., E] -> the same shape."""
   soft = jax.nn.softmax(logits, axis=-1)
   hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=soft.dtype)
@@ -71,7 +72,7 @@ def straight_through(logits: jax.Array) -> jax.Array:
 class StraightThrough(Weighting):
   """See the function `straight_through`. For select 'all': all experts are computed, so that all get a gradient."""
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, '... E']) -> Plan:
     return plan.scale(plan.pick(straight_through(logits)))
 
 

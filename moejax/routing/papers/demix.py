@@ -3,6 +3,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
@@ -25,7 +26,7 @@ class Task(Score):
       raise ConfigError(f'.num_tasks = {num_tasks} must be at most num_experts = {num_experts}.')
     self.num_experts = num_experts
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Int[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <int32>[G,S] tasks. The logits are the log of a one-hot, with log 0 made finite."""
     one_hot = features[..., None] == jnp.arange(self.num_experts)
     return noiseless(jnp.where(one_hot, 0., jnp.finfo(jnp.float32).min))

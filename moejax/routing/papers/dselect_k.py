@@ -4,6 +4,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Shaped
 
 from moejax import functional
 from moejax.config import ConfigError
@@ -55,7 +56,7 @@ class DSelectK(Score):
     self.codes_bias = parameter(gamma / 100, (k * self.bits,)) if gate == 'example' else None
     self.weights_bias = parameter(0.05, (k,)) if gate == 'example' else None
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Shaped[Array, 'G S ...'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D], or <int32>[G,S] tasks. The logits are q; extras: `selectors` [G,S,K,E]."""
     shape = features.shape[:2]
     if self.gate == 'task':
@@ -91,7 +92,7 @@ class Reachable(Balancer):
     self.coefficient, self.total = coefficient, reduction == 'sum'
     self.all_codes_name_experts = num_experts & (num_experts - 1) == 0
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     if self.all_codes_name_experts:
       return jnp.zeros(())
     reached = routed.scores.extras['selectors'].sum(-1)

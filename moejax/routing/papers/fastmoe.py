@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, Fraction, NonNegative
@@ -17,7 +18,8 @@ Gate = Literal['naive', 'gshard', 'switch', 'dc', 'faster', 'zero']
 Counts = Literal['best', 'surviving']
 
 
-def fastmoe_loss(probs: jax.Array, expert: jax.Array, counted: jax.Array, valid: jax.Array) -> jax.Array:
+def fastmoe_loss(probs: Float32[Array, 'G S E'], expert: Int[Array, 'G S'], counted: Bool[Array, 'G S'],
+                 valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """`E * sum_e F_e P_e` over all groups together; F and P are sums over tokens divided by the number counted.
 
   With all tokens counted this is GShard's loss on one worker (FastMoE has the squared number of experts of a worker in
@@ -48,13 +50,14 @@ class FastMoELoss(Balancer):
       choosing(k)
     self.coefficient, self.counts = coefficient, counts
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     if self.counts == 'best':
       return fastmoe_loss(routed.probs, routed.scores.logits.argmax(-1), routed.valid, routed.valid)
     return fastmoe_loss(routed.probs, routed.placed.expert[..., 0], routed.placed.kept[..., 0], routed.valid)
 
 
-def near_first(logits: jax.Array, local: jax.Array, valid: jax.Array, allowed: int) -> jax.Array:
+def near_first(logits: Float32[Array, 'G S E'], local: Bool[Array, 'G E'], valid: Bool[Array, 'G S'],
+               allowed: int) -> Int[Array, 'G S 2']:
   """Two experts per token, where at most `allowed` tokens have one on another node (FasterMoE's example gate).
 
   If fewer than `allowed` tokens prefer a remote expert, every token gets its best two. Otherwise the `allowed` of them
@@ -99,7 +102,7 @@ class NearFirst(TopK):
   def leak(self, train: bool) -> Leak:
     return 'causal' if self.nodes == 1 else 'future'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     groups, tokens = valid.shape
     node_of_group = jnp.arange(groups) * self.nodes // groups
     node_of_expert = jnp.arange(self.num_experts) * self.nodes // self.num_experts
@@ -115,7 +118,7 @@ class Zero(Score):
   def __init__(self, *, num_experts: int):
     self.num_experts = num_experts
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D] or <int32>[G,S]; only their shape is used."""
     return noiseless(jnp.zeros((*features.shape[:2], self.num_experts)))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
@@ -14,7 +15,7 @@ from moejax.routing.select.top_k import top_k
 from moejax.routing.stages import SELECTIONS, Scores
 
 
-def swipe(expert: jax.Array, valid: jax.Array, num_experts: int) -> jax.Array:
+def swipe(expert: Int[Array, 'G S K'], valid: Bool[Array, 'G S'], num_experts: int) -> Int[Array, 'G S K']:
   """`within_shares` for each choice in turn, with slots shared by all choices (`SwipeGate` of FastMoE).
 
   First choices may take all slots of an expert, so only the total over choices is balanced; a moved token may get the
@@ -52,7 +53,7 @@ class Swipe(TrainedTogether):
       raise ConfigError(f'.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, self.k)
     return self.plan(swipe(expert, valid, self.num_experts) if train else expert, valid)
 

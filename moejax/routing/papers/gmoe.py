@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.ranges import NonNegative
 from moejax.routing.balance.requirements import choosing
@@ -12,7 +13,8 @@ from moejax.routing.stages import BALANCERS, Balancer, Routed
 from moejax.routing.valid_tokens import group_mean
 
 
-def tutel_loss(logits: jax.Array, clean: jax.Array, k: int, valid: jax.Array) -> jax.Array:
+def tutel_loss(logits: Float32[Array, 'G S E'], clean: Float32[Array, 'G S E'], k: int,
+               valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """The average of V-MoE's importance and load losses, in Tutel's form.
 
   Tutel's load is the probability that noise lifts an expert's *probability* above the k-th best noisy *logit*; its
@@ -42,7 +44,7 @@ class Tutel(Balancer):
   def __init__(self, *, k: int | None, coefficient: NonNegative):
     self.k, self.coefficient = choosing(k), coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return tutel_loss(routed.scores.logits, routed.scores.clean, self.k, routed.valid)
 
 

@@ -1,8 +1,8 @@
 """st-moe-pytorch and its predecessor mixture-of-experts: ST-MoE's routing with n experts per token."""
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax.ranges import NonNegative
 from moejax.routing.balance.switch import switch_loss
@@ -23,7 +23,7 @@ class KeptSwitch(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     first = routed.plan.expert[..., :1]
     # Tokens choose no expert twice, so if the first choice's expert is computed, it is the first choice.
     kept = jnp.take_along_axis(routed.placed.shares(), first, axis=-1) > 0

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.ranges import NonNegative, Positive
 from moejax.routing.papers import paper
@@ -14,13 +15,13 @@ from moejax.routing.stages import BALANCERS, SELECTIONS, Balancer, Routed, Score
 from moejax.routing.valid_tokens import group_mean
 
 
-def softmax_over_tokens(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def softmax_over_tokens(logits: Float32[Array, '... E'], valid: Bool[Array, 'G S']) -> Float32[Array, 'G S E']:
   """<float32>[G,S,E] -> the same shape, summing to 1 over the valid tokens <bool>[G,S] of a group; 0 elsewhere."""
   valid = valid[..., None]
   return jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min), axis=1) * valid
 
 
-def token_balance_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def token_balance_loss(logits: Float32[Array, 'G S E'], valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """`n sum_t P_t^2`, where P_t is the mean over experts of their softmax over the n tokens: 1 for equal shares.
 
   The loss of `_expert_selection_gating` in Mesh TensorFlow, averaged over groups (here over groups with valid tokens).
@@ -40,7 +41,7 @@ class TokenBalance(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return token_balance_loss(routed.scores.logits, routed.valid)
 
 
@@ -64,7 +65,7 @@ class MtfExpertChoice(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     factor = 'capacity_factor' if train else 'eval_capacity_factor'
     slots = conventions.slots_that_choose(tokens, self.num_experts, getattr(self, factor), factor,

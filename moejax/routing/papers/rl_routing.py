@@ -4,6 +4,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import NonNegative
@@ -28,7 +29,7 @@ class Policy(LinearScore):
     self.value = functional.parameter(rngs, zeros, (vectors(dim),), ('embed',))
     self.value_bias = functional.parameter(rngs, zeros, (), ())
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
     scores = super().__call__(features, key=key, train=train)
     value = jnp.einsum('gsd,d->gs', jax.lax.stop_gradient(features), self.value[...],

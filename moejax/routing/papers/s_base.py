@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from moejax.ranges import Count, Positive
 from moejax.routing.papers import paper
@@ -29,7 +30,7 @@ class Sinkhorn(TrainedTogether):
 
   k = 1
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     select = scores.select
     if train:
       def transport(scores, valid):

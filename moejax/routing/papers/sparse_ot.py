@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, Positive
@@ -38,7 +39,8 @@ class Transport(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future'
 
-  def transport(self, scores: Scores, valid: jax.Array, limit: int, side: Literal['tokens', 'experts']) -> jax.Array:
+  def transport(self, scores: Scores, valid: Bool[Array, 'G S'], limit: int,
+                side: Literal['tokens', 'experts']) -> Float32[Array, 'G S E']:
     """<float32>[G,S,E]; if sparse, with at most `limit` non-zeros for each member of `side`."""
     logits = jax.lax.stop_gradient(scores.select)
 
@@ -71,7 +73,7 @@ class TransportToExperts(Transport):
 
   k = None
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = conventions.slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         'capacity_factor', self.convention)
@@ -96,7 +98,7 @@ class TransportToTokens(Transport):
       raise ConfigError(f'.k: a token cannot choose {self.k} of {self.num_experts} experts. '
                         f'Allowed: 1 to {self.num_experts}.')
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     plan = self.transport(scores, valid, self.k, 'tokens')
     expert = top_k(plan, self.k)
     chosen = token_plan(expert, valid[..., None], self.num_experts)

@@ -3,6 +3,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import Natural, NonNegative
@@ -23,7 +24,7 @@ class WithShared(Feature):
   def __init__(self, *, dim: int, shared_dim: Natural):
     self.shared_dim, self.width = shared_dim, shared_dim + dim
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> jax.Array:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> Float32[Array, 'G S width']:
     """`x`: <float>[G,S,D] -> <float32>[G,S,shared_dim+D].
 
     Raises:
@@ -38,7 +39,7 @@ class WithShared(Feature):
     return jnp.concatenate([shared.astype(jnp.float32), x.astype(jnp.float32)], axis=-1)
 
 
-def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
+def sparsity_loss(probs: Float32[Array, 'G S E'], valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """Mean over valid tokens of `|p / |p|_2|_1`: 1 for a one-hot p, sqrt(E) for a uniform p (SpeechMoE, section 3.3).
 
   Args:
@@ -49,7 +50,7 @@ def sparsity_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
   return valid_mean(jnp.sum(probs, axis=-1) * jax.lax.rsqrt(squares), valid)
 
 
-def mean_importance_loss(probs: jax.Array, valid: jax.Array) -> jax.Array:
+def mean_importance_loss(probs: Float32[Array, 'G S E'], valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """`E * sum_e (mean_t p_te)^2` over the valid tokens of all groups: 1 if balanced, E if collapsed (section 3.3).
 
   Args:
@@ -67,7 +68,7 @@ class Sparsity(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return sparsity_loss(routed.probs, routed.valid)
 
 
@@ -78,7 +79,7 @@ class MeanImportance(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return mean_importance_loss(routed.probs, routed.valid)
 
 

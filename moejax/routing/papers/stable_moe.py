@@ -5,6 +5,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from moejax import functional
 from moejax.ranges import Count, NonNegative
@@ -27,7 +28,7 @@ class WithIds:
     x: <float32>[G,S,D].
     inputs: with `token_ids` and the other fields that `word_vectors` reads.
   """
-  x: jax.Array
+  x: Float32[Array, 'G S D']
   inputs: RouterInputs
 
 
@@ -40,12 +41,13 @@ class TokenWithIds(Feature):
   def __init__(self, *, dim: int):
     self.width = dim
 
-  def __call__(self, x: jax.Array, inputs: RouterInputs) -> WithIds:
+  def __call__(self, x: Float[Array, 'G S D'], inputs: RouterInputs) -> WithIds:
     """`x`: <float>[G,S,D]."""
     return WithIds(x.astype(jnp.float32), inputs)
 
 
-def word_vectors(words: Words, inputs: RouterInputs, table: jax.Array, kernel: jax.Array | None) -> jax.Array:
+def word_vectors(words: Words, inputs: RouterInputs, table: Float32[Array, 'V W'],
+                 kernel: Float32[Array, '5'] | None) -> Float32[Array, 'G S W']:
   """z, the distilled router's input: embeddings of the token's word, and maybe of the preceding words.
 
   'unigram': its own; 'bigram': the mean of its own and the previous word's, at the start of a document its own;
@@ -141,7 +143,8 @@ def _product(x, experts):
   return jnp.einsum('gsd,ed->gse', x, experts, precision=jax.lax.Precision.HIGHEST)
 
 
-def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array) -> jax.Array:
+def distillation_loss(distilled: Float32[Array, 'G S E'], taught: Int[Array, 'G S'],
+                      valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """Mean cross entropy of the word router with the greedy choice as target (StableMoE, section 3.2).
 
   Args:
@@ -154,7 +157,8 @@ def distillation_loss(distilled: jax.Array, taught: jax.Array, valid: jax.Array)
   return valid_mean(entropy, valid)
 
 
-def balance_loss(logits: jax.Array, expert: jax.Array, valid: jax.Array) -> jax.Array:
+def balance_loss(logits: Float32[Array, 'G S E'], expert: Int[Array, 'G S'],
+                 valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """`1/T sum_e (n_e - n)/n sum_{t of e} sigmoid(h_t e)`: expert e has n_e tokens, n is the mean (StableMoE, eq. 6).
 
   0 if all experts have the same number of tokens. The gradient lowers the scores of experts above their share and

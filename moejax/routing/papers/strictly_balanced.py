@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax import functional
 from moejax.ranges import NonNegative, Positive
@@ -31,7 +32,7 @@ class LinearWithThresholds(LinearScore):
     super().__init__(dim=dim, num_experts=num_experts, rngs=rngs, init_std=init_std)
     self.threshold = functional.parameter(rngs, nnx.initializers.constant(1 / num_experts), (num_experts,), (None,))
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     scores = super().__call__(features, key=key, train=train)
     return dataclasses.replace(scores, extras={**scores.extras, 'threshold': self.threshold[...]})
 
@@ -54,7 +55,7 @@ class Batchwise(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future' if train else 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     gates = softmax_over_experts(scores.select)
     if not train:
       expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32), gates.shape)
@@ -71,14 +72,15 @@ class Batchwise(Selection):
 class SoftmaxOverTakers(Weighting):
   """Softmax over the experts that took the token, whatever their number (Shazeer et al. 2017, equation 16)."""
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, '... E']) -> Plan:
     taken = plan.shares() > 0
     taken = taken[..., None] if logits.ndim == 4 else taken
     weight = softmax_over_experts(jnp.where(taken, logits, jnp.finfo(jnp.float32).min))
     return plan.scale(plan.pick(weight))
 
 
-def threshold_loss(gates: jax.Array, threshold: jax.Array, taken: jax.Array, valid: jax.Array) -> jax.Array:
+def threshold_loss(gates: Float32[Array, 'G S E'], threshold: Float32[Array, 'E'], taken: Bool[Array, 'G S E'],
+                   valid: Bool[Array, 'G S']) -> Float32[Array, '']:
   """`sum_e (above_te - taken_te) (gate_te - threshold_e)`, averaged over valid tokens t; 0 if both masks are equal.
 
   Shazeer et al. 2017, equation 20, which sums over tokens. It raises the threshold of an expert that has more tokens
@@ -104,7 +106,7 @@ class Threshold(Balancer):
   def __init__(self, *, coefficient: NonNegative):
     self.coefficient = coefficient
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return threshold_loss(routed.probs, routed.scores.extras['threshold'], routed.plan.shares() > 0, routed.valid)
 
 

@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 from flax import nnx
 import jax
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.routing.logits import product, vectors
@@ -18,7 +19,7 @@ class UniformNoise(Score):
     shape = (vectors(dim), num_experts)
     self.kernel = functional.parameter(rngs, nnx.initializers.zeros, shape, ('embed', None))
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
     clean = product(features, self.kernel[...])
     if not train:

@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.ranges import NonNegative, Positive
 from moejax.routing.balance.requirements import choosing
@@ -11,8 +12,8 @@ from moejax.routing.papers import paper
 from moejax.routing.stages import BALANCERS, Balancer, Routed
 
 
-def fixed_temperature_loss(cosine: jax.Array, expert: jax.Array, routed: jax.Array, valid: jax.Array,
-                           temperature: float) -> jax.Array:
+def fixed_temperature_loss(cosine: Float32[Array, 'G S E'], expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'],
+                           valid: Bool[Array, 'G S'], temperature: float) -> Float32[Array, '']:
   """`E sum_e (F_e + 1e-6) P_e`, where P_e is the mean of a softmax over cosines at a fixed temperature.
 
   F_e is the share of first choices. As in the authors' code, now maintained by others; 1 + 1e-6 E at uniform routing.
@@ -45,7 +46,7 @@ class FixedTemperature(Balancer):
     choosing(k)
     self.coefficient, self.temperature = coefficient, temperature
 
-  def loss(self, routed: Routed) -> jax.Array:
+  def loss(self, routed: Routed) -> Float32[Array, '']:
     return fixed_temperature_loss(routed.scores.extras['cosine'], routed.plan.expert, routed.plan.kept, routed.valid,
                                   self.temperature)
 

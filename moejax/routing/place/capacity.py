@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import jax
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.config import ConfigError
 from moejax.ranges import Natural, Positive
@@ -76,13 +77,14 @@ class Capacity(Placement):
   def _factor(self, train):
     return 'capacity_factor' if train or self.eval_capacity_factor is None else 'eval_capacity_factor'
 
-  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, plan: TokenPlan, gates: Float32[Array, 'G S K'], *, key: jax.Array | None,
+               train: bool) -> TokenPlan:
     slots = self.slots(plan.expert.shape[1], train)
     slot = self.queued(plan.expert, plan.kept, self.num_experts, gates, key, train)
     return dataclasses.replace(plan, kept=plan.kept & (slot < slots), slot=slot, capacity=slots)
 
-  def queued(self, expert: jax.Array, routed: jax.Array, num_experts: int, gates: jax.Array, key: jax.Array | None,
-             train: bool) -> jax.Array:
+  def queued(self, expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'], num_experts: int,
+             gates: Float32[Array, 'G S K'], key: jax.Array | None, train: bool) -> Int[Array, 'G S K']:
     """<int32>[G,S,K] the position of every choice in its expert's queue; see `slots_in_order`."""
     arguments = (expert, routed, num_experts)
     match self._priority(train):

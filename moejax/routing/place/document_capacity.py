@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
 import numpy as np
 
 from moejax.routing.features.sentence import document_numbers
@@ -23,8 +24,8 @@ class DocumentCapacity(Capacity):
   """
   by_document = True
 
-  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool,
-               documents: jax.Array) -> TokenPlan:
+  def __call__(self, plan: TokenPlan, gates: Float32[Array, 'G S K'], *, key: jax.Array | None, train: bool,
+               documents: Int[Array, 'G S']) -> TokenPlan:
     """`documents`: <int32>[G,S] ids; the tokens of a document are contiguous."""
     groups, tokens, _ = plan.expert.shape
     number = document_numbers(documents)

@@ -2,6 +2,7 @@
 import dataclasses
 
 import jax
+from jaxtyping import Array, Float32
 
 from moejax.routing.plans import Leak, Plan
 from moejax.routing.stages import PLACEMENTS, Placement
@@ -15,5 +16,5 @@ class Dropless(Placement):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, plan: Plan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, plan: Plan, gates: Float32[Array, 'G ...'], *, key: jax.Array | None, train: bool) -> Plan:
     return plan

@@ -4,13 +4,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.kernels.routes import by_expert
 
 Order = Literal['choice', 'token']
 
 
-def slots_in_order(expert: jax.Array, routed: jax.Array, num_experts: int, order: Order = 'choice') -> jax.Array:
+def slots_in_order(expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'], num_experts: int,
+                   order: Order = 'choice') -> Int[Array, 'G S K']:
   """The number of earlier choices of the same expert.
 
   Args:
@@ -43,8 +45,8 @@ def _sorted_by(priority: jax.Array, place: Callable[..., jax.Array], *arrays: ja
   return take(place(*(take(array, rows) for array in arrays)), jnp.argsort(rows, axis=1))
 
 
-def slots_by_token_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array,
-                            order: Order = 'choice') -> jax.Array:
+def slots_by_token_priority(expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'], num_experts: int,
+                            priority: Float32[Array, 'G S'], order: Order = 'choice') -> Int[Array, 'G S K']:
   """`slots_in_order` after sorting tokens by `priority` <float32>[G,S], highest first.
 
   With a token's largest gate as priority this is Batch Prioritized Routing (V-MoE, section 4).
@@ -52,7 +54,8 @@ def slots_by_token_priority(expert: jax.Array, routed: jax.Array, num_experts: i
   return _sorted_by(priority, lambda expert, routed: slots_in_order(expert, routed, num_experts, order), expert, routed)
 
 
-def slots_by_choice_priority(expert: jax.Array, routed: jax.Array, num_experts: int, priority: jax.Array) -> jax.Array:
+def slots_by_choice_priority(expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S K'], num_experts: int,
+                             priority: Float32[Array, 'G S K']) -> Int[Array, 'G S K']:
   """Slots in descending order of `priority` <float32>[G,S,K]: every expert keeps the choices of highest priority.
 
   With gates as priorities this is `switch_max` of Mesh TensorFlow, the policy 'probs' of DeepSpeed (since its commit

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.routing.place.capacity import CapacityInOrder
 from moejax.routing.place.queues import slots_in_order
@@ -10,8 +11,8 @@ from moejax.routing.plans import Leak, TokenPlan
 from moejax.routing.stages import PLACEMENTS
 
 
-def slots_with_retries(expert: jax.Array, routed: jax.Array, num_experts: int,
-                       capacity: int) -> tuple[jax.Array, jax.Array]:
+def slots_with_retries(expert: Int[Array, 'G S K'], routed: Bool[Array, 'G S'], num_experts: int,
+                       capacity: int) -> tuple[Bool[Array, 'G S K'], Int[Array, 'G S K']]:
   """Assigns slots in rounds: in each, tokens still without a slot try their next expert, in order of position.
 
   Args:
@@ -48,7 +49,8 @@ class Retry(CapacityInOrder):
   def leak(self, train: bool) -> Leak:
     return 'slots'
 
-  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, plan: TokenPlan, gates: Float32[Array, 'G S K'], *, key: jax.Array | None,
+               train: bool) -> TokenPlan:
     slots = self.slots(plan.expert.shape[1], train)
     kept, slot = slots_with_retries(plan.expert, plan.kept[..., 0], self.num_experts, slots)
     return dataclasses.replace(plan, kept=kept, slot=slot, capacity=slots)

@@ -2,6 +2,7 @@
 import dataclasses
 
 import jax
+from jaxtyping import Array, Float32
 
 from moejax.routing.place.capacity import CapacityInOrder
 from moejax.routing.plans import SoftPlan, TokenPlan
@@ -20,6 +21,7 @@ class StraightThroughCapacity(CapacityInOrder):
   """
   soft = True
 
-  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> SoftPlan:
+  def __call__(self, plan: TokenPlan, gates: Float32[Array, 'G S K'], *, key: jax.Array | None,
+               train: bool) -> SoftPlan:
     soft = super().__call__(plan, gates, key=key, train=train).to_slots().to_soft()
     return dataclasses.replace(soft, dispatch=soft.dispatch + soft.combine - jax.lax.stop_gradient(soft.combine))

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax.ranges import Positive
 from moejax.routing.place.capacity import check_choosing
@@ -49,7 +50,8 @@ class TwoLevelCapacity(Placement):
     of_expert = capacity(of_group, size, 2, second, 'mesh_tensorflow')
     return of_group, checked_slots(of_expert, of_group, second, 'second_level_factor')
 
-  def __call__(self, plan: TokenPlan, gates: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, plan: TokenPlan, gates: Float32[Array, 'G S K'], *, key: jax.Array | None,
+               train: bool) -> TokenPlan:
     of_group, of_expert = self.slots(plan.expert.shape[1], train)
     group = plan.expert // (self.num_experts // self.groups)
     # The first choice represents its group, and the last choice the other group, if any.

@@ -1,6 +1,7 @@
 """Centroids: one vector per expert, and its dot product with a token (BASE layers and their successors)."""
 from flax import nnx
 import jax
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import NonNegative
@@ -20,6 +21,6 @@ class Centroids(Score):
     self.kernel = functional.parameter(rngs, nnx.initializers.orthogonal(gain), (vectors(dim), num_experts),
                                        ('embed', None))
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
     return noiseless(product(features, self.kernel[...]))

@@ -4,6 +4,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from moejax import functional
 from moejax.config import ConfigError
@@ -35,7 +36,7 @@ class Random(Score):
     # Layers share a config but must draw independently.
     self.layer = functional.router_state(jax.random.randint(rngs.params(), (), 0, 2**16), ())
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Shaped[Array, 'G S ...'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D] or <int32>[G,S]; only their shape is used, unless they are document ids."""
     key = required(key, 'score "random"') if train else jax.random.fold_in(jax.random.key(self.seed), self.layer[...])
     shape = (*features.shape[:2], self.num_experts)

@@ -15,6 +15,7 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.config import ConfigError
@@ -28,12 +29,13 @@ LEAST_TEMPERATURE = 1e-4
 LARGEST_SCALE = 100.
 
 
-def unit(x: jax.Array, epsilon: float) -> jax.Array:
+def unit(x: Float32[Array, '... D'], epsilon: float) -> Float32[Array, '... D']:
   """<float32>[..,D] divided by max(length, `epsilon`), as torch's `normalize`."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), epsilon**2))
 
 
-def cosines(x: jax.Array, experts: jax.Array, normalize: Normalize, epsilon: float) -> jax.Array:
+def cosines(x: Float32[Array, 'G S D'], experts: Float32[Array, 'E D'], normalize: Normalize,
+            epsilon: float) -> Float32[Array, 'G S E']:
   """Products of tokens and expert embeddings, with the sides in `normalize` scaled to unit length (X-MoE, equation 5).
 
   Args:
@@ -52,7 +54,7 @@ def cosines(x: jax.Array, experts: jax.Array, normalize: Normalize, epsilon: flo
   return jnp.einsum('gsd,ed->gse', x, experts, precision=jax.lax.Precision.HIGHEST)
 
 
-def rescaled(rows: jax.Array, length: float) -> jax.Array:
+def rescaled(rows: Float32[Array, 'E D'], length: float) -> Float32[Array, 'E D']:
   """<float32>[E,D] with rows rescaled to `length`; gradients pass unchanged, as if the rows were stored rescaled."""
   return rows + jax.lax.stop_gradient(length * unit(rows, 1e-12) - rows)
 
@@ -99,7 +101,7 @@ class Cosine(Score):
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]."""
     x = features
     if self.kernel is not None:
@@ -114,7 +116,7 @@ class Cosine(Score):
       return noiseless(clean, extras)
     return gaussian(clean, self.noise_std, required(key, 'score "cosine" with noise'), extras)
 
-  def scale(self) -> jax.Array | float:
+  def scale(self) -> Float32[Array, ''] | float:
     """The factor of the cosines."""
     if self.temperature is None:
       return 1.

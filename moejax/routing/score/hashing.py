@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 import numpy as np
 
 from moejax.config import ConfigError
@@ -111,7 +112,7 @@ class Hash(Score):
       tables = [table]
     self.tables = tuple(tuple(int(expert) for expert in table) for table in tables)  # static: part of the program
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Int[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <int32>[G,S] below V. The logits are the log of a mean of one-hots, with log 0 made finite."""
     experts = jnp.asarray(np.array(self.tables, np.int32).T)[features]
     share = jnp.mean((experts[..., None] == jnp.arange(self.num_experts)).astype(jnp.float32), axis=2)

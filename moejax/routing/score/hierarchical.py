@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import Count, Divides, NonNegative
@@ -21,13 +22,14 @@ from moejax.routing.stages import SCORES, Score, Scores, required
 Groups = Annotated[Count, Divides('num_experts')]
 
 
-def joint_logits(outer: jax.Array, inner: jax.Array) -> jax.Array:
+def joint_logits(outer: Float32[Array, '... N'], inner: Float32[Array, '... N M']) -> Float32[Array, '... N*M']:
   """<float32>[..., N] of the primary gate, [..., N, M] of the secondary gates -> [..., N*M]."""
   joint = outer[..., None] + jax.nn.log_softmax(inner, axis=-1)
   return joint.reshape(*outer.shape[:-1], -1)
 
 
-def two_levels(logits: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+def two_levels(logits: Float32[Array, '... E'],
+               groups: int) -> tuple[Float32[Array, '... N'], Float32[Array, '... N M']]:
   """The inverse of `joint_logits`: (outer [..., N], inner [..., N, M] up to a constant per group)."""
   inner = logits.reshape(*logits.shape[:-1], groups, -1)
   return jax.nn.logsumexp(inner, axis=-1), inner
@@ -57,7 +59,7 @@ class Hierarchical(Score):
     self.outer, self.inner = outer(), inner()
     self.outer_noise, self.inner_noise = (outer(), inner()) if self.noisy else (None, None)
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]. extras: `outer` and `inner`, each with `_clean` and, with noise, `_std`."""
     def product(kernel):
       return jnp.einsum('gsd,d...->gs...', features, kernel[...], precision=jax.lax.Precision.HIGHEST)

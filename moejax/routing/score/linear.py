@@ -5,6 +5,7 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.random import derive
@@ -50,7 +51,7 @@ class LinearScore(Score):
     self.noise_std = 1 / num_experts if noise_std == '1/E' else noise_std
     self.noisy = self.noise_std > 0
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]. The clean logits include input jitter and dropout."""
     if train and (self.jitter or self.dropout or self.noisy or self.logit_jitter):
       jitter_key, noise_key = jax.random.split(required(key, 'score "linear" with noise'))

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
 from optax import assignment
 
 from moejax import functional
@@ -15,7 +16,7 @@ from moejax import functional
 TEMPERATURES, ITERATIONS = (1e-3, 1e-7), (20, 150)
 
 
-def sinkhorn(logits: jax.Array, iterations: int | jax.Array, at_most: int) -> jax.Array:
+def sinkhorn(logits: Float32[Array, 'E E'], iterations: int | Int[Array, ''], at_most: int) -> Float32[Array, 'E E']:
   """`exp(logits)` with rows, then columns, normalised `iterations` times: nearly doubly stochastic.
 
   Args:
@@ -33,7 +34,7 @@ def sinkhorn(logits: jax.Array, iterations: int | jax.Array, at_most: int) -> ja
   return jnp.exp(jax.lax.scan(once, logits, jnp.arange(at_most))[0])
 
 
-def schedule(step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+def schedule(step: Int[Array, ''], steps: int) -> tuple[Float32[Array, ''], Int[Array, '']]:
   """(temperature, iterations) of a step: both change linearly over `steps`, the temperature in its logarithm."""
   progress = jnp.clip(step / steps, 0, 1)
   low, high = (jnp.log10(jnp.float32(t)) for t in TEMPERATURES)
@@ -41,7 +42,7 @@ def schedule(step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
   return 10 ** (low + (high - low) * progress), iterations.astype(jnp.int32)
 
 
-def hardened(soft: jax.Array) -> jax.Array:
+def hardened(soft: Float32[Array, 'E E']) -> Float32[Array, 'E E']:
   """The permutation matrix P that maximises `sum(P * soft)`; `soft` <float32>[E,E] (Hungarian algorithm)."""
   rows, columns = assignment.hungarian_algorithm(-soft)
   return jnp.zeros_like(soft).at[rows, columns].set(1.)
@@ -60,7 +61,7 @@ class LocalSearch(nnx.Module):
     self.step = functional.router_state(jnp.zeros((), jnp.int32), ())
     self.soft = functional.router_state(jnp.eye(num_experts), (None, None))
 
-  def __call__(self, train: bool) -> jax.Array:
+  def __call__(self, train: bool) -> Float32[Array, 'E E']:
     """<float32>[E,E]: row e maps leaf e to experts."""
     if not train:
       return hardened(self.soft[...])

@@ -6,6 +6,7 @@ Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), eq
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import NonNegative
@@ -13,7 +14,7 @@ from moejax.routing.logits import product, vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless, required
 
 
-def learned_noise_std(raw: jax.Array, floor: float) -> jax.Array:
+def learned_noise_std(raw: Float32[Array, '...'], floor: float) -> Float32[Array, '...']:
   """`softplus(raw) + floor` (equation 4; only Tensor2Tensor has a floor, 0.01), of the shape of `raw`.
 
   At least 1e-6, because losses divide by it and the softplus of a large negative number underflows to 0.
@@ -39,7 +40,7 @@ class NoisyLinear(Score):
     self.noise_kernel = functional.parameter(rngs, init, shape, ('embed', None))
     self.noise_floor = noise_floor
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]; the standard deviation of the noise is [G,S,E]."""
     clean = product(features, self.kernel[...])
     if not train:

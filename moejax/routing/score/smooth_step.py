@@ -5,15 +5,15 @@ selects by binary codes of smooth steps, COMET (2306.02824) by trees of them.
 """
 import functools
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 import numpy as np
 
 # Added inside logarithms, as in the published code of both papers.
 EPSILON = 1e-6
 
 
-def smooth_step(z: jax.Array, gamma: float) -> jax.Array:
+def smooth_step(z: Float32[Array, '...'], gamma: float) -> Float32[Array, '...']:
   """0 up to -gamma/2, 1 from gamma/2 on, and between them the cubic that makes it continuously differentiable.
 
   Args:
@@ -36,7 +36,7 @@ def binary_codes(num_experts: int) -> np.ndarray:
   return (np.arange(num_experts)[:, None] >> np.arange(bits)[::-1]) % 2 == 1
 
 
-def select_by_code(steps: jax.Array, num_experts: int) -> jax.Array:
+def select_by_code(steps: Float32[Array, '... M'], num_experts: int) -> Float32[Array, '... E']:
   """The product over bits of `s` where the expert's code is one, and `1 - s` elsewhere (DSelect-k, equation 4).
 
   Args:
@@ -70,7 +70,7 @@ def tree_paths(num_experts: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarr
   return tuple(steps)
 
 
-def select_by_tree(steps: jax.Array, num_experts: int) -> jax.Array:
+def select_by_tree(steps: Float32[Array, '... nodes'], num_experts: int) -> Float32[Array, '... E']:
   """The probability of each leaf if node j goes left with probability `s_j` (COMET, section 3.1).
 
   Args:

@@ -2,6 +2,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from moejax import functional
 from moejax.ranges import Count
@@ -9,7 +10,8 @@ from moejax.routing.logits import vectors
 from moejax.routing.stages import SCORES, Score, Scores, noiseless
 
 
-def soft_moe_logits(x: jax.Array, phi: jax.Array, scale: jax.Array) -> jax.Array:
+def soft_moe_logits(x: Float32[Array, 'G S D'], phi: Float32[Array, 'D E C'],
+                    scale: Float32[Array, '']) -> Float32[Array, 'G S E C']:
   """`scale * <x/|x|, phi/|phi|>` (Soft MoE, section 2.3; with 1e-6 inside the root as in google-research/vmoe).
 
   Args:
@@ -40,6 +42,6 @@ class SoftMoE(Score):
                                     ('embed', None, None))
     self.scale = functional.parameter(rngs, nnx.initializers.ones, (), ())
 
-  def __call__(self, features: jax.Array, *, key: jax.Array | None, train: bool) -> Scores:
+  def __call__(self, features: Float32[Array, 'G S D'], *, key: jax.Array | None, train: bool) -> Scores:
     """`features`: <float32>[G,S,D]; logits [G,S,E,C]."""
     return noiseless(soft_moe_logits(features, self.phi[...], self.scale[...]))

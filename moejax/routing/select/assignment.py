@@ -7,13 +7,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.routing.place.queues import slots_in_order
 from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.stages import Selection
 
 
-def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax.Array:
+def within_shares(expert: Int[Array, 'G S'], routed: Bool[Array, 'G S'], slots: Int[Array, 'G E']) -> Int[Array, 'G S']:
   """Every expert keeps the first tokens that claim it; the others, in order, fill the free slots, lowest expert first.
 
   One step of SWIPE (`swipe_once` in FastMoE), with the tokens and experts of all workers in one group.
@@ -38,7 +39,8 @@ def within_shares(expert: jax.Array, routed: jax.Array, slots: jax.Array) -> jax
   return jnp.where(moved, target, expert).astype(jnp.int32)
 
 
-def auction(scores: jax.Array, valid: jax.Array, rounds: int = 100, last_round: int = 1000) -> jax.Array:
+def auction(scores: Float32[Array, 'S E'], valid: Bool[Array, 'S'], rounds: int = 100,
+            last_round: int = 1000) -> Int[Array, 'S']:
   """Assigns tokens to experts by auction: each expert gets its share and the total score is close to the maximum.
 
   The auction of fairseq's `balanced_assignment` (BASE layers, section 3.1, after Bertsekas). In every round each expert
@@ -111,6 +113,6 @@ class TrainedTogether(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future' if train else 'causal'
 
-  def plan(self, expert: jax.Array, valid: jax.Array) -> TokenPlan:
+  def plan(self, expert: Int[Array, 'G S K'], valid: Bool[Array, 'G S']) -> TokenPlan:
     """A plan with all weights one. `expert`: <int32>[G,S,K]."""
     return token_plan(expert, valid[..., None], self.num_experts)

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.routing.plans import DensePlan, Leak, Plan, SoftPlan
 from moejax.routing.stages import SELECTIONS, Scores, Selection
@@ -19,11 +20,11 @@ class All(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     return DensePlan(jnp.broadcast_to(valid[..., None], (*valid.shape, self.num_experts)).astype(jnp.float32))
 
 
-def soft_dispatch(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def soft_dispatch(logits: Float32[Array, 'G S E C'], valid: Bool[Array, 'G S']) -> Float32[Array, 'G S E C']:
   """Softmax over the tokens: the inputs of every slot (Soft MoE, equation 1).
 
   Args:
@@ -48,6 +49,6 @@ class Soft(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     combine = jnp.broadcast_to(valid[..., None, None], scores.logits.shape).astype(jnp.float32)
     return SoftPlan(dispatch=soft_dispatch(scores.select, valid), combine=combine)

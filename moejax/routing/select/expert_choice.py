@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from moejax.ranges import Positive
 from moejax.routing.place.conventions import Convention, slots_that_choose
@@ -10,7 +11,8 @@ from moejax.routing.plans import Leak, Plan, slot_plan
 from moejax.routing.stages import SELECTIONS, Scores, Selection
 
 
-def expert_choice(probs: jax.Array, valid: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+def expert_choice(probs: Float32[Array, 'G S E'], valid: Bool[Array, 'G S'],
+                  capacity: int) -> tuple[Int[Array, 'G E C'], Bool[Array, 'G E C']]:
   """Every expert takes its `capacity` tokens of highest probability (Expert Choice, equation 2).
 
   Args:
@@ -45,7 +47,7 @@ class ExpertChoice(Selection):
   def leak(self, train: bool) -> Leak:
     return 'future'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     tokens = valid.shape[1]
     slots = slots_that_choose(tokens, self.num_experts, self.capacity_factor,
                                         'capacity_factor', self.convention)

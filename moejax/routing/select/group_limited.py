@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, Divides
@@ -14,7 +15,8 @@ from moejax.routing.stages import SELECTIONS, Scores
 GroupScore = Literal['max', 'top_2_sum']
 
 
-def group_limited(scores: jax.Array, groups: int, kept: int, group_score: GroupScore) -> jax.Array:
+def group_limited(scores: Float[Array, '... E'], groups: int, kept: int,
+                  group_score: GroupScore) -> Float[Array, '... E']:
   """`scores` with -inf where an expert is not in one of the token's `kept` best groups of experts.
 
   Args:
@@ -68,6 +70,6 @@ class GroupLimited(TopK):
     if self.group_score == 'top_2_sum' and size < 2:
       raise ConfigError(".group_score: 'top_2_sum' needs groups of at least two experts. Use 'max'.")
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     limited = group_limited(scores.select, self.groups, self.groups_per_token, self.group_score)
     return super().__call__(dataclasses.replace(scores, select=limited), valid, key=key, train=train)

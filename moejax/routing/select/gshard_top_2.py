@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from moejax.ranges import NonNegative
 from moejax.routing.plans import Leak, Plan, token_plan
@@ -14,7 +15,7 @@ SecondExpert = Literal['all', 'sampling', 'random']
 
 
 def gshard_top_2(scores: Scores, policy: SecondExpert, threshold: float,
-          key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+          key: jax.Array | None) -> tuple[Int[Array, 'G S 2'], Bool[Array, 'G S 2']]:
   """GShard's choice of two experts (Algorithm 1; names of the policies as in lingvo and Mesh TensorFlow).
 
   Args:
@@ -65,7 +66,7 @@ class GShardTop2(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     policy = self.second if train else self.eval_second
     if policy != 'all':
       key = required(key, f'select "gshard_top_2" with second={policy!r}') if train else jax.random.key(0)

@@ -2,6 +2,7 @@
 import dataclasses
 
 import jax
+from jaxtyping import Array, Bool
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
@@ -25,7 +26,7 @@ class Hashed(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     experts = scores.extras['experts']
     if experts.shape[-1] != self.k:
       raise ConfigError(f".k = {self.k} needs score=dict(name='hash', hashes={self.k}, ...).")

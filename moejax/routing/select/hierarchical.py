@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from moejax.config import ConfigError
 from moejax.ranges import Count, NonNegative
@@ -47,7 +48,7 @@ class HierarchicalTopK(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> TokenPlan:
     outer, inner = two_levels(scores.select, self.groups)
     group = top_k(outer, self.groups_per_token)
     expert = jnp.take_along_axis(top_k(inner, self.per_group), group[..., None], axis=-2)
@@ -84,7 +85,7 @@ class HierarchicalTop2(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> TokenPlan:
     outer, inner = two_levels(scores.select, self.groups)
     size = inner.shape[-1]
     policy = self.second if train else self.eval_second

@@ -8,6 +8,7 @@ All work on one group, in float32, and without gradients: plans select but do no
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 import optax
 
 # A finite stand-in for log 0, so that differences of two are not NaN.
@@ -18,8 +19,8 @@ def _log(mass: jax.Array) -> jax.Array:
   return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1.)), _LOG_ZERO)
 
 
-def sinkhorn(scores: jax.Array, of_tokens: jax.Array, of_experts: jax.Array, epsilon: float,
-             iterations: int) -> jax.Array:
+def sinkhorn(scores: Float32[Array, 'S E'], of_tokens: Float32[Array, 'S'], of_experts: Float32[Array, 'E'],
+             epsilon: float, iterations: int) -> Float32[Array, 'S E']:
   """`argmax_P <P, scores> + epsilon * H(P)` over plans with these marginals (Cuturi 2013), in the log domain.
 
   Args:
@@ -44,7 +45,7 @@ def sinkhorn(scores: jax.Array, of_tokens: jax.Array, of_experts: jax.Array, eps
   return jnp.exp(scores + token + expert)
 
 
-def project_to_sparse_simplex(x: jax.Array, k: int) -> jax.Array:
+def project_to_sparse_simplex(x: Float32[Array, 'S E'], k: int) -> Float32[Array, 'S E']:
   """Projects each column of `x` onto the points of the simplex with at most `k` non-zeros.
 
   Projecting the k largest entries onto the simplex is exact although the set is not convex (Kyrillidis et al. 2013).
@@ -65,8 +66,8 @@ def project_to_sparse_simplex(x: jax.Array, k: int) -> jax.Array:
   return jnp.zeros_like(x).at[order, jnp.arange(x.shape[1])].set(share)
 
 
-def sparse(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, k: int, gamma: float = 1.,
-           iterations: int = 20, learning_rate: float = 1e-2) -> jax.Array:
+def sparse(scores: Float32[Array, 'R L'], of_rows: Float32[Array, 'R'], of_columns: Float32[Array, 'L'], k: int,
+           gamma: float = 1., iterations: int = 20, learning_rate: float = 1e-2) -> Float32[Array, 'R L']:
   """`argmax_P <P, scores> - gamma/2 |P|^2` over plans with these marginals and at most `k` non-zeros per column.
 
   Sparsity-constrained optimal transport (arXiv 2209.15466, section 4): Adam maximises the semi-dual over one potential
@@ -103,8 +104,8 @@ def sparse(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, k: int,
   return plan(potential)
 
 
-def bounded(scores: jax.Array, of_rows: jax.Array, of_columns: jax.Array, upper: jax.Array, epsilon: float,
-            iterations: int) -> jax.Array:
+def bounded(scores: Float32[Array, 'R L'], of_rows: Float32[Array, 'R'], of_columns: Float32[Array, 'L'],
+            upper: Float32[Array, 'R L'], epsilon: float, iterations: int) -> Float32[Array, 'R L']:
   """`argmax_P <P, scores> + epsilon * (H(P) + H(upper - P))` over plans with these marginals and `0 <= P <= upper`.
 
   The bound is a third marginal: `upper - P` is a second plan with scores zero, and Sinkhorn scales rows, columns and

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from moejax.config import ConfigError
 from moejax.ranges import Natural
@@ -32,7 +33,7 @@ class Ranked(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     expert = top_k(scores.select, 1 + self.alternatives)
     kept = valid[..., None] & (jnp.arange(expert.shape[-1]) == 0)
     return token_plan(expert, kept, self.num_experts)

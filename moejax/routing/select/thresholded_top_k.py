@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
 from moejax.config import ConfigError
 from moejax.ranges import NonNegative
@@ -16,8 +17,8 @@ Policy = Literal['all', 'none', 'threshold', 'random']
 PolicyGate = Literal['renormalized', 'probability']
 
 
-def further_choices(gates: jax.Array, policy: Policy, thresholds: tuple[float, ...],
-                    key: jax.Array | None) -> jax.Array:
+def further_choices(gates: Float32[Array, 'G S K'], policy: Policy, thresholds: tuple[float, ...],
+                    key: jax.Array | None) -> Bool[Array, 'G S K']:
   """The choices of a token that are kept; the first always is (Mesh TensorFlow; st-moe-pytorch for more than two).
 
   Args:
@@ -68,7 +69,7 @@ class ThresholdedTopK(TopK):
   def _thresholds(self) -> tuple[float, ...]:
     return (self.threshold,) * (self.k - 1) if isinstance(self.threshold, (int, float)) else tuple(self.threshold)
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> Plan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> Plan:
     policy = self.policy if train else self.eval_policy
     if policy == 'random':
       key = required(key, 'select "thresholded_top_k" with policy="random"') if train else jax.random.key(0)

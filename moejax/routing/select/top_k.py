@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import ConfigError
 from moejax.ranges import Count
@@ -10,7 +11,7 @@ from moejax.routing.plans import Leak, TokenPlan, token_plan
 from moejax.routing.stages import SELECTIONS, Scores, Selection, required
 
 
-def top_k(scores: jax.Array, k: int) -> jax.Array:
+def top_k(scores: Float[Array, '... E'], k: int) -> Int[Array, '... k']:
   """Indices of the `k` largest along the last axis, largest first; ties go to the lowest index.
 
   `jax.lax.top_k` is a custom call that compilers do not partition over leading axes, but a max is. An argmax, whose
@@ -58,7 +59,7 @@ class TopK(Selection):
   def leak(self, train: bool) -> Leak:
     return 'causal'
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> TokenPlan:
     expert = top_k(scores.select, self.k)
     return token_plan(expert, valid[..., None], self.num_experts)
 
@@ -71,7 +72,7 @@ class Sample(TopK):
   The weight is still the probability of the sampled expert. Evaluation takes the `k` best.
   """
 
-  def __call__(self, scores: Scores, valid: jax.Array, *, key: jax.Array | None, train: bool) -> TokenPlan:
+  def __call__(self, scores: Scores, valid: Bool[Array, 'G S'], *, key: jax.Array | None, train: bool) -> TokenPlan:
     if train:
       noise = jax.random.gumbel(required(key, 'select "sample"'), scores.select.shape)
       scores = dataclasses.replace(scores, select=scores.select + noise)

@@ -1,7 +1,7 @@
 """Weightings that use the scores themselves as combine weights."""
 import dataclasses
 
-import jax
+from jaxtyping import Array, Float32
 
 from moejax.routing.logits import softmax_over_experts
 from moejax.routing.plans import Plan
@@ -13,10 +13,10 @@ from moejax.routing.stages import WEIGHTINGS, Weighting
 class AsScored(Weighting):
   """The scores themselves, which must be non-negative shares of the experts (DSelect-k, COMET)."""
 
-  def gates(self, logits: jax.Array) -> jax.Array:
+  def gates(self, logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
     return logits
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, 'G S *E']) -> Plan:
     return plan.scale(plan.pick(logits))
 
 
@@ -25,5 +25,5 @@ class AsScored(Weighting):
 class Logit(AsScored):
   """The logits themselves, positive or negative ("Towards Understanding Mixture of Experts", section 3)."""
 
-  def gates(self, logits: jax.Array) -> jax.Array:
+  def gates(self, logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
     return softmax_over_experts(logits)

@@ -3,6 +3,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
 
 from moejax.config import ConfigError
 from moejax.routing.plans import TokenPlan
@@ -10,7 +11,8 @@ from moejax.routing.score.hierarchical import Groups, two_levels
 from moejax.routing.stages import WEIGHTINGS, Weighting
 
 
-def hierarchical_weights(expert: jax.Array, logits: jax.Array, groups: int) -> jax.Array:
+def hierarchical_weights(expert: Int[Array, 'G S K'], logits: Float32[Array, 'G S E'],
+                         groups: int) -> Float32[Array, 'G S K']:
   """`G_i * G_ij`: softmax over the chosen groups, times softmax over the chosen experts of the group (equation 12).
 
   Args:
@@ -49,7 +51,7 @@ class HierarchicalWeights(Weighting):
       raise ConfigError(": weigh 'hierarchical' requires token choice, but this selection is not token "
                         "choice. Use weigh=dict(name='softmax').")
 
-  def weigh(self, plan: TokenPlan, logits: jax.Array) -> TokenPlan:
+  def weigh(self, plan: TokenPlan, logits: Float32[Array, 'G S *E']) -> TokenPlan:
     return plan.scale(hierarchical_weights(plan.expert, logits, self.groups))
 
   @property

@@ -1,7 +1,7 @@
 """Weights of one."""
 import dataclasses
 
-import jax
+from jaxtyping import Array, Float32
 
 from moejax.routing.plans import Plan
 from moejax.routing.stages import WEIGHTINGS, Weighting
@@ -12,5 +12,5 @@ from moejax.routing.stages import WEIGHTINGS, Weighting
 class One(Weighting):
   """Weight one: the router gets no gradient from the output (Hash Layers, THOR)."""
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, 'G S *E']) -> Plan:
     return plan

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+from jaxtyping import Array, Float32
 
 from moejax.config import ConfigError
 from moejax.routing.logits import softmax_over
@@ -30,16 +31,16 @@ class OverSelected(Weighting):
       raise ConfigError(f'.renormalize={self.renormalize!r} requires token choice with a fixed number of '
                         "experts. Allowed for this selection: 'never'.")
 
-  def log_gates(self, logits: jax.Array) -> jax.Array:
+  def log_gates(self, logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
     """The logarithm of `gates`, up to a constant per token."""
     raise NotImplementedError
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, 'G S *E']) -> Plan:
     if self.renormalize == 'before':
       return plan.scale(jax.nn.softmax(plan.pick(self.log_gates(logits)), axis=-1))
     return plan.scale(plan.pick(self.gates(logits)))
 
-  def after_drops(self, plan: Any, logits: jax.Array) -> Plan:
+  def after_drops(self, plan: Any, logits: Float32[Array, 'G S *E']) -> Plan:
     if self.renormalize != 'after':
       return plan
     return dataclasses.replace(plan, weight=softmax_over(plan.kept, plan.pick(self.log_gates(logits))))
@@ -67,10 +68,10 @@ class Softmax(OverSelected):
       raise ConfigError(".order='after' requires token choice with a fixed number of experts. "
                         "Allowed for this selection: 'before'.")
 
-  def log_gates(self, logits: jax.Array) -> jax.Array:
+  def log_gates(self, logits: Float32[Array, 'G S *E']) -> Float32[Array, 'G S *E']:
     return logits
 
-  def weigh(self, plan: Plan, logits: jax.Array) -> Plan:
+  def weigh(self, plan: Plan, logits: Float32[Array, 'G S *E']) -> Plan:
     if self.order == 'after':
       return plan.scale(jax.nn.softmax(plan.pick(logits), axis=-1))
     return super().weigh(plan, logits)

@@ -164,7 +164,7 @@ def test_the_balance_loss_of_two_levels_is_two_at_uniform_routing_and_large_wher
     outer[0, t, t // M], inner[0, t, t // M, t % M] = 1e-4, 1e-4
   def routed(outer, inner):
     extras = dict(outer=jnp.asarray(outer, jnp.float32), inner=jnp.asarray(inner, jnp.float32))
-    scores = dataclasses.replace(noiseless(jnp.zeros(())), extras=extras)
+    scores = dataclasses.replace(noiseless(jnp.zeros((1, 1, E))), extras=extras)
     return Routed(scores=scores, probs=None, plan=None, valid=jnp.ones((1, N * M), bool))
   assert float(loss.loss(routed(outer, inner))) == pytest.approx(2, abs=1e-3)
   outer[..., 0], inner[..., 0, 0] = 50, 50

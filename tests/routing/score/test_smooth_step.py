@@ -12,6 +12,7 @@ from moejax.routing.inputs import RouterInputs
 from moejax.routing.papers.comet import mixture_of_leaves
 from moejax.routing.score import smooth_step
 from routing_reference import run
+from tests import checked_shapes
 
 D = 3
 
@@ -196,7 +197,7 @@ def test_a_leaf_that_is_hardly_reached_may_have_the_largest_logit():
     ('dselect_k', 8, {}), ('dselect_k', 5, {}), ('comet', 8, {}), ('comet', 5, {}), ('comet', 5, dict(gamma=4.))])
 def test_gradients_equal_finite_differences_everywhere(name, num_experts, options):
   """Tokens inside the step, outside of it, and at its ends, in float64: central differences are good to 1e-8."""
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), checked_shapes.off():  # routers are annotated as float32
     module = gate(name, num_experts=num_experts, scale=0.3, k=2, **options)
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
