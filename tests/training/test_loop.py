@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny_runs import PARTS, STEPS, assert_same_run, compiled_once, crash, run
+from tiny_runs import PARTS, STEPS, assert_same_run, compiled_once, crash, final_params, run
 from training_fakes import StopsAt, TinyPipeline, make_setup
 
 from moejax import evaluate
@@ -31,10 +31,6 @@ from moejax.training.setup import Report
 def one_step():
   with compiled_once():
     yield
-
-
-def final_params(folder):
-  return flatten(restore.restore_for_evaluation(folder)[2])
 
 
 @pytest.fixture(scope='module')

@@ -41,6 +41,11 @@ def rows(folder):
   return [metrics.repeatable(row) for row in metrics.read(folder)]
 
 
+def final_params(folder):
+  """The parameters of the last checkpoint, by path."""
+  return flatten(restore.restore_for_evaluation(folder)[2])
+
+
 def assert_same_run(folder, expected):
   """Every float of every row and of the last checkpoint is the same, to the last bit; each step is there once."""
   assert rows(folder) == rows(expected)

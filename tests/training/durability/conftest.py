@@ -1,4 +1,6 @@
-"""Runs in a bucket, and the same run in a folder of this machine."""
+"""Runs in a bucket, the same run in a folder of this machine, and another process."""
+import subprocess
+
 import pytest
 import tiny_runs
 from bucket_runs import PARTS
@@ -40,3 +42,12 @@ def on_disk(tmp_path_factory, one_step):
   workdir.claim(folder, tiny.config)
   loop.train(tiny, folder, lambda sentence: None)
   return folder
+
+
+@pytest.fixture
+def process():
+  """Another process of this machine."""
+  process = subprocess.Popen(['sleep', '60'])
+  yield process
+  process.kill()
+  process.wait()

@@ -1,7 +1,6 @@
 """The lock of a folder in a bucket: of several runs exactly one holds it, and a run that lost it writes nothing more."""
 import contextlib
 import json
-import subprocess
 import threading
 import time
 
@@ -16,15 +15,6 @@ from moejax.config import ConfigError
 from moejax.training.durability import lock
 
 pytestmark = [pytest.mark.gcs, pytest.mark.usefixtures('emulated_bucket')]
-
-
-@pytest.fixture
-def process():
-  """Another process of this machine."""
-  process = subprocess.Popen(['sleep', '60'])
-  yield process
-  process.kill()
-  process.wait()
 
 
 def owned(folder, process, **changed):

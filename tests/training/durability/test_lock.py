@@ -4,7 +4,6 @@ Owners on this machine are real processes; for those on others, the lock file is
 """
 import json
 import os
-import subprocess
 import threading
 
 import lock_race
@@ -12,15 +11,6 @@ import pytest
 
 from moejax.config import ConfigError
 from moejax.training.durability import lock
-
-
-@pytest.fixture
-def process():
-  """Another process of this machine."""
-  process = subprocess.Popen(['sleep', '60'])
-  yield process
-  process.kill()
-  process.wait()
 
 
 def owned(folder, process, **changed):

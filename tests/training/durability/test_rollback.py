@@ -9,22 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import PARTS, STEPS, assert_same_run, compiled_once, crash, run
+from tiny_runs import PARTS, STEPS, assert_same_run, compiled_once, crash, final_params, run
 from training_fakes import StopsAt, TinyPipeline, make_setup
 
-from moejax.functional import flatten
 from moejax.training import metrics, step
-from moejax.training.durability import restore, stop_reasons
+from moejax.training.durability import stop_reasons
 
 
 @pytest.fixture(scope='module', autouse=True)
 def one_step():
   with compiled_once():
     yield
-
-
-def final_params(folder):
-  return flatten(restore.restore_for_evaluation(folder)[2])
 
 
 def test_a_non_finite_batch_is_skipped_reported_and_counted(tmp_path):
