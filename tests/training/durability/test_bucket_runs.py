@@ -113,6 +113,21 @@ def test_a_checkpoint_is_not_written_where_the_upload_before_it_fails_and_the_ne
   assert_same_run(folder, on_disk)
 
 
+@pytest.fixture
+def traces(monkeypatch):
+  """Traces without jax's profiler, which ends a process that has compiled for a TPU: two files, named as it names them."""
+  begun = []
+
+  def stop():
+    path = Path(begun.pop()) / 'plugins/profile/2026_01_01'
+    path.mkdir(parents=True)
+    for kind in ('xplane.pb', 'trace.json.gz'):
+      (path / f'host.{kind}').write_bytes(b'trace')
+  monkeypatch.setattr(jax.profiler, 'start_trace', begun.append)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', stop)
+
+
+@pytest.mark.usefixtures('traces')
 def test_files_that_cannot_be_uploaded_at_the_end_are_named_and_kept(run, folder, monkeypatch):
   upload = buckets.upload
 
@@ -129,6 +144,7 @@ def test_files_that_cannot_be_uploaded_at_the_end_are_named_and_kept(run, folder
   shutil.rmtree(staged.parent)
 
 
+@pytest.mark.usefixtures('traces')
 def test_a_trace_is_uploaded_whole_and_shown_with_its_address(run, folder, monkeypatch):
   monkeypatch.setattr(profile, 'installed', lambda program: program == 'xprof')
   said = run(folder, profile=dict(start=4, steps=2))
